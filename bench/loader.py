@@ -27,7 +27,7 @@ from ovd.data.images.read import read_image
 from ovd.data.index import AnnotationIndex
 from ovd.data.loading.loader import TrainOrder, train_loader
 from ovd.data.loading.padding import pad_images
-from ovd.data.loading.transforms import train_transform
+from ovd.data.loading.transforms import TrainTransform
 from ovd.data.report import DataReport
 from ovd.heap import keep_freed_memory
 from ovd.precision import describe_machine
@@ -63,7 +63,7 @@ def cropped(sample: dict[str, Any]) -> dict[str, Any]:
 def make_forms(index: AnnotationIndex) -> dict[str, Callable[[], object]]:
     """What is done with all images."""
     paths = [index.encoded(image) for image in range(len(index))]
-    transform = train_transform(size=SIZE, scale=SCALE, flip=FLIP, color=COLOR)
+    transform = TrainTransform(size=SIZE, scale=SCALE, flip=FLIP, color=COLOR)
     order = TrainOrder(num_images=len(index), repeat=np.ones(len(index)), seed=0, batch_size=BATCH_SIZE)
     augment = v2.Compose(
         [

@@ -26,6 +26,7 @@ import numpy as np
 import yaml
 
 from ovd.choices import ExportFormatName
+from ovd.data.coco_annotation import coco_annotation
 from ovd.data.images.files import is_drawn, is_image_name
 from ovd.files import atomic_write, refuse_existing, write_json
 from ovd.shapes import Float32, Float64, Int64
@@ -102,18 +103,17 @@ def check_files(files: Sequence[str], format: ExportFormatName) -> None:
         )
     if format != "voc":
         return
-    faulty = [file for file in files if os.path.splitext(file)[0] != os.path.splitext(file)[0].strip()]
-    if faulty:
-        raise ValueError(
-            f"voc cannot list the names of {len(faulty):,} of {len(files):,} images, which begin or end with a space, "
-            f"the first {faulty[0]!r}; rename them, or take another format (coco, yolo)"
-        )
-    faulty = [file for file in files if _NOT_IN_XML.search(file)]
-    if faulty:
-        raise ValueError(
-            f"voc cannot hold the names of {len(faulty):,} of {len(files):,} images, with control characters or bytes "
-            f"that are not UTF-8, the first {faulty[0]!r}; rename them, or take another format (coco, yolo)"
-        )
+    spaced = [file for file in files if (stem := os.path.splitext(file)[0]) != stem.strip()]
+    unwritable = [file for file in files if _NOT_IN_XML.search(file)]
+    for verb, faulty, why in (
+        ("list", spaced, "which begin or end with a space"),
+        ("hold", unwritable, "with control characters or bytes that are not UTF-8"),
+    ):
+        if faulty:
+            raise ValueError(
+                f"voc cannot {verb} the names of {len(faulty):,} of {len(files):,} images, {why}, the first "
+                f"{faulty[0]!r}; rename them, or take another format (coco, yolo)"
+            )
 
 
 def is_folder(format: ExportFormatName) -> bool:
@@ -169,21 +169,9 @@ def coco_content(labelled: LabelledSet) -> dict[str, Any]:
     """COCO's form. Ids count from 1, and each box has a `segmentation` without parts, which CVAT needs."""
     annotations = list[dict[str, Any]]()
     for image_id, image in enumerate(labelled.images, start=1):
-        corners = image.boxes.astype(np.float64).round(2)
-        for (x0, y0, x1, y1), name, score in _rows(corners, image):
-            width, height = round(x1 - x0, 2), round(y1 - y0, 2)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": name + 1,
-                    "bbox": [x0, y0, width, height],
-                    "area": round(width * height, 2),
-                    "iscrowd": 0,
-                    "segmentation": [],
-                    "score": score,
-                }
-            )
+        for box, name, score in _rows(image.boxes.astype(np.float64), image):
+            number = len(annotations) + 1
+            annotations.append(coco_annotation(number, image_id, name + 1, box, segmentation=[], score=score))
     return {
         "info": {"description": "boxes of a detector, with their scores"},
         "licenses": [],

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ovd.choices import ImportFormatName
+from ovd.data.coco_annotation import coco_annotation
 from ovd.data.formats.box_csv import read_box_csv
 from ovd.data.formats.cvat import read_cvat
 from ovd.data.formats.image_names import check_images_exist, which_exist
@@ -94,15 +95,16 @@ def _content(table: AnnotationTable, report: DataReport) -> dict[str, list[dict[
     assert table.image_sizes is not None
     assert table.image_files is not None
     boxes, is_kept = clean_boxes(table, table.image_sizes[table.image_of_object], report)
-    sides = boxes[:, 2:] - boxes[:, :2]
-    box_areas = sides.prod(axis=1).astype(np.float64)
-    areas = box_areas if table.areas_px is None else np.minimum(table.areas_px, box_areas)
-    columns = (table.image_ids[table.image_of_object], np.round(np.concatenate([boxes[:, :2], sides], axis=1), 3))
+    box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1).astype(np.float64)
+    areas = [None] * int(is_kept.sum())
+    if table.areas_px is not None:
+        areas = np.minimum(table.areas_px, box_areas)[is_kept].tolist()
     category_ids = np.array([category.id for category in table.categories], np.int64)
     rows = zip(
-        *(column[is_kept].tolist() for column in columns),
+        table.image_ids[table.image_of_object[is_kept]].tolist(),
         category_ids[table.class_of_object[is_kept]].tolist(),
-        areas[is_kept].round(2).tolist(),
+        boxes[is_kept].tolist(),
+        areas,
         table.is_crowd[is_kept].astype(int).tolist(),
         strict=True,
     )
@@ -113,8 +115,8 @@ def _content(table: AnnotationTable, report: DataReport) -> dict[str, list[dict[
             for image_id, file, (height, width) in images
         ],
         "annotations": [
-            {"id": number, "image_id": image_id, "category_id": category, "bbox": box, "area": area, "iscrowd": crowd}
-            for number, (image_id, box, category, area, crowd) in enumerate(rows, start=1)
+            coco_annotation(number, image_id, category_id, box, area_px=area, crowd=crowd)
+            for number, (image_id, category_id, box, area, crowd) in enumerate(rows, start=1)
         ],
         "categories": [
             {"id": category.id, "name": category.name, **({"synonyms": category.synonyms} if category.synonyms else {})}

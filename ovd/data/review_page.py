@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ovd.data.coco_annotation import rounded_xywh
 from ovd.data.export_boxes import LabelledSet
 from ovd.data.images.read import read_image
 from ovd.data.images.thumbnails import data_uri
@@ -78,10 +79,9 @@ def _rows(labelled: LabelledSet, *, is_kept: bool) -> list[list[Any]]:
     """Of each box: image, class, x, y, width, height, score, and 1 for those at or above the threshold."""
     rows = []
     for number, image in enumerate(labelled.images):
-        corners = image.boxes.astype(np.float64).round(2).tolist()
         scores = image.scores.astype(np.float64).round(4).tolist()
-        for (x0, y0, x1, y1), name, score in zip(corners, image.classes.tolist(), scores, strict=True):
-            rows.append([number, name, x0, y0, round(x1 - x0, 2), round(y1 - y0, 2), score, int(is_kept)])
+        for box, name, score in zip(image.boxes.tolist(), image.classes.tolist(), scores, strict=True):
+            rows.append([number, name, *rounded_xywh(box), score, int(is_kept)])
     return rows
 
 

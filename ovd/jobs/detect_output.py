@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from ovd.choices import DetectionForm
+from ovd.data.coco_annotation import coco_annotation
 from ovd.data.images.files import DRAWN, is_image_name, name_below
 from ovd.data.images.media import STANDARD_INPUT, Picture, is_video
 from ovd.data.images.video import VideoWriter, describe_video
@@ -251,14 +252,11 @@ class CocoFile:
         height, width = picture.pixels.shape[:2]
         frame = {} if picture.frame is None else {"frame": picture.frame, "time_s": picture.time_s}
         self._images.append({"id": image_id, "file_name": picture.source, "height": height, "width": width, **frame})
-        for row, class_row in zip(found.rows(self._names), found.detections.classes.tolist(), strict=True):
-            x0, y0, x1, y1 = row["box_xyxy"]
+        boxes, classes = found.detections.boxes.tolist(), found.detections.classes.tolist()
+        for row, box, class_row in zip(found.rows(self._names), boxes, classes, strict=True):
             track = {"track_id": row["track"]} if "track" in row else {}
-            self._annotations.append(
-                {"id": len(self._annotations) + 1, "image_id": image_id, "category_id": class_row + 1,
-                 "bbox": [x0, y0, round(x1 - x0, 1), round(y1 - y0, 1)], "area": round((x1 - x0) * (y1 - y0), 1),
-                 "iscrowd": 0, "score": row["score"], **track}
-            )  # fmt: skip
+            number = len(self._annotations) + 1
+            self._annotations.append(coco_annotation(number, image_id, class_row + 1, box, score=row["score"], **track))
 
     def close(self) -> None:
         """Writes the file."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ovd.data.coco_annotation import coco_annotation
 from ovd.data.loading.buckets import Shape
 from ovd.structures import Detections
 
@@ -21,20 +22,14 @@ def coco_document(
         info: about the detector and this answer.
     """
     height, width = shape
+    rows = zip(found.classes.tolist(), found.boxes.tolist(), found.scores.tolist(), strict=True)
     return {
         "info": info,
         "images": [{"id": 1, "file_name": base_name(file_name), "width": width, "height": height}],
         "categories": [{"id": position + 1, "name": name} for position, name in enumerate(names)],
         "annotations": [
-            {
-                **row,
-                "id": number + 1,
-                "bbox": [round(value, 2) for value in row["bbox"]],
-                "area": round(row["bbox"][2] * row["bbox"][3], 2),
-                "iscrowd": 0,
-                "score": round(row["score"], 5),
-            }
-            for number, row in enumerate(found.to_coco(image_id=1))
+            coco_annotation(number, 1, row + 1, box, score=round(score, 5))
+            for number, (row, box, score) in enumerate(rows, start=1)
         ],
     }
 

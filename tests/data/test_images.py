@@ -17,7 +17,7 @@ from photo import photo
 from PIL import Image
 
 from ovd.data.images.jpeg_end import with_end
-from ovd.data.images.jpeg_segments import has_many_scans
+from ovd.data.images.jpeg_segments import JpegHeader, jpeg_header
 from ovd.data.images.read import ImageError, decode_image, read_image, read_sizes
 
 HEIGHT, WIDTH = 40, 60
@@ -531,9 +531,11 @@ def test_a_jpeg_that_repeats_its_scans_without_end_is_refused():
 
 def test_only_files_that_may_have_many_scans_are_searched_for_them():
     plain = encode(Image.fromarray(scene()), "JPEG")
-    assert not has_many_scans(plain + plain[plain.index(b"\xff\xda") :] * 200, 100)
-    assert not has_many_scans(encode(Image.fromarray(scene()), "PNG"), 0)
-    assert has_many_scans(encode(Image.fromarray(scene()), "JPEG", progressive=True), 5)
+    assert jpeg_header(plain + plain[plain.index(b"\xff\xda") :] * 200, 100).num_scans == 1
+    assert jpeg_header(encode(Image.fromarray(scene()), "PNG"), 0) == JpegHeader()
+    progressive = encode(Image.fromarray(scene()), "JPEG", progressive=True)
+    assert jpeg_header(progressive, 5).num_scans == 6
+    assert jpeg_header(progressive, 100).num_scans == progressive.count(b"\xff\xda") > 6
 
 
 def test_filters_of_warnings_are_the_callers_after_threads_have_read_images():

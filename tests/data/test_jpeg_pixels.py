@@ -1,6 +1,7 @@
 """OpenCV's JPEG decoder in Pillow's place: the same pixels, and the same faults."""
 
 from io import BytesIO
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from photo import photo
 from PIL import Image
 
 from ovd.data.images.jpeg_pixels import jpeg_pixels
+from ovd.data.images.jpeg_segments import JpegHeader, jpeg_header
 from ovd.data.images.read import DecodedImage, ImageError, decode_image
 
 
@@ -93,8 +95,35 @@ def test_changed_bytes_are_decoded_alike(capfd):
     capfd.readouterr()  # libjpeg's own warnings
 
 
-def test_what_is_left_to_pillow_is_none():
+def test_what_is_left_to_pillow_does_not_come_here():
+    plain = encode(photo()[:40, :60])
+    is_asked = Mock(return_value=None)
+    decode_image(plain, decode_jpeg=is_asked)
+    is_asked.assert_called_once_with(plain)
+
+    is_asked.reset_mock()
+    progressive = encode(photo()[:40, :60], progressive=True)
+    for content in (progressive, progressive[:-2], plain[:-2], plain[:-50], plain[:-50] + plain[-2:]):
+        outcome(content, decode_jpeg=is_asked)
+    is_asked.assert_called_once_with(plain[:-50] + plain[-2:])  # no marker says that bits are missing
     assert jpeg_pixels(b"") is None
-    assert jpeg_pixels(encode(photo()[:40, :60], progressive=True)) is None
     assert jpeg_pixels(b"no image") is None
-    assert jpeg_pixels(encode(photo()[:40, :60])[:-50]) is None
+
+
+def test_the_header_of_a_file_says_where_the_bits_of_its_one_scan_begin():
+    plain = encode(photo()[:40, :60])
+    scan = plain.index(b"\xff\xda")
+    header = jpeg_header(plain, 100)
+    assert header == JpegHeader(num_scans=1, bits=scan + 2 + int.from_bytes(plain[scan + 2 : scan + 4], "big"))
+    assert header.is_one_whole_scan(plain)
+    assert not header.is_one_whole_scan(plain[:-1])
+    assert not header.is_one_whole_scan(plain + b"\0")
+    assert not header.is_one_whole_scan(plain[:-2] + b"\xff\xc4" + plain[-2:])
+    assert header.is_one_whole_scan(plain[:-2] + b"\xff\xd0" + plain[-2:])  # a restart belongs among the bits
+
+
+def test_a_file_whose_colors_come_one_after_the_other_is_no_one_scan():
+    plain = encode(photo()[:40, :60])
+    scan = plain.index(b"\xff\xda")
+    of_one_color = plain[:scan] + bytes([0xFF, 0xDA, 0, 8, 1, 1, 0, 0, 63, 0, 0x55])
+    assert jpeg_header(of_one_color + plain[scan:], 100) == JpegHeader(num_scans=2)

@@ -26,7 +26,7 @@ from ovd.data.loading.loader import (
     train_loader,
 )
 from ovd.data.loading.mosaic import Mosaics
-from ovd.data.loading.transforms import train_transform
+from ovd.data.loading.transforms import TrainTransform
 from ovd.data.report import DataError, DataReport
 
 NUM_IMAGES = 10
@@ -206,7 +206,7 @@ def test_batches_come_in_the_shapes_that_are_allowed_and_ranks_share_them(index)
 
 def test_workers_and_start_step_change_nothing(index):
     (Path(index.images_root) / "5.png").unlink()
-    transform = train_transform(size=48, scale=(0.8, 1.25), flip=0.5, color=0.2)
+    transform = TrainTransform(size=48, scale=(0.8, 1.25), flip=0.5, color=0.2)
 
     def load(steps: range, **changes) -> list[list]:
         order = order_of(index, repeat=repeat_factors(index, 0.9), batch_size=3)
@@ -242,7 +242,7 @@ def photos(tmp_path) -> AnnotationIndex:
 
 
 def test_boxes_are_exact_where_less_of_a_jpeg_is_decoded(photos):
-    transform = train_transform(size=300, scale=(0.1, 1), flip=0.5, color=0)
+    transform = TrainTransform(size=300, scale=(0.1, 1), flip=0.5, color=0)
     order = order_of(photos, batch_size=8)
     for step, batch in enumerate(load_train(photos, order, steps=range(6), transform=transform)):
         for row, (image, seed) in enumerate(order.batch(step)):
@@ -256,7 +256,7 @@ def test_boxes_are_exact_where_less_of_a_jpeg_is_decoded(photos):
 
 
 def test_boxes_follow_the_pixels_of_a_crop_from_a_part_of_the_sides(photos):
-    transform = train_transform(size=100, scale=(1, 2.9), flip=0.5, color=0)
+    transform = TrainTransform(size=100, scale=(1, 2.9), flip=0.5, color=0)
     num_boxes = num_reduced = 0
     for batch in load_train(photos, order_of(photos, batch_size=8), steps=range(6), transform=transform):
         for image, targets, (height, width) in zip(batch.images, batch.targets, batch.sizes.tolist(), strict=True):
@@ -296,9 +296,9 @@ def test_broken_samples_are_left_out_and_named(index, workers):
 
 
 def test_mosaics_hold_four_images_and_do_not_depend_on_workers(index):
-    tile_transform = train_transform(size=24, scale=(0.8, 1.25), flip=0.5, color=0.2)
+    tile_transform = TrainTransform(size=24, scale=(0.8, 1.25), flip=0.5, color=0.2)
     mosaics = Mosaics(mosaic=0.5, weights=np.ones(NUM_IMAGES), tile_transform=tile_transform)
-    transform = train_transform(size=48, scale=(1, 1), flip=0, color=0)
+    transform = TrainTransform(size=48, scale=(1, 1), flip=0, color=0)
 
     def load(**changes) -> list[Batch]:
         return load_train(index, transform=transform, mosaics=mosaics, steps=range(12), **changes)

@@ -10,7 +10,7 @@ import pytest
 from ovd.data.annotations import load_annotations
 from ovd.data.index import AnnotationIndex
 from ovd.data.loading.small_objects import SampleSizes, count_small_objects
-from ovd.data.loading.transforms import train_transform
+from ovd.data.loading.transforms import TrainTransform
 from ovd.data.report import DataError, DataReport, Finding
 
 
@@ -27,7 +27,7 @@ def index_of(folder: Path, boxes: Sequence[Sequence[float]], height: int, width:
 
 def is_kept(index: AnnotationIndex, size: int, scale: float) -> bool:
     """Whether the transform keeps the one object at this scale; with a scale of at most 1 nothing is cropped."""
-    transform = train_transform(size=size, scale=(scale, scale), flip=0, color=0)
+    transform = TrainTransform(size=size, scale=(scale, scale), flip=0, color=0)
     pixels = np.zeros((*index.image_sizes[0].tolist(), 3), np.uint8)
     return len(transform(pixels, index.record(0).labels, 0)[1].boxes) == 1
 

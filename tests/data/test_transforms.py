@@ -15,7 +15,7 @@ from photo import photo
 
 from ovd.data.index import Labels
 from ovd.data.loading.color_jitter import ColorChange
-from ovd.data.loading.transforms import eval_transform, resize_labels, train_transform
+from ovd.data.loading.transforms import TrainTransform, eval_transform, resize_labels
 
 Sample = tuple[np.ndarray, Labels]
 
@@ -49,7 +49,7 @@ def equal(one: Sample, other: Sample) -> bool:
 def test_boxes_follow_the_pixels_through_resize_flip_and_crop():
     # Few and large enough that a crop of size 96 seldom loses them; pixels are compared with each box left.
     original = painted(120, 80, [[5, 10, 35, 60], [45, 70, 75, 110]])
-    transform = train_transform(size=96, scale=(0.8, 1.4), flip=0.5, color=0)
+    transform = TrainTransform(size=96, scale=(0.8, 1.4), flip=0.5, color=0)
     num_boxes = num_flipped = num_cropped = 0
     for seed in range(60):
         pixels, moved = transform(*original, seed)
@@ -71,7 +71,7 @@ def test_boxes_follow_the_pixels_through_resize_flip_and_crop():
 
 def test_nothing_happens_where_nothing_is_asked_for():
     image, labels = sample(96, 64, [[0, 0, 64, 96], [1.25, 2.5, 30.75, 40]], crowds=[[3, 4, 50, 60]])
-    pixels, moved = train_transform(size=96, scale=(1, 1), flip=0, color=0)(image, labels, 3)
+    pixels, moved = TrainTransform(size=96, scale=(1, 1), flip=0, color=0)(image, labels, 3)
     np.testing.assert_array_equal(pixels, image)
     np.testing.assert_allclose(moved.boxes, labels.boxes, atol=1e-4)
     np.testing.assert_allclose(moved.crowd_boxes, labels.crowd_boxes, atol=1e-4)
@@ -80,7 +80,7 @@ def test_nothing_happens_where_nothing_is_asked_for():
 
 def test_a_certain_flip_mirrors_image_and_boxes():
     image, labels = sample(40, 60, [[10, 0, 25, 40]], crowds=[[0, 5, 20, 10]])
-    pixels, moved = train_transform(size=60, scale=(1, 1), flip=1, color=0)(image, labels, 0)
+    pixels, moved = TrainTransform(size=60, scale=(1, 1), flip=1, color=0)(image, labels, 0)
     np.testing.assert_array_equal(pixels, image[:, ::-1])
     np.testing.assert_allclose(moved.boxes, [[35, 0, 50, 40]], atol=1e-4)
     np.testing.assert_allclose(moved.crowd_boxes, [[40, 5, 60, 10]], atol=1e-4)
@@ -89,7 +89,7 @@ def test_a_certain_flip_mirrors_image_and_boxes():
 def test_objects_that_the_crop_leaves_too_little_of_are_dropped_and_regions_are_clipped():
     boxes = [[row * 20, 0, row * 20 + 20, 100] for row in range(10)]
     # The image becomes 400 x 200 and a window of 100 x 100 is cut: boxes are 40 px wide after that.
-    transform = train_transform(size=100, scale=(4, 4), flip=0, color=0)
+    transform = TrainTransform(size=100, scale=(4, 4), flip=0, color=0)
     seen_shares = set()
     for seed in range(40):
         pixels, moved = transform(*sample(100, 200, boxes, crowds=[[0, 0, 200, 100], *boxes]), seed)
@@ -107,19 +107,19 @@ def test_objects_that_the_crop_leaves_too_little_of_are_dropped_and_regions_are_
 
 
 def test_objects_under_two_pixels_are_dropped():
-    transform = train_transform(size=50, scale=(1, 1), flip=0, color=0)
+    transform = TrainTransform(size=50, scale=(1, 1), flip=0, color=0)
     _, moved = transform(*sample(100, 100, [[0, 0, 3.9, 50], [0, 0, 4.1, 50]], classes=[7, 8]), 0)
     assert moved.classes.tolist() == [8]
     np.testing.assert_allclose(moved.boxes, [[0, 0, 2.05, 25]], atol=1e-4)
 
 
 def test_no_objects_and_boxes_over_the_border():
-    transform = train_transform(size=64, scale=(0.5, 2), flip=0.5, color=0.4)
+    transform = TrainTransform(size=64, scale=(0.5, 2), flip=0.5, color=0.4)
     for seed in range(10):
         _, moved = transform(*sample(33, 57), seed)
         assert moved.boxes.shape == moved.crowd_boxes.shape == (0, 4)
         assert moved.classes.shape == (0,)
-    _, moved = train_transform(size=57, scale=(1, 1), flip=0, color=0)(
+    _, moved = TrainTransform(size=57, scale=(1, 1), flip=0, color=0)(
         *sample(33, 57, [[-0.01, 0, 57.01, 33.5], [60, 0, 70, 20]], crowds=[[-5, -5, 0, 0]]), 0
     )
     np.testing.assert_allclose(moved.boxes, [[0, 0, 57, 33]], atol=1e-4)
@@ -127,8 +127,8 @@ def test_no_objects_and_boxes_over_the_border():
 
 
 def test_the_result_is_a_function_of_sample_and_seed_alone():
-    transform = train_transform(size=64, scale=(0.8, 1.25), flip=0.5, color=0.3)
-    again = train_transform(size=64, scale=(0.8, 1.25), flip=0.5, color=0.3)
+    transform = TrainTransform(size=64, scale=(0.8, 1.25), flip=0.5, color=0.3)
+    again = TrainTransform(size=64, scale=(0.8, 1.25), flip=0.5, color=0.3)
     original = sample(50, 70, [[5, 5, 40, 40]], crowds=[[0, 0, 9, 9]])
     untouched = sample(50, 70, [[5, 5, 40, 40]], crowds=[[0, 0, 9, 9]])
     first = {seed: transform(*original, seed) for seed in range(8)}
@@ -169,8 +169,8 @@ def test_a_seed_draws_what_it_draws_in_albumentations():
     size, scale = 300, (0.3, 2.0)
     for seed in range(25):
         whole, (left, top, right, bottom), change = by_albumentations(original, seed, size=size, scale=scale, color=0.2)
-        plain, labels = train_transform(size=size, scale=scale, flip=0.5, color=0)(*original, seed)
-        recolored, same_labels = train_transform(size=size, scale=scale, flip=0.5, color=0.2)(*original, seed)
+        plain, labels = TrainTransform(size=size, scale=scale, flip=0.5, color=0)(*original, seed)
+        recolored, same_labels = TrainTransform(size=size, scale=scale, flip=0.5, color=0.2)(*original, seed)
         assert plain.shape == recolored.shape == (bottom - top, right - left, 3)
         assert labels.boxes.tolist() == same_labels.boxes.tolist()
         part = whole[top:bottom, left:right].astype(int)
@@ -180,18 +180,18 @@ def test_a_seed_draws_what_it_draws_in_albumentations():
 
 
 def _transform_elsewhere(original: Sample, seed: int) -> Sample:
-    return train_transform(size=64, scale=(0.8, 1.25), flip=0.5, color=0.3)(*original, seed)
+    return TrainTransform(size=64, scale=(0.8, 1.25), flip=0.5, color=0.3)(*original, seed)
 
 
 def test_the_side_is_known_before_the_image():
-    transform = train_transform(size=64, scale=(0.25, 1), flip=0.5, color=0.3)
+    transform = TrainTransform(size=64, scale=(0.25, 1), flip=0.5, color=0.3)
     for seed in range(20):
         pixels, _ = transform(*sample(90, 50), seed)
         assert pixels.shape[0] == transform.longest_side(seed)
 
 
 def test_scale_flip_and_color_are_drawn_independently():
-    transform = train_transform(size=100, scale=(0.5, 1), flip=0.5, color=0.4)
+    transform = TrainTransform(size=100, scale=(0.5, 1), flip=0.5, color=0.4)
     grey = np.full((50, 100, 3), 100, dtype=np.uint8)
     grey[:, :50] = 90
     results = [transform(grey, Labels.empty(), seed)[0] for seed in range(300)]
@@ -229,7 +229,7 @@ def test_what_is_known_of_the_whole_image_goes_through():
     image, labels = sample(80, 80, [[0, 0, 9, 9], [70, 70, 79, 79]])
     known = {"negative_classes": [4], "not_exhaustive_classes": [1, 0], "image_texts": [7, 5, 6]}
     labels = replace(labels, **{name: np.array(values) for name, values in known.items()})
-    transform = train_transform(size=40, scale=(1.5, 2), flip=0.5, color=0.4)
+    transform = TrainTransform(size=40, scale=(1.5, 2), flip=0.5, color=0.4)
     for seed in range(10):
         _, moved = transform(image, labels, seed)
         assert len(moved.boxes) < 2  # a crop loses at least one of the corners
@@ -239,7 +239,7 @@ def test_what_is_known_of_the_whole_image_goes_through():
 @pytest.mark.parametrize(("size", "scale"), [(0, (1.0, 1.0)), (8, (0.0, 1.0)), (8, (2.0, 1.0))])
 def test_senseless_settings_are_refused(size, scale):
     with pytest.raises(ValueError, match="size"):
-        train_transform(size=size, scale=scale, flip=0.5, color=0)
+        TrainTransform(size=size, scale=scale, flip=0.5, color=0)
 
 
 def test_albumentations_is_imported_late_and_never_asks_the_network():
@@ -257,6 +257,6 @@ def test_albumentations_is_imported_late_and_never_asks_the_network():
 
 
 def test_a_line_of_pixels_keeps_a_side():
-    transform = train_transform(size=64, scale=(1, 1), flip=0, color=0)
+    transform = TrainTransform(size=64, scale=(1, 1), flip=0, color=0)
     out, _ = transform(np.zeros((1, 1000, 3), np.uint8), Labels.empty(), 0)
     assert out.shape == (1, 64, 3)

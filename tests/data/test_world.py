@@ -55,10 +55,10 @@ def test_dealing_keeps_every_object_and_the_sizes_of_scenes():
     counts = np.array([5, 0, 70, 25])
     settings = Settings()
     layout = deal(np.random.default_rng(0), counts, settings.objects_per_image)
-    dealt = Counter(glyph for scene in layout.scenes for glyph in scene)
+    dealt = Counter(glyph for scene in layout for glyph in scene)
     assert dealt[1] == 0
     assert all(dealt[glyph] >= count for glyph, count in enumerate(counts))
-    assert all(1 <= len(scene) <= 8 for scene in layout.scenes)
+    assert all(1 <= len(scene) <= 8 for scene in layout)
 
 
 def test_scenes_are_functions_of_the_seed_and_boxes_are_tight_and_apart():

@@ -4,7 +4,6 @@ import gc
 import json
 import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +17,9 @@ from ovd.data.category import UNCOUNTED, Category
 from ovd.data.formats.drawn_shapes import Box, around_points
 from ovd.data.formats.image_names import files_by_base_name
 from ovd.data.formats.image_sizes import fill_sizes
+from ovd.data.formats.json_object import is_number
 from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationTable, FederatedLabels, ReadRequest
-from ovd.data.formats.text_files import finite_number
+from ovd.data.formats.text_files import finite_number, whole_characters
 from ovd.data.report import DataError, DataReport
 from ovd.files import GZIP
 from ovd.first_of import first_of
@@ -242,7 +242,7 @@ class Source:
                 numbers.extend(box if xyxy else (*box[:2], box[2] - box[0], box[3] - box[1]))
                 continue
             box = _without_text(stated, limit)
-            if not (isinstance(box, list) and len(box) == 4 and all(_is_number(number, limit) for number in box)):
+            if not (isinstance(box, list) and len(box) == 4 and all(is_number(number, limit) for number in box)):
                 raise DataError("F6", f"{where}: bbox is {stated!r}, not four finite numbers")
             if box is not stated:
                 report.repaired("F6", f"{where}: numbers of {stated} are written as text")
@@ -261,7 +261,7 @@ class Source:
         for polygon in polygons:
             numbers = _without_text(polygon, limit)
             is_right = isinstance(numbers, list) and len(numbers) >= _SMALLEST_POLYGON_NUMBERS and len(numbers) % 2 == 0
-            if not (is_right and all(_is_number(number, limit) for number in numbers)):
+            if not (is_right and all(is_number(number, limit) for number in numbers)):
                 raise DataError(
                     "F6",
                     f"{where} has {str(polygon)[:80]}, not the even number, from 6 on, of finite numbers of a polygon",
@@ -285,7 +285,7 @@ class Source:
             area: Any = row.get("area")
             if not federated:  # area is nothing of COCO's that other tools write alike
                 area = box_area if area is None else finite_number(area, math.inf) if isinstance(area, str) else area
-            if not _is_number(area, math.inf):
+            if not is_number(area, math.inf):
                 raise DataError("F6", f"{self.path}: annotation {row['id']}: area is {area!r}, not a finite number")
             if federated and row.get("ignore"):
                 # lvis-api honours the key, hotcoco does not: their metrics would differ
@@ -301,11 +301,10 @@ class Source:
 
     def _category(self, row: dict[str, Any], parents: Counter[str], request: ReadRequest, federated: bool) -> Category:
         """A class; only an index of LVIS needs its synonyms and its frequency, and other files may have synonyms."""
-        name = self.field(row, "categories", "name", str)
+        name, where = self.field(row, "categories", "name", str), f"{self.path}: category {row['id']}"
         if not name_key(name):
-            raise DataError("F1", f"{self.path}: category {row['id']} has an empty name")
-        if _is_broken(name):
-            raise DataError("F1", f"{self.path}: category {row['id']}: {name!r} has half a character")
+            raise DataError("F1", f"{where} has an empty name")
+        whole_characters(name, where)
         frequency: Frequency | None = None
         synonyms: tuple[str, ...] = ()
         image_count = UNCOUNTED
@@ -313,15 +312,14 @@ class Source:
             frequency = row.get("frequency")
             if frequency not in ("r", "c", "f"):
                 if federated and (request.index or frequency is not None):
-                    what = f"frequency is {frequency!r}, not r, c or f"
-                    raise DataError("F1", f"{self.path}: category {row['id']}: {what}")
+                    raise DataError("F1", f"{where}: frequency is {frequency!r}, not r, c or f")
                 frequency = None
         if request.index and (federated or "synonyms" in row):
             synonyms = tuple(self.field(row, "categories", "synonyms", list))
             if wrong := [synonym for synonym in synonyms if not isinstance(synonym, str)]:
-                raise DataError("F1", f"{self.path}: category {row['id']}: the synonym {wrong[0]!r} is no text")
-            if broken := [synonym for synonym in synonyms if _is_broken(synonym)]:
-                raise DataError("F1", f"{self.path}: category {row['id']}: {broken[0]!r} has half a character")
+                raise DataError("F1", f"{where}: the synonym {wrong[0]!r} is no text")
+            for synonym in synonyms:
+                whole_characters(synonym, where)
         if federated and request.index and "image_count" in row:
             image_count = self.field(row, "categories", "image_count")
         is_parent = not federated and parents[name] > (row.get("supercategory") == name)  # of others than itself
@@ -340,11 +338,6 @@ def file_of_url(coco_url: str) -> str:
     LVIS v1 has no `file_name`, and v0.5 gives the names of 2014.
     """
     return "/".join(coco_url.split("/")[-2:])
-
-
-def _is_broken(text: str) -> bool:
-    """Whether a text has half of a surrogate pair, as JSON can write it and UTF-8 cannot."""
-    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _read_ids(rows: list[dict[str, Any]], *fields: str) -> None:
@@ -394,8 +387,3 @@ def _without_text(box: Any, limit: float) -> Any:
     if not isinstance(box, list) or not any(isinstance(number, str) for number in box):
         return box
     return [finite_number(number, limit) if isinstance(number, str) else number for number in box]
-
-
-def _is_number(value: Any, limit: float) -> bool:
-    # Types are compared, since numpy would turn the string "1.5" and true into numbers.
-    return type(value) in (int, float) and abs(value) < limit and abs(value) <= sys.float_info.max

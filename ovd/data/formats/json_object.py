@@ -1,6 +1,7 @@
 """A file that holds one JSON object, and the numbers in it."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,5 +26,6 @@ def read_json_object(path: Path, limit: int = MAX_TEXT_BYTES) -> dict[str, Any]:
 
 
 def is_number(value: Any, limit: float) -> bool:
-    """Whether a value of JSON is a number under the limit, which NaN and infinity are not."""
-    return type(value) in (int, float) and abs(value) < limit
+    """Whether a value of JSON is a number under the limit that float64 holds, which NaN and infinity are not."""
+    # Types are compared, since numpy would turn the string "1.5" and true into numbers.
+    return type(value) in (int, float) and abs(value) < limit and abs(value) <= sys.float_info.max

@@ -42,6 +42,12 @@ def without_drawn(files: Iterable[Path]) -> list[Path]:
     return [file for file in found if not is_drawn(file)]
 
 
+def named(paths: Iterable[Path], is_wanted: Callable[[str], bool]) -> list[Path]:
+    """The files of wanted names, by path, `without_drawn`."""
+    # A link that leads nowhere stays: reading it says what is wrong with it.
+    return without_drawn(sorted(path for path in paths if is_wanted(path.name) and not path.is_dir()))
+
+
 def is_drawn(file: Path) -> bool:
     """Whether a file has the name of a picture that `ovd detect` draws, or of the JSON beside it."""
     return file.stem.endswith(DRAWN)
@@ -105,24 +111,19 @@ def images_at(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Pa
     folders, found = list[str](), list[str]()
     for source in sources:
         if os.path.isdir(source):
-            here = images_below(Path(source)) if recursive else _images_of(Path(source).iterdir())
+            here = images_below(Path(source)) if recursive else named(Path(source).iterdir(), is_image_name)
             if not here:
                 hint = "" if recursive else "; --recursive looks into the folders below it, too"
                 raise ValueError(f"{source}: no images ({', '.join(READ_SUFFIXES)}) in this folder{hint}")
             folders.append(os.path.abspath(source))
         else:
             here = [Path(source)] if os.path.isfile(source) else []
-            here = here or _images_of(map(Path, glob.glob(source, recursive=True)))
+            here = here or named(map(Path, glob.glob(source, recursive=True)), is_image_name)
             if not here:
                 raise ValueError(f"{source}: no such folder, no such file, and as a pattern it matches no image")
             folders += [os.path.dirname(os.path.abspath(path)) for path in here]
         found += [os.path.abspath(path) for path in here]
     return Path(os.path.commonpath(folders)), [Path(path) for path in dict.fromkeys(found)]
-
-
-def _images_of(paths: Iterable[Path]) -> list[Path]:
-    # A link that leads nowhere stays: reading it says what is wrong with it.
-    return without_drawn(sorted(path for path in paths if is_image_name(path.name) and not path.is_dir()))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The segments of JPEG files, and what their headers say before anything is decoded."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -26,53 +27,47 @@ class Segment(NamedTuple):
     """Place in the file of the first byte after it."""
 
 
-def is_lossless(content: bytes) -> bool:
-    """Whether a file is a lossless JPEG, which holds differences of pixels in place of frequencies.
+@dataclass(frozen=True)
+class JpegHeader:
+    """What a file says of its scans before anything is decoded; nothing but zeros where it is no JPEG file."""
 
-    Decoders cannot reduce such an image: libjpeg-turbo 3.1.4 crashes when it is asked to.
-    """
-    if not content.startswith(START):
-        return False
-    for marker, _, _ in segments(content):
-        if marker in _LOSSLESS_FRAMES:
-            return True
-        if marker == SCAN:
-            break
-    return False
+    is_lossless: bool = False
+    """It holds differences of pixels in place of frequencies. Decoders cannot reduce such an image: libjpeg-turbo 3.1.4
+    crashes when it is asked to."""
+    num_scans: int = 0
+    """How often it goes over its pixels, counted to one more than was asked for. Each scan of a progressive image, or
+    of one color, takes as long as another, and a file may repeat them. Behind one that completes the image none is
+    looked for."""
+    bits: int = 0
+    """Place of the first byte behind the header of the first scan, if that has all colors; else 0."""
 
+    def is_one_whole_scan(self, content: bytes) -> bool:
+        """Whether the file has one scan, of all colors, and ends with the marker after it.
 
-def is_one_whole_scan(content: bytes) -> bool:
-    """Whether a JPEG file has one scan, of all colors, and ends with the marker after it.
-
-    Another marker among its bits may be damage, of which some decoders say nothing and fill the rest with grey.
-    """
-    num_components = 0
-    for marker, body, end in segments(content):
-        if marker in FRAMES and len(body) > 5:
-            num_components = body[5]
-        elif marker == SCAN:
-            bits = np.frombuffer(content, np.uint8)[end:]
-            num_markers = int(np.count_nonzero(_IS_MARKER[bits[1:][bits[:-1] == 0xFF]]))
-            return body[:1] == bytes([num_components]) and num_markers == 1 and content.endswith(END)
-    return False
+        Another marker among its bits may be damage, of which some decoders say nothing and fill the rest with grey.
+        """
+        if not self.bits or not content.endswith(END):
+            return False
+        bits = np.frombuffer(content, np.uint8)[self.bits :]
+        return int(np.count_nonzero(_IS_MARKER[bits[1:][bits[:-1] == 0xFF]])) == 1
 
 
-def has_many_scans(content: bytes, limit: int) -> bool:
-    """Whether a JPEG file goes over its pixels more than `limit` times: each scan of a progressive image, or of one
-    color, takes as long as another, and a file may repeat them."""
-    if not content.startswith(START):
-        return False
-    num_scans, num_components, is_progressive = 0, 0, False
-    for marker, body, _ in segments(content):
-        if marker in FRAMES and len(body) > 5:
-            num_components, is_progressive = body[5], marker in _PROGRESSIVE_FRAMES
+def jpeg_header(content: bytes, max_scans: int) -> JpegHeader:
+    """Goes through the headers of a file once, no further than one scan more than `max_scans`."""
+    is_lossless, is_progressive, num_components, num_scans, bits = False, False, 0, 0, 0
+    for marker, body, end in segments(content) if content.startswith(START) else ():
+        if marker in FRAMES:
+            is_lossless |= num_scans == 0 and marker in _LOSSLESS_FRAMES
+            if len(body) > 5:
+                num_components, is_progressive = body[5], marker in _PROGRESSIVE_FRAMES
         elif marker == SCAN and body:
             num_scans += 1
-            if not is_progressive and body[0] == num_components:  # all in one scan: no other is looked for
-                return False
-            if num_scans > limit:
-                return True
-    return False
+            has_all_colors = body[0] == num_components
+            if num_scans == 1 and has_all_colors:
+                bits = end
+            if num_scans > max_scans or (has_all_colors and not is_progressive):
+                break
+    return JpegHeader(is_lossless, num_scans, bits)
 
 
 def segments(content: bytes) -> Iterator[Segment]:

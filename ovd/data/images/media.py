@@ -2,14 +2,14 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
 import numpy as np
 
-from ovd.data.images.files import READ_SUFFIXES, files_below, is_image_name, without_drawn
+from ovd.data.images.files import READ_SUFFIXES, files_below, is_image_name, named
 from ovd.data.images.read import MAX_BYTES, ImageError, read_image
 from ovd.data.images.video import VIDEO_ENDINGS, read_frames
 from ovd.shapes import UInt8
@@ -58,21 +58,19 @@ def _files_of(word: str) -> list[str]:
         piped = f", or pipe a picture: curl -sL '{word}' | ovd detect -" if word.lower().startswith("http") else ""
         raise ValueError(f"{word}: addresses are not read; download it and give the file{piped}")
     if path.is_dir():
-        files = _media_of(files_below(path, lambda name: is_image_name(name) or is_video(name)))
+        files = named(files_below(path, _is_medium), _is_medium)
     elif path.exists() or not any(character in word for character in "*?["):
         return [word]  # reading it says what is wrong with it
     else:
-        files = _media_of(map(Path, glob(word, recursive=True)))
+        files = named(map(Path, glob(word, recursive=True)), _is_medium)
     if not files:
         endings = ", ".join([*READ_SUFFIXES, *sorted(VIDEO_ENDINGS)])
         raise ValueError(f"{word}: there is no image and no video; names end in {endings}")
-    return files
+    return [str(file) for file in files]
 
 
-def _media_of(paths: Iterable[Path]) -> list[str]:
-    # A link that leads nowhere stays: reading it says what is wrong with it.
-    media = (path for path in paths if (is_image_name(path.name) or is_video(str(path))) and not path.is_dir())
-    return [str(file) for file in without_drawn(sorted(media))]
+def _is_medium(name: str) -> bool:
+    return is_image_name(name) or is_video(name)
 
 
 def is_video(source: str) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ovd.data.images.jpeg_end import with_end
-from ovd.data.images.jpeg_segments import has_many_scans, is_lossless
+from ovd.data.images.jpeg_segments import jpeg_header
 from ovd.data.images.sixteen_bits import has_wide_colors, is_inverted, to_eight_bits, with_used_bits
 from ovd.data.report import DataError
 from ovd.fault import Fault
@@ -106,7 +106,8 @@ def decode_image(
             half of its sides, where these are multiples and the longest does not become less than this. The pixels are
             within 0.7 of 255, in the mean, of the means over areas of the whole image; within 2.5 where the file has
             colors of half the width alone (4:2:2), since these are not reduced by less than the brightness is.
-        decode_jpeg: takes Pillow's place for JPEG files of three colors that are neither turned nor reduced.
+        decode_jpeg: takes Pillow's place for JPEG files of three colors and one whole scan that are neither turned nor
+            reduced.
 
     Raises:
         ImageError: F8 missing; F9 empty, truncated or not an image; F10 too many bytes or pixels; F12 another size
@@ -119,14 +120,16 @@ def decode_image(
 
     without_end = False
     with _REMARKS, _opened(BytesIO(content), name, max_pixels) as image:
-        if has_many_scans(content, MAX_SCANS):
+        header = jpeg_header(content, MAX_SCANS)
+        if header.num_scans > MAX_SCANS:
             raise ImageError("F10", f"{name}: a JPEG of more than {MAX_SCANS} scans, which takes long; save it again")
         width, height = image.size
         wide = has_wide_colors(image)  # before the metadata, for which Pillow decodes a PNG
         orientation = _orientation(image)
         unrotated = _is_unrotated((height, width), orientation, expected_size, name)
-        reduction = _reduce(image, content, longest_side)
-        if decode_jpeg is not None and orientation == reduction == 1 and (image.format, image.mode) == ("JPEG", "RGB"):
+        reduction = 1 if header.is_lossless else _reduce(image, longest_side)
+        is_plain = orientation == reduction == 1 and (image.format, image.mode) == ("JPEG", "RGB")
+        if decode_jpeg is not None and is_plain and header.is_one_whole_scan(content):
             pixels = decode_jpeg(content)
             if pixels is not None:
                 return DecodedImage(pixels, unrotated)
@@ -319,12 +322,12 @@ def _has_late_metadata(path: Path) -> bool:
     return False
 
 
-def _reduce(image: Image.Image, content: bytes, longest_side: int | None) -> int:
+def _reduce(image: Image.Image, longest_side: int | None) -> int:
     """Makes a JPEG that is not decoded yet be decoded to a part of its sides, if it can be; what divides them.
 
     The sides have to be multiples, so that a pixel at the border stands for as many as any other, and boxes stay exact.
     """
-    if longest_side is None or is_lossless(content):
+    if longest_side is None:
         return 1
     width, height = image.size
     for reduction in _REDUCTIONS:

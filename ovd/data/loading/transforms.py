@@ -32,12 +32,31 @@ SMALLEST_TRAINED_PX = 2.0
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """A transform that resizes, flips, crops and recolors; see `train_transform`."""
+    """A transform that resizes, flips, crops and recolors; it reads no other source of chance than the seed.
+
+    The longest side becomes `size` times a factor drawn from `scale`, in whole pixels; what is larger than `size` is
+    cropped to it at random, so the result is never larger than size x size, and is not padded. Objects of which less
+    than 30 % is left by the crop, or a side under 2 px, are dropped; crowd regions are only clipped.
+
+    Raises:
+        ValueError: a size or a scale that is not positive, or a smallest scale above the largest.
+    """
 
     size: int
+    """Longest side in pixels."""
     scale: tuple[float, float]
+    """Smallest and largest factor."""
     flip: float
+    """Probability of a horizontal flip."""
     color: float
+    """Strength of brightness, contrast and saturation jitter (factors 1 - color to 1 + color); the hue shifts by up to
+    a quarter of it. 0 leaves colors alone."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(
+                f"size {self.size} and scale {self.scale}: expected a positive size and 0 < smallest <= largest"
+            )
 
     def longest_side(self, seed: int) -> int:
         """The longest side, in pixels, that an image of this seed is resized to before it is cropped."""
@@ -87,28 +106,9 @@ class TrainTransform:
         return py_random.choice(range(smallest, largest + 1)), py_random.random() < self.flip
 
 
-def train_transform(*, size: int, scale: tuple[float, float], flip: float, color: float) -> TrainTransform:
-    """A transform that resizes, flips, crops and recolors; it reads no other source of chance than the seed.
-
-    The longest side becomes `size` times a factor drawn from `scale`, in whole pixels; what is larger than `size` is
-    cropped to it at random, so the result is never larger than size x size, and is not padded. Objects of which less
-    than 30 % is left by the crop, or a side under 2 px, are dropped; crowd regions are only clipped.
-
-    Args:
-        size: longest side in pixels.
-        scale: smallest and largest factor.
-        flip: probability of a horizontal flip.
-        color: strength of brightness, contrast and saturation jitter (factors 1 - color to 1 + color); the hue shifts
-            by up to a quarter of it. 0 leaves colors alone.
-    """
-    if size < 1 or not 0 < scale[0] <= scale[1]:
-        raise ValueError(f"size {size} and scale {scale}: expected a positive size and 0 < smallest <= largest")
-    return TrainTransform(size, scale, flip, color)
-
-
 def augmenting_transform(options: AugmentationOptions, *, size: int) -> TrainTransform:
-    """`train_transform` by a config's section."""
-    return train_transform(size=size, scale=options.scale, flip=options.flip, color=options.color)
+    """The transform by a config's section."""
+    return TrainTransform(size=size, scale=options.scale, flip=options.flip, color=options.color)
 
 
 def eval_transform(*, size: int) -> Callable[[UInt8[np.ndarray, "H W 3"]], UInt8[np.ndarray, "h w 3"]]:

@@ -350,13 +350,6 @@ def _check_size(path: Path, index: ShardIndex) -> ShardIndex:
     return index
 
 
-def _index_or_fault(path: Path, expected: ManifestEntry | None) -> tuple[ShardIndex, Rejected] | DataError:
-    try:
-        return _index_checked(path, expected)
-    except DataError as error:
-        return error
-
-
 def _joined(faults: list[DataError], num_shards: int) -> DataError:
     """One error for the faults of several shards."""
     if len(faults) == 1:
@@ -367,8 +360,8 @@ def _joined(faults: list[DataError], num_shards: int) -> DataError:
     return DataError(faults[0].code, "\n    ".join(lines))
 
 
-def _index_checked(path: Path, expected: ManifestEntry | None) -> tuple[ShardIndex, Rejected]:
-    """Indexes a shard and compares it with its manifest entry."""
+def _index_or_fault(path: Path, expected: ManifestEntry | None) -> tuple[ShardIndex, Rejected] | DataError:
+    """Indexes a shard and compares it with its manifest entry; or what is wrong with it."""
     fault, code = "", "F13"
     indexed = None
     try:
@@ -384,8 +377,8 @@ def _index_checked(path: Path, expected: ManifestEntry | None) -> tuple[ShardInd
     if fault:
         if expected is None:
             # Nothing says how many samples there should be.
-            raise DataError(code, f"{path}: {fault}; found {num_found} samples before it, no {MANIFEST_NAME}")
-        raise DataError(
+            return DataError(code, f"{path}: {fault}; found {num_found} samples before it, no {MANIFEST_NAME}")
+        return DataError(
             code,
             f"{path}: {fault}; expected {expected.num_samples} samples, {expected.num_bytes} bytes, "
             f"sha256 {expected.sha256}; found {num_found} samples, {found.num_bytes} bytes, sha256 {found.sha256}",

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from ovd.data.coco_annotation import coco_annotation
 from ovd.data.pairs.tar import Pair, write_pair_shards
 from ovd.data.world.captions import caption
 from ovd.data.world.glyphs import load_glyphs
 from ovd.data.world.layout import Layout, annotate, deal, long_tailed_counts
-from ovd.data.world.scene import Scene, draw_scene, sample_size
+from ovd.data.world.scene import DrawnObject, Scene, draw_scene, sample_size
 from ovd.data.world.settings import Settings, Style
 from ovd.files import write_json
 from ovd.progress import progress
@@ -105,26 +106,19 @@ def draw_in_parallel(function, count: int, description: str) -> Iterator:
         yield from progress(pool.imap(function, range(count), chunksize=32), count, description)
 
 
-@dataclass(frozen=True)
-class _SceneDrawer:
-    """Picklable: draws scene i of a layout."""
-
-    layout: Layout
-    part: str
-    style: Style
-    settings: Settings
-
-    def __call__(self, index: int) -> tuple[tuple, bytes]:
-        scene, encoded = detection_scene(index, self.layout.scenes[index], self.part, self.style, self.settings)
-        return scene.objects, encoded
+def _objects_and_jpeg(
+    index: int, layout: Layout, part: str, style: Style, settings: Settings
+) -> tuple[tuple[DrawnObject, ...], bytes]:
+    scene, encoded = detection_scene(index, layout[index], part, style, settings)
+    return scene.objects, encoded
 
 
 def draw_detection_set(folder: Path, layout: Layout, part: str, style: Style, settings: Settings) -> list[tuple]:
     """Write every scene's JPEG into `folder`; return every scene's drawn objects."""
     folder.mkdir(parents=True)
     drawn = []
-    drawer = _SceneDrawer(layout, part, style, settings)
-    for index, (objects, encoded) in enumerate(draw_in_parallel(drawer, len(layout.scenes), f"drawing {part}")):
+    draw = partial(_objects_and_jpeg, layout=layout, part=part, style=style, settings=settings)
+    for index, (objects, encoded) in enumerate(draw_in_parallel(draw, len(layout), f"drawing {part}")):
         (folder / f"{index + 1:012d}.jpg").write_bytes(encoded)
         drawn.append(objects)
     return drawn
@@ -222,8 +216,8 @@ def write_transfer_part(folder: Path, part: str, settings: Settings) -> None:
     annotations: list[dict[str, Any]] = []
     for index, objects in enumerate(drawn):
         for item in objects:
-            row = annotation(len(annotations) + 1, index + 1, category_id[item.glyph], item.box)
-            annotations.append({**row, "iscrowd": 0})
+            number = len(annotations) + 1
+            annotations.append(coco_annotation(number, index + 1, category_id[item.glyph], item.box))
     side = settings.image_size_px
     write_json(
         folder / "annotations" / f"{part}.json",

@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 
 from ovd.choices import Domain
+from ovd.data.coco_annotation import coco_annotation
 from ovd.data.pairs.tar import Pair, write_pair_shards
 from ovd.data.world.build import draw_in_parallel, encode_jpeg
 from ovd.data.world.captions import COUNTS, pluralize, with_article
@@ -156,17 +157,8 @@ def _draw(folder: Path, settings: ForeignSettings) -> None:
             name, side = f"{index + 1:06d}.jpg", settings.image_size_px
             (folder / "images" / part / name).write_bytes(encoded)
             images.append({"id": index + 1, "width": side, "height": side, "file_name": name})
-            for row, (x, y, width, height) in objects:
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": index + 1,
-                        "category_id": row + 1,
-                        "bbox": [x, y, width, height],
-                        "area": width * height,
-                        "iscrowd": 0,
-                    }
-                )
+            for row, box in objects:
+                annotations.append(coco_annotation(len(annotations) + 1, index + 1, row + 1, box))
         content = {"images": images, "annotations": annotations, "categories": categories}
         write_json(folder / f"{part}.json", content, indent=None)
         if part == "val":
@@ -200,7 +192,7 @@ def _pairs(settings: ForeignSettings) -> Iterator[Pair]:
 
 
 def _scene(index: int, part: str, settings: ForeignSettings) -> tuple[bytes, list[tuple[int, tuple[float, ...]]]]:
-    """Draw scene `index` of a part: the JPEG, and class row and xywh box of every object."""
+    """Draw scene `index` of a part: the JPEG, and class row and box of every object."""
     rng = np.random.default_rng([settings.seed, _STREAM[part], index])
     classes, side = foreign_classes(settings.domain), settings.image_size_px
     image = BACKGROUNDS[settings.domain](rng, side)
@@ -220,7 +212,7 @@ def _scene(index: int, part: str, settings: ForeignSettings) -> tuple[bytes, lis
         for coverage, color in layers:
             paint(image, coverage, x, y, color)
         boxes.append(box)
-        objects.append((row, (box[0], box[1], float(width), float(height))))
+        objects.append((row, box))
     image = image + rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(0, 4))
     return encode_jpeg(np.clip(image, 0, 255).astype(np.uint8)), objects
 

@@ -7,12 +7,8 @@ import numpy as np
 from ovd.data.world.settings import LVIS_IMAGE_COUNT_QUANTILES, Settings
 from ovd.shapes import Int
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Glyph indices of every scene's objects."""
-
-    scenes: tuple[tuple[int, ...], ...]
+Layout = list[tuple[int, ...]]
+"""Glyph indices of every scene's objects."""
 
 
 def long_tailed_counts(rng: np.random.Generator, num_classes: int, max_count: int) -> Int[np.ndarray, " C"]:
@@ -30,7 +26,7 @@ def deal(rng: np.random.Generator, counts: Int[np.ndarray, " C"], objects_per_im
     """
     bag = rng.permutation(np.repeat(np.arange(len(counts)), counts))
     probabilities = np.asarray(objects_per_image) / sum(objects_per_image)
-    scenes, start = [], 0
+    scenes, start = Layout(), 0
     while start < len(bag):
         size = int(rng.choice(len(probabilities), p=probabilities)) + 1
         glyphs = [int(glyph) for glyph in bag[start : start + size]]
@@ -38,7 +34,7 @@ def deal(rng: np.random.Generator, counts: Int[np.ndarray, " C"], objects_per_im
             glyphs.append(glyphs[rng.integers(len(glyphs))])
         scenes.append(tuple(glyphs))
         start += size
-    return Layout(tuple(scenes))
+    return scenes
 
 
 @dataclass(frozen=True)

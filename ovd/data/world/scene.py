@@ -10,19 +10,10 @@ from ovd.data.world.settings import Style
 from ovd.shapes import Float, UInt8
 
 COLORS = {
-    "red": (205, 40, 40),
-    "orange": (235, 135, 30),
-    "yellow": (235, 215, 50),
-    "green": (45, 150, 60),
-    "cyan": (50, 195, 205),
-    "blue": (45, 75, 200),
-    "purple": (130, 55, 170),
-    "pink": (240, 135, 180),
-    "brown": (120, 75, 40),
-    "white": (245, 245, 245),
-    "gray": (128, 128, 128),
-    "black": (20, 20, 20),
-}
+    "red": (205, 40, 40), "orange": (235, 135, 30), "yellow": (235, 215, 50), "green": (45, 150, 60),
+    "cyan": (50, 195, 205), "blue": (45, 75, 200), "purple": (130, 55, 170), "pink": (240, 135, 180),
+    "brown": (120, 75, 40), "white": (245, 245, 245), "gray": (128, 128, 128), "black": (20, 20, 20),
+}  # fmt: skip
 DISTRACTOR_LETTERS = "BDFGHJKQRWZ245679"
 MAX_ROTATION_DEG = 20.0
 MIN_LUMINANCE_CONTRAST = 70.0
