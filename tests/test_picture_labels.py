@@ -13,8 +13,8 @@ from ovd.picture_labels import FontFile, Label, draw_labels, font_with, place_la
 PICTURE = (400, 300)
 
 
-def label(*box: float, below: bool = False) -> Label:
-    return Label("jar", box, (0, 0, 200), (255, 255, 255), below)
+def label(left: float, top: float, right: float, bottom: float, *, below: bool = False) -> Label:
+    return Label("jar", (left, top, right, bottom), (0, 0, 200), (255, 255, 255), below)
 
 
 def test_letters_that_the_usual_font_lacks_are_drawn_with_another_or_told(monkeypatch, capsys, tmp_path):
