@@ -19,7 +19,7 @@ from ovd.__main__ import COMMANDS
 from ovd.clip.load import TINY_CLIP
 from ovd.data.report import DataReport
 from ovd.experts.group import NO_EXPERTS
-from ovd.jobs.queries import Query, split_query, with_examples
+from ovd.jobs.queries import Query, read_queries, split_query, with_examples
 from ovd.structures import Detections
 
 ROOT = Path(__file__).parents[1]
@@ -359,6 +359,11 @@ def test_a_minimum_score_has_a_point(query, name, minimum):
 def test_a_minimum_score_is_from_0_to_1_and_has_a_name(query):
     with pytest.raises(ValueError, match=r"write it as NAME:0\.8"):
         split_query(query)
+
+
+def test_a_file_of_names_that_is_not_there_is_said_to_be_one(tmp_path):
+    with pytest.raises(ValueError, match=r"words\.txt: there is no such file; a file of class names has one per line"):
+        read_queries(None, tmp_path / "words.txt")
 
 
 def test_without_a_box_the_best_score_is_told(monkeypatch, capsys, tmp_path):

@@ -3,8 +3,8 @@
     ovd ensemble runs/base runs/selftrained --weight 0.5 --output runs/ensembled
     ovd eval runs/ensembled
 
-Both must have the same detector, CLIP and text tower. The output has no optimizer state: it cannot be resumed, but a
-new run can start from it with init_from=runs/ensembled.
+Both must have the same detector, CLIP and text tower; an expert is not averaged with its detector. The output has no
+optimizer state: it cannot be resumed, but a new run can start from it with init_from=runs/ensembled.
 """
 
 import argparse
@@ -22,6 +22,12 @@ def main() -> None:
     from ovd.engine.ensemble import save_ensemble
 
     first, second = find_checkpoint(arguments.first), find_checkpoint(arguments.second)
+    experts = [found.folder for found in (first, second) if found.config_here().get("expert") is not None]
+    if len(experts) == 1:
+        raise ValueError(
+            f"{experts[0]} is of the training of an expert, and the other run is not; an expert is used beside its "
+            "detector as it is (--expert)"
+        )
     folder = save_ensemble(first, second, weight=arguments.weight, output=arguments.output)
     print(f"{folder}: {1 - arguments.weight:g} x {first.folder} + {arguments.weight:g} x {second.folder}")
     calibrated = [str(found.folder) for found in (first, second) if found.notes.calibration is not None]

@@ -57,13 +57,15 @@ class DecisionReport:
 
     @property
     def warning(self) -> str | None:
-        """What is wrong with scores that are no probabilities; None for those that may be."""
+        """What is wrong with scores that are no probabilities, or all too low; None for others."""
         least, largest = self.score_range
         if least >= 0 and 0 < largest < FLOOR:
-            return (
-                f"all scores are below {FLOOR}, which is too low to count, so that these figures are 0. Rescale the "
-                "scores, or calibrate the detector (train.calibration); AP stays the same"
+            advice = (
+                "Rescale the scores, or calibrate the detector (train.calibration); AP stays the same"
+                if self.own_threshold is None
+                else "The detector is calibrated: none of these classes is known well to it"
             )
+            return f"all scores are below {FLOOR}, which is too low to count, so that these figures are 0. {advice}"
         if least >= 0 and largest <= 1:
             return None
         return (

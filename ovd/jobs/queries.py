@@ -59,6 +59,8 @@ def read_queries(classes: str | None, file: Path | None = None) -> list[Query]:
     """
     queries = [query for query in (classes or "").split(",") if query.strip()]
     if file is not None:
+        if not file.exists():
+            raise ValueError(f"{file}: there is no such file; a file of class names has one per line")
         queries += [line for _, line in read_lines(file)]
     return each_once(list(map(split_query, queries)))
 

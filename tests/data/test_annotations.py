@@ -345,6 +345,15 @@ def test_an_id_as_a_number_and_as_text_is_the_same_id_twice(tmp_path):
     assert caught.value.code == "F2"
 
 
+def test_ids_that_are_no_numbers_are_refused_with_what_to_do(tmp_path):
+    content = lvis_content()
+    content["images"][1]["id"] = "a/1.jpg"
+    words = "images record a/1.jpg: id is 'a/1.jpg', not int; ids are whole numbers: number the images"
+    with pytest.raises(DataError, match=words) as caught:
+        load(tmp_path, content)
+    assert caught.value.code == "F1"
+
+
 @pytest.mark.parametrize("ids", [[None, None, None, None], [1, 2, 1, 2], [7, 7, 7, 7]])
 def test_annotations_whose_ids_name_nothing_are_numbered_anew_and_counted(tmp_path, ids):
     content = lvis_content()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import ovd.commands.ensemble as ensemble_command
 from ovd.build.detector import build_detector
 from ovd.build.trained import load_detector
 from ovd.clip.load import load_clip
@@ -250,3 +251,13 @@ def test_the_tool_writes_a_run_that_opens_as_a_detector(tmp_path, monkeypatch, c
             run_ensemble(*options)
         assert caught.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_tool_refuses_an_expert_and_a_detector(tmp_path, monkeypatch):
+    save_run(tmp_path / "detector", 0)
+    expert = save_run(tmp_path / "expert", 1, config=CONFIG | {"expert": {"own_layers": 0, "rank": 0}})
+    arguments = [str(tmp_path / name) for name in ("detector", "expert")]
+    monkeypatch.setattr(sys, "argv", ["ovd ensemble", *arguments, "--output", str(tmp_path / "mean")])
+    with pytest.raises(ValueError, match=f"{expert.folder} is of the training of an expert, .* beside its detector"):
+        ensemble_command.main()
+    assert not (tmp_path / "mean").exists()

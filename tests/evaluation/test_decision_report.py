@@ -305,6 +305,20 @@ def test_scores_that_are_no_probabilities_are_said(scale, offset, world, tmp_pat
     assert least == largest == pytest.approx(scale * 0.9 + offset)
 
 
+def test_a_calibrated_detector_is_not_asked_to_be_calibrated():
+    truth = make_truth()
+    results = make_results(truth)
+    low = replace(results, scores=0.04 * results.scores)
+    groups = base_and_novel(truth.categories)
+    words = "all scores are below 0.05, which is too low to count"
+    for own_threshold, advice in ((None, "Rescale the scores, or calibrate"), (0.4, "The detector is calibrated")):
+        warning = measure_decisions(truth, low, groups, own_threshold=own_threshold).warning
+        assert warning is not None
+        assert warning.startswith(words)
+        assert advice in warning
+    assert measure_decisions(truth, results, groups).warning is None
+
+
 def test_a_class_that_is_but_the_parent_of_others_is_not_judged(tmp_path):
     """A detector has none of these; a results file is judged as the detections that it holds."""
     rng = np.random.default_rng(0)

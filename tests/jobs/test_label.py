@@ -98,6 +98,15 @@ def test_candidates_are_below_the_threshold_and_at_a_place_of_their_own():
     assert answer.kept.scores.tolist() == pytest.approx([0.9, 0.5])
 
 
+def test_images_in_folders_below_are_named_where_they_are_left_out(photos, capsys):
+    images_at([str(photos)], recursive=False)
+    words = f"warning: {photos}: 1 images in folders below it are left out; the first: {photos}/deeper/6.png"
+    assert capsys.readouterr().err == f"{words} (--recursive takes them, too)\n"
+    images_at([str(photos)], recursive=True)
+    images_at([str(photos / "deeper")], recursive=False)
+    assert capsys.readouterr().err == ""
+
+
 def test_folders_files_and_patterns(photos, tmp_path):
     def names(*sources: str, recursive: bool = False) -> list[str]:
         root, paths = images_at([str(photos / source) for source in sources], recursive=recursive)

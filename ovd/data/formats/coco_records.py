@@ -149,6 +149,8 @@ class Source:
         value = row.get(field)
         if type(value) is not kind:
             problem = f"is {value!r}, not {kind.__name__}"
+            if field == "id" and isinstance(value, str):
+                problem += f"; ids are whole numbers: number the {name}, and change what refers to them alike"
         elif isinstance(value, int) and abs(value) > np.iinfo(np.int64).max:
             problem = f"is {value}, more than 64 bits hold"
         else:

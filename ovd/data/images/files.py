@@ -103,7 +103,7 @@ def images_at(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Pa
     Args:
         sources: a file is taken whatever its name; of a folder or a pattern, what is named as an image,
             `without_drawn`.
-        recursive: whether folders below a folder are looked into.
+        recursive: whether folders below a folder are looked into; else a warning says how many images lie there.
 
     Raises:
         ValueError: a source has no image.
@@ -115,6 +115,8 @@ def images_at(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Pa
             if not here:
                 hint = "" if recursive else "; --recursive looks into the folders below it, too"
                 raise ValueError(f"{source}: no images ({', '.join(READ_SUFFIXES)}) in this folder{hint}")
+            if not recursive:
+                _warn_of_images_below(Path(source))
             folders.append(os.path.abspath(source))
         else:
             here = [Path(source)] if os.path.isfile(source) else []
@@ -124,6 +126,16 @@ def images_at(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Pa
             folders += [os.path.dirname(os.path.abspath(path)) for path in here]
         found += [os.path.abspath(path) for path in here]
     return Path(os.path.commonpath(folders)), [Path(path) for path in dict.fromkeys(found)]
+
+
+def _warn_of_images_below(folder: Path) -> None:
+    found = files_below(folder, is_image_name)
+    left_out = [path for path in found if path.parent != folder and not is_drawn(path)]
+    if left_out:
+        warn(
+            f"{folder}: {len(left_out)} images in folders below it are left out; the first: {min(left_out)} "
+            "(--recursive takes them, too)"
+        )
 
 
 @dataclass(frozen=True)
