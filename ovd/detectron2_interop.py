@@ -253,9 +253,9 @@ class OvdDetector(nn.Module):
                     f"train.{name} is not supported in detectron2; to train, give MODEL.OVD.CONFIG with "
                     f"train.{name}={off} in MODEL.OVD.OVERRIDES (and init_from=FOLDER for a trained detector)"
                 )
-        image_ids = tuple(int(given.get("image_id", row)) for row, given in enumerate(batched_inputs))
         targets = tuple(self._targets(given) for given in batched_inputs)
-        batch = Batch.without_pairs(images, sizes, targets, image_ids)
+        # In detectron2 ids may be any strings; here they are for messages alone, and none is given.
+        batch = Batch.without_pairs(images, sizes, targets, image_ids=tuple(range(len(targets))))
         generator = step_generator(self._config.train.seed, int(self.step))
         texts = self._text_sampler.sample(batch, generator).to(self.device)
         self.step += 1

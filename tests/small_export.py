@@ -21,6 +21,7 @@ from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
+from ovd.model.t_head import TaskAlignedHead
 from ovd.onnx.session import Detections as OnnxDetections
 from ovd.onnx.session import DetectionSession, Usage
 from ovd.structures import Detections
@@ -40,16 +41,19 @@ def unchecked() -> Iterator[None]:
         jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def random_detector(family: str) -> Detector:
+def random_detector(family: str, *, task_aligned: bool = False) -> Detector:
     """A detector around a family's backbone, with weights at which every part has an effect and boxes differ."""
     torch.manual_seed(1)
     backbone = backbone_of(random_visual(family))
     with torch.no_grad():
         dim = backbone.dense(torch.zeros(1, 3, *[2 * backbone.size_divisor] * 2)).shape[1]
-    detector = detector_around(backbone, "pyramid", "head", text_dim=dim, mean=(0.5,) * 3, std=(0.25,) * 3)
+    mean, std = (0.5,) * 3, (0.25,) * 3
+    detector = detector_around(backbone, "pyramid", "head", text_dim=dim, mean=mean, std=std, task_aligned=task_aligned)
     for parameter in detector.shortcuts.parameters():
         nn.init.normal_(parameter, std=0.05)
-    for part in (detector.head.distances, detector.head.quality):
+    head = detector.head
+    last = (head.quality[-1], head.offsets[-1]) if isinstance(head, TaskAlignedHead) else (head.quality,)
+    for part in (head.distances, *last):
         assert isinstance(part, nn.Conv2d)
         nn.init.normal_(part.weight, std=0.1)
     detector.set_bias(-3.0)

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from ovd.build.crops import SECOND_LOOK, build_region_teacher, views_of
 from ovd.build.detector import build_detector, configured_clip, resolve_compute
 from ovd.build.trained import build_start
 from ovd.clip.load import Clip
 from ovd.config import TrainConfig
 from ovd.engine.step import Criterion
+from ovd.model.backbone import Backbone
 from ovd.model.detector import Detector
 
 
@@ -31,14 +34,30 @@ def build_learner(config: TrainConfig, *, num_classes: int) -> Learner:
         num_classes: number of classes that are trained on.
 
     Raises:
-        ValueError: a setting does not fit the backbone, or the starting detector not the config.
+        ValueError: a setting does not fit the backbone or the device, or the starting detector not the config.
     """
     compute = resolve_compute(config)
     clip = configured_clip(config.clip)
     # Before the detector, whose training changes CLIP's weights.
     teacher = build_region_teacher(config, clip, compute)
     detector = build_detector(config, clip, num_classes=num_classes)
+    if config.train.deterministic:
+        check_deterministic(detector.backbone, device)
     if config.eval.second_look is not None:  # which comes into use when the training is over
         views_of(config.eval.second_look, clip.model.visual, detector.backbone.strides[-1], section=SECOND_LOOK)
     start = build_start(config, compute)
     return Learner(clip, detector, Criterion(config.train, config.data.pairs, teacher, start))
+
+
+def check_deterministic(backbone: Backbone, device: torch.device) -> None:
+    """Check that a device can compute all gradients of a backbone with the same bits every time.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if device.type == "cuda" and any(parameter.requires_grad for parameter in backbone.resampled_parameters()):
+        raise ValueError(
+            "train.deterministic=true: on a GPU torch has no gradient with the same bits every time for a "
+            "transformer's position embeddings, which are resampled to each image's size. Freeze them with "
+            "detector.frozen_layers=1 or detector.freeze_backbone=true, or set train.deterministic=false"
+        )

@@ -84,6 +84,11 @@ class Backbone(nn.Module, ABC):
         """Parameters that only `encode` depends on, neither the features nor the dense feature."""
         return []
 
+    def resampled_parameters(self) -> list[nn.Parameter]:
+        """Parameters that are resampled to the size of the images; on a GPU torch sums their gradient in another order
+        each time, and refuses to where it is to be the same (`train.deterministic`)."""
+        return []
+
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass, which takes less memory and more time.
 

@@ -260,6 +260,9 @@ class OpenClipTransformerBackbone(TransformerBackbone):
         pool = [] if visual.attn_pool is None else list(visual.attn_pool.parameters())
         return [*last, *pool, *visual.ln_post.parameters(), *([] if visual.proj is None else [visual.proj])]
 
+    def resampled_parameters(self) -> list[nn.Parameter]:
+        return [self.visual.positional_embedding]
+
 
 class TimmTransformerBackbone(TransformerBackbone):
     """timm's VisionTransformer (SigLIP, SigLIP 2) and Eva (EVA01, EVA02) in an open_clip model."""
@@ -315,6 +318,10 @@ class TimmTransformerBackbone(TransformerBackbone):
         if self.takes_class_token:
             modules.append(self._blocks[-1])
         return [parameter for module in modules if module is not None for parameter in module.parameters()]
+
+    def resampled_parameters(self) -> list[nn.Parameter]:
+        positions = self.trunk.pos_embed
+        return [] if positions is None else [positions]
 
 
 def rope_of_any_grid(rope: nn.Module) -> RotaryEmbeddingCat:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torchvision.ops  # noqa: F401  # has torch.ops.torchvision loaded
 from jaxtyping import Float
 from torch import Tensor
-from torchvision.ops import roi_align
+from torch.nn import functional as F
 
 from ovd.clip.tiny_net import TinyNet
 
@@ -40,8 +41,11 @@ def square_crops(
         boxes: xyxy in pixels, of each image.
     """
     squares = []
-    for of_image in boxes:
+    for row, of_image in enumerate(boxes):
         centers = (of_image[:, :2] + of_image[:, 2:]) / 2
         halves = (of_image[:, 2:] - of_image[:, :2]).amax(dim=1, keepdim=True) * context / 2
-        squares.append(torch.cat([centers - halves, centers + halves], dim=1).to(pixels.dtype))
-    return roi_align(pixels, squares, side, sampling_ratio=-1, aligned=True)
+        square = torch.cat([centers - halves, centers + halves], dim=1).to(pixels.dtype)
+        squares.append(F.pad(square, (1, 0), value=row))
+    # Not torchvision's function: with `train.deterministic` a GPU would take its form in Python, whose gradient has the
+    # same bits every time. It repeats an image's border outside, and for each pixel looks at the whole image.
+    return torch.ops.torchvision.roi_align(pixels, torch.cat(squares), 1.0, side, side, -1, True)

@@ -6,7 +6,7 @@ sqrt(class probability x quality).
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -108,13 +108,44 @@ def look_up(sides: Float[Tensor, "B 4 h w"], offsets: Float[Tensor, "B 8 h w"]) 
         offsets: x and y of left, top, right, bottom in turn, in cells; beyond the border the border's value is used.
     """
     batch, _, height, width = sides.shape
-    y, x = torch.meshgrid(
-        torch.arange(height, device=sides.device), torch.arange(width, device=sides.device), indexing="ij"
-    )
-    cells = torch.stack([x, y], dim=-1) + offsets.reshape(batch * 4, 2, height, width).permute(0, 2, 3, 1)
-    # For grid_sample the outer borders of the first and last cell are -1 and 1.
-    grid = (2 * cells + 1) / torch.tensor([width, height], device=sides.device) - 1
-    sampled = F.grid_sample(
-        sides.reshape(batch * 4, 1, height, width), grid, padding_mode="border", align_corners=False
-    )
+    row, column = torch.arange(height, device=sides.device), torch.arange(width, device=sides.device)
+    moved = offsets.reshape(batch * 4, 2, height, width)
+    x, y = column + moved[:, 0], row[:, None] + moved[:, 1]
+    maps = sides.reshape(batch * 4, 1, height, width)
+    if sides.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return interpolate_at(maps[:, 0], x, y).view(batch, 4, height, width)
+    # For grid_sample the outer borders of the first and last cell are -1 and 1. Sides are divided by one at a time,
+    # since a tensor of both would be copied to a GPU, which the capture of a CUDA graph forbids.
+    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
+    sampled = F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
     return sampled.reshape(batch, 4, height, width)
+
+
+def interpolate_at(
+    maps: Float[Tensor, "N h w"], x: Float[Tensor, "N H W"], y: Float[Tensor, "N H W"]
+) -> Float[Tensor, "N H W"]:
+    """Bilinear samples of maps at cells, whose gradient has the same bits every time on a GPU, too; slower than
+    grid_sample, whose gradient has not.
+
+    Args:
+        x, y: beyond the border the border's value is used.
+    """
+    height, width = maps.shape[1:]
+    left, x_share = _cell_before(x, width)
+    top, y_share = _cell_before(y, height)
+    right, bottom = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
+    first = height * width * torch.arange(len(maps), device=maps.device)[:, None, None]
+    numbers = maps.flatten()
+    upper, lower = (
+        torch.lerp(numbers[first + row * width + left], numbers[first + row * width + right], x_share)
+        for row in (top, bottom)
+    )
+    return torch.lerp(upper, lower, y_share)
+
+
+def _cell_before(at: Float[Tensor, "N H W"], length: int) -> tuple[Int[Tensor, "N H W"], Float[Tensor, "N H W"]]:
+    """The last of so many cells at or before a place, and how far the place is from it; no further than the border."""
+    # At the border and beyond there is no gradient, as in grid_sample.
+    inside = torch.where((at > 0) & (at < length - 1), at, at.detach().clamp(0, length - 1))
+    before = inside.detach().floor()
+    return before.long(), inside - before

@@ -57,6 +57,10 @@ def test_every_family_of_backbones_is_exported(family, tmp_path):
     check_equal(both_forms(random_detector(family), tmp_path / "model.onnx", OPTIONS), rounds=8)
 
 
+def test_a_task_aligned_head_is_exported_for_images_of_any_size(tmp_path):
+    check_equal(both_forms(random_detector(QUICK, task_aligned=True), tmp_path / "model.onnx", OPTIONS), rounds=4)
+
+
 def test_a_vocabulary_of_1203_names(vit):
     inference, session = vit
     images, sizes = noise_of(1, 64, 96)

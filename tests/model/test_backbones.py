@@ -24,7 +24,9 @@ from small_detector import detector_around
 from timm.layers import DropPath, drop_path
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from ovd.build.learner import check_deterministic
 from ovd.model.backbone_convolution import TimmConvolutionBackbone
 from ovd.model.backbone_families import backbone_of
 from ovd.model.backbone_transformer import TransformerBackbone
@@ -225,6 +227,35 @@ def test_recomputed_activations_give_the_same_gradients(visual, family):
     for name, gradient in gradients[0].items():
         scale = float(gradient.abs().max()) + 1e-6
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4 * scale, rtol=1e-3, msg=name)
+
+
+class Operations(TorchDispatchMode):
+    """Notes the names of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_same_bits_on_a_gpu_are_refused_where_a_resampling_has_a_gradient(visual, family):
+    backbone, resamples = backbone_of(copy.deepcopy(visual)), []
+    for _ in range(2):
+        with Operations() as found:
+            backbone.dense(images_of(*sizes(family)[1])).sum().backward()
+        resamples.append(any("upsample" in name and "backward" in name for name in found.names))
+        check_deterministic(backbone, torch.device("cpu"))
+        if resamples[-1]:
+            with pytest.raises(ValueError, match="frozen_layers=1"):
+                check_deterministic(backbone, torch.device("cuda"))
+        else:
+            check_deterministic(backbone, torch.device("cuda"))
+        for parameter in backbone.layers()[0]:  # as detector.frozen_layers does it
+            parameter.requires_grad_(False)
+    assert resamples == [isinstance(backbone, TransformerBackbone), False]
 
 
 def test_the_librarys_own_forward_pass_gives_the_same_afterwards(visual, family):

@@ -1,10 +1,14 @@
 """Crops against plain slicing and resizing."""
 
+import sys
+
+import pytest
 import torch
 from torch.nn import functional as F
 
 from ovd.clip.load import build_on_meta
 from ovd.model.crops import TINY_SIDE, crop_side, square_crops
+from ovd.precision import deterministic
 
 
 def make_pixels() -> torch.Tensor:
@@ -33,6 +37,19 @@ def test_a_long_box_becomes_the_square_around_it_with_the_mean_color_outside():
     torch.testing.assert_close(crop[:, 18:], torch.ones(3, 22, 40), atol=1e-5, rtol=0)
     (wider,) = square_crops(pixels, [torch.tensor([[16.0, 8.0, 32.0, 24.0]])], 16, context=1.5)
     assert wider.shape == (3, 16, 16)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU has one way to cut crops")
+def test_crops_are_the_same_where_a_gpu_has_to_give_the_same_bits(monkeypatch):
+    # What torchvision has in Python then, for its gradient; where torch cannot compile it, it is not used.
+    of_torchvision = sys.modules["torchvision.ops.roi_align"]
+    monkeypatch.setattr(of_torchvision, "is_compile_supported", lambda _device: True)
+    monkeypatch.setattr(of_torchvision, "_roi_align", None)
+    pixels, box = torch.ones(1, 3, 40, 56), torch.tensor([[0.0, 0.0, 40.0, 8.0]])
+    expected = square_crops(pixels, [box], 20)
+    assert (expected == 0).any()
+    with deterministic(True):
+        torch.testing.assert_close(square_crops(pixels.cuda(), [box.cuda()], 20).cpu(), expected)
 
 
 def test_images_without_boxes_have_no_crops():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ovd.model.t_head import TaskAlignedHead, TaskDecomposition, look_up, move_sides
+from ovd.model.t_head import TaskAlignedHead, TaskDecomposition, interpolate_at, look_up, move_sides
 
 
 def test_no_offset_looks_nowhere_else():
@@ -33,6 +33,43 @@ def test_sides_are_looked_up_bilinearly_and_not_beyond_the_border(size):
                     x, y = (offsets[image, 2 * side + axis, row, column].item() for axis in (0, 1))
                     expected = between([between(line, column + x) for line in cells], row + y)
                     assert found[image, side, row, column].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (1, 3), (1, 1)])
+def test_samples_with_a_gradient_of_the_same_bits_are_those_of_grid_sample(size):
+    height, width = size
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(8, height, width, generator=generator, dtype=torch.float64).requires_grad_()
+    offsets = (3 * torch.randn(2, 8, height, width, generator=generator, dtype=torch.float64)).requires_grad_()
+    moved = offsets.reshape(8, 2, height, width)
+    found = interpolate_at(maps, torch.arange(width) + moved[:, 0], torch.arange(height)[:, None] + moved[:, 1])
+    expected = look_up(maps.view(2, 4, height, width), offsets).view_as(found)
+    torch.testing.assert_close(found, expected)
+    slope = torch.randn(found.shape, generator=generator, dtype=torch.float64)
+    given = torch.autograd.grad(found, (maps, offsets), slope)
+    torch.testing.assert_close(given, torch.autograd.grad(expected, (maps, offsets), slope))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_head_can_be_captured_in_a_cuda_graph():
+    head = TaskAlignedHead(32, 2, [8, 16]).cuda()
+    pyramid = [torch.randn(2, 32, 4, 6, device="cuda"), torch.randn(2, 32, 2, 3, device="cuda")]
+    inputs = tuple(level.requires_grad_() for level in pyramid)
+    module = _OnLevels(head).cuda()
+    wanted = module(*inputs)
+    graphed = torch.cuda.make_graphed_callables(_OnLevels(head), inputs, allow_unused_input=True)
+    torch.testing.assert_close(graphed(*inputs), wanted)
+
+
+class _OnLevels(torch.nn.Module):
+    """A head that takes its levels one by one, as CUDA graphs do."""
+
+    def __init__(self, head: TaskAlignedHead):
+        super().__init__()
+        self.head = head
+
+    def forward(self, *levels: torch.Tensor) -> torch.Tensor:
+        return self.head(list(levels))[1]
 
 
 def distances_to(box: list[float], height: int, width: int, stride: int) -> torch.Tensor:
