@@ -186,7 +186,9 @@ def _explain(problem: Any, kind: type[BaseModel]) -> str:
         return f"unknown key {location} with {section}.kind={kinds[0]}; set {section}.kind={others[0]}"
     known = _known_keys(kind)
     nearest = difflib.get_close_matches(key, [name.rsplit(".", 1)[-1] for name in known], n=1)
-    hint = next((name for name in known if nearest and name.rsplit(".", 1)[-1] == nearest[0]), None)
+    alike = [name for name in known if nearest and name.rsplit(".", 1)[-1] == nearest[0]]
+    in_section = [name for name in alike if name.rpartition(".")[0] == section]  # several sections have a `seed`
+    hint = next(iter(in_section or alike), None)
     hint = next((name for name in known if name == OTHERS_WORDS.get(key)), hint)
     return f"unknown key {location}" + (f"; did you mean {hint}?" if hint else "")
 
