@@ -164,7 +164,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         value = read_value(text, f"override {override!r}")
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if last == "kind" and section.get("kind", DEFAULT_KINDS.get(parents[-1] if parents else "")) != value:
+    usual_kind = DEFAULT_KINDS.get(parents[-1]) if parents else None
+    if last == "kind" and usual_kind is not None and section.get("kind", usual_kind) != value:
         section.clear()  # the settings of another kind do not apply
     section[last] = value
 

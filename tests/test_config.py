@@ -249,6 +249,15 @@ def test_of_keys_with_the_nearest_name_that_of_the_same_section_is_named(tmp_pat
         load_config(write(tmp_path, MINIMAL), [f"{key}=1"], TrainConfig)
 
 
+@pytest.mark.parametrize("key", ["kind", "train.kind"])
+def test_a_kind_of_what_has_none_is_the_only_fault(tmp_path, key):
+    path = write(tmp_path, MINIMAL)
+    with pytest.raises(ConfigError) as error:
+        load_config(path, [f"{key}=none"], TrainConfig)
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f"{path}: unknown key {key}")
+
+
 @pytest.mark.parametrize(("key", "known"), OTHERS_WORDS.items())
 def test_keys_of_other_trainers_lead_to_those_of_this_one(tmp_path, key, known):
     section = known.split(".")[0]
