@@ -164,7 +164,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         value = read_value(text, f"override {override!r}")
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if last == "kind" and section.get("kind", DEFAULT_KINDS.get(parents[-1] if parents else "")) != value:
+    usual_kind = DEFAULT_KINDS.get(parents[-1]) if parents else None
+    if last == "kind" and usual_kind is not None and section.get("kind", usual_kind) != value:
         section.clear()  # the settings of another kind do not apply
     section[last] = value
 
@@ -186,7 +187,9 @@ def _explain(problem: Any, kind: type[BaseModel]) -> str:
         return f"unknown key {location} with {section}.kind={kinds[0]}; set {section}.kind={others[0]}"
     known = _known_keys(kind)
     nearest = difflib.get_close_matches(key, [name.rsplit(".", 1)[-1] for name in known], n=1)
-    hint = next((name for name in known if nearest and name.rsplit(".", 1)[-1] == nearest[0]), None)
+    alike = [name for name in known if nearest and name.rsplit(".", 1)[-1] == nearest[0]]
+    in_section = [name for name in alike if name.rpartition(".")[0] == section]  # several sections have a `seed`
+    hint = next(iter(in_section or alike), None)
     hint = next((name for name in known if name == OTHERS_WORDS.get(key)), hint)
     return f"unknown key {location}" + (f"; did you mean {hint}?" if hint else "")
 

@@ -234,6 +234,30 @@ def test_an_override_of_a_section_that_is_not_there_makes_it(tmp_path):
     assert found.images == 7
 
 
+@pytest.mark.parametrize(
+    ("key", "known"),
+    [
+        ("train.sed", "train.seed"),  # bank.seed and data.source.seed are there, too
+        ("bank.sed", "bank.seed"),
+        ("eval.batch_sise", "eval.batch_size"),
+        ("eval.compil", "eval.compile"),
+        ("seedd", "bank.seed"),  # in no section: the first
+    ],
+)
+def test_of_keys_with_the_nearest_name_that_of_the_same_section_is_named(tmp_path, key, known):
+    with pytest.raises(ConfigError, match=rf"unknown key {key}; did you mean {known}\?"):
+        load_config(write(tmp_path, MINIMAL), [f"{key}=1"], TrainConfig)
+
+
+@pytest.mark.parametrize("key", ["kind", "train.kind"])
+def test_a_kind_of_what_has_none_is_the_only_fault(tmp_path, key):
+    path = write(tmp_path, MINIMAL)
+    with pytest.raises(ConfigError) as error:
+        load_config(path, [f"{key}=none"], TrainConfig)
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f"{path}: unknown key {key}")
+
+
 @pytest.mark.parametrize(("key", "known"), OTHERS_WORDS.items())
 def test_keys_of_other_trainers_lead_to_those_of_this_one(tmp_path, key, known):
     section = known.split(".")[0]

@@ -97,14 +97,13 @@ def load_clip(
     if (mean is None) != (std is None):
         raise ValueError("clip.mean and clip.std go together; give both or neither")
     folder = model_folder(name)
-    if (folder / CONFIG).is_file():
+    if folder.is_dir():
+        _check_has_config(folder)
         if weights is not None:
             raise ValueError(
                 f"clip.weights is {weights!r}, but {folder} includes its own weights; set clip.weights=null"
             )
         return _load_folder(folder)
-    if folder.is_dir():
-        raise ValueError(f"{folder} is not the folder of a CLIP model: it has no {CONFIG}")
     if name not in open_clip.list_models():
         raise ValueError(f"clip.name {name!r} is neither a folder nor one of open_clip.list_models()")
     if weights is None:
@@ -125,6 +124,16 @@ def load_clip(
 def model_folder(name: str) -> Path:
     """Where a model of this name would lie: the toolkit's own for `tiny`."""
     return TINY_CLIP if name == "tiny" else Path(name)
+
+
+def _check_has_config(folder: Path) -> None:
+    """Check that a folder is that of a CLIP model.
+
+    Raises:
+        ValueError: it has no config.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} is not the folder of a CLIP model: it has no {CONFIG}")
 
 
 def _model_of_file(
@@ -164,10 +173,11 @@ def build_on_meta(name: str) -> tuple[nn.Module, int]:
         name: as in a config: `tiny`, a folder, or a name of open_clip.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or a folder has no model.
     """
     folder = model_folder(name)
     if folder.is_dir():
+        _check_has_config(folder)
         with torch.device("meta"), _without_weights():
             model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, device="meta")
         return model, _folder_dim(folder)

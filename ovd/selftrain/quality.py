@@ -6,7 +6,6 @@ different senses are not. Unlike in average precision, several labels may be cor
 not harm training.
 """
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +24,8 @@ from ovd.selftrain.labels import ShardLabels
 from ovd.selftrain.words import normalized, without_sense
 
 MIN_IOU = 0.5
+_LARGEST = float(np.finfo(np.float32).max)
+"""The largest number of a box, whose coordinates are float32."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _are_objects(boxes: Any, names: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def measure_quality(

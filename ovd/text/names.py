@@ -9,9 +9,6 @@ from ovd.warn import warn
 NAME_LISTS_KEPT = 8
 """Lists of names whose texts a predictor keeps, those of the last calls."""
 
-NAME_LISTS_KEPT = 8
-"""Lists of names whose texts a predictor keeps, those of the last calls."""
-
 
 def clean_name(name: str) -> str:
     """Clean a category name, so that it reads like ordinary text.

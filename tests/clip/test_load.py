@@ -188,6 +188,12 @@ def test_nothing_is_said_of_weights_that_bring_it_themselves(name, weights, said
         load_clip(name, weights, **said)
 
 
+@pytest.mark.parametrize("load", [load_clip, build_on_meta])
+def test_a_folder_without_a_model_is_named(load, tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path} is not the folder of a CLIP model: it has no {CONFIG}"):
+        load(str(tmp_path))
+
+
 def test_weights_that_are_left_out_on_purpose_are_not_warned_of(caplog):
     root = logging.getLogger()
     before = (root.level, list(root.filters))

@@ -219,9 +219,11 @@ def test_true_objects_come_from_the_pairs(tmp_path):
         {"boxes": None, "names": None},
         {"boxes": [[1, 2, "x", 4]], "names": ["cat"]},
         {"boxes": [[1, 2, None, 4]], "names": ["cat"]},
+        {"boxes": [[1, 2, 10**400, 4]], "names": ["cat"]},
+        {"boxes": [[1, 2, 1e300, 4]], "names": ["cat"]},
         {"boxes": [BOX], "names": [7]},
     ],
-    ids=str,
+    ids=lambda info: str(info)[:60],
 )
 def test_true_objects_that_do_not_fit_together_are_named(tmp_path, info):
     write_pair_shards(tmp_path, [Pair("a", b"", "", info)], pairs_per_shard=1)
