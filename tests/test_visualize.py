@@ -1,3 +1,5 @@
+"""Drawn detections: which are shown, where their boxes and letters stand, and grids of pictures."""
+
 from pathlib import Path
 
 import numpy as np

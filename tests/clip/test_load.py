@@ -1,3 +1,5 @@
+"""Loading a CLIP model: which weights, names and folders are taken, and what is refused in one line."""
+
 import logging
 import os
 import socket

@@ -1,3 +1,5 @@
+"""Reading image files: the right pixels of every format, turned upright, or an error that says what is wrong."""
+
 import os
 import struct
 import subprocess

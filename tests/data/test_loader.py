@@ -1,3 +1,5 @@
+"""Training and evaluation batches: images in their order and their boxes, for any workers, faults and start step."""
+
 import json
 import os
 import signal

@@ -1,3 +1,5 @@
+"""Tar shards of pairs of image and caption: what is written is read, and what is damaged or odd is named or counted."""
+
 import gc
 import gzip
 import hashlib

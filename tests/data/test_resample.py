@@ -1,3 +1,5 @@
+"""Resized photographs: each point comes from where the factors say, and smaller ones are means over areas."""
+
 from io import BytesIO
 
 import cv2

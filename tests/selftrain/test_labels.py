@@ -1,3 +1,5 @@
+"""The file of a shard's pseudo-labels: what is written is read, and what is not whole or another's is refused."""
+
 import json
 import os
 import subprocess
