@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from scripts import module_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,12 +26,7 @@ def navigation(entries: list[Any]) -> list[str]:
 @pytest.fixture(scope="module")
 def hooks() -> ModuleType:
     pytest.importorskip("mkdocs", reason="the extra docs is not installed")
-    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of("docs/hooks.py")
 
 
 def test_every_page_is_in_the_navigation():

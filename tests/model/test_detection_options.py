@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from plain_iou import iou
 from pydantic import ValidationError
 from test_postprocess import BIAS, SCALE, assert_equal, make_predictions, make_text
 from torch import Tensor
@@ -58,14 +59,6 @@ def detect(
         ensemble=ensemble,
         look=look,
     )
-
-
-def iou(one: Box, other: Box) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return shared / (sum(areas) - shared)
 
 
 def suppress(ranked: list, threshold: float, box_of: Callable, rivals: Callable) -> list:
