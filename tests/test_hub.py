@@ -259,9 +259,11 @@ def test_a_clip_folder_goes_along_whatever_its_weights_are_called(tmp_path, name
         torch.save(weights, tmp_path / "my_clip" / name)
     else:
         save_file(weights, tmp_path / "my_clip" / name)
-    Predictor(trained_detector(str(tmp_path / "my_clip"))).save_pretrained(tmp_path / "given")
+    predictor = Predictor(trained_detector(str(tmp_path / "my_clip")))
+    expected = predictor(IMAGE, NAMES)
+    predictor.save_pretrained(tmp_path / "given")
     shutil.rmtree(tmp_path / "my_clip")
-    Predictor.from_pretrained(tmp_path / "given")(IMAGE, NAMES)
+    assert_same(Predictor.from_pretrained(tmp_path / "given")(IMAGE, NAMES), expected)
 
 
 def test_two_detectors_with_the_clip_model_of_one_folder_are_averaged(tmp_path):

@@ -146,7 +146,9 @@ def test_class_counts(miniature_world):
     path = miniature_world / "annotations" / "lvis_val.json"
     index = load_annotations(path, None, format="lvis", report=DataReport())
     content = json.loads(path.read_text())
-    for count in class_counts(index):
+    counts = class_counts(index)
+    assert counts
+    for count in counts:
         (category,) = [row for row in content["categories"] if row["name"] == count.name]
         boxes = [row for row in content["annotations"] if row["category_id"] == category["id"]]
         assert (count.objects, count.images) == (len(boxes), len({row["image_id"] for row in boxes}))

@@ -128,6 +128,7 @@ def test_a_class_has_the_curve_of_an_evaluation_of_it_alone(federated):
     evaluator = (LVISEvaluator if federated else COCOEvaluator)(truth, ())
     evaluator.add_results(make_results(truth), source="results")
     evaluation = evaluator.evaluate()
+    assert evaluation.classes
     for row, precision in zip(evaluation.classes, evaluation.class_precision, strict=True):
         assert precision.mean() == pytest.approx(row.AP50)
         alone = np.array([row.category_id])

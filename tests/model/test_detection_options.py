@@ -314,7 +314,7 @@ def test_keys_of_a_config() -> None:
     assert options.second_look is not None
     assert (options.competition, options.competition_power, options.second_look.weight) == (40, 0.5, 0.4)
     for faulty in ({"one_name_per_place": 1.0}, {"competition": -1}, {"second_look": {"weight": 0}}):
-        with pytest.raises(ValidationError):
+        with pytest.raises(ValidationError, match=r"should be (greater|less) than"):
             DetectionOptions.model_validate(faulty)
 
 
