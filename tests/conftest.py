@@ -1,6 +1,7 @@
 """Fixtures of all tests, and the run-time check of the shapes and types that ovd's signatures declare."""
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,17 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no samples of real data sets at {folder}")
     return folder
+
+
+@pytest.fixture
+def no_network(monkeypatch) -> None:
+    """What HF_HUB_OFFLINE=1 sets, which is read at import; and nothing gets through if it is not heeded."""
+
+    def refuse(*_, **__):
+        raise AssertionError("a test reached for the network")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
+from encoded_images import encode
 from PIL import Image
 
 Rng = np.random.Generator
@@ -34,25 +35,19 @@ def scene(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
     return np.stack([x * 4, y * 6, (x + y) * 2], axis=-1).astype(np.uint8)
 
 
-def encode(image: Image.Image, format: str, **options) -> bytes:
-    file = BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
-
-
 def _options(format: str) -> dict:
     return {"WEBP": {"lossless": True}}.get(format, {})
 
 
 def _lossless(rng: Rng) -> tuple[bytes, Outcome]:
     format = LOSSLESS[rng.integers(len(LOSSLESS))]
-    return encode(Image.fromarray(scene()), format, **_options(format)), Outcome(scene())
+    return encode(scene(), format, **_options(format)), Outcome(scene())
 
 
 def _lossy(rng: Rng) -> tuple[bytes, Outcome]:
     format = LOSSY[rng.integers(len(LOSSY))]
     options = {} if format == "GIF" else {"quality": int(rng.integers(88, 99))}
-    return encode(Image.fromarray(scene()), format, **options), Outcome(scene(), 10 if format == "GIF" else 5)
+    return encode(scene(), format, **options), Outcome(scene(), 10 if format == "GIF" else 5)
 
 
 def _mode(rng: Rng) -> tuple[bytes, Outcome]:
@@ -67,7 +62,7 @@ def _sixteen_bits(rng: Rng) -> tuple[bytes, Outcome]:
     bits = int(rng.choice([10, 12, 14, 16]))
     grey = np.linspace(0, 2**bits - 1, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
     expected = np.repeat((grey >> (bits - 8)).astype(np.uint8)[..., None], 3, axis=2)
-    return encode(Image.fromarray(grey), ["PNG", "TIFF"][rng.integers(2)]), Outcome(expected)
+    return encode(grey, ["PNG", "TIFF"][rng.integers(2)]), Outcome(expected)
 
 
 def _rotated(rng: Rng) -> tuple[bytes, Outcome]:
@@ -78,15 +73,15 @@ def _rotated(rng: Rng) -> tuple[bytes, Outcome]:
     exif[0x0112] = orientation
     if rng.integers(2):
         stored = np.ascontiguousarray(np.rot90(scene(), turns))
-        return encode(Image.fromarray(stored), "PNG", exif=exif), Outcome(scene())
+        return encode(stored, "PNG", exif=exif), Outcome(scene())
     if orientation == 3:
-        return encode(Image.fromarray(scene()), "PNG", exif=exif), Outcome(scene()[::-1, ::-1])
-    return encode(Image.fromarray(scene()), "PNG", exif=exif), Outcome(scene(), num_repairs=1)
+        return encode(scene(), "PNG", exif=exif), Outcome(scene()[::-1, ::-1])
+    return encode(scene(), "PNG", exif=exif), Outcome(scene(), num_repairs=1)
 
 
 def _another_size(rng: Rng) -> tuple[bytes, Outcome]:
     height, width = HEIGHT + int(rng.integers(1, 30)), WIDTH - int(rng.integers(0, 30))
-    return encode(Image.fromarray(scene(height, width)), LOSSLESS[rng.integers(2)]), Outcome(None, codes=("F12",))
+    return encode(scene(height, width), LOSSLESS[rng.integers(2)]), Outcome(None, codes=("F12",))
 
 
 def _huge(rng: Rng) -> tuple[bytes, Outcome]:
@@ -103,19 +98,19 @@ def _no_image(rng: Rng) -> tuple[bytes, Outcome]:
 
 
 def _another_format(rng: Rng) -> tuple[bytes, Outcome]:
-    return encode(Image.fromarray(scene()), ["PPM", "TGA", "PCX", "EPS"][rng.integers(4)]), Outcome(None, codes=("F9",))
+    return encode(scene(), ["PPM", "TGA", "PCX", "EPS"][rng.integers(4)]), Outcome(None, codes=("F9",))
 
 
 def _cut(rng: Rng) -> tuple[bytes, Outcome]:
     """Whole pixels or none: never half an image."""
     format = ["JPEG", "PNG", "BMP", "TIFF"][rng.integers(4)]
-    whole = encode(Image.fromarray(scene()), format)
+    whole = encode(scene(), format)
     expected = np.asarray(Image.open(BytesIO(whole)).convert("RGB"))
     return whole[: rng.integers(len(whole))], Outcome(expected, codes=("F9",), num_repairs=-1)
 
 
 def _without_end(rng: Rng) -> tuple[bytes, Outcome]:
-    whole = encode(Image.fromarray(scene()), "JPEG", quality=90, progressive=bool(rng.integers(2)))
+    whole = encode(scene(), "JPEG", quality=90, progressive=bool(rng.integers(2)))
     expected = np.asarray(Image.open(BytesIO(whole)).convert("RGB"))
     return whole[: -1 - int(rng.integers(2))], Outcome(expected, num_repairs=1)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from merged import merged
 from PIL import Image
 from safetensors.torch import save_file
 from small_backbones import DIM, FAMILIES, randomize
@@ -45,9 +46,7 @@ def small_align_config(output: Path, images: Path, **changes: Any) -> AlignConfi
             "steps": 6, "batch_size": 2, "warmup_steps": 1, "save_every": 2, "precision": "float32", "threads": 1,
         },
     }  # fmt: skip
-    for name, change in changes.items():
-        values[name] = {**values.get(name, {}), **change} if isinstance(change, dict) else change
-    return parse_config(values, AlignConfig, "test")
+    return parse_config(merged(values, changes), AlignConfig, "test")
 
 
 def write_clip_folder(folder: Path, family: str) -> Path:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from cores import THREADS
+from merged import merged
 
 from ovd.config import TrainConfig
 from ovd.config_files import parse_config
@@ -26,6 +27,4 @@ def fine_tuning_config(output: Path, source: dict[str, str], **changes: Any) -> 
         "detector": {"channels": 32, "num_convs": 1},
         "eval": {"candidates": 200, "max_detections": 50},
     }
-    for name, change in changes.items():
-        values[name] = {**values.get(name, {}), **change} if isinstance(change, dict) else change
-    return parse_config(values, TrainConfig, "test")
+    return parse_config(merged(values, changes), TrainConfig, "test")

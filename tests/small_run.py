@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from cores import THREADS
+from merged import merged
 
 from ovd.config import TrainConfig
 from ovd.config_files import parse_config
@@ -36,6 +37,4 @@ def small_config(output: Path, world: Path, **changes: Any) -> TrainConfig:
             "deterministic": torch.cuda.is_available(),
         },
     }
-    for name, change in changes.items():
-        values[name] = {**values.get(name, {}), **change} if isinstance(change, dict) else change
-    return parse_config(values, TrainConfig, "test")
+    return parse_config(merged(values, changes), TrainConfig, "test")

@@ -1,6 +1,5 @@
 """A server of a small detector in a thread of the tests' process, behind a real socket."""
 
-import io
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +9,7 @@ from typing import Any
 
 import httpx2
 import numpy as np
-from PIL import Image
+from encoded_images import encode
 
 from ovd.serve.answerer import Answerer
 from ovd.serve.app import build_app
@@ -74,7 +73,4 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def png(height: int = 48, width: int = 64, *, seed: int = 0) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
+    return encode(np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8), "PNG")

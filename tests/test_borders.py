@@ -16,29 +16,30 @@ BELOW_BUILD = (
 WHOLE_CONFIGS = {"TrainConfig", "AblationConfig", "AlignConfig", "PretrainConfig"}
 
 
-def files_of(part: str) -> list[Path]:
-    return [OVD / part] if part.endswith(".py") else sorted((OVD / part).rglob("*.py"))
+def files_of(path: Path) -> list[Path]:
+    """The file, or all of a folder, of which there must be some."""
+    files = [path] if path.suffix == ".py" else sorted(path.rglob("*.py"))
+    assert files, path
+    return files
 
 
 @pytest.mark.parametrize("part", BELOW_BUILD)
 def test_nothing_below_build_reads_a_whole_config(part):
-    files = files_of(part)
-    assert files
-    for file in files:
+    for file in files_of(OVD / part):
         names = {node.id for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Name)}
         assert not names & WHOLE_CONFIGS, file
 
 
 @pytest.mark.parametrize("part", ["model", "text", "data", "clip"])
 def test_what_stands_below_config_does_not_import_it(part):
-    for file in files_of(part):
+    for file in files_of(OVD / part):
         assert "ovd.config" not in file.read_text(), file
 
 
 @pytest.mark.parametrize("part", ["ovd", "tools", "tests", "bench"])
 def test_every_name_that_is_used_is_defined_or_imported(part):
     """Which linters do not say here, since letters of shapes in annotations would count as undefined."""
-    for file in sorted((OVD.parent / part).rglob("*.py")):
+    for file in files_of(OVD.parent / part):
         module = symtable.symtable(file.read_text(), str(file), "exec")
         known = {symbol.get_name() for symbol in module.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
         known |= {*dir(builtins), "__file__", "__name__", "__doc__"}
@@ -76,7 +77,7 @@ def test_an_option_is_typed_once():
 
 
 def test_functions_are_short_and_take_few_parameters():
-    for file in sorted([*OVD.rglob("*.py"), *(OVD.parent / "tools").glob("*.py")]):
+    for file in [*files_of(OVD), *files_of(OVD.parent / "tools")]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.FunctionDef) and "triton.jit" not in map(ast.unparse, node.decorator_list):
                 given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]

@@ -1,3 +1,5 @@
+"""Clipped, rescaled and compared boxes against torchvision, for images that are not square."""
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st

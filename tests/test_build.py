@@ -1,3 +1,5 @@
+"""A config becomes data, text bank, detector and optimizer: each setting reaches what it is about."""
+
 import json
 from collections import Counter
 from types import SimpleNamespace

@@ -1,3 +1,5 @@
+"""Config files: bases, overrides, older keys, and a line for whatever is wrong."""
+
 import time
 from pathlib import Path
 

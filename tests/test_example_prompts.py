@@ -1,6 +1,5 @@
 """Classes that are asked for by texts, by examples, or by both; the rows are those of CLIP's own encoders."""
 
-import copy
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +7,13 @@ import pytest
 import torch
 from PIL import Image
 from small_export import unchecked
+from small_trained import small_trained
 from torch.nn import functional as F
 
-from ovd.build.detector import build_detector, untouched_clip
+from ovd.build.detector import untouched_clip
 from ovd.build.prompts import EXAMPLE_VIEWS, Example, Prompt, PromptEncoder
 from ovd.build.text import evaluation_text
 from ovd.build.trained import TrainedDetector
-from ovd.config import TrainConfig
-from ovd.config_files import parse_config
 from ovd.data.images.read import ImageError
 from ovd.jobs.queries import Query, read_example, with_examples
 from ovd.model.crops import square_crops
@@ -30,15 +28,7 @@ BOX = (40.0, 20.0, 104.0, 84.0)
 
 @pytest.fixture(scope="module")
 def trained(tiny_clip) -> TrainedDetector:
-    values = {
-        "output": "none",
-        "detector": {"channels": 32, "num_convs": 1, "freeze_backbone": True},
-        "data": {"size": 96},
-        "train": {"steps": 1, "precision": "float32"},
-    }
-    config = parse_config(values, TrainConfig, "test")
-    torch.manual_seed(0)
-    return TrainedDetector(build_detector(config, copy.deepcopy(tiny_clip)).eval(), config, tiny_clip, ("anchor",))
+    return small_trained(tiny_clip, "anchor", detector={"freeze_backbone": True}, data={"size": 96})
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from run_files import bytes_of
 from safetensors.torch import load_file, save_file
 
 from ovd.build.detector import build_detector
@@ -116,10 +117,10 @@ def test_a_folder_detects_as_the_run_did(run, tmp_path):
 def test_a_folder_that_holds_a_detector_gets_no_other(run, tmp_path):
     """Whose metrics and card would be taken for those of the new one."""
     Predictor.load(run).save_pretrained(tmp_path / "given")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "given").iterdir()}
+    before = bytes_of(tmp_path / "given")
     with pytest.raises(ValueError, match="given already holds a detector"):
         Predictor(replace(trained_detector("tiny"), calibration=None)).save_pretrained(tmp_path / "given")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "given").iterdir()} == before
+    assert bytes_of(tmp_path / "given") == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"config\.json of something else"):
@@ -258,9 +259,11 @@ def test_a_clip_folder_goes_along_whatever_its_weights_are_called(tmp_path, name
         torch.save(weights, tmp_path / "my_clip" / name)
     else:
         save_file(weights, tmp_path / "my_clip" / name)
-    Predictor(trained_detector(str(tmp_path / "my_clip"))).save_pretrained(tmp_path / "given")
+    predictor = Predictor(trained_detector(str(tmp_path / "my_clip")))
+    expected = predictor(IMAGE, NAMES)
+    predictor.save_pretrained(tmp_path / "given")
     shutil.rmtree(tmp_path / "my_clip")
-    Predictor.from_pretrained(tmp_path / "given")(IMAGE, NAMES)
+    assert_same(Predictor.from_pretrained(tmp_path / "given")(IMAGE, NAMES), expected)
 
 
 def test_two_detectors_with_the_clip_model_of_one_folder_are_averaged(tmp_path):

@@ -11,14 +11,13 @@ import pytest
 import torch
 from PIL import Image
 from small_export import unchecked
+from small_trained import small_trained
 
 import ovd.build.prompts
-from ovd.build.detector import build_detector, resolve_device
+from ovd.build.detector import resolve_device
 from ovd.build.prompts import Example, Prompt
 from ovd.build.text import evaluation_text, queries_of_names, score_ensemble, text_of_names
 from ovd.build.trained import TrainedDetector, build_inference
-from ovd.config import TrainConfig
-from ovd.config_files import parse_config
 from ovd.data.annotations import load_annotations
 from ovd.data.images.read import ImageError, read_image
 from ovd.data.loading.loader import Loading
@@ -35,16 +34,8 @@ NAMES = ["anchor", "umbrella", "cat face"]
 
 @pytest.fixture(scope="module")
 def trained(tiny_clip) -> TrainedDetector:
-    values = {
-        "output": "none",
-        "detector": {"channels": 32, "num_convs": 1, "freeze_backbone": True},
-        "data": {"size": 96},
-        "train": {"steps": 1, "precision": "float32"},
-        "eval": {"ensemble": {"base": 0.1, "novel": 0.9}, "max_detections": 20},
-    }
-    config = parse_config(values, TrainConfig, "test")
-    torch.manual_seed(0)
-    return TrainedDetector(build_detector(config, copy.deepcopy(tiny_clip)).eval(), config, tiny_clip, ("anchor",))
+    settings = {"ensemble": {"base": 0.1, "novel": 0.9}, "max_detections": 20}
+    return small_trained(tiny_clip, "anchor", detector={"freeze_backbone": True}, data={"size": 96}, eval=settings)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ import pytest
 import real_layouts
 from cores import THREADS
 from PIL import Image
+from scripts import module_of
 
 import ovd.build.data
 import ovd.data.world.build
@@ -108,12 +109,7 @@ def tool(name: str) -> ModuleType:
     """The module of a script of tools/ (`train.py`) or of a command of ovd (`train`)."""
     if not name.endswith(".py"):
         return importlib.import_module(f"ovd.commands.{name.replace('-', '_')}")
-    spec = importlib.util.spec_from_file_location(f"tool_{Path(name).stem}", ROOT / "tools" / name)
-    assert spec is not None, name
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(f"tools/{name}")
 
 
 def make_recipe(target: str) -> list[str] | None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from run_files import assert_same_tensors
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_run import small_config
@@ -73,7 +74,7 @@ def test_a_student_stopped_and_resumed_ends_with_the_same_bits(tmp_path, miniatu
     config = student_config(resumed, miniature_world, teacher, pairs, **changes)
     train_from_config(config, resume=True, evaluate=False)
     first, second = (load_file(run / "step-000004" / "model.safetensors") for run in (whole, resumed))
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert_same_tensors(first, second)
     started = load_file(teacher / "step-000004" / "ema.safetensors")
     assert any(not torch.equal(first[name], started[name]) for name in started)
     assert "no labels" not in capsys.readouterr().err

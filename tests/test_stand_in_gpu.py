@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from python_process import output_of
+from run_files import losses_of
 
 pytest.importorskip("triton")
 
@@ -94,8 +95,7 @@ def test_with_kernels_and_graphs_a_detector_trains_and_detects_as_on_the_cpu(min
     losses, found = {}, {}
     for device in ("cpu", "cuda"):
         output_of("-c", TRAINING, device, str(tmp_path / device), str(miniature_world), STAND_IN_KERNELS="1")
-        records = map(json.loads, (tmp_path / device / "metrics.jsonl").read_text().splitlines())
-        losses[device] = [record["losses"] for record in records if record["kind"] == "train"]
+        losses[device] = losses_of(tmp_path / device)
         output = tmp_path / f"{device}.pt"
         output_of("-c", DETECTION, device, str(tmp_path / "cpu"), str(output), STAND_IN_KERNELS="1")
         found[device] = torch.load(output)

@@ -1,3 +1,5 @@
+"""What passes between the parts: targets and points, and what they say of images without boxes."""
+
 from dataclasses import replace
 
 import pytest

@@ -30,6 +30,7 @@ def test_so_many_items_are_taken_ahead_and_no_more(threads, ahead):
     for used, result in enumerate(map_ahead(lambda item: item, items(), threads=threads, ahead=ahead), start=1):
         assert result == used - 1
         assert len(taken) == min(12, used + ahead)
+    assert used == 12
 
 
 def test_an_error_comes_where_its_item_is():

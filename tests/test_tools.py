@@ -1,48 +1,17 @@
 """The tools as a user calls them, on a small data set in plain COCO JSON made by hand."""
 
-import contextlib
-import io
 import json
-import runpy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
 from real_layouts import voc_object, voc_xml, yolo_row
+from scripts import run_tool
 
 ROOT = Path(__file__).parents[1]
-
-
-def run_process(*arguments: str | Path) -> None:
-    subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, check=True)
-
-
-def run_tool(*arguments: str | Path, expect: int = 0) -> subprocess.CompletedProcess:
-    """Run a script of tools/ in this process, which saves the seconds of its imports."""
-    script, *options = map(str, arguments)
-    out, error, code = io.StringIO(), io.StringIO(), 0
-    threads = torch.get_num_threads()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.chdir(ROOT),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(error),
-    ):
-        patch.setattr(sys, "argv", [script, *options])
-        try:
-            runpy.run_path(script, run_name="__main__")
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        finally:
-            torch.set_num_threads(threads)
-    assert code == expect, out.getvalue() + error.getvalue()
-    return subprocess.CompletedProcess(arguments, code, out.getvalue(), error.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +48,7 @@ def custom_data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def trained(custom_data) -> Path:
     run = custom_data / "run"
-    run_process(
+    run_tool(
         "tools/train.py", "configs/custom_coco.yaml",
         f"data.source.train_annotations={custom_data}/boxes.json", f"data.source.train_images={custom_data}/photos",
         f"data.source.val_annotations={custom_data}/boxes.json", f"data.source.val_images={custom_data}/photos",

@@ -1,3 +1,5 @@
+"""Drawn detections: which are shown, in which colors, where their boxes stand, and grids of pictures."""
+
 import numpy as np
 import pytest
 import torch

@@ -42,7 +42,7 @@ def build_learner(config: TrainConfig, *, num_classes: int) -> Learner:
     teacher = build_region_teacher(config, clip, compute)
     detector = build_detector(config, clip, num_classes=num_classes)
     if config.train.deterministic:
-        check_deterministic(detector.backbone, device)
+        check_deterministic(detector.backbone, compute.device)
     if config.eval.second_look is not None:  # which comes into use when the training is over
         views_of(config.eval.second_look, clip.model.visual, detector.backbone.strides[-1], section=SECOND_LOOK)
     start = build_start(config, compute)

@@ -1,3 +1,5 @@
+"""COCO's and LVIS's JSON: what each record becomes, what is mended and counted, and what stops with its place."""
+
 import json
 from collections import Counter
 from collections.abc import Sequence

@@ -1,3 +1,5 @@
+"""Overlaps of many groups of boxes against a loop over the groups."""
+
 import numpy as np
 import pytest
 

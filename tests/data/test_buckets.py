@@ -1,3 +1,5 @@
+"""Batches of images of like shape: nothing is lost, little is padded, and the order follows from seed and step."""
+
 import itertools
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Changes of color: one matrix for all is the changes one after another, and they are those of HSV."""
+
 import random
 from itertools import permutations
 

@@ -194,6 +194,7 @@ def test_the_same_boxes_give_the_same_training_batches(format, pictures, tmp_pat
         config = tiny_config(source(name, WRITERS[name](pictures, BOXES), pictures), tmp_path / "run")
         index = load_training_index(config, DataReport())
         batches.append(list(training_batches(config, index, first_samples=NO_SAMPLES, size_divisor=32)(0)))
+    assert len(batches[0]) == 2
     for coco, other in zip(*batches, strict=True):
         assert other.image_ids == coco.image_ids
         torch.testing.assert_close(other.images, coco.images, rtol=0, atol=0)

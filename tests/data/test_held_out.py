@@ -98,7 +98,7 @@ def test_a_changed_image_or_name_leaves_the_place_of_all_others(index):
 
 @pytest.mark.parametrize("options", [{"images": 0}, {"names": -0.1}, {"names": 1.0}])
 def test_shares_and_counts_out_of_range_are_refused(options):
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError, match=r"should be (greater|less) than"):
         CalibrationOptions(**options)
 
 

@@ -1,3 +1,5 @@
+"""Reading image files: the right pixels of every format, turned upright, or an error that says what is wrong."""
+
 import os
 import struct
 import subprocess
@@ -6,13 +8,13 @@ import warnings
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 
 import cv2
 import image_edits
 import numpy as np
 import pytest
+from encoded_images import encode
 from photo import photo
 from PIL import Image
 
@@ -29,15 +31,9 @@ def scene() -> np.ndarray:
     return np.stack([x * 4, y * 6, (x + y) * 2], axis=-1).astype(np.uint8)
 
 
-def encode(image: Image.Image, format: str, **options) -> bytes:
-    file = BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
-
-
 @pytest.mark.parametrize("format", ["PNG", "BMP"])
 def test_lossless_files_give_the_very_pixels(tmp_path, format):
-    content = encode(Image.fromarray(scene()), format)
+    content = encode(scene(), format)
     (tmp_path / "image").write_bytes(content)
     for source in (content, tmp_path / "image"):
         pixels = read_image(source, expected_size=(HEIGHT, WIDTH))
@@ -48,7 +44,7 @@ def test_lossless_files_give_the_very_pixels(tmp_path, format):
 
 @pytest.mark.parametrize("format", ["JPEG", "WEBP"])
 def test_lossy_files_give_nearly_the_pixels(format):
-    pixels = read_image(encode(Image.fromarray(scene()), format, quality=95), expected_size=None)
+    pixels = read_image(encode(scene(), format, quality=95), expected_size=None)
     assert np.abs(pixels.astype(int) - scene()).mean() < 3
 
 
@@ -83,7 +79,7 @@ def test_exif_orientation_is_applied(orientation):
 
 
 def test_another_size_than_the_annotations_is_an_error():
-    content = encode(Image.fromarray(scene()), "PNG")
+    content = encode(scene(), "PNG")
     for size in [(HEIGHT, WIDTH + 1), (WIDTH, HEIGHT)]:
         with pytest.raises(ImageError, match=rf"is 40 x 60, the annotation says {size[0]} x {size[1]}") as caught:
             read_image(content, expected_size=size)
@@ -96,9 +92,9 @@ def test_every_mode_becomes_rgb():
     black = Image.new("RGB", rgb.size)
     grey_rgb = np.repeat(grey[..., None], 3, axis=2)
     cases = {
-        "grey": (encode(Image.fromarray(grey), "PNG"), grey_rgb, 0),
-        "16-bit grey": (encode(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"), grey_rgb, 0),
-        "1 bit": (encode(Image.fromarray(grey > 99), "PNG"), np.where(grey_rgb > 99, 255, 0), 0),
+        "grey": (encode(grey, "PNG"), grey_rgb, 0),
+        "16-bit grey": (encode(grey.astype(np.uint16) * 257, "PNG"), grey_rgb, 0),
+        "1 bit": (encode(grey > 99, "PNG"), np.where(grey_rgb > 99, 255, 0), 0),
         "palette": (encode(rgb.quantize(255), "PNG"), np.asarray(rgb.quantize(255).convert("RGB")), 0),
         "CMYK": (encode(rgb.convert("CMYK"), "JPEG", quality=95), scene(), 6),
         "opaque alpha": (encode(rgb.convert("RGBA"), "PNG"), scene(), 0),
@@ -127,7 +123,7 @@ def test_transparent_pixels_are_laid_over_white():
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
 def test_no_cut_of_a_jpeg_is_read_as_half_an_image(tmp_path, options):
-    whole = encode(Image.fromarray(scene()), "JPEG", quality=90, **options)
+    whole = encode(scene(), "JPEG", quality=90, **options)
     expected = read_image(whole, expected_size=None)
     path = tmp_path / "cut.jpg"
     num_refused = 0
@@ -166,7 +162,7 @@ def test_a_jpeg_that_lacks_its_end_marker_alone_is_read_and_one_that_lacks_more_
 
 
 def test_a_progressive_jpeg_without_its_last_scans_is_refused():
-    whole = encode(Image.fromarray(scene()), "JPEG", progressive=True, quality=90)
+    whole = encode(scene(), "JPEG", progressive=True, quality=90)
     scans = [place for place in range(len(whole)) if whole[place : place + 2] == b"\xff\xda"]
     assert len(scans) > 5
     for place in scans[1:]:
@@ -187,7 +183,7 @@ def test_a_progressive_jpeg_without_its_last_scans_is_refused():
 )
 def test_further_formats_are_read_their_first_frame_or_page(tmp_path, format, options, tolerance):
     path = tmp_path / "image.jpg"
-    path.write_bytes(encode(Image.fromarray(scene()), format, **options))
+    path.write_bytes(encode(scene(), format, **options))
     pixels = read_image(path, expected_size=(HEIGHT, WIDTH))
     assert np.abs(pixels.astype(int) - scene()).mean() <= tolerance
     assert read_sizes([path]) == [(HEIGHT, WIDTH)]
@@ -196,11 +192,11 @@ def test_further_formats_are_read_their_first_frame_or_page(tmp_path, format, op
 def test_tiff_of_16_bits_is_read_and_of_32_bits_only_where_they_are_16():
     values = np.arange(HEIGHT * WIDTH, dtype=np.int32).reshape(HEIGHT, WIDTH)
     for dtype in (np.uint16, np.int32):
-        pixels = read_image(encode(Image.fromarray(values.astype(dtype)), "TIFF"))
+        pixels = read_image(encode(values.astype(dtype), "TIFF"))
         np.testing.assert_array_equal(pixels[..., 0], values >> 4)  # 12 bits are used
     for array in (values * 1000, values - 1, values.astype(np.float32)):
         with pytest.raises(ImageError, match="save the image with 8 or 16 bits"):
-            read_image(encode(Image.fromarray(array), "TIFF"))
+            read_image(encode(array, "TIFF"))
 
 
 def sixteen_bit_file(values: np.ndarray, format: str, orientation: int = 1) -> bytes:
@@ -268,7 +264,7 @@ def test_colors_of_16_bits_that_are_stored_turned_are_shown_upright(bits):
 def test_a_grey_tiff_in_which_0_is_white_is_turned_round(dtype):
     values = scene()[..., 0].astype(dtype) * (257 if dtype == np.uint16 else 1)
     values[0, 0] = np.iinfo(dtype).max
-    content = bytearray(encode(Image.fromarray(values), "TIFF"))
+    content = bytearray(encode(values, "TIFF"))
     photometric = content.index(struct.pack("<HHI", 262, 3, 1))
     assert content[photometric + 8] == 1
     content[photometric + 8] = 0
@@ -286,7 +282,7 @@ def test_what_is_no_image_is_refused(content):
 def test_other_formats_are_refused_whatever_their_name(tmp_path):
     for format in ("PPM", "EPS", "PCX", "TGA"):
         path = tmp_path / f"{format}.jpg"
-        path.write_bytes(encode(Image.fromarray(scene()), format))
+        path.write_bytes(encode(scene(), format))
         with pytest.raises(ImageError, match="not a JPEG, PNG, WEBP, BMP, TIFF, GIF, AVIF, JPEG2000 image"):
             read_image(path, expected_size=None)
 
@@ -331,7 +327,7 @@ def test_decompression_bombs_are_refused_by_their_header(height, width):
 
 
 def test_the_pixel_cap_is_a_parameter():
-    content = encode(Image.fromarray(scene()), "PNG")
+    content = encode(scene(), "PNG")
     assert read_image(content, expected_size=None, max_pixels=HEIGHT * WIDTH).shape == (HEIGHT, WIDTH, 3)
     with pytest.raises(ImageError, match="40 x 60 pixels are more than 2399"):
         read_image(content, expected_size=None, max_pixels=HEIGHT * WIDTH - 1)
@@ -356,7 +352,7 @@ except ImageError as error:
 
 
 def test_damaged_exif_does_not_lose_the_image_and_no_warning_escapes():
-    content = encode(Image.fromarray(scene()), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff", quality=95)
+    content = encode(scene(), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff", quality=95)
     assert read_image(content, expected_size=(HEIGHT, WIDTH)).shape == (HEIGHT, WIDTH, 3)
 
 
@@ -402,13 +398,13 @@ def with_late_exif(png: bytes, exif: Image.Exif) -> bytes:
 
 
 def test_the_size_of_a_png_is_read_without_decoding_it(tmp_path, monkeypatch):
-    (tmp_path / "a.png").write_bytes(encode(Image.fromarray(scene()), "PNG"))
+    (tmp_path / "a.png").write_bytes(encode(scene(), "PNG"))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     assert read_sizes([tmp_path / "a.png"]) == [(HEIGHT, WIDTH)]
 
 
 def test_the_size_of_a_bomb_is_refused(tmp_path):
-    (tmp_path / "a.png").write_bytes(encode(Image.fromarray(scene()), "PNG"))
+    (tmp_path / "a.png").write_bytes(encode(scene(), "PNG"))
     (size,) = read_sizes([tmp_path / "a.png"], max_pixels=100)
     assert isinstance(size, ImageError)
     assert size.code == "F10"
@@ -433,7 +429,7 @@ def test_the_size_of_a_bomb_is_refused(tmp_path):
     ],
 )
 def test_a_jpeg_is_decoded_to_the_smallest_part_of_its_sides_that_will_do(height, width, longest_side, reduction):
-    content = encode(Image.fromarray(image_edits.scene(height, width)), "JPEG")
+    content = encode(image_edits.scene(height, width), "JPEG")
     decoded = decode_image(content, longest_side=longest_side, expected_size=(height, width))
     assert decoded.reduction == reduction
     assert decoded.pixels.shape == (height // reduction, width // reduction, 3)
@@ -447,7 +443,7 @@ def test_a_jpeg_is_decoded_to_the_smallest_part_of_its_sides_that_will_do(height
     [(95, "4:4:4", 0.4), (90, "4:2:0", 0.5), (75, "4:2:0", 0.65), (50, "4:2:0", 0.65), (90, "4:2:2", 2.5)],
 )
 def test_reduced_pixels_are_nearly_means_over_areas_of_all(reduction, quality, subsampling, limit):
-    content = encode(Image.fromarray(photo()), "JPEG", quality=quality, subsampling=subsampling, progressive=True)
+    content = encode(photo(), "JPEG", quality=quality, subsampling=subsampling, progressive=True)
     found = decode_image(content, longest_side=600 // reduction).pixels
     areas = cv2.resize(read_image(content), (512 // reduction, 600 // reduction), interpolation=cv2.INTER_AREA)
     difference = found.astype(int) - areas
@@ -463,7 +459,7 @@ def test_a_reduced_jpeg_is_turned_like_a_whole_one(orientation):
     exif[0x0112] = orientation
     y, x = np.mgrid[:48, :64]
     slopes = np.stack([x * 3, y * 5, (x + y) * 2], axis=-1).astype(np.uint8)
-    content = encode(Image.fromarray(slopes), "JPEG", quality=95, exif=exif)
+    content = encode(slopes, "JPEG", quality=95, exif=exif)
     whole, reduced = decode_image(content).pixels, decode_image(content, longest_side=32).pixels
     means = whole.reshape(whole.shape[0] // 2, 2, whole.shape[1] // 2, 2, 3).mean(axis=(1, 3))
     assert np.abs(reduced - means).mean() < 1
@@ -480,12 +476,12 @@ def test_jpegs_of_other_modes_are_reduced(mode):
 
 def test_only_jpegs_are_reduced():
     for format in ("PNG", "WEBP", "BMP", "GIF"):
-        content = encode(Image.fromarray(image_edits.scene(64, 64)), format)
+        content = encode(image_edits.scene(64, 64), format)
         assert decode_image(content, longest_side=8).pixels.shape == (64, 64, 3)
 
 
 def test_a_damaged_jpeg_is_told_of_alike_where_it_would_be_reduced():
-    content = encode(Image.fromarray(photo()), "JPEG")
+    content = encode(photo(), "JPEG")
     repaired = decode_image(content[:-2], longest_side=75)
     assert repaired.without_end
     assert repaired.reduction == 1
@@ -516,7 +512,7 @@ def test_a_lossless_jpeg_which_cannot_be_reduced_is_read():
 
 def test_a_jpeg_that_repeats_its_scans_without_end_is_refused():
     """Each scan takes as long as another, whatever its bytes are."""
-    whole = encode(Image.fromarray(scene()), "JPEG", progressive=True, quality=60)
+    whole = encode(scene(), "JPEG", progressive=True, quality=60)
     last = whole.rindex(b"\xff\xda")
     scan = whole[last:-2]
     for repeats, is_read in ((20, True), (200, False)):
@@ -530,16 +526,16 @@ def test_a_jpeg_that_repeats_its_scans_without_end_is_refused():
 
 
 def test_only_files_that_may_have_many_scans_are_searched_for_them():
-    plain = encode(Image.fromarray(scene()), "JPEG")
+    plain = encode(scene(), "JPEG")
     assert jpeg_header(plain + plain[plain.index(b"\xff\xda") :] * 200, 100).num_scans == 1
-    assert jpeg_header(encode(Image.fromarray(scene()), "PNG"), 0) == JpegHeader()
-    progressive = encode(Image.fromarray(scene()), "JPEG", progressive=True)
+    assert jpeg_header(encode(scene(), "PNG"), 0) == JpegHeader()
+    progressive = encode(scene(), "JPEG", progressive=True)
     assert jpeg_header(progressive, 5).num_scans == 6
     assert jpeg_header(progressive, 100).num_scans == progressive.count(b"\xff\xda") > 6
 
 
 def test_filters_of_warnings_are_the_callers_after_threads_have_read_images():
-    content = encode(Image.fromarray(scene()), "PNG")
+    content = encode(scene(), "PNG")
     before = list(warnings.filters)
     with ThreadPoolExecutor(4) as pool:
         for _ in range(5):
@@ -549,7 +545,7 @@ def test_filters_of_warnings_are_the_callers_after_threads_have_read_images():
 
 def test_the_callers_own_limit_of_pixels_holds_beyond_pillows(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH - 1)  # which Pillow warns of, and no more
-    content = encode(Image.fromarray(scene()), "PNG")
+    content = encode(scene(), "PNG")
     assert read_image(content, max_pixels=HEIGHT * WIDTH).shape == (HEIGHT, WIDTH, 3)
     with pytest.raises(ImageError, match=f"{HEIGHT} x {WIDTH} pixels are more than {HEIGHT * WIDTH - 1}"):
         read_image(content, max_pixels=HEIGHT * WIDTH - 1)

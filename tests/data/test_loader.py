@@ -1,3 +1,5 @@
+"""Training and evaluation batches: images in their order and their boxes, for any workers, faults and start step."""
+
 import json
 import os
 import signal
@@ -244,7 +246,9 @@ def photos(tmp_path) -> AnnotationIndex:
 def test_boxes_are_exact_where_less_of_a_jpeg_is_decoded(photos):
     transform = TrainTransform(size=300, scale=(0.1, 1), flip=0.5, color=0)
     order = order_of(photos, batch_size=8)
-    for step, batch in enumerate(load_train(photos, order, steps=range(6), transform=transform)):
+    batches = load_train(photos, order, steps=range(6), transform=transform)
+    assert len(batches) == 6
+    for step, batch in enumerate(batches):
         for row, (image, seed) in enumerate(order.batch(step)):
             pixels, labels = transform(read_image(photos.encoded(image)), photos.record(image).labels, seed)
             height, width = batch.sizes[row].tolist()
@@ -327,7 +331,9 @@ def test_a_mosaic_with_a_broken_tile_is_left_out_and_names_it(index):
 def test_a_batch_may_lose_all_its_samples(index):
     for path in Path(index.images_root).glob("*.png"):
         path.unlink()
-    for batch in load_train(index, steps=range(2)):
+    batches = load_train(index, steps=range(2))
+    assert len(batches) == 2
+    for batch in batches:
         assert batch.images.shape == (0, 3, 32, 32)
         assert batch.sizes.shape == (0, 2)
         assert batch.targets == batch.image_ids == ()
@@ -444,6 +450,7 @@ def test_a_death_between_two_batches_is_raised_with_the_next_one(index):
 def test_mixed_batches_keep_both_and_pad_to_one_size(index):
     annotated = load_train(index, order_of(index, batch_size=3), steps=range(2))
     paired = load_train(index, order_of(index, batch_size=2, seed=5), steps=range(2))
+    assert len(annotated) == 2
     for first, second, mixed in zip(annotated, paired, mix_batches(iter(annotated), iter(paired)), strict=True):
         assert mixed.is_pair.tolist() == [False, False, False, True, True]
         assert mixed.image_ids == first.image_ids + second.image_ids

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from encoded_images import encode
 from PIL import Image
 
 from ovd.data.images.files import images_at, images_below
@@ -119,9 +120,7 @@ def test_addresses_are_not_read(address, folder, monkeypatch):
 
 
 def test_standard_input(monkeypatch):
-    buffer = io.BytesIO()
-    Image.fromarray(PATTERN).save(buffer, "PNG")
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(buffer.getvalue())))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(encode(PATTERN, "PNG"))))
     (picture,) = pictures_of("-")
     assert picture.source == "-"
     assert picture.frame is None

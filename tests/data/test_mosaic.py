@@ -1,3 +1,5 @@
+"""Four images joined to one: every box stays on its object, and what is known of each image still holds."""
+
 from dataclasses import replace
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Images of several sizes in one batch: each at the top left, with the smallest allowed shape around it."""
+
 import pytest
 import torch
 from hypothesis import given, settings

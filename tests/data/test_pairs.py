@@ -1,3 +1,5 @@
+"""Tar shards of pairs of image and caption: what is written is read, and what is damaged or odd is named or counted."""
+
 import gc
 import gzip
 import hashlib
@@ -10,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from run_files import bytes_of
 
 from ovd.data.pairs.tar import MANIFEST_NAME, Pair, PairShards, list_shards, write_pair_shards
 from ovd.data.report import DataError
@@ -30,10 +33,6 @@ def write_tar(path: Path, members: list[tuple[str, bytes]], *, pack_format: int 
             archive.addfile(info, BytesIO(content))
 
 
-def folder_bytes(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
 @pytest.mark.parametrize("count", [0, 1, 5, 6, 7])
 def test_what_is_written_is_read_by_position(tmp_path, count):
     pairs = some_pairs(count)
@@ -51,7 +50,7 @@ def test_what_is_written_is_read_by_position(tmp_path, count):
 def test_bytes_depend_on_the_pairs_alone_and_the_manifest_is_true(tmp_path):
     for name in "ab":
         write_pair_shards(tmp_path / name, iter(some_pairs(7)), pairs_per_shard=4)
-    assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
+    assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
     for entry in json.loads((tmp_path / "a" / MANIFEST_NAME).read_text())["shards"]:
         content = (tmp_path / "a" / entry["file"]).read_bytes()
         assert (entry["bytes"], entry["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
@@ -74,10 +73,10 @@ def test_a_failed_write_leaves_no_manifest_and_nothing_is_overwritten(tmp_path):
     assert [path.name for path in sorted((tmp_path / "cut").glob("*.tar"))] == ["00000.tar", "00001.tar"]
     write_pair_shards(tmp_path / "clean", some_pairs(5), pairs_per_shard=2)
     for folder in (tmp_path / "cut", tmp_path / "clean"):  # shards without a manifest may be somebody's whole data
-        before = folder_bytes(folder)
+        before = bytes_of(folder)
         with pytest.raises(ValueError, match=r"already holds shards \(00000\.tar, 00001\.tar"):
             write_pair_shards(folder, some_pairs(9), pairs_per_shard=2)
-        assert folder_bytes(folder) == before
+        assert bytes_of(folder) == before
 
 
 @pytest.mark.parametrize("key", ["", "a.b", "a/b", "..", "x" * 95, "a\n"])

@@ -1,10 +1,10 @@
-from io import BytesIO
+"""Resized photographs: each point comes from where the factors say, and smaller ones are means over areas."""
 
 import cv2
 import numpy as np
 import pytest
+from encoded_images import encode
 from photo import photo
-from PIL import Image
 
 from ovd.data.images.read import decode_image, read_image
 from ovd.data.loading.resample import resample
@@ -44,11 +44,10 @@ def test_smaller_photographs_are_nearly_the_means_over_areas(factor):
 
 @pytest.mark.parametrize(("reduction", "limit"), [(1, 0.8), (2, 2.5), (4, 3.5), (8, 5)])
 def test_what_is_decoded_smaller_is_nearly_the_means_over_areas_of_all(reduction, limit):
-    file = BytesIO()
-    Image.fromarray(photo()).save(file, "JPEG", quality=90)
-    whole = read_image(file.getvalue())
+    content = encode(photo(), "JPEG", quality=90)
+    whole = read_image(content)
     for height in (600 // reduction, 560 // reduction, 450 // reduction, 310 // reduction):
-        decoded = decode_image(file.getvalue(), longest_side=height)
+        decoded = decode_image(content, longest_side=height)
         assert decoded.reduction == reduction
         width = round(512 * height / 600)
         factors = height / decoded.pixels.shape[0], width / decoded.pixels.shape[1]

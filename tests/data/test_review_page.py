@@ -1,15 +1,13 @@
 """The page to review boxes: which it shows, and in a browser what its keys do and what it saves."""
 
-import json
-import re
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from browser import opened
+from page_data import data_of
 from PIL import Image
 
 from ovd.data.annotations import load_annotations
@@ -42,10 +40,6 @@ def page(tmp_path) -> Path:
     )
     assert shown == 4
     return path
-
-
-def data_of(page: Path) -> Any:
-    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])  # type: ignore[index]
 
 
 def test_the_least_sure_boxes_come_first_and_all_kept_ones_are_there(page):

@@ -1,3 +1,5 @@
+"""Resizing, flips and crops: boxes follow the pixels, and all is drawn from the seed alone."""
+
 import os
 import random
 import subprocess

@@ -1,3 +1,5 @@
+"""Base and rare classes: no trace of a rare class stays in the base set, and a shared name is a leak."""
+
 import json
 from dataclasses import replace
 

@@ -1,3 +1,5 @@
+"""The synthetic world: its scenes, labels and captions are true, repeatable, and as rare as its settings say."""
+
 import hashlib
 import json
 import time

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from run_files import WEIGHTS, assert_same_step, tensors_of
 from small_detector import build_detector
 from small_run import small_config
 
@@ -44,11 +44,11 @@ def calibrating(output: Path, world: Path) -> TrainConfig:
 
 
 def extra_of(run: Path) -> dict[str, Any]:
-    return json.loads((run / f"step-{STEPS:06d}" / "state.json").read_text())["extra"]
+    return json.loads((end_of(run) / "state.json").read_text())["extra"]
 
 
-def files_of(run: Path) -> dict[str, dict[str, torch.Tensor]]:
-    return {path.name: load_file(path) for path in (run / f"step-{STEPS:06d}").glob("*.safetensors")}
+def end_of(run: Path) -> Path:
+    return run / f"step-{STEPS:06d}"
 
 
 @dataclass
@@ -93,11 +93,11 @@ def test_no_step_sees_what_is_held_out(calibrated, miniature_world):
 
 def test_the_last_checkpoint_has_the_calibration_and_no_earlier_one(calibrated, miniature_world):
     config = calibrating(calibrated.run, miniature_world)
-    stored, files = extra_of(calibrated.run)["calibration"], files_of(calibrated.run)
-    assert files["attached.safetensors"].keys() == {"mean_example", "trained_text"}
+    stored, files = extra_of(calibrated.run)["calibration"], tensors_of(end_of(calibrated.run))
+    assert files["attached"].keys() == {"mean_example", "trained_text"}
     _, held_out = hold_out(config, load_training_index(config, DataReport()))
     assert held_out is not None
-    assert len(files["attached.safetensors"]["trained_text"]) == (~held_out.names).sum()
+    assert len(files["attached"]["trained_text"]) == (~held_out.names).sum()
     assert 0 < stored["threshold"] < 1
     earlier = calibrated.run / "step-000004"
     assert not (earlier / "attached.safetensors").exists()
@@ -152,11 +152,7 @@ def test_resumed_it_ends_with_the_same_bits_and_the_same_calibration(calibrated,
     shutil.copytree(calibrated.run, run)
     shutil.rmtree(run / "step-000006")
     train_from_config(calibrating(run, miniature_world), resume=True, evaluate=False)
-    whole, resumed = files_of(calibrated.run), files_of(run)
-    assert whole.keys() == resumed.keys()
-    assert "attached.safetensors" in whole
-    for name, tensors in whole.items():
-        assert [key for key, tensor in tensors.items() if not torch.equal(tensor, resumed[name][key])] == []
+    assert_same_step(end_of(calibrated.run), end_of(run), files=(*WEIGHTS, "attached"))
     assert extra_of(run) == extra_of(calibrated.run)
 
 
@@ -214,7 +210,7 @@ def test_a_calibration_that_fails_does_not_cost_the_training(
 
 def test_a_run_that_holds_nothing_out_stores_no_calibration(plain_run):
     assert extra_of(plain_run).get("calibration") is None
-    assert files_of(plain_run).keys() == {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
+    assert tensors_of(end_of(plain_run)).keys() == set(WEIGHTS)
     trained = load_detector(plain_run)
     assert trained.calibration is None
     assert build_inference(trained).threshold is None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from run_files import losses_of, tensors_of
 from small_run import small_config
 
 from ovd.build.crops import build_region_teacher
@@ -39,10 +39,6 @@ def distilling(output: Path, world: Path, **changes) -> TrainConfig:
     return small_config(output, world, train={"region_distillation": options, **changes.pop("train", {})}, **changes)
 
 
-def files_of(run: Path) -> dict[str, dict[str, torch.Tensor]]:
-    return {path.name: load_file(path) for path in (run / f"step-{STEPS:06d}").glob("*.safetensors")}
-
-
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, miniature_world) -> Path:
     run = tmp_path_factory.mktemp("distilled") / "run"
@@ -51,20 +47,19 @@ def reference(tmp_path_factory, miniature_world) -> Path:
 
 
 def test_the_log_has_the_loss_and_the_checkpoint_nothing_of_the_teacher(reference, miniature_world):
-    records = map(json.loads, (reference / "metrics.jsonl").read_text().splitlines())
-    logged = [record["losses"] for record in records if record["kind"] == "train"]
+    logged = losses_of(reference)
     assert len(logged) == STEPS
     assert all(list(losses) == ["class", "box", "quality", "distill"] for losses in logged)
     assert all(0 < losses["distill"] < 1 for losses in logged)
     config = distilling(reference, miniature_world)
     clip = configured_clip(config.clip)
     fresh = build_detector(config, clip)
-    saved = files_of(reference)
+    saved = tensors_of(reference / f"step-{STEPS:06d}")
     shapes = {name: tensor.shape for name, tensor in fresh.state_dict().items()}
     for kind in ("model", "ema"):
-        assert {name: tensor.shape for name, tensor in saved[f"{kind}.safetensors"].items()} == shapes
+        assert {name: tensor.shape for name, tensor in saved[kind].items()} == shapes
     num_trained = sum(parameter.numel() for parameter in fresh.parameters() if parameter.requires_grad)
-    moments = [tensor for name, tensor in saved["optimizer.safetensors"].items() if "exp_avg_sq" in name]
+    moments = [tensor for name, tensor in saved["optimizer"].items() if "exp_avg_sq" in name]
     assert sum(tensor.numel() for tensor in moments) == num_trained
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_files import assert_same_step, assert_same_tensors, records_of
 from safetensors.torch import load_file
 from small_run import small_config, source_of
 
@@ -58,11 +59,6 @@ def stopped(tmp_path_factory, miniature_world) -> tuple[Path, list[dict[str, tor
     return run, seen
 
 
-def assert_same(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-
-
 def test_the_best_average_is_the_result(stopped, tmp_path, miniature_world, evaluations):
     config = stopping(tmp_path / "run", miniature_world, patience=2)
     shutil.copytree(stopped[0], config.output)
@@ -76,15 +72,14 @@ def test_the_best_average_is_the_result(stopped, tmp_path, miniature_world, eval
     write_json(config.output / "metrics.json", {"metrics": {"AP": 0.5}})
     assert metrics_of(load_detector(config.output)) == {"metrics": {"AP": 0.5}}  # for a model card
     assert metrics_of(load_detector(config.output / "step-000003")) is None
-    assert_same(load_file(found.weights), stopped[1][1])
-    assert_same(stopped[1][-1], stopped[1][1])  # the run's last evaluation is of its result, and logged as that
-    records = map(json.loads, (config.output / "metrics.jsonl").read_text().splitlines())
-    logged = {record["step"]: record["metrics"]["AP"] for record in records if record["kind"] == "evaluation"}
+    assert_same_tensors(load_file(found.weights), stopped[1][1])
+    assert_same_tensors(stopped[1][-1], stopped[1][1])  # the run's last evaluation is of its result, and logged as that
+    logged = {record["step"]: record["metrics"]["AP"] for record in records_of(config.output, "evaluation")}
     assert logged == {1: 0.1, 2: 0.9, 3: 0.4, 4: 0.5}
 
     train_from_config(config, resume=True)  # evaluates alone
     assert len(evaluations) == 1
-    assert_same(evaluations[0], load_file(found.weights))
+    assert_same_tensors(evaluations[0], load_file(found.weights))
     assert sorted(path.name for path in config.output.glob("step-*")) == [f"step-00000{n}" for n in (1, 2, 3, 4)]
 
 
@@ -97,8 +92,7 @@ def test_resumed_it_ends_at_the_same_step_with_the_same_bits(step, stopped, tmp_
             shutil.rmtree(folder)
     train_from_config(resumed, resume=True)
     last = [run / "step-000004" for run in (stopped[0], resumed.output)]
-    for name in ("model", "ema", "optimizer"):
-        assert_same(*(load_file(folder / f"{name}.safetensors") for folder in last))
+    assert_same_step(*last)
     extra = [json.loads((folder / "state.json").read_text())["extra"] for folder in last]
     assert extra[0] == extra[1]
 
@@ -110,7 +104,7 @@ def test_with_enough_patience_all_steps_are_taken_and_the_best_is_kept(tmp_path,
     found = latest(config.output)
     assert found is not None
     assert found.step == config.train.steps
-    assert_same(load_file(found.weights), evaluations[4])
+    assert_same_tensors(load_file(found.weights), evaluations[4])
 
 
 def test_a_resume_evaluates_as_often(stopped, tmp_path, miniature_world):

@@ -1,17 +1,15 @@
 """The average of two runs: exact at its ends, a mean between them, and a run like any other."""
 
 import math
-import runpy
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from scripts import run_tool
 from torch import Tensor, nn
 
-import ovd.commands.ensemble as ensemble_command
 from ovd.build.detector import build_detector
 from ovd.build.trained import load_detector
 from ovd.clip.load import load_clip
@@ -205,7 +203,7 @@ def test_an_ensemble_cannot_be_resumed_and_its_damage_is_seen(tmp_path):
         checkpoint.latest(tmp_path / "c")
 
 
-def test_the_tool_writes_a_run_that_opens_as_a_detector(tmp_path, monkeypatch, capsys):
+def test_the_tool_writes_a_run_that_opens_as_a_detector(tmp_path):
     config = TrainConfig.model_validate(CONFIG | {"output": tmp_path, "train": {"steps": 1}})
     states = []
     for seed, name in enumerate(("base", "selftrained")):
@@ -223,13 +221,8 @@ def test_the_tool_writes_a_run_that_opens_as_a_detector(tmp_path, monkeypatch, c
             notes=Notes(text_tower=text_tower_fingerprint(clip), calibration={} if name == "base" else None),
         )
 
-    def run_ensemble(*options: str) -> None:
-        command = ["tools/ensemble.py", str(tmp_path / "base"), str(tmp_path / "selftrained"), *options]
-        monkeypatch.setattr(sys, "argv", command)
-        runpy.run_path(str(ROOT / "tools" / "ensemble.py"), run_name="__main__")
-
-    run_ensemble("--weight", "0.25", "--output", str(tmp_path / "mean"))
-    printed = capsys.readouterr().out
+    tool = ("tools/ensemble.py", tmp_path / "base", tmp_path / "selftrained")
+    printed = run_tool(*tool, "--weight", "0.25", "--output", tmp_path / "mean").stdout
     assert "0.75 x" in printed
     assert f"calibrated: {tmp_path / 'base' / 'step-000001'}; the average is not" in printed
     mean = load_detector(tmp_path / "mean")
@@ -240,24 +233,21 @@ def test_the_tool_writes_a_run_that_opens_as_a_detector(tmp_path, monkeypatch, c
     assert mean.detector.scale.item() == pytest.approx(50 * 2**0.25)  # the geometric mean
     assert mean.detector.bias.item() == pytest.approx(-50 * 2**0.25 * 0.25)
 
-    run_ensemble("--weight", "1", "--output", str(tmp_path / "end"))
+    run_tool(*tool, "--weight", "1", "--output", tmp_path / "end")
     assert bits(load_detector(tmp_path / "end").detector.state_dict()) == bits(states[1])
 
     for options, message in (
-        (("--weight", "2", "--output", str(tmp_path / "other")), "it must be from 0 to 1"),
-        (("--output", str(tmp_path / "mean")), "already holds a run"),
+        (("--weight", "2", "--output", tmp_path / "other"), "it must be from 0 to 1"),
+        (("--output", tmp_path / "mean"), "already holds a run"),
     ):
-        with pytest.raises(SystemExit) as caught:
-            run_ensemble(*options)
-        assert caught.value.code == 2
-        assert message in capsys.readouterr().err
+        assert message in run_tool(*tool, *options, expect=2).stderr
 
 
-def test_the_tool_refuses_an_expert_and_a_detector(tmp_path, monkeypatch):
+def test_the_tool_refuses_an_expert_and_a_detector(tmp_path):
     save_run(tmp_path / "detector", 0)
     expert = save_run(tmp_path / "expert", 1, config=CONFIG | {"expert": {"own_layers": 0, "rank": 0}})
-    arguments = [str(tmp_path / name) for name in ("detector", "expert")]
-    monkeypatch.setattr(sys, "argv", ["ovd ensemble", *arguments, "--output", str(tmp_path / "mean")])
-    with pytest.raises(ValueError, match=f"{expert.folder} is of the training of an expert, .* beside its detector"):
-        ensemble_command.main()
+    output = ("--output", tmp_path / "mean")
+    told = run_tool("tools/ensemble.py", tmp_path / "detector", tmp_path / "expert", *output, expect=2).stderr
+    assert f"{expert.folder} is of the training of an expert" in told
+    assert "beside its detector" in told
     assert not (tmp_path / "mean").exists()

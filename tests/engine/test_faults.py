@@ -1,6 +1,5 @@
 """Trainings that are killed, stopped, or made to fail: they go on to the same bits, and all ranks end alike."""
 
-import json
 import multiprocessing
 import os
 import random
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import Ranks, training
-from safetensors.torch import load_file
+from run_files import assert_same_step, losses_of, records_of
 from small_run import small_config, source_of
 
 import ovd.build.data
@@ -43,10 +42,7 @@ def faults_config(run: Path, world: Path, *, data: dict | None = None, **train) 
 
 
 def assert_same_bits(run: Path, reference: Path) -> None:
-    for name in ("model", "ema", "optimizer"):
-        one, other = (load_file(folder / f"step-{STEPS:06d}" / f"{name}.safetensors") for folder in (run, reference))
-        assert one.keys() == other.keys()
-        assert [key for key, tensor in one.items() if not torch.equal(tensor, other[key])] == [], name
+    assert_same_step(*(folder / f"step-{STEPS:06d}" for folder in (run, reference)))
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +86,7 @@ def test_killed_at_any_instant_a_run_goes_on_to_the_same_bits(reference, miniatu
     with training(config, resume=True) as ranks:
         assert ranks.exit_codes() == [0], ranks.output()
     assert_same_bits(run, reference)
-    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    assert [record["step"] for record in records if record["kind"] == "train"] == list(range(1, STEPS + 1))
+    assert [record["step"] for record in records_of(run, "train")] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.parametrize(
@@ -333,8 +328,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches_if_it_divides_the
         )
     with training(config, ranks=2, resume=True) as ranks:
         assert ranks.exit_codes() == [0, 0], ranks.output()
-    records = [map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) for folder in (run, reference)]
-    last, expected = ([one["losses"] for one in of_run if one["kind"] == "train"][-1] for of_run in records)
+    last, expected = (losses_of(folder)[-1] for folder in (run, reference))
     assert last == pytest.approx(expected, rel=3e-5, abs=3e-5)
 
 

@@ -1,21 +1,14 @@
 """Training through CUDA graphs is training without them."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
+from run_files import losses_of
 from small_run import small_config
 
 from ovd.engine.graphed import GraphedDetector
 from ovd.jobs.train import train_from_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-
-
-def losses_of(run: Path) -> list[dict[str, float]]:
-    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [record["losses"] for record in records if record["kind"] == "train"]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

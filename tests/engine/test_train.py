@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from PIL import Image
+from run_files import assert_same_step, assert_same_tensors, losses_of, records_of, tensors_of
 from safetensors.torch import load_file
 from small_run import small_config, source_of
 
@@ -35,18 +35,12 @@ ROOT = Path(__file__).parents[2]
 STEPS = 6
 
 
-def final_files(run: Path) -> dict[str, dict[str, torch.Tensor]]:
-    folder = run / f"step-{STEPS:06d}"
-    return {path.name: load_file(path) for path in folder.glob("*.safetensors")}
+def end_of(run: Path) -> Path:
+    return run / f"step-{STEPS:06d}"
 
 
-def assert_same_bits(a: Path, b: Path) -> None:
-    first, second = final_files(a), final_files(b)
-    assert first.keys() == second.keys() == {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
-    for name, tensors in first.items():
-        assert tensors.keys() == second[name].keys()
-        different = [key for key, tensor in tensors.items() if not torch.equal(tensor, second[name][key])]
-        assert different == [], name
+def assert_same_bits(run: Path, other: Path) -> None:
+    assert_same_step(end_of(run), end_of(other))
 
 
 @pytest.fixture
@@ -58,7 +52,7 @@ def test_same_seed_gives_the_same_bits_and_another_does_not(reference, tmp_path,
     train_from_config(small_config(tmp_path / "again", miniature_world), evaluate=False)
     assert_same_bits(reference, tmp_path / "again")
     train_from_config(small_config(tmp_path / "other", miniature_world, train={"seed": 1}), evaluate=False)
-    one, other = (final_files(run)["model.safetensors"] for run in (reference, tmp_path / "other"))
+    one, other = (tensors_of(end_of(run))["model"] for run in (reference, tmp_path / "other"))
     assert not torch.equal(one["head.distances.weight"], other["head.distances.weight"])
 
 
@@ -78,8 +72,7 @@ def test_evaluations_on_the_way_change_nothing_in_the_training(reference, tmp_pa
     run = tmp_path / "watched"
     train_from_config(small_config(run, miniature_world, train={"eval_every": 3}))
     assert_same_bits(reference, run)
-    records = [yaml.safe_load(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records if record["kind"] == "evaluation"] == [3, 6]
+    assert [record["step"] for record in records_of(run, "evaluation")] == [3, 6]
 
 
 def test_an_evaluation_that_fails_comes_after_the_checkpoint_of_its_step(tmp_path, miniature_world, monkeypatch):
@@ -95,8 +88,7 @@ def test_an_evaluation_that_fails_comes_after_the_checkpoint_of_its_step(tmp_pat
     assert found.step == 2
     monkeypatch.undo()
     train_from_config(config, resume=True)
-    records = [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records if record["kind"] == "evaluation"] == [2, 4]
+    assert [record["step"] for record in records_of(config.output, "evaluation")] == [2, 4]
 
 
 def test_an_evaluation_whose_files_cannot_be_written_is_measured_and_printed_once(
@@ -184,7 +176,7 @@ def test_starting_from_a_trained_detector_keeps_its_weights_and_bias(reference, 
     train_from_config(
         small_config(tmp_path / "tuned", miniature_world, train=still, init_from=str(reference)), evaluate=False
     )
-    start = final_files(reference)["ema.safetensors"]
+    start = tensors_of(end_of(reference))["ema"]
     tuned = load_file(tmp_path / "tuned" / "step-000001" / "model.safetensors")
     for name, tensor in start.items():
         torch.testing.assert_close(tuned[name], tensor, atol=1e-6, rtol=1e-5)
@@ -230,8 +222,7 @@ def test_the_task_aligned_head_and_assignment_train(tmp_path, miniature_world):
     train = {"assignment": "task_aligned", "atss_steps": 3, "accumulate": 2}
     config = small_config(tmp_path / "run", miniature_world, train=train, detector={"head": "task_aligned"})
     train_from_config(config, evaluate=False)
-    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    losses = [record["losses"] for record in records if record["kind"] == "train"]
+    losses = losses_of(tmp_path / "run")
     assert len(losses) == STEPS
     assert all(0 < value < 10 for step in losses for value in step.values())
 
@@ -248,7 +239,7 @@ def test_stochastic_layers_repeat_after_a_resume(reference, tmp_path, miniature_
     monkeypatch.setattr("ovd.build.learner.build_detector", build)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     train_from_config(small_config(whole, miniature_world), evaluate=False)
-    one, other = (final_files(run)["model.safetensors"] for run in (whole, reference))
+    one, other = (tensors_of(end_of(run))["model"] for run in (whole, reference))
     assert not torch.equal(one["head.distances.weight"], other["head.distances.weight"])
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "step-000006")
@@ -265,7 +256,7 @@ def test_going_on_from_another_run_takes_the_new_runs_rates(reference, tmp_path,
     still = {"steps": 1, "learning_rate": 1e-9, "warmup_steps": 0}
     onward = {"init_from": str(reference), "init_state": "training"}
     train_from_config(small_config(tmp_path / "run", miniature_world, train=still, **onward), evaluate=False)
-    before = final_files(reference)["model.safetensors"]
+    before = tensors_of(end_of(reference))["model"]
     after = load_file(tmp_path / "run" / "step-000001" / "model.safetensors")
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=0, msg=name)
@@ -290,11 +281,9 @@ def test_resuming_on_other_data_stops_and_says_so(tmp_path, miniature_world):
 def test_gradients_are_clipped_and_the_average_follows_the_weights_as_configured(tmp_path, miniature_world):
     train = {"steps": 1, "warmup_steps": 0, "clip_norm": 1e-3, "ema_decay": 0.0}
     train_from_config(small_config(tmp_path / "run", miniature_world, train=train), evaluate=False)
-    model, average, optimizer = (
-        load_file(tmp_path / "run" / "step-000001" / f"{name}.safetensors") for name in ("model", "ema", "optimizer")
-    )
-    assert [name for name, tensor in average.items() if not torch.equal(tensor, model[name])] == []
-    first_moments = [tensor for name, tensor in optimizer.items() if name.endswith("exp_avg")]
+    files = tensors_of(tmp_path / "run" / "step-000001")
+    assert_same_tensors(files["ema"], files["model"])
+    first_moments = [tensor for name, tensor in files["optimizer"].items() if name.endswith("exp_avg")]
     norm = torch.stack([tensor.norm() for tensor in first_moments]).norm().item()
     assert norm == pytest.approx(1e-4, rel=1e-3)  # a tenth of the gradient's
 
@@ -347,9 +336,8 @@ def test_compiled_training_and_evaluation_end_where_the_plain_ones_do(tmp_path, 
         train = {"steps": 52, "eval_every": 51, "precision": "float32", "compile": compile}
         run = tmp_path / str(compile)
         train_from_config(small_config(run, miniature_world, train=train, eval={"compile": compile}))
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        ends.append([line["losses"] for line in lines if line["kind"] == "train"])
-        assert [line["step"] for line in lines if line["kind"] == "gates"] == [50, 52]
+        ends.append(losses_of(run))
+        assert [record["step"] for record in records_of(run, "gates")] == [50, 52]
     for step, (plain, compiled) in enumerate(zip(*ends, strict=True)):
         assert compiled == pytest.approx(plain, rel=1e-3 if step < 5 else 0.1), step
 

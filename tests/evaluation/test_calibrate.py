@@ -444,7 +444,9 @@ def test_the_best_of_an_image_are_those_of_the_probabilities(inference, index, t
         calibrated = replace(inference, options=options, calibration=found)
         return [detections for _, detections in calibrated.dataset(QueryTexts(text), index, LOADING)]
 
-    for few, all_of_image in zip(detect(7), detect(3000), strict=True):
+    of_few = detect(7)
+    assert len(of_few) == len(index) > 0
+    for few, all_of_image in zip(of_few, detect(3000), strict=True):
         assert len(few.scores) == 7
         assert torch.equal(few.scores, all_of_image.scores[:7])
         assert torch.equal(few.boxes, all_of_image.boxes[:7])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jittered_boxes import jittered_boxes
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -67,19 +68,7 @@ def small_dataset(rng: np.random.Generator) -> dict:
 def noisy_results(dataset: dict, *, per_box: int, spare: int, rng: np.random.Generator) -> list[dict]:
     """Jittered true boxes, wrong classes, ties in score, boxes without area, over 100 of a class in one image."""
     category_ids = [category["id"] for category in dataset["categories"]]
-    records = []
-    for annotation in dataset["annotations"]:
-        for _ in range(per_box):
-            x, y, width, height = annotation["bbox"] + rng.normal(0, 0.1, 4) * (annotation["bbox"][2:] * 2)
-            wrong = rng.random() < 0.2
-            records.append(
-                {
-                    "image_id": annotation["image_id"],
-                    "category_id": int(rng.choice(category_ids)) if wrong else annotation["category_id"],
-                    "bbox": [float(x), float(y), max(float(width), 0.0), max(float(height), 0.0)],
-                    "score": round(float(rng.random()), 2),
-                }
-            )
+    records = jittered_boxes(dataset, per_box=per_box, spread=0.1, rng=rng)
     for _ in range(spare):
         records.append(
             {

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import opened
+from page_data import data_of
 from PIL import Image
 from test_decisions import make_results, make_truth
 
@@ -29,10 +30,6 @@ from ovd.evaluation.results import Results, write_results
 from ovd.evaluation.run import evaluate_results_file, measure_results
 
 MARKUP = "<script>document.title='ran'</script>"
-
-
-def data_of(page: Path) -> Any:
-    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])  # type: ignore[index]
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> float:
@@ -131,6 +128,7 @@ def test_a_class_has_the_curve_of_an_evaluation_of_it_alone(federated):
     evaluator = (LVISEvaluator if federated else COCOEvaluator)(truth, ())
     evaluator.add_results(make_results(truth), source="results")
     evaluation = evaluator.evaluate()
+    assert evaluation.classes
     for row, precision in zip(evaluation.classes, evaluation.class_precision, strict=True):
         assert precision.mean() == pytest.approx(row.AP50)
         alone = np.array([row.category_id])

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jittered_boxes import jittered_boxes
 
 from ovd.data.annotations import load_truth
 from ovd.data.report import DataError
@@ -48,19 +49,7 @@ def noisy_results(annotations: Path, *, per_box: int, spare_per_image: int, seed
     rng = np.random.default_rng(seed)
     dataset = json.loads(annotations.read_text())
     category_ids = [category["id"] for category in dataset["categories"]]
-    records = []
-    for annotation in dataset["annotations"]:
-        for _ in range(per_box):
-            x, y, width, height = annotation["bbox"] + rng.normal(0, 0.12, 4) * (annotation["bbox"][2:] * 2)
-            wrong = rng.random() < 0.2
-            records.append(
-                {
-                    "image_id": annotation["image_id"],
-                    "category_id": int(rng.choice(category_ids)) if wrong else annotation["category_id"],
-                    "bbox": [float(x), float(y), max(float(width), 0.0), max(float(height), 0.0)],
-                    "score": round(float(rng.random()), 2),
-                }
-            )
+    records = jittered_boxes(dataset, per_box=per_box, spread=0.12, rng=rng)
     for image in dataset["images"]:
         likely = [*image["neg_category_ids"], *category_ids[:3]]
         for _ in range(spare_per_image):

@@ -75,6 +75,7 @@ def test_an_image_in_a_batch_is_detected_in_as_if_it_were_alone(vit):
     text = unit_rows(5, session.usage.dim).numpy()
     last = images.permute(0, 2, 3, 1).contiguous().numpy()
     together = session(last, sizes.numpy(), text)
+    assert len(together) == 2
     for row, expected in enumerate(together):
         (alone,) = session(last[row : row + 1], sizes[row : row + 1].numpy(), text)
         assert len(alone.scores) == len(expected.scores) > 0

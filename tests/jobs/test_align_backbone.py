@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from run_files import assert_same_tensors, losses_of
 from safetensors.torch import load_file
 from small_alignment import small_align_config, write_clip_folder, write_images
 from small_backbones import AVERAGE_POOLING, FAMILIES, SLOW, dense_and_pooled_of_a_constant_map
@@ -48,16 +49,9 @@ def whole_run(tmp_path_factory, images) -> Path:
     return run
 
 
-def losses_of(run: Path) -> list[dict[str, float]]:
-    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [record["losses"] for record in records if record["kind"] == "train"]
-
-
 def assert_same_bits(run: Path, other: Path) -> None:
     for name in ("step-000006/model.safetensors", "step-000006/optimizer.safetensors", "open_clip_model.safetensors"):
-        one, two = load_file(run / name), load_file(other / name)
-        assert one.keys() == two.keys()
-        assert [key for key, tensor in one.items() if not torch.equal(two[key], tensor)] == []
+        assert_same_tensors(load_file(run / name), load_file(other / name))
 
 
 def test_the_result_is_a_clip_model_and_a_report(whole_run, tiny_clip):

@@ -1,7 +1,6 @@
 """Experts as users make and use them: each answers for its own names, and no other word's answer changes."""
 
 import json
-import runpy
 import shutil
 from argparse import Namespace
 from dataclasses import replace
@@ -15,6 +14,7 @@ import pytest
 import real_layouts
 import torch
 from safetensors.torch import load_file
+from scripts import module_of
 from small_fine_tuning import fine_tuning_config
 from small_run import source_of
 
@@ -320,7 +320,7 @@ def test_the_table_names_the_expert(experts) -> None:
 
 
 def test_the_tool_lists_checks_and_removes(start, experts, tmp_path, monkeypatch, capsys) -> None:
-    main = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "experts.py"))["main"]
+    main = module_of("tools/experts.py").main
 
     def call(*arguments: object) -> str:
         monkeypatch.setattr("sys.argv", ["experts.py", *map(str, arguments)])

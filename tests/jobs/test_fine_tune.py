@@ -5,11 +5,12 @@ import os
 import shutil
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import real_layouts
+from run_files import records_of
 from safetensors.torch import load_file
+from scripts import module_of
 from small_fine_tuning import fine_tuning_config
 from small_run import small_config
 
@@ -76,9 +77,8 @@ def test_evaluations_on_the_way_are_made_as_in_any_training(start, miniature_wor
     train = {"negatives": "all", "eval_every": 1}
     config = fine_tuning_config(tmp_path / "c", source, init_from=str(start), data={"classes": "all"}, train=train)
     fine_tune(config, weight=1.0, measures_kept=False)
-    records = [json.loads(line) for line in (tmp_path / "c" / "metrics.jsonl").read_text().splitlines()]
-    steps = {record["step"] for record in records if record["kind"] == "train"}
-    assert {record["step"] for record in records if record["kind"] == "evaluation"} == steps
+    steps, evaluated = ({r["step"] for r in records_of(tmp_path / "c", kind)} for kind in ("train", "evaluation"))
+    assert evaluated == steps
 
 
 def test_a_detector_that_cannot_be_averaged_with_its_start_is_refused_before_training(start, miniature_world, tmp_path):
@@ -132,11 +132,7 @@ def test_a_metric_without_a_true_box_is_a_dash_in_the_table():
 
 
 def test_annotations_are_split_by_image(miniature_world, tmp_path, monkeypatch, capsys):
-    sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-    try:
-        import split_annotations
-    finally:
-        sys.path.pop(0)
+    split_annotations = module_of("tools/split_annotations.py")
     whole = miniature_world / "annotations" / "lvis_val.json"
     first, second = tmp_path / "a" / "first.json", tmp_path / "second.json"
     arguments = [str(whole), "--share", "0.7", "--first", str(first), "--second", str(second)]

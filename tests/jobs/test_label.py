@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_files import bytes_of
 
 from ovd.build.trained import build_inference, load_detector
 from ovd.commands import check, label
@@ -209,10 +210,6 @@ def test_no_readable_image_is_an_error_that_names_the_first(start, photos, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def test_an_interrupted_labelling_goes_on_to_the_same_files(start, photos, tmp_path, monkeypatch, capsys):
     asked = [photos, "--recursive", "--classes", "anchor, umbrella", "--run", start, "--threshold", LOW, "--workers", 0]
     whole, parts = tmp_path / "whole" / "boxes.json", tmp_path / "parts" / "boxes.json"
@@ -229,7 +226,7 @@ def test_an_interrupted_labelling_goes_on_to_the_same_files(start, photos, tmp_p
     monkeypatch.setattr(LabelJournal, "add", add)
     with pytest.raises(KeyboardInterrupt):
         run(monkeypatch, *asked, "--output", parts)
-    assert set(files_of(parts.parent)) == {"boxes.json.partial"}
+    assert set(bytes_of(parts.parent)) == {"boxes.json.partial"}
     with (parts.parent / "boxes.json.partial").open("ab") as file:
         file.write(b'["a line that was cut')
     with pytest.raises(ValueError, match=r"partial is of an interrupted call with other settings"):
@@ -239,7 +236,7 @@ def test_an_interrupted_labelling_goes_on_to_the_same_files(start, photos, tmp_p
     run(monkeypatch, *asked, "--output", parts)
     assert left == 99 - 4  # of seven images that can be read
     assert "goes on from" in capsys.readouterr().out
-    assert files_of(parts.parent) == files_of(whole.parent)
+    assert bytes_of(parts.parent) == bytes_of(whole.parent)
 
 
 @pytest.mark.parametrize("what", ["write_review", "export_boxes"])
@@ -258,7 +255,7 @@ def test_an_interruption_while_the_files_are_written_loses_nothing(what, start, 
     assert (parts.parent / "boxes.json.partial").is_file()
     monkeypatch.setattr(LabelJournal, "add", interrupt)  # no image is looked at again
     run(monkeypatch, *asked, "--output", parts)
-    assert files_of(parts.parent) == files_of(whole.parent)
+    assert bytes_of(parts.parent) == bytes_of(whole.parent)
 
 
 ANSWER = Answer(Detections(torch.rand(2, 4), torch.rand(2), torch.tensor([0, 0])), Detections.empty())

@@ -1,23 +1,20 @@
 """What the pseudo-labelling job asks of a detector of transformers."""
 
-import copy
 import json
 import sys
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from encoded_images import encode
+from small_trained import small_trained
 
-from ovd.build.detector import build_detector
 from ovd.build.trained import TrainedDetector
 from ovd.choices import QuerySource, Templates
 from ovd.commands import label_pairs
-from ovd.config import LabelOptions, TrainConfig
-from ovd.config_files import parse_config
+from ovd.config import LabelOptions
 from ovd.data.pairs.tar import Pair, PairShards, write_pair_shards
 from ovd.data.report import DataError
 from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run
@@ -54,24 +51,14 @@ def made(monkeypatch) -> list[FakeTeacher]:
 @pytest.fixture(scope="module")
 def trained(tiny_clip) -> TrainedDetector:
     """A fresh detector whose config has the seven short templates."""
-    values = {
-        "output": "runs/fresh",
-        "bank": {"templates": "short"},
-        "detector": {"channels": 32, "num_convs": 1},
-        "data": {"size": 64},
-        "train": {"steps": 1, "precision": "float32", "device": "cpu"},
-    }
-    config = parse_config(values, TrainConfig, "test")
-    torch.manual_seed(0)
-    return TrainedDetector(build_detector(config, copy.deepcopy(tiny_clip)).eval(), config, tiny_clip, ())
+    return small_trained(tiny_clip, output="runs/fresh", bank={"templates": "short"}, train={"device": "cpu"})
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pairs")
-    content = BytesIO()
-    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(content, "JPEG")
-    write_pair_shards(folder, [Pair("00000", content.getvalue(), "an anchor", {})], pairs_per_shard=1)
+    image = encode(np.zeros((40, 60, 3), np.uint8), "JPEG")
+    write_pair_shards(folder, [Pair("00000", image, "an anchor", {})], pairs_per_shard=1)
     return folder
 
 

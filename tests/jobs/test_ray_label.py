@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from encoded_images import encode
+from run_files import bytes_of
 
 from ovd.build.detector import build_detector
 from ovd.build.trained import load_detector
@@ -56,23 +57,16 @@ def run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
     """Eight shards, one of which has a broken image."""
-    from io import BytesIO
-
     folder, rng = tmp_path_factory.mktemp("shards"), np.random.default_rng(0)
 
     def image(number: int) -> bytes:
-        content = BytesIO()
-        Image.fromarray(rng.integers(0, 256, (48, 64, 3)).astype(np.uint8)).save(content, "JPEG")
-        return content.getvalue() if number != 17 else content.getvalue()[:90]
+        content = encode(rng.integers(0, 256, (48, 64, 3)).astype(np.uint8), "JPEG")
+        return content if number != 17 else content[:90]
 
     write_pair_shards(
         folder, (Pair(f"{n:05d}", image(n), f"an anchor and {n} gears", {}) for n in range(48)), pairs_per_shard=6
     )
     return folder
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def workers() -> list[int]:
@@ -112,7 +106,7 @@ def test_a_killed_worker_loses_nothing(run, pairs, tmp_path, monkeypatch):
     killer.join()
     assert killed
     assert counts == expected
-    assert files(tmp_path / "ray") == files(tmp_path / "plain")
+    assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "plain")
     assert label_on_ray(request, address=None, workers=1) == expected  # all is done already
 
 
@@ -127,7 +121,7 @@ def test_a_worker_labels_a_shard_as_the_plain_job_does_without_listing_the_folde
     counts, reports = zip(*(worker.label(name, entry) for name, entry in listed.items()), strict=True)
     assert total_counts(list(counts)) == expected
     assert [report.num_used() for report in reports] == [6, 6, 5]
-    assert files(tmp_path / "ray") == files(tmp_path / "plain")
+    assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "plain")
 
 
 class FakeErrors:

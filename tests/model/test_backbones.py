@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, _build_vision_tower, resize_pos_embed
+from random_images import normal_images
 from small_backbones import (
     AVERAGE_POOLING,
     DIM,
@@ -49,10 +50,6 @@ def sizes(family: str) -> list[tuple[int, int]]:
     side = FAMILIES[family]["image_size"]
     step = 28 if family == "vit_14" else 32
     return [(side, side), (2 * step, 3 * step)]
-
-
-def images_of(height: int, width: int, batch: int = 1) -> Tensor:
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(3))
 
 
 def resized(visual: Any, family: str, size: tuple[int, int]) -> Any:
@@ -130,7 +127,7 @@ def over_locations(pool, last: Tensor) -> Tensor:
 def test_dense_feature_is_the_families_formula_on_the_librarys_own_features(visual, family):
     backbone = backbone_of(copy.deepcopy(visual))
     for size in sizes(family):
-        images = images_of(*size)
+        images = normal_images(*size)
         with torch.no_grad():
             dense = backbone.dense(images)
         expected = dense_reference(visual, family, images)
@@ -141,7 +138,7 @@ def test_dense_feature_is_the_families_formula_on_the_librarys_own_features(visu
 def test_fresh_detector_says_at_every_point_what_the_dense_feature_says(visual, family):
     """The first invariant, training mode included; resampling has an independent reference in test_alignment.py."""
     torch.manual_seed(1)
-    text_dim = dense_reference(visual, family, images_of(*sizes(family)[0])).shape[1]
+    text_dim = dense_reference(visual, family, normal_images(*sizes(family)[0])).shape[1]
     detector = detector_around(
         backbone_of(copy.deepcopy(visual)), "pyramid", "head",
         text_dim=text_dim, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25),
@@ -167,7 +164,7 @@ def test_pooling_the_whole_map_gives_the_librarys_embedding(visual, family):
     for size in sizes(family):
         if family == "clip_resnet" and size[0] != size[1]:
             continue  # the library takes CLIP's ResNets on their native size alone
-        images = images_of(*size)
+        images = normal_images(*size)
         with torch.no_grad():
             expected = resized(visual, family, size)(images)
             pooled = backbone.encode(images)
@@ -176,7 +173,7 @@ def test_pooling_the_whole_map_gives_the_librarys_embedding(visual, family):
 
 def test_mean_of_the_dense_feature_is_the_pooled_embedding_where_clip_takes_the_mean(visual, family):
     backbone = backbone_of(copy.deepcopy(visual))
-    images = images_of(*sizes(family)[1])
+    images = normal_images(*sizes(family)[1])
     with torch.no_grad():
         mean, pooled = backbone.dense(images).mean((2, 3)), backbone.encode(images)
     if family in AVERAGE_POOLING:
@@ -193,7 +190,7 @@ def test_spatially_constant_last_map_gives_the_pooled_embedding_everywhere(visua
 
 def test_one_image_equals_the_same_image_in_a_batch(visual, family):
     backbone = backbone_of(copy.deepcopy(visual))
-    images = images_of(*sizes(family)[1], batch=2)
+    images = normal_images(*sizes(family)[1], batch=2)
     with torch.no_grad():
         together, alone = backbone(images), backbone(images[1:])
         dense = [backbone.project_locations(output.last) for output in (together, alone)]
@@ -213,7 +210,7 @@ def test_layers_and_projection_hold_every_parameter_once(visual, family):
 
 
 def test_recomputed_activations_give_the_same_gradients(visual, family):
-    images, gradients = images_of(*sizes(family)[1]), []
+    images, gradients = normal_images(*sizes(family)[1]), []
     for recomputes in (False, True):
         backbone = backbone_of(copy.deepcopy(visual))
         if recomputes:
@@ -245,7 +242,7 @@ def test_same_bits_on_a_gpu_are_refused_where_a_resampling_has_a_gradient(visual
     backbone, resamples = backbone_of(copy.deepcopy(visual)), []
     for _ in range(2):
         with Operations() as found:
-            backbone.dense(images_of(*sizes(family)[1])).sum().backward()
+            backbone.dense(normal_images(*sizes(family)[1])).sum().backward()
         resamples.append(any("upsample" in name and "backward" in name for name in found.names))
         check_deterministic(backbone, torch.device("cpu"))
         if resamples[-1]:
@@ -260,7 +257,7 @@ def test_same_bits_on_a_gpu_are_refused_where_a_resampling_has_a_gradient(visual
 
 def test_the_librarys_own_forward_pass_gives_the_same_afterwards(visual, family):
     model, side = copy.deepcopy(visual), FAMILIES[family]["image_size"]
-    images = images_of(side, side)
+    images = normal_images(side, side)
     with torch.no_grad():
         before = model(images)
         backbone_of(model)
@@ -269,7 +266,7 @@ def test_the_librarys_own_forward_pass_gives_the_same_afterwards(visual, family)
 
 def test_training_mode_has_no_stochastic_depth_of_the_models_own_config(visual, family):
     backbone = backbone_of(copy.deepcopy(visual))
-    images = images_of(*sizes(family)[1])
+    images = normal_images(*sizes(family)[1])
     with torch.no_grad():
         expected = backbone.eval().dense(images)
         assert torch.equal(backbone.train().dense(images), expected)
@@ -282,7 +279,7 @@ def test_stochastic_depth_has_the_rate_that_is_set():
     rates = [module.drop_prob for module in convolutional.modules() if isinstance(module, DropPath)]
     assert rates == pytest.approx([0.6 * number / 11 for number in range(12)])
 
-    images = images_of(64, 96, batch=4)
+    images = normal_images(64, 96, batch=4)
     for family in ("vit", "eva01"):
         backbone = backbone_of(random_visual(family))
         assert isinstance(backbone, TransformerBackbone)
@@ -312,7 +309,7 @@ def test_stochastic_depth_acts_in_training_only(visual, family):
         with pytest.raises(ValueError, match="no stochastic depth"):
             backbone.set_drop_path(0.5)
         return
-    images = images_of(*sizes(family)[1])
+    images = normal_images(*sizes(family)[1])
     with torch.no_grad():
         before = backbone.dense(images)
         backbone.set_drop_path(0.9)
@@ -324,7 +321,7 @@ def test_stochastic_depth_acts_in_training_only(visual, family):
 
 def check_a_narrow_image_in_low_precision(visual: Any, height: int, width: int) -> None:
     backbone = backbone_of(copy.deepcopy(visual)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = images_of(height, width, batch=2).to(memory_format=torch.channels_last)
+    images = normal_images(height, width, batch=2).to(memory_format=torch.channels_last)
     with torch.no_grad():
         exact = backbone(images)
         with torch.autocast("cpu", torch.bfloat16):

@@ -2,8 +2,8 @@
 
 import copy
 
-import numpy as np
 import torch
+from random_images import coarse_noise
 from torch.nn import functional as F
 
 from ovd.model.backbone_families import backbone_of
@@ -15,18 +15,11 @@ from ovd.precision import Compute
 SIZES = [(60, 90), (80, 50)]
 
 
-def random_image(seed: int, height: int, width: int) -> np.ndarray:
-    """Coarse noise, of which crops at different places differ."""
-    coarse = torch.rand(1, 3, height // 10 + 1, width // 10 + 1, generator=torch.Generator().manual_seed(seed))
-    fine = F.interpolate(255 * coarse, (height, width), mode="bilinear")
-    return fine[0].permute(1, 2, 0).round().byte().numpy()
-
-
 def padded_pair(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """A wide and a tall image in one batch; the padding is bright, so that it would be seen."""
     images = torch.full((2, 3, 96, 96), 255, dtype=torch.uint8)
     for row, (height, width) in enumerate(SIZES):
-        images[row, :, :height, :width] = torch.from_numpy(random_image(seed + row, height, width)).permute(2, 0, 1)
+        images[row, :, :height, :width] = torch.from_numpy(coarse_noise(seed + row, height, width)).permute(2, 0, 1)
     return images, torch.tensor(SIZES)
 
 

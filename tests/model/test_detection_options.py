@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from plain_iou import iou
 from pydantic import ValidationError
 from test_postprocess import BIAS, SCALE, assert_equal, make_predictions, make_text
 from torch import Tensor
@@ -58,14 +59,6 @@ def detect(
         ensemble=ensemble,
         look=look,
     )
-
-
-def iou(one: Box, other: Box) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return shared / (sum(areas) - shared)
 
 
 def suppress(ranked: list, threshold: float, box_of: Callable, rivals: Callable) -> list:
@@ -321,7 +314,7 @@ def test_keys_of_a_config() -> None:
     assert options.second_look is not None
     assert (options.competition, options.competition_power, options.second_look.weight) == (40, 0.5, 0.4)
     for faulty in ({"one_name_per_place": 1.0}, {"competition": -1}, {"second_look": {"weight": 0}}):
-        with pytest.raises(ValidationError):
+        with pytest.raises(ValidationError, match=r"should be (greater|less) than"):
             DetectionOptions.model_validate(faulty)
 
 

@@ -1,3 +1,5 @@
+"""The detector and its parts: batches of any shape, gradients of what is trained, and the filter of shortcuts."""
+
 import pytest
 import torch
 from small_detector import build_detector

@@ -1,3 +1,5 @@
+"""Which classes and texts are scored in a step, and which count as absent from an image."""
+
 from dataclasses import replace
 
 import pytest

@@ -1,3 +1,5 @@
+"""From predictions to detections: the pairs that are kept are those of a full sort of all scores."""
+
 import math
 
 import pytest

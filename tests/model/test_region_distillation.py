@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from plain_iou import iou
 from torch.nn import functional as F
 
 from ovd.model.backbone_families import backbone_of
@@ -47,14 +48,6 @@ def make_predictions(seed: int) -> Predictions:
     )
 
 
-def intersection_over_union(one: list[float], other: list[float]) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    common = max(width, 0) * max(height, 0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return common / (sum(areas) - common)
-
-
 def reference(
     predictions: Predictions, image: int, classifier: TextClassifier, points: Points, options: RegionOptions
 ) -> tuple[list[list[float]], list[tuple[int, int]]]:
@@ -75,11 +68,11 @@ def reference(
     candidates.sort(key=lambda candidate: -candidate[0])
     kept: list[list[float]] = []
     for _, _, box in candidates:
-        if len(kept) < options.boxes and all(intersection_over_union(box, other) <= 0.5 for other in kept):
+        if len(kept) < options.boxes and all(iou(box, other) <= 0.5 for other in kept):
             kept.append(box)
     pairs = []
     for row, box in enumerate(kept):
-        agreeing = [point for _, point, other in candidates if intersection_over_union(box, other) > 0.7]
+        agreeing = [point for _, point, other in candidates if iou(box, other) > 0.7]
         pairs += [(point, row) for point in agreeing[: options.points]]
     return kept, pairs
 

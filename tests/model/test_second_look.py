@@ -1,22 +1,19 @@
 """The second look: crops against CLIP's own encoder, and every way of detecting that uses it."""
 
-import copy
 import json
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch.nn import functional as F
+from encoded_images import encode
+from random_images import coarse_noise
+from small_trained import small_trained
 
 from ovd.build.crops import build_second_look
-from ovd.build.detector import build_detector
 from ovd.build.text import evaluation_text, queries_of_index
 from ovd.build.trained import TrainedDetector, build_own_inference
 from ovd.config import LabelOptions, TrainConfig
-from ovd.config_files import parse_config
 from ovd.data.annotations import load_annotations
 from ovd.data.loading.loader import Loading
 from ovd.data.pairs.tar import Pair, write_pair_shards
@@ -39,36 +36,22 @@ SIZES = [(60, 90), (80, 50)]
 @pytest.fixture(scope="module")
 def trained(tiny_clip) -> TrainedDetector:
     """A detector whose backbone has drifted from CLIP's."""
-    values = {
-        "output": "runs/drifted",
-        "detector": {"channels": 32, "num_convs": 1},
-        "data": {"size": 96, "workers": 0},
-        "train": {"steps": 1, "precision": "float32", "device": "cpu"},
-        "eval": {
-            "max_detections": 30,
-            "batch_size": 3,
-            "competition": 40.0,
-            "second_look": {"crops": 5, "weight": 0.4, "crop": 64},
-        },
+    settings = {
+        "max_detections": 30,
+        "batch_size": 3,
+        "competition": 40.0,
+        "second_look": {"crops": 5, "weight": 0.4, "crop": 64},
     }
-    config = parse_config(values, TrainConfig, "test")
-    torch.manual_seed(0)
-    detector = build_detector(config, copy.deepcopy(tiny_clip)).eval()
-    for parameter in detector.backbone.parameters():
+    data, train = {"size": 96, "workers": 0}, {"device": "cpu"}
+    made = small_trained(tiny_clip, "anchor", output="runs/drifted", data=data, train=train, eval=settings)
+    for parameter in made.detector.backbone.parameters():
         parameter.data *= 1 + 0.05 * torch.randn_like(parameter)
-    return TrainedDetector(detector, config, tiny_clip, ("anchor",))
+    return made
 
 
 @pytest.fixture(scope="module")
 def inference(trained) -> Inference:
     return build_own_inference(trained)
-
-
-def random_image(seed: int, height: int, width: int) -> np.ndarray:
-    """Coarse noise, of which crops at different places differ."""
-    coarse = torch.rand(1, 3, height // 10 + 1, width // 10 + 1, generator=torch.Generator().manual_seed(seed))
-    fine = F.interpolate(255 * coarse, (height, width), mode="bilinear")
-    return fine[0].permute(1, 2, 0).round().byte().numpy()
 
 
 def assert_close(found: Detections, expected: Detections) -> None:
@@ -116,7 +99,7 @@ def test_options_and_encoder_go_together(trained):
 def test_an_image_is_seen_in_a_batch_as_alone(trained, inference):
     """Two images of one odd shape, so that none is padded otherwise in a batch."""
     queries = QueryTexts(evaluation_text(trained.config, trained.clip, NAMES))
-    pictures = [random_image(seed, 60, 96) for seed in (0, 1)]
+    pictures = [coarse_noise(seed, 60, 96) for seed in (0, 1)]
     images = torch.zeros(2, 3, 64, 96, dtype=torch.uint8)
     for row, picture in enumerate(pictures):
         images[row, :, :60] = torch.from_numpy(picture).permute(2, 0, 1)
@@ -130,7 +113,7 @@ def test_an_image_is_seen_in_a_batch_as_alone(trained, inference):
 
 
 def test_the_predictor_and_the_teacher_look_again(trained, inference):
-    picture = random_image(3, 70, 90)
+    picture = coarse_noise(3, 70, 90)
     queries = QueryTexts(evaluation_text(trained.config, trained.clip, NAMES))
     expected = inference.image(queries, picture)
     assert_close(Predictor(trained)(picture, NAMES), expected)
@@ -167,11 +150,8 @@ def test_an_evaluation_is_what_inference_finds(trained, inference, miniature_wor
 
 
 def test_the_ledger_of_pseudo_labels_says_that_it_was_used(trained, tmp_path: Path):
-    content = BytesIO()
-    Image.fromarray(random_image(0, 64, 64)).save(content, "JPEG")
-    write_pair_shards(
-        tmp_path / "pairs", [Pair("00000", content.getvalue(), "an anchor and an umbrella", {})], pairs_per_shard=1
-    )
+    pair = Pair("00000", encode(coarse_noise(0, 64, 64), "JPEG"), "an anchor and an umbrella", {})
+    write_pair_shards(tmp_path / "pairs", [pair], pairs_per_shard=1)
     options = LabelOptions(queries="nouns", score_threshold=0.0)
     counts = pseudo_label_run(trained, LabelRequest(tmp_path / "pairs", tmp_path / "out", options))
     assert counts.boxes > 0

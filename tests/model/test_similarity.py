@@ -1,3 +1,5 @@
+"""Scores of embeddings and texts: scaled cosines in any precision, and the bias that training starts from."""
+
 from dataclasses import replace
 
 import pytest

@@ -1,3 +1,5 @@
+"""The task-aligned head: where sides are looked up, how layers are weighed, and the form that both heads have."""
+
 import pytest
 import torch
 from torch.nn import functional as F

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from open_clip.model import CLIPVisionCfg, _build_vision_tower
+from random_images import normal_images
 from small_backbones import DIM, FAMILIES, random_visual
 from small_export import unchecked
 from torch import Tensor, nn
@@ -25,10 +26,6 @@ STARTS = {
     10: (3, [0, 2, 5, 7]),
 }
 """Side of the windows and where each begins, for a side of the grid, if windows have at most three rows."""
-
-
-def images_of(height: int, width: int, batch: int = 1) -> Tensor:
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(3))
 
 
 @pytest.mark.parametrize("grid", [(4, 6), (5, 7), (1, 1), (3, 10)])
@@ -67,7 +64,7 @@ def test_the_class_token_becomes_the_mean_of_its_copies():
 @pytest.mark.parametrize("name", ["vit", "eva01", "eva02"])
 @torch.no_grad()
 def test_a_window_at_least_as_large_as_the_grid_changes_nothing(name):
-    model, images = random_visual(name), images_of(96, 128)
+    model, images = random_visual(name), normal_images(96, 128)
     plain = backbone_of(copy.deepcopy(model)).dense(images)
     scale = float(plain.abs().max())
     for window in (8, 9, 64):
@@ -92,7 +89,7 @@ def test_a_block_that_attends_to_all_is_among_those_before_the_dense_feature(nam
 
     backbone.run_block = run_block  # type: ignore[method-assign]
     with torch.no_grad():
-        backbone(images_of(96, 96))
+        backbone(normal_images(96, 96))
     num_before = len(backbone._blocks) - backbone.takes_class_token
     assert sum(whole[:num_before]) == num_global
     assert whole[num_before - 1] == bool(num_global)
@@ -105,7 +102,7 @@ def test_windows_keep_what_lies_elsewhere_out():
     backbone = backbone_of(model, window=2)
     assert isinstance(backbone, TransformerBackbone)
     backbone._blocks = backbone._blocks[:1] + backbone._blocks[-1:]
-    images = images_of(96, 96)
+    images = normal_images(96, 96)
     changed = images.clone()
     changed[:, :, 64:, 64:] = 0
     with torch.no_grad():
@@ -130,12 +127,12 @@ def test_an_exported_graph_has_windows_for_images_of_any_size(window: int, tmp_p
     axes = {0: "batch", 2: "height", 3: "width"}
     with unchecked():
         write_onnx(
-            Dense(backbone).eval(), (images_of(96, 128, batch=2),), tmp_path / "dense.onnx",
+            Dense(backbone).eval(), (normal_images(96, 128, batch=2),), tmp_path / "dense.onnx",
             inputs={"images": axes}, outputs={"dense": axes}, metadata={},
         )  # fmt: skip
     session = onnxruntime.InferenceSession(tmp_path / "dense.onnx")
     for height, width in ((96, 128), (160, 64), (32, 224), (80, 112)):
-        images = images_of(height, width, batch=3)
+        images = normal_images(height, width, batch=3)
         (found,) = session.run(None, {"images": images.numpy()})
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(found), backbone.dense(images), atol=1e-4, rtol=1e-4)

@@ -14,12 +14,11 @@ import pytest
 import torch
 from PIL import Image
 from small_export import num_without_equal, unchecked, unit_rows
+from small_trained import small_trained
 
-from ovd.build.detector import build_detector
 from ovd.build.text import evaluation_text
 from ovd.build.trained import TrainedDetector
-from ovd.config import EnsembleConfig, TrainConfig
-from ovd.config_files import parse_config
+from ovd.config import EnsembleConfig
 from ovd.data.images.read import ImageError
 from ovd.export.detector import export_detector
 from ovd.export.smaller import quantize, to_half
@@ -58,24 +57,16 @@ print(json.dumps({name: getattr(found, name).tolist() for name in ("boxes", "sco
 
 @pytest.fixture(scope="module")
 def trained(tiny_clip) -> TrainedDetector:
-    values = {
-        "output": "none",
-        "detector": {"channels": 32, "num_convs": 1},
-        "data": {"size": 96},
-        "train": {"steps": 1, "precision": "float32", "device": "cpu"},
-        "eval": {"competition": 30, "max_detections": 50},
-        "bank": {"templates": "short"},
-    }
-    config = parse_config(values, TrainConfig, "test")
-    torch.manual_seed(0)
-    detector = build_detector(config, copy.deepcopy(tiny_clip)).eval()
-    for part in (detector.head.distances, detector.head.quality):  # boxes that differ
+    settings = {"competition": 30, "max_detections": 50}
+    train, bank = {"device": "cpu"}, {"templates": "short"}
+    made = small_trained(tiny_clip, "anchor", data={"size": 96}, train=train, eval=settings, bank=bank)
+    for part in (made.detector.head.distances, made.detector.head.quality):  # boxes that differ
         assert isinstance(part, torch.nn.Conv2d)
         torch.nn.init.normal_(part.weight, std=0.1)
-    detector.set_bias(-20.0)
-    text = evaluation_text(config, tiny_clip, ["anchor", "umbrella"])
-    calibration = ScoreCalibration(0.05, ScoreMap(0.6, 0.2, 1.0, -1.0), 0.31, config.eval, text)
-    return TrainedDetector(detector, config, tiny_clip, ("anchor",), calibration)
+    made.detector.set_bias(-20.0)
+    text = evaluation_text(made.config, tiny_clip, ["anchor", "umbrella"])
+    calibration = ScoreCalibration(0.05, ScoreMap(0.6, 0.2, 1.0, -1.0), 0.31, made.config.eval, text)
+    return replace(made, calibration=calibration)
 
 
 @pytest.fixture(scope="module")

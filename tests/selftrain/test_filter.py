@@ -1,3 +1,5 @@
+"""Which pseudo-labels are kept: every rule against looking at one box after another, and counts of what is removed."""
+
 import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence

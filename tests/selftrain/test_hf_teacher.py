@@ -1,7 +1,6 @@
 """Tiny detectors with random weights, built here and read back from a folder without a network."""
 
 import shutil
-import socket
 import sys
 from pathlib import Path
 
@@ -23,15 +22,7 @@ OWL_TOKENS = 8
 QUERIES = ("a dog", "umbrella", "the red kite over a hill")
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    """What HF_HUB_OFFLINE=1 sets, which is read at import; and nothing gets through if it is not heeded."""
-
-    def refuse(*_, **__):
-        raise AssertionError("a test reached for the network")
-
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 def randomise(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ragged_rows import ragged
 from safetensors.numpy import save
 
 from ovd.config import BoxFilters
@@ -19,11 +20,6 @@ from ovd.selftrain.labels import ShardLabels, write_labels
 from ovd.selftrain.ledger import LabelCounts, Ledger
 from ovd.text.bank import TextBank
 from ovd.text.pair_texts import PairTexts
-
-
-def ragged(rows: list[list], dtype: type, width: int | None = None) -> Ragged:
-    values: np.ndarray = np.array([value for row in rows for value in row], dtype=dtype)
-    return Ragged(values.reshape(-1, width) if width else values, np.cumsum([0, *map(len, rows)]).astype(np.int64))
 
 
 def shard_labels(keys: list[str], texts: list[str], queries: list[list[int]], found: list[list[int]]) -> ShardLabels:

@@ -1,3 +1,5 @@
+"""The file of a shard's pseudo-labels: what is written is read, and what is not whole or another's is refused."""
+
 import json
 import os
 import subprocess
@@ -9,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from noise import damaged
+from ragged_rows import ragged
 from safetensors.numpy import load_file
 from torch.nn import functional as F
 
-from ovd.data.index import Ragged
 from ovd.data.pairs.shard_index import ShardIndex
 from ovd.data.pairs.tar import list_shards
 from ovd.fault import Fault
@@ -21,11 +23,6 @@ from ovd.selftrain.labels import ShardLabels, label_files, read_labels, read_sha
 from ovd.text.bank import TextBank
 
 SETTINGS = {"teacher": "none", "score_threshold": 0.05}
-
-
-def ragged(rows: list[list], dtype: type, *shape: int) -> Ragged:
-    values: np.ndarray = np.array([value for row in rows for value in row], dtype).reshape(-1, *shape)
-    return Ragged(values, np.cumsum([0, *map(len, rows)]).astype(np.int64))
 
 
 def some_labels(num_pairs: int) -> ShardLabels:

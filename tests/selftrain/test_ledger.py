@@ -1,3 +1,5 @@
+"""The ledger of a folder of pseudo-labels: read as it was written, and refused where it and the labels disagree."""
+
 import json
 from dataclasses import replace
 

@@ -1,24 +1,23 @@
 """The pseudo-labelling job on shards of small drawn images: right labels, every pair counted, the same bytes always."""
 
-import copy
 import hashlib
 import json
 import subprocess
 import sys
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from encoded_images import encode
 from encoded_texts import encode_texts
 from PIL import Image, ImageDraw
+from run_files import bytes_of
+from small_trained import small_trained
 
-from ovd.build.detector import build_detector
 from ovd.build.trained import TrainedDetector
-from ovd.config import LabelOptions, TrainConfig
-from ovd.config_files import parse_config
+from ovd.config import LabelOptions
 from ovd.data.images.read import read_image
 from ovd.data.pairs.tar import MANIFEST_NAME, Pair, PairShards, list_shards, write_pair_shards
 from ovd.data.report import DataError, DataReport
@@ -45,9 +44,7 @@ def drawn_jpeg(seed: int, height: int = 64, width: int = 64) -> bytes:
     image = Image.fromarray(rng.integers(60, 120, (height, width, 3)).astype(np.uint8))
     x, y = rng.integers(0, 30, 2).tolist()
     ImageDraw.Draw(image).rectangle((x, y, x + 24, y + 18), fill=tuple(rng.integers(0, 255, 3).tolist()))
-    content = BytesIO()
-    image.save(content, "JPEG")
-    return content.getvalue()
+    return encode(image, "JPEG")
 
 
 def some_pairs(count: int) -> list[Pair]:
@@ -91,16 +88,7 @@ def captions_alone(tiny_clip) -> TextVariants:
 @pytest.fixture(scope="module")
 def trained(tiny_clip) -> TrainedDetector:
     """A fresh detector around the tiny CLIP."""
-    values = {
-        "output": "runs/fresh",
-        "detector": {"channels": 32, "num_convs": 1},
-        "data": {"size": 64},
-        "train": {"steps": 1, "precision": "float32", "device": "cpu"},
-        "eval": {"candidates": 300},
-    }
-    config = parse_config(values, TrainConfig, "test")
-    torch.manual_seed(0)
-    return TrainedDetector(build_detector(config, copy.deepcopy(tiny_clip)).eval(), config, tiny_clip, ())
+    return small_trained(tiny_clip, output="runs/fresh", train={"device": "cpu"}, eval={"candidates": 300})
 
 
 def ovd_teacher(trained: TrainedDetector, texts: TextVariants) -> OvdTeacher:
@@ -113,10 +101,6 @@ def inference_of(trained: TrainedDetector) -> Inference:
 
 def ledger(output: Path, stem: str = "00000") -> dict:
     return json.loads((output / f"{stem}.json").read_text())
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def assert_close(found: TeacherBoxes, expected: TeacherBoxes) -> None:
@@ -133,7 +117,7 @@ def test_files_and_counts_say_what_became_of_every_pair(tmp_path, captions_alone
     assert counts == LabelCounts(
         pairs=14, pairs_with_boxes=14, capped_pairs=0, boxes=14, texts=5 + 5 + 2, long_texts=0, reasons={}
     )
-    assert sorted(files(tmp_path / "out")) == [
+    assert sorted(bytes_of(tmp_path / "out")) == [
         f"0000{row}.{end}" for row in range(3) for end in ("json", "safetensors")
     ]
     assert [len(batch) for batch in teacher.asked] == [4, 2, 4, 2, 2]  # never across shards
@@ -391,27 +375,27 @@ def test_a_teacher_that_gives_nan_stops(tmp_path, captions_alone):
     folder = shard_folder(tmp_path / "pairs", some_pairs(1))
     with pytest.raises(ValueError, match="fixed, image of 00000: a box or score that is not a number"):
         label_shards(folder, tmp_path / "out", FixedTeacher(1, float("nan")), captions_alone, CAPTION)
-    assert files(tmp_path / "out") == {}
+    assert bytes_of(tmp_path / "out") == {}
 
 
 def test_done_shards_are_passed_over(tmp_path, captions_alone, capsys):
     folder = shard_folder(tmp_path / "pairs", with_broken_images(some_pairs(14), [3]))
     whole = label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, CAPTION)
-    before = files(tmp_path / "out")
+    before = bytes_of(tmp_path / "out")
     (tmp_path / "out" / "00001.json").unlink()
     capsys.readouterr()
     teacher = FixedTeacher()
     assert label_shards(folder, tmp_path / "out", teacher, captions_alone, CAPTION) == whole
     assert sum(map(len, teacher.asked)) == 6
     assert capsys.readouterr().out == f"{tmp_path / 'out'}: 2 of 3 shards are labelled already\n"
-    assert files(tmp_path / "out") == before
+    assert bytes_of(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_a_damaged_labels_file_is_made_again(tmp_path, captions_alone, capsys, damage):
     folder = shard_folder(tmp_path / "pairs", some_pairs(12))
     label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, CAPTION)
-    before = files(tmp_path / "out")
+    before = bytes_of(tmp_path / "out")
     victim = tmp_path / "out" / "00001.safetensors"
     content = bytearray(victim.read_bytes())
     content[-1] ^= 1
@@ -420,13 +404,13 @@ def test_a_damaged_labels_file_is_made_again(tmp_path, captions_alone, capsys, d
         victim.write_bytes(content if damage == "flip" else content[:-1])
     label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, CAPTION)
     assert f"{victim} is missing or does not match its ledger" in capsys.readouterr().out
-    assert files(tmp_path / "out") == before
+    assert bytes_of(tmp_path / "out") == before
 
 
 def test_other_settings_are_refused_and_named(tmp_path, captions_alone):
     folder, output = shard_folder(tmp_path / "pairs", some_pairs(12)), tmp_path / "out"
     label_shards(folder, output, FixedTeacher(), captions_alone, CAPTION)
-    before = files(output)
+    before = bytes_of(output)
     other_teacher = FixedTeacher()
     other_teacher.name = "another"
     for teacher, options, message in (
@@ -448,7 +432,7 @@ def test_other_settings_are_refused_and_named(tmp_path, captions_alone):
     folder = shard_folder(tmp_path / "others", some_pairs(13)[1:])
     with pytest.raises(ValueError, match=r"00000\.json was made with other settings: shard_sha256 was"):
         label_shards(folder, output, FixedTeacher(), captions_alone, CAPTION)
-    assert files(output) == before
+    assert bytes_of(output) == before
     (output / "00000.json").write_text("{}")
     with pytest.raises(ValueError, match=r"00000\.json cannot be read as a ledger of pseudo-labels .*another --output"):
         label_shards(folder, output, FixedTeacher(), captions_alone, CAPTION)
@@ -460,7 +444,7 @@ def test_without_a_manifest_the_ledger_holds_the_same(tmp_path, captions_alone):
     (folder / MANIFEST_NAME).unlink()
     for _ in range(2):
         label_shards(folder, tmp_path / "without", FixedTeacher(), captions_alone, CAPTION)
-        assert files(tmp_path / "with") == files(tmp_path / "without")
+        assert bytes_of(tmp_path / "with") == bytes_of(tmp_path / "without")
 
 
 def test_a_damaged_shard_stops_before_anything_is_labelled(tmp_path, captions_alone):
@@ -469,10 +453,10 @@ def test_a_damaged_shard_stops_before_anything_is_labelled(tmp_path, captions_al
     (folder / "00001.tar").write_bytes(content[:-1024])
     with pytest.raises(DataError, match=r"00001\.tar: .*expected 6 samples"):
         label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, CAPTION)
-    assert files(tmp_path / "out") == {}
+    assert bytes_of(tmp_path / "out") == {}
     first = shards_of_worker(folder, rank=0, world=2)
     label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, CAPTION, listed=first)  # its own only
-    assert sorted(files(tmp_path / "out")) == ["00000.json", "00000.safetensors"]
+    assert sorted(bytes_of(tmp_path / "out")) == ["00000.json", "00000.safetensors"]
 
 
 def test_any_number_of_workers_writes_the_same_files(tmp_path, trained, tiny_clip):
@@ -487,7 +471,7 @@ def test_any_number_of_workers_writes_the_same_files(tmp_path, trained, tiny_cli
             for rank in range(world)
         ]  # fmt: skip
         totals.append({name: sum(getattr(part, name) for part in counts) for name in ("pairs", "boxes", "texts")})
-    assert files(tmp_path / "1") == files(tmp_path / "3")
+    assert bytes_of(tmp_path / "1") == bytes_of(tmp_path / "3")
     assert totals[0] == totals[1]
     assert totals[0]["pairs"] == len(PairShards(folder)) == 13
     assert totals[0]["boxes"] > 13
@@ -527,8 +511,10 @@ def test_shards_that_are_given_are_labelled_in_their_order_in_the_folder(tmp_pat
     label_shards(folder, tmp_path / "all", FixedTeacher(), captions_alone, CAPTION)
     backwards = dict(reversed(shards_of_worker(folder, rank=1, world=2).items()))
     label_shards(folder, tmp_path / "some", FixedTeacher(), captions_alone, CAPTION, listed=backwards)
-    assert sorted(files(tmp_path / "some")) == [f"0000{n}.{kind}" for n in (1, 3) for kind in ("json", "safetensors")]
-    assert files(tmp_path / "some").items() <= files(tmp_path / "all").items()
+    assert sorted(bytes_of(tmp_path / "some")) == [
+        f"0000{n}.{kind}" for n in (1, 3) for kind in ("json", "safetensors")
+    ]
+    assert bytes_of(tmp_path / "some").items() <= bytes_of(tmp_path / "all").items()
 
 
 def test_workers_are_numbered_by_arguments_then_by_the_environment():

@@ -1,29 +1,23 @@
+"""How good pseudo-labels are: shares of right places and names, by hand and pair by pair."""
+
 import json
-import runpy
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ragged_rows import ragged
+from scripts import run_tool
 from torchvision.ops import box_iou
 
-from ovd.data.index import Ragged
 from ovd.data.pairs.tar import Pair, PairShards, write_pair_shards
 from ovd.selftrain.labels import ShardLabels, write_labels
 from ovd.selftrain.ledger import LabelCounts, Ledger
 from ovd.selftrain.quality import QualityRow, TrueObjects, format_quality, measure_quality, read_true_objects
 
-TOOL = Path(__file__).parents[2] / "tools" / "label_quality.py"
 NAMES = ("umbrella", "coffee cup", "cat", "filled star")
 SYNONYMS = {"coffee_cup": ("coffee_cup", "cup_of_coffee"), "umbrella": ("parasol",)}
 BOX, ELSEWHERE = [10, 10, 50, 50], [100, 100, 140, 140]
-
-
-def ragged(rows: list[list], dtype: type, *shape: int) -> Ragged:
-    values: np.ndarray = np.array([value for row in rows for value in row], dtype=dtype).reshape(-1, *shape)
-    return Ragged(values, np.cumsum([0, *map(len, rows)], dtype=np.int64))
 
 
 def shard_of(
@@ -231,7 +225,7 @@ def test_true_objects_that_do_not_fit_together_are_named(tmp_path, info):
         read_true_objects(PairShards(tmp_path), [0])
 
 
-def test_the_tool_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch, capsys):
+def test_the_tool_prints_a_table_and_writes_the_figures(tmp_path):
     write_pair_shards(tmp_path / "pairs", some_pairs(), pairs_per_shard=3)
     (tmp_path / "labels").mkdir()
     categories = [
@@ -241,14 +235,10 @@ def test_the_tool_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch, c
     content = {"images": [], "annotations": [], "categories": categories}
     (tmp_path / "lvis.json").write_text(json.dumps(content))
     arguments = [
-        "label_quality.py", tmp_path / "labels", "--pairs", tmp_path / "pairs", "--annotations",
+        "tools/label_quality.py", tmp_path / "labels", "--pairs", tmp_path / "pairs", "--annotations",
         tmp_path / "lvis.json", "--thresholds", "0.1", "0.6", "--output", tmp_path / "quality.json",
     ]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
-
-    with pytest.raises(SystemExit, match="2"):
-        runpy.run_path(str(TOOL), run_name="__main__")
-    assert "has no labels" in capsys.readouterr().err
+    assert "has no labels" in run_tool(*arguments, expect=2).stderr
 
     labels = shard_of(("parasols", "cat"), [[(0, 0.5, BOX)], [(1, 0.7, BOX)], [(1, 0.3, BOX)]])
     file = tmp_path / "labels" / "00000.safetensors"
@@ -264,8 +254,7 @@ def test_the_tool_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch, c
     counts = LabelCounts(3, 3, 0, 3, 2, 0, {})
     ledger = Ledger(shard["file"], shard["sha256"], sha256, {"text_tower": "none"}, counts, {})
     ledger.write(file)
-    runpy.run_path(str(TOOL), run_name="__main__")
-    printed = capsys.readouterr().out
+    printed = run_tool(*arguments).stdout
     assert "| all | 0.1 | 2 | 50.0% | 50.0% | 2 | 50.0% | 50.0% | 1 | 100.0% | 100.0% |" in printed
     assert "2 pairs; 1 more left out" in printed
     assert "more boxes" not in printed
@@ -275,7 +264,6 @@ def test_the_tool_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch, c
 
     settings = {"text_tower": "none", "queries": "caption"}
     replace(ledger, settings=settings, counts=replace(counts, capped_pairs=2)).write(file)
-    runpy.run_path(str(TOOL), run_name="__main__")
-    printed = capsys.readouterr().out
+    printed = run_tool(*arguments).stdout
     assert "| all | 0.1 | 2 | 50.0% | - | 2 | 50.0% | - | 1 | 100.0% | - |" in printed
     assert "2 of 3 pairs had more boxes than their labels hold" in printed

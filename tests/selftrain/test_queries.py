@@ -1,3 +1,5 @@
+"""What a caption asks for: the whole of it, its runs of words, and its nouns."""
+
 import json
 import re
 from typing import get_args

@@ -1,16 +1,12 @@
 """A small untrained detector, and a server of it, which the tests of the server ask."""
 
-import copy
 from collections.abc import Iterator
 
 import pytest
-import torch
 from small_server import LIMITS, Running, running
+from small_trained import small_trained
 
-from ovd.build.detector import build_detector
 from ovd.build.trained import TrainedDetector
-from ovd.config import TrainConfig
-from ovd.config_files import parse_config
 from ovd.serve.answerer import Answerer
 from ovd.serve.hosts import known_hosts
 from ovd.serve.settings import Settings
@@ -18,19 +14,10 @@ from ovd.serve.settings import Settings
 
 @pytest.fixture(scope="session")
 def trained(tiny_clip) -> TrainedDetector:
-    values = {
-        "output": "none",
-        "detector": {"channels": 32, "num_convs": 1, "freeze_backbone": True},
-        "bank": {"templates": "none"},
-        "data": {"size": 64},
-        "train": {"steps": 1, "precision": "float32"},
-        "eval": {"max_detections": 50},
-    }
-    config = parse_config(values, TrainConfig, "test")
-    torch.manual_seed(0)
-    return TrainedDetector(
-        build_detector(config, copy.deepcopy(tiny_clip)).eval(), config, tiny_clip, ("anchor", "cat face")
-    )
+    return small_trained(
+        tiny_clip, "anchor", "cat face", detector={"freeze_backbone": True}, bank={"templates": "none"},
+        eval={"max_detections": 50},
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

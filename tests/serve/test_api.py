@@ -1,6 +1,5 @@
 """The HTTP API: what it answers, what it refuses, and what it says about itself."""
 
-import io
 import re
 import socket
 import threading
@@ -10,6 +9,7 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
+from encoded_images import encode
 from PIL import Image
 from small_server import LIMITS, png, running, until
 
@@ -88,9 +88,8 @@ def test_examples_are_the_predictors_prompts(served, trained):
 
 
 def test_a_picture_may_be_asked_by_examples_alone_and_large_ones_are_reduced(served):
-    wide = io.BytesIO()
-    Image.new("RGB", (1900, 900), "red").save(wide, "PNG")
-    answer = ask_with_examples(served, "", ("gadget", wide.getvalue()))
+    wide = encode(Image.new("RGB", (1900, 900), "red"), "PNG")
+    answer = ask_with_examples(served, "", ("gadget", wide))
     assert answer.status_code == 200
     assert [row["name"] for row in answer.json()["categories"]] == ["gadget"]
     assert "1 names, 1 examples" in served.lines[-1]

@@ -1,3 +1,5 @@
+"""Names as prompts: cleaned, with their article, and in every form that a class has."""
+
 import json
 
 import pytest

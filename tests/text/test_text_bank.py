@@ -1,3 +1,5 @@
+"""The file of text embeddings: rows equal the text tower's, variants are repeatable, and other files are refused."""
+
 import numpy as np
 import pytest
 import torch

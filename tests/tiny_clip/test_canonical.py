@@ -1,3 +1,5 @@
+"""Projections that correlate most: against the textbook's eigenvalues, white, and finite without variance."""
+
 import numpy as np
 import pytest
 import torch

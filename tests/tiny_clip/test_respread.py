@@ -1,3 +1,5 @@
+"""A collapsed space of features is spread again, with its pairs still together."""
+
 import copy
 
 import numpy as np

@@ -1,0 +1,45 @@
+"""What a run leaves on disk: the records of its log, the tensors of its steps, and a folder's bytes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+Tensors = dict[str, torch.Tensor]
+WEIGHTS = ("model", "ema", "optimizer")
+"""Files of tensors that every step of a training has."""
+
+
+def records_of(run: Path, kind: str) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl of one kind."""
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [record for record in records if record["kind"] == kind]
+
+
+def losses_of(run: Path) -> list[dict[str, float]]:
+    return [record["losses"] for record in records_of(run, "train")]
+
+
+def tensors_of(step: Path) -> dict[str, Tensors]:
+    """The tensors of each file in the folder of a step, by the file's name without its ending."""
+    return {path.stem: load_file(path) for path in step.glob("*.safetensors")}
+
+
+def assert_same_tensors(one: Tensors, other: Tensors) -> None:
+    """Bit for bit."""
+    assert one.keys() == other.keys()
+    assert [name for name, tensor in one.items() if not torch.equal(tensor, other[name])] == []
+
+
+def assert_same_step(one: Path, other: Path, *, files: tuple[str, ...] = WEIGHTS) -> None:
+    """The folders of two steps hold these files of tensors and no others, the same bit for bit."""
+    first, second = tensors_of(one), tensors_of(other)
+    assert first.keys() == second.keys() == set(files)
+    for name in files:
+        assert_same_tensors(first[name], second[name])
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -1,0 +1,29 @@
+"""A small detector that was never trained, with its config and CLIP, as all of inference takes it."""
+
+import copy
+from typing import Any
+
+import torch
+from merged import merged
+
+from ovd.build.detector import build_detector
+from ovd.build.trained import TrainedDetector
+from ovd.clip.load import Clip
+from ovd.config import TrainConfig
+from ovd.config_files import parse_config
+
+
+def small_trained(clip: Clip, *classes: str, **changes: Any) -> TrainedDetector:
+    """Around a copy of CLIP's backbone, always with the same weights, as if trained on these classes.
+
+    What `changes` says of a section of the config is merged into it.
+    """
+    values: dict[str, Any] = {
+        "output": "none",
+        "detector": {"channels": 32, "num_convs": 1},
+        "data": {"size": 64},
+        "train": {"steps": 1, "precision": "float32"},
+    }
+    config = parse_config(merged(values, changes), TrainConfig, "test")
+    torch.manual_seed(0)
+    return TrainedDetector(build_detector(config, copy.deepcopy(clip)).eval(), config, clip, classes)
