@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from encoded_texts import encode_texts
+from open_clip.transformer import QuickGELU
 from safetensors import safe_open
 
 from ovd.clip.load import Clip, load_clip
@@ -55,16 +57,17 @@ def test_the_tiny_clip_keeps_its_text_tower_to_the_bit(tiny_clip, weight_format,
     assert all(torch.equal(value, again.model.state_dict()[name]) for name, value in loaded.model.state_dict().items())
 
 
-def test_a_named_model_takes_activation_and_normalization_with_it(tmp_path):
-    """Local weights with a normalization of their own, in a model with QuickGELU."""
-    from open_clip.transformer import QuickGELU
-
+def test_a_named_model_takes_activation_and_normalization_with_it(tmp_path, monkeypatch):
+    """Local weights with a normalization of their own, in a model with QuickGELU; open_clip's own ones are large."""
+    config, name = open_clip.get_model_config(SMALL), f"{SMALL}-quickgelu"
+    config["vision_cfg"]["layers"] = config["text_cfg"]["layers"] = 2
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, {**config, "quick_gelu": True})
     torch.manual_seed(0)
     weights = tmp_path / "model.pt"
-    torch.save(load_clip("ViT-B-32-quickgelu", "random").model.state_dict(), weights)
+    torch.save(load_clip(name, "random").model.state_dict(), weights)
     own = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
-    clip = load_clip("ViT-B-32-quickgelu", str(weights), activation="quick_gelu", **own)
-    save(clip, "ViT-B-32-quickgelu", tmp_path / "folder", weight_format="float16")
+    clip = load_clip(name, str(weights), activation="quick_gelu", **own)
+    save(clip, name, tmp_path / "folder", weight_format="float16")
     loaded = load_clip(str(tmp_path / "folder"))
     assert {"mean": loaded.mean, "std": loaded.std} == own
     assert any(isinstance(module, QuickGELU) for module in loaded.model.visual.modules())

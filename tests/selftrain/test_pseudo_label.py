@@ -637,7 +637,7 @@ print(kills, inside)
 """
 
 
-@pytest.mark.parametrize(("repetitions", "num_pairs"), [(2, 36), pytest.param(20, 96, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("repetitions", "num_pairs"), [(2, 24), pytest.param(20, 96, marks=pytest.mark.slow)])
 def test_killed_at_random_and_two_workers_at_once_leave_what_one_clean_run_does(tmp_path, repetitions, num_pairs):
     shard_folder(tmp_path / "pairs", some_pairs(num_pairs), 6)
     result = subprocess.run(
