@@ -10,6 +10,7 @@ import jaxtyping
 import pytest
 import torch
 from cores import THREADS
+from kept_images import keep_images
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,10 +179,3 @@ def plain_run(tmp_path_factory, miniature_world) -> Path:
 
 NUM_VAL_IMAGES = 24
 """They hold about a hundred boxes; an evaluation of them takes about a second."""
-
-
-def keep_images(content: dict[str, Any], kept: range) -> None:
-    """Leave out the other images of an annotation file, and their boxes."""
-    if "images" in content:  # which the file of hidden boxes has not
-        content["images"] = [image for image in content["images"] if image["id"] in kept]
-    content["annotations"] = [row for row in content["annotations"] if row["image_id"] in kept]

@@ -35,6 +35,10 @@ from ovd.jobs.train import train_from_config
 from ovd.model.detection_options import SecondLookOptions
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+ROW_SEED = 3
+SMALL_WORLD = Settings(
+    max_images_per_class=1, val_boxes_per_class=1, num_pairs=8, pairs_per_shard=4, num_transfer_images=6
+)
 
 
 def make_config(output: Path, world: Path, **changes) -> TrainConfig:
@@ -237,10 +241,7 @@ def test_a_frozen_backbone_with_score_ensembling_evaluates_with_the_base_classes
 @pytest.fixture
 def small_world(monkeypatch, tmp_path):
     """The ablation's world, drawn with a few scenes."""
-    small = Settings(
-        max_images_per_class=1, val_boxes_per_class=1, num_pairs=8, pairs_per_shard=4, num_transfer_images=6
-    )
-    monkeypatch.setattr(ovd.build.data, "Settings", lambda seed: replace(small, seed=seed))
+    monkeypatch.setattr(ovd.build.data, "Settings", lambda seed: replace(SMALL_WORLD, seed=seed))
     return [
         f"data.source.root={tmp_path / 'world'}",
         f"bank.cache={tmp_path / 'banks'}",
@@ -264,25 +265,27 @@ def self_training_row(small_world: list[str]) -> RowStages:
     return RowStages(student, teacher, LabelsConfig(queries="nouns", shards=1, score_threshold=0.0))
 
 
-def test_a_row_with_a_teacher_runs_all_stages_once(tmp_path, small_world, monkeypatch, capsys):
+def test_a_row_with_a_teacher_runs_all_stages_once(tmp_path, small_world, miniature_world, monkeypatch, capsys):
+    drawn = tmp_path / "world" / replace(SMALL_WORLD, seed=ROW_SEED).key()
+    shutil.copytree(miniature_world, drawn)  # whose evaluation takes a second
     stages = self_training_row(small_world)
 
     def detect_all(_, index, *__, **___):
         return SimpleNamespace(compute=lambda: {"AP": {"coco": 0.1, "objects365": 0.2}[index.path.stem]})
 
     monkeypatch.setattr("ovd.ablation.row.detect_all", detect_all)  # on the sets of the transfer
-    record = run_row("self_training", stages, 3, tmp_path / "runs")
+    record = run_row("self_training", stages, ROW_SEED, tmp_path / "runs")
     assert record.steps == 4
-    assert record.seed == 3
+    assert record.seed == ROW_SEED
     assert record.config_hash == stages.hash()
     assert record.hours > 0
-    (evaluation,) = (tmp_path / "runs").glob("seed-3/self_training-*/metrics.json")
+    (evaluation,) = (tmp_path / "runs").glob(f"seed-{ROW_SEED}/self_training-*/metrics.json")
     metrics = json.loads(evaluation.read_text())["metrics"]
     assert (record.AP, record.APr, record.APc, record.APf) == tuple(metrics[f"AP{group}"] for group in ("", *"rcf"))
     assert (record.coco_AP, record.o365_AP) == (0.1, 0.2)
     assert "naming_all" in record.extra
     capsys.readouterr()
-    again = run_row("self_training", stages, 3, tmp_path / "runs")
+    again = run_row("self_training", stages, ROW_SEED, tmp_path / "runs")
     assert "step " not in capsys.readouterr().out  # nothing is trained twice
     assert replace(again, date=record.date) == record
     assert stages.teacher is not None
@@ -292,13 +295,13 @@ def test_a_row_with_a_teacher_runs_all_stages_once(tmp_path, small_world, monkey
 @pytest.mark.slow
 def test_a_row_with_a_second_look_shares_the_training_of_the_one_without(tmp_path, small_world, capsys):
     stages = self_training_row(small_world)
-    record = run_row("self_training", stages, 3, tmp_path / "runs")
+    record = run_row("self_training", stages, ROW_SEED, tmp_path / "runs")
     capsys.readouterr()
     student = stages.final
     looking = student.eval.model_copy(update={"second_look": SecondLookOptions(crops=2)})
     with_look = replace(stages, final=student.model_copy(update={"eval": looking}))
     assert with_look.hash() != stages.hash()
-    looked = run_row("second_look", with_look, 3, tmp_path / "runs")
+    looked = run_row("second_look", with_look, ROW_SEED, tmp_path / "runs")
     assert "step " not in capsys.readouterr().out  # the same training serves both
     assert (looked.config_hash, looked.rare_named) == (with_look.hash(), record.rare_named)
     assert looked.cgF1 is not None
