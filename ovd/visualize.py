@@ -146,7 +146,8 @@ def _draw_label(
 
 
 def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Arrange images of any size row by row on white."""
+    """Arrange images of any size row by row on white, in as many columns at most."""
+    columns = min(columns, len(images))
     width = max(image.width for image in images) + 6
     height = max(image.height for image in images) + 6
     rows = -(-len(images) // columns)

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.ft2font import FT2Font
+from PIL import Image
 
 from ovd.data.world.glyphs import FONT
 from ovd.structures import Detections
@@ -53,6 +54,12 @@ def test_letters_that_the_usual_font_lacks_are_drawn_with_another_or_told(monkey
     assert capsys.readouterr().err == ""
     assert font_with(frozenset({"\ufdd0", "a"})) == usual
     assert "no font of this system has all of \ufdd0" in capsys.readouterr().err
+
+
+def test_a_grid_of_few_pictures_has_no_empty_columns():
+    pictures = [Image.new("RGB", size, "red") for size in ((30, 20), (10, 25))]
+    assert grid(pictures, columns=4).size == (2 * 36, 31)
+    assert grid(pictures[:1], columns=4).size == (36, 26)
 
 
 def test_grids_hold_every_picture():
