@@ -145,12 +145,15 @@ class Predictor(ModelHubMixin):
         """Write a folder that `from_pretrained` and `load` take; options of `load`, such as `size`, are not in it.
 
         Args:
+            save_directory: the folder; the card is called by its name.
             options: those of huggingface_hub's mixin, such as `push_to_hub`.
 
         Raises:
             ValueError: the detector has experts, or the folder holds a detector, or something else.
         """
         check_packable(self._trained, Path(save_directory))  # here, since the mixin begins by deleting a config.json
+        name = options.get("repo_id") or Path(save_directory).absolute().name
+        options.setdefault("model_card_kwargs", {"repository": name})
         return super().save_pretrained(save_directory, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:

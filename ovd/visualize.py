@@ -117,7 +117,8 @@ def _draw_box(draw: ImageDraw.ImageDraw, label: Label, line: int) -> None:
 
 
 def grid(images: Sequence[Image.Image], columns: int, note: str = "") -> Image.Image:
-    """Arrange images of any size row by row on white, each in the middle of its place, with a note under them."""
+    """Arrange images of any size row by row on white, in as many columns at most, with a note under them."""
+    columns = min(columns, len(images))
     width = max(image.width for image in images) + GRID_GAP_PX
     height = max(image.height for image in images) + GRID_GAP_PX
     rows = -(-len(images) // columns)

@@ -19,6 +19,7 @@ from ovd.__main__ import COMMANDS
 from ovd.clip.load import TINY_CLIP
 from ovd.data.report import DataReport
 from ovd.experts.group import NO_EXPERTS
+from ovd.jobs.evaluate import claim_folder
 from ovd.jobs.queries import Query, read_queries, split_query, with_examples
 from ovd.structures import Detections
 
@@ -359,6 +360,16 @@ def test_a_minimum_score_has_a_point(query, name, minimum):
 def test_a_minimum_score_is_from_0_to_1_and_has_a_name(query):
     with pytest.raises(ValueError, match=r"write it as NAME:0\.8"):
         split_query(query)
+
+
+def test_an_evaluation_whose_folder_cannot_be_written_to_says_what_to_give(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file/eval cannot be made \(Not a directory\); give another --output"):
+        claim_folder(tmp_path / "file" / "eval", {})
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="eval cannot be written to; give another --output"):
+        claim_folder(tmp_path / "eval", {})
+    assert not list((tmp_path / "eval").iterdir())
 
 
 def test_a_file_of_names_that_is_not_there_is_said_to_be_one(tmp_path):

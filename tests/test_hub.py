@@ -162,6 +162,9 @@ def test_the_card_says_what_was_measured_and_no_more(run, tmp_path):
     Predictor.load(run).save_pretrained(tmp_path / "given")
     card = ModelCard.load(tmp_path / "given" / "README.md")
     text = card.content
+    assert "\n# given\n" in text
+    assert 'Predictor.from_pretrained("given")' in text
+    assert card.data.model_name == "given"
     assert "| AP | APr |" in text
     assert "| 45.67 | - |" in text
     assert "LVIS v1 (ordinary AP)" in text

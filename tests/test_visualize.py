@@ -69,6 +69,12 @@ def test_the_frame_of_a_box_is_seen_on_any_ground():
             assert np.abs(across - value).max() > 100
 
 
+def test_a_grid_of_few_pictures_has_no_empty_columns():
+    pictures = [Image.new("RGB", size, "red") for size in ((30, 20), (10, 25))]
+    assert grid(pictures, columns=4).size == (2 * 36, 31)
+    assert grid(pictures[:1], columns=4).size == (36, 26)
+
+
 def test_grids_hold_every_picture():
     pictures = [draw_detections(np.full((400, 500, 3), value, np.uint8), NOTHING, []) for value in (10, 20, 30)]
     pixels = np.asarray(grid(pictures, columns=2))

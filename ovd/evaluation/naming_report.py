@@ -125,5 +125,5 @@ def draw_naming(report: NamingReport) -> Figure:
     axes.set_xticks(positions, [title for title, _ in rows])
     axes.set(ylim=(0, 108), ylabel="true boxes named right (%)")
     axes.set_title(f"Naming of true boxes among {report.num_classes} classes", fontsize="medium")
-    figure.legend(loc="outside lower center", ncols=4 if len(rows) > 3 else 2)
+    figure.legend(loc="outside lower center", ncols=4 if len(rows) > 4 else 2)  # a narrow figure would cut it off
     return figure

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -94,6 +94,19 @@ def _check_folder(path: Path) -> None:
         )
 
 
+def _check_places(folders: Iterable[Path]) -> None:
+    """Check that pictures can be written beside their sources.
+
+    Raises:
+        ValueError: a folder cannot be written to.
+    """
+    for folder in sorted(folders):
+        if folder.is_dir() and not os.access(folder, os.W_OK):
+            raise ValueError(
+                f"{folder} cannot be written to, and pictures go beside their sources; give --output FOLDER"
+            )
+
+
 class PictureFiles:
     """Writes, beside each source or into a folder, a picture with the boxes and a JSON file; of a video, a video and
     lines of JSON."""
@@ -105,11 +118,14 @@ class PictureFiles:
                 it has the folders below the one that all sources lie in.
 
         Raises:
-            ValueError: the files of two sources would have the same name.
+            ValueError: the files of two sources would have the same name, or the folder of a source cannot be written
+                to and would have to.
         """
         self._names = list(names)
         self._folder = folder
         self._targets = targets(sources, folder)
+        if folder is None:
+            _check_places({target.parent for target in self._targets.values()})
         self._video: _OpenVideo | None = None
         self.written: list[Path] = []
 

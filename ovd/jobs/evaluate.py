@@ -1,5 +1,6 @@
 """Evaluate a detector on a data set with its own vocabulary."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -77,13 +78,21 @@ def claim_folder(output: Path, options: Mapping[str, str]) -> None:
         options: those that say what is evaluated on what.
 
     Raises:
-        ValueError: the folder has an evaluation of something else in it, or a results file of another origin.
+        ValueError: the folder has an evaluation of something else in it, or a results file of another origin; or it
+            cannot be made or written to.
     """
     with main_first():
         before = read_note(output) or EvaluationNote()
         _check_same(output, before, options)
         if is_main():
-            output.mkdir(parents=True, exist_ok=True)
+            try:
+                output.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(
+                    f"{output} cannot be made ({error.strerror or error}); give another --output"
+                ) from None
+            if not os.access(output, os.W_OK):
+                raise ValueError(f"{output} cannot be written to; give another --output")
             write_note(output, replace(before, options=options))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from small_detector import build_detector
 from torch.nn import functional as F
@@ -385,6 +386,15 @@ def test_precision_of_groups_is_that_of_the_evaluator(index):
         assert 0.05 < evaluation.metrics[name] < 0.95
 
 
+def assert_legend_is_whole(figure: Figure) -> None:
+    """Check that the legend of a figure, once drawn, lies inside it."""
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    extent = legend.get_window_extent()
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.width
+
+
 @pytest.mark.pictures
 def test_report(tiny_clip, index, text, tmp_path):
     report = measure(trained(tiny_clip), tiny_clip, text, index)
@@ -406,6 +416,11 @@ def test_report(tiny_clip, index, text, tmp_path):
         assert lines[title] == [f"{rare.count}", *(f"{100 * share:.2f}" for share in vars(of_rare).values())]
     assert lines["base"][-1] == "-"
     assert len(lines["classes"]) == len(lines["rare"])
+
+    for num_groups in range(1, len(report.groups) + 1):
+        for rare_among_rare in (None, report.rare_among_rare):
+            part = replace(report, groups=report.groups[:num_groups], rare_among_rare=rare_among_rare)
+            assert_legend_is_whole(draw_naming(part))
 
     (legend,) = draw_naming(report).legends
     assert [text.get_text() for text in legend.get_texts()] == [

@@ -109,6 +109,15 @@ def test_sources_of_one_name_in_several_folders_keep_their_folders(photos, tmp_p
     assert output.where() == f" in 4 sources; see {out}"
 
 
+def test_beside_pictures_that_lie_where_nothing_can_be_written(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != photos)
+    sources = [str(photos / "a.png")]
+    with pytest.raises(ValueError, match=f"{photos} cannot be written to, .*; give --output FOLDER"):
+        output_for("pictures", None, sources, NAMES)
+    output_for("pictures", tmp_path / "out", sources, NAMES)
+    output_for("lines", None, sources, NAMES)
+
+
 @pytest.mark.parametrize("name", ["boxes.json", "boxes.JSONL", "pic.png", "film.mp4"])
 def test_a_folder_of_pictures_with_the_name_of_a_file_is_refused(name, photos, tmp_path):
     sources = [str(photos / "b.png")]
