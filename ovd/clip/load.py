@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import ovd.clip.tiny_net  # noqa: F401  registers the tiny backbone with timm
 from ovd.choices import Activation
+from ovd.clip.kept_words import keep_few_words
 from ovd.root_logger import root_logger_left_alone
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -322,6 +323,7 @@ def _load_folder(folder: Path, *, load_weights: bool = True) -> Clip:
 def _with_preprocessing(model: nn.Module, tokenizer, dim: int, before_alignment: Path | None = None) -> Clip:
     preprocessing = open_clip.get_model_preprocess_cfg(model)
     mean, std = tuple(preprocessing["mean"]), tuple(preprocessing["std"])
+    keep_few_words(tokenizer)
     return Clip(model.eval(), tokenizer, mean, std, dim, before_alignment)
 
 

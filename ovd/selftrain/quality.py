@@ -17,6 +17,8 @@ from jaxtyping import Bool, Int64
 from ovd.choices import Keep
 from ovd.config import BoxFilters
 from ovd.data.box_arrays import overlaps
+from ovd.data.formats.json_object import is_number
+from ovd.data.formats.table import LARGEST_COORDINATE
 from ovd.data.index import Ragged
 from ovd.data.pairs.tar import PairShards
 from ovd.selftrain.filter import filter_labels
@@ -24,8 +26,6 @@ from ovd.selftrain.labels import ShardLabels
 from ovd.selftrain.words import normalized, without_sense
 
 MIN_IOU = 0.5
-_LARGEST = float(np.finfo(np.float32).max)
-"""The largest number of a box, whose coordinates are float32."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,11 @@ def _are_objects(boxes: Any, names: Any) -> bool:
     """Whether an info member's lists are boxes and their names."""
     if not isinstance(boxes, list) or not isinstance(names, list) or len(boxes) != len(names):
         return False
-    are_boxes = all(isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)) for box in boxes)
+    are_boxes = all(
+        isinstance(box, list) and len(box) == 4 and all(is_number(value, LARGEST_COORDINATE) for value in box)
+        for box in boxes
+    )
     return are_boxes and all(isinstance(name, str) for name in names)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def measure_quality(
