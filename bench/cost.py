@@ -24,7 +24,7 @@ from measured import added_bytes, alone, save
 from tqdm import tqdm
 from train_step import make_step
 
-from ovd.config import LabelOptions
+from ovd.config.labelling import LabelOptions
 from ovd.data.annotations import load_annotations
 from ovd.data.report import DataReport
 from ovd.inference import ImageBatch

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from measured import results_file
 
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 from ovd.cost import MEASURED_UTILIZATION, count_cost
 

@@ -24,7 +24,7 @@ from ovd.build.data import draw_world, hold_out, load_training_index, load_valid
 from ovd.build.prompts import SHARE_OF_IMAGES, Example, PromptEncoder
 from ovd.build.text import evaluation_text, score_ensemble
 from ovd.build.trained import TrainedDetector, load_detector
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.data.annotations import load_annotations
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from ovd.build.detector import build_detector, configured_clip
 from ovd.build.trained import TrainedDetector, build_own_inference
 from ovd.clip.load import Clip, load_clip
-from ovd.config import LabelOptions, TrainConfig
+from ovd.config.labelling import LabelOptions
+from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 from ovd.data.images.read import read_image
 from ovd.data.pairs.tar import PairShards, write_pair_shards

@@ -20,7 +20,7 @@ from jaxtyping import Bool
 from measured import resident_bytes, save, seconds_of, time_ratio
 from torchvision.ops import box_iou
 
-from ovd.config import BoxFilters
+from ovd.config.training import BoxFilters
 from ovd.data.index import Ragged
 from ovd.data.pairs.shard_index import ShardIndex
 from ovd.precision import describe_machine

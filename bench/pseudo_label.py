@@ -20,7 +20,7 @@ import torch
 from fresh import fresh_teacher, write_scenes
 from measured import save, seconds_of, time_ratio
 
-from ovd.config import LabelOptions
+from ovd.config.labelling import LabelOptions
 from ovd.data.images.read import read_image
 from ovd.data.pairs.tar import PairShards
 from ovd.model.query_texts import QueryTexts

@@ -19,7 +19,7 @@ import torch
 from measured import save
 
 from ovd.build.detector import resolve_device
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 from ovd.cost import count_cost
 from ovd.engine.log import peak_memory_gib

@@ -1,4 +1,4 @@
-"""Configs as YAML files with `base:` inheritance and dotted overrides, checked against the settings of config.py.
+"""Configs as YAML files with `base:` inheritance and dotted overrides, checked against the settings of config/.
 
     config = load_config(Path("configs/quickstart.yaml"), ["train.steps=50"], TrainConfig)
 
@@ -14,20 +14,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ovd.config import (
-    DEFAULT_KINDS,
-    AblationConfig,
-    AlignConfig,
-    FileData,
-    FineTuningTable,
-    FolderData,
-    GatedShortcutsConfig,
-    NoShortcutsConfig,
-    PretrainConfig,
-    ShardData,
-    TrainConfig,
-    WorldData,
-)
+from ovd.config.alignment import AlignConfig, FolderData, ShardData
+from ovd.config.pretraining import PretrainConfig
+from ovd.config.tables import AblationConfig, FineTuningTable
+from ovd.config.training import DEFAULT_KINDS, FileData, GatedShortcutsConfig, NoShortcutsConfig, TrainConfig, WorldData
 from ovd.plain_yaml import read_mapping, read_value
 from ovd.section import Section
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ovd.build.detector import build_detector_on_meta
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.data.loading.buckets import round_up
 from ovd.model.detector import Detector
 

@@ -34,7 +34,7 @@ from ovd.build.crops import build_second_look
 from ovd.build.detector import build_detector, configured_clip
 from ovd.build.text import build_class_bank, build_text_sampler, queries_of_names
 from ovd.build.trained import TrainedDetector, initialize, load_detector
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 from ovd.data.formats.known import FORMATS
 from ovd.data.index import AnnotationIndex

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 
 class Section(BaseModel):
-    """A group of settings. Modules that config.py imports define their own; configs embed or extend it."""
+    """A group of settings. Modules that config/ imports define their own; configs embed or extend it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -20,7 +20,7 @@ import ovd.commands.train
 import ovd.engine.log
 import ovd.jobs.train
 from ovd.cli import run_tool
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config
 
 _PR_SET_PDEATHSIG = 1

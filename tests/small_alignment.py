@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from small_backbones import DIM, FAMILIES, randomize
 
 from ovd.clip.load import TINY_CLIP
-from ovd.config import AlignConfig
+from ovd.config.alignment import AlignConfig
 from ovd.config_files import parse_config
 
 SIZES = ((90, 140), (120, 80), (96, 96), (61, 150))

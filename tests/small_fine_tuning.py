@@ -6,7 +6,7 @@ from typing import Any
 from cores import THREADS
 from merged import merged
 
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config
 
 

@@ -7,7 +7,7 @@ import torch
 from cores import THREADS
 from merged import merged
 
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config
 
 

@@ -9,7 +9,7 @@ from merged import merged
 from ovd.build.detector import build_detector
 from ovd.build.trained import TrainedDetector
 from ovd.clip.load import Clip
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config
 
 

@@ -8,7 +8,7 @@ import pytest
 import ovd.build.data
 import ovd.data.world.build
 from ovd.ablation.row import read_row, run_row
-from ovd.config import AblationRow, LabelsConfig
+from ovd.config.tables import AblationRow, LabelsConfig
 from ovd.data.world.settings import Settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"

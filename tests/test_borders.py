@@ -65,7 +65,7 @@ def test_an_option_is_typed_once():
                 for item in node.body
                 if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value is not None
             }
-            if file.name == "config.py" or any("Section" in ast.unparse(base) for base in node.bases):
+            if file.parent.name == "config" or any("Section" in ast.unparse(base) for base in node.bases):
                 sections[node.name] = fields
             elif any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
                 dataclasses[f"{file.name}:{node.name}"] = fields

@@ -16,7 +16,7 @@ from ovd.build.detector import build_backbone, build_detector
 from ovd.build.text import build_class_bank, read_paraphrases
 from ovd.build.trained import TrainedDetector, build_own_inference
 from ovd.clip.onednn import has_operations
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config
 from ovd.data.annotations import load_annotations
 from ovd.data.index import AnnotationIndex

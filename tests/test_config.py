@@ -6,18 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ovd.config import (
-    AblationConfig,
-    AlignConfig,
-    FineTuningTable,
-    GatedShortcutsConfig,
-    NoShortcutsConfig,
-    PretrainConfig,
-    Section,
-    TrainConfig,
-    WorldData,
-)
+from ovd.config.alignment import AlignConfig
+from ovd.config.pretraining import PretrainConfig
+from ovd.config.tables import AblationConfig, FineTuningTable
+from ovd.config.training import GatedShortcutsConfig, NoShortcutsConfig, TrainConfig, WorldData
 from ovd.config_files import OTHERS_WORDS, RENAMED, ConfigError, flatten, load_config
+from ovd.section import Section
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

@@ -10,7 +10,8 @@ from cores import THREADS
 
 from ovd.build.data import load_training_index
 from ovd.build.detector import build_detector_on_meta
-from ovd.config import AblationConfig, TrainConfig
+from ovd.config.tables import AblationConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 from ovd.cost import count_cost
 from ovd.data.category import Category

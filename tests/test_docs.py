@@ -56,7 +56,7 @@ def test_everything_that_the_api_page_names_is_there():
         ("index.md", "[a](docs/method.md)", "[a](method.md)"),
         ("index.md", "[a](data/README.md#layouts)", "[a](data.md#layouts)"),
         ("index.md", "![a](docs/quickstart.png)", "![a](quickstart.png)"),
-        ("index.md", "[a](ovd/config.py)", "`ovd/config.py`"),
+        ("index.md", "[a](ovd/config/training.py)", "`ovd/config/training.py`"),
         ("index.md", "[a](#results)", "[a](#results)"),
         ("method.md", "[a](../README.md)", "[a](index.md)"),
         ("method.md", "[a](results.md#x)", "[a](results.md#x)"),

@@ -8,7 +8,7 @@ import pytest
 from ovd.ablation.fine_tuning import FineTuningRecord, append_new, draw_trade, format_table, row_hashes
 from ovd.ablation.record_file import read_records
 from ovd.ablation.row import read_row
-from ovd.config import AblationConfig, FineTuningTable
+from ovd.config.tables import AblationConfig, FineTuningTable
 from ovd.config_files import load_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -18,7 +18,7 @@ from ovd.build.prompts import Example, Prompt
 from ovd.build.trained import TrainedDetector, build_inference, find_checkpoint, load_detector
 from ovd.clip.load import TINY_CLIP, load_clip
 from ovd.clip.save import WEIGHTS_FILE, copy_clip, save_clip
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config
 from ovd.engine import checkpoint
 from ovd.engine.ensemble import save_ensemble

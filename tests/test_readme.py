@@ -31,7 +31,10 @@ from scripts import module_of
 import ovd.build.data
 import ovd.data.world.build
 from ovd.__main__ import COMMANDS
-from ovd.config import AblationConfig, AlignConfig, PretrainConfig, TrainConfig
+from ovd.config.alignment import AlignConfig
+from ovd.config.pretraining import PretrainConfig
+from ovd.config.tables import AblationConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import _known_keys, load_config
 from ovd.cost import MEASURED_UTILIZATION, count_cost
 from ovd.data.pairs.tar import write_pair_shards

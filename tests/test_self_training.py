@@ -21,7 +21,9 @@ from ovd.ablation.row import RowStages, at_length, read_row, run_row
 from ovd.build.data import load_labelled_pairs, samples_drawn, samples_per_step
 from ovd.build.text import score_ensemble
 from ovd.build.trained import load_detector
-from ovd.config import AblationConfig, AblationRow, LabelOptions, LabelsConfig, TrainConfig
+from ovd.config.labelling import LabelOptions
+from ovd.config.tables import AblationConfig, AblationRow, LabelsConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import ConfigError, load_config, parse_config
 from ovd.data.pairs.tar import write_pair_shards
 from ovd.data.report import DataError

@@ -20,7 +20,7 @@ from ovd.ablation.records import Record, missing_runs, select
 from ovd.ablation.row import RowStages, at_length, read_row, run_row
 from ovd.ablation.tables import format_lengths, format_report, write_between_markers
 from ovd.cli import run_tool
-from ovd.config import AblationConfig
+from ovd.config.tables import AblationConfig
 from ovd.config_files import load_config
 
 

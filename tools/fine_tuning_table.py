@@ -24,7 +24,7 @@ from ovd.ablation.records import missing_runs
 from ovd.ablation.row import read_row
 from ovd.ablation.tables import write_between_markers
 from ovd.cli import run_tool
-from ovd.config import AblationConfig, FineTuningTable
+from ovd.config.tables import AblationConfig, FineTuningTable
 from ovd.config_files import load_config
 
 

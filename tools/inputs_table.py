@@ -31,7 +31,7 @@ from ovd.build.detector import build_detector, configured_clip
 from ovd.build.trained import TrainedDetector
 from ovd.choices import DataFormatName
 from ovd.cli import error_line, run_tool
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config
 from ovd.data.annotations import load_annotations, load_truth
 from ovd.data.formats.image_names import check_images_exist

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from ovd.cli import run_tool
 from ovd.clip.load import TINY_CLIP, build_untrained_tiny_clip, load_clip
-from ovd.config import PretrainConfig
+from ovd.config.pretraining import PretrainConfig
 from ovd.config_files import load_config
 from ovd.data.world.build import build_world
 from ovd.data.world.glyphs import load_glyphs

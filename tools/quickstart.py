@@ -25,7 +25,8 @@ from ovd.build.data import draw_world, load_evaluation_index, load_validation_in
 from ovd.build.detector import resolve_device
 from ovd.build.trained import TrainedDetector, load_detector
 from ovd.cli import run_tool
-from ovd.config import LabelOptions, TrainConfig
+from ovd.config.labelling import LabelOptions
+from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 from ovd.data.images.read import read_image
 from ovd.data.index import AnnotationIndex, ImageRecord

@@ -16,7 +16,8 @@ from ovd.ablation.statistics import estimate
 from ovd.ablation.tables import markdown_table
 from ovd.build.detector import resolve_device
 from ovd.build.trained import find_checkpoint
-from ovd.config import FineTuningTable, LabelsConfig, TrainConfig
+from ovd.config.tables import FineTuningTable, LabelsConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 from ovd.data.world.foreign import ForeignSettings, build_foreign, few_images
 from ovd.files import hash_of

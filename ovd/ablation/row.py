@@ -17,7 +17,10 @@ from ovd.build.data import draw_world, hold_out, load_evaluation_index, load_tra
 from ovd.build.detector import resolve_device
 from ovd.build.text import queries_of_index
 from ovd.build.trained import TrainedDetector, load_detector
-from ovd.config import AblationRow, AlignConfig, LabelOptions, LabelsConfig, TrainConfig, TrainSection, WorldData
+from ovd.config.alignment import AlignConfig
+from ovd.config.labelling import LabelOptions
+from ovd.config.tables import AblationRow, LabelsConfig
+from ovd.config.training import TrainConfig, TrainSection, WorldData
 from ovd.config_files import ConfigError, flatten, load_config
 from ovd.data.world.build import TRANSFER_PARTS
 from ovd.files import hash_of, write_json

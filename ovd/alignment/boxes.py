@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ovd.config import AlignBoxes
+from ovd.config.alignment import AlignBoxes
 
 
 def random_boxes(

@@ -11,7 +11,8 @@ from ovd.build.detector import resolve_compute
 from ovd.build.text import evaluation_text
 from ovd.build.trained import build_own_inference, load_detector
 from ovd.clip.load import Clip
-from ovd.config import AlignConfig, AlignData, FileData, FolderData, ShardData, WorldData
+from ovd.config.alignment import AlignConfig, AlignData, FolderData, ShardData
+from ovd.config.training import FileData, WorldData
 from ovd.data.report import DataReport
 from ovd.distributed import device_of_rank
 from ovd.model.backbone_families import backbone_of

@@ -4,7 +4,7 @@ from typing import Any
 
 from ovd.build.detector import resolve_compute, untouched_clip
 from ovd.clip.load import Clip
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.model.backbone_families import backbone_of
 from ovd.model.crop_encoder import CropEncoder, View
 from ovd.model.crop_options import CropOptions

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 
 from ovd.choices import DataFormatName
 from ovd.clip.load import Clip
-from ovd.config import FileData, PairsConfig, TrainConfig, WorldData
+from ovd.config.training import FileData, PairsConfig, TrainConfig, WorldData
 from ovd.config_files import parse_config
 from ovd.data.annotations import NO_OPTIONS, exhaustive_truth, load_annotations
 from ovd.data.formats.image_names import check_images_exist

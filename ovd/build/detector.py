@@ -8,7 +8,8 @@ import torch
 from ovd.build.experts import own_layers
 from ovd.choices import Head
 from ovd.clip.load import Clip, build_on_meta, load_clip
-from ovd.config import AlignConfig, ClipConfig, DetectorConfig, GatedShortcutsConfig, NoShortcutsConfig, TrainConfig
+from ovd.config.alignment import AlignConfig
+from ovd.config.training import ClipConfig, DetectorConfig, GatedShortcutsConfig, NoShortcutsConfig, TrainConfig
 from ovd.distributed import device_of_rank
 from ovd.model.backbone import Backbone
 from ovd.model.backbone_families import backbone_of

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ovd.config import ExpertSection, TrainConfig
+from ovd.config.training import ExpertSection, TrainConfig
 from ovd.config_files import parse_config
 from ovd.experts.folder import (
     TRAINED_TEXT,

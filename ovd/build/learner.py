@@ -8,7 +8,7 @@ from ovd.build.crops import SECOND_LOOK, build_region_teacher, views_of
 from ovd.build.detector import build_detector, configured_clip, resolve_compute
 from ovd.build.trained import build_start
 from ovd.clip.load import Clip
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.engine.step import Criterion
 from ovd.model.backbone import Backbone
 from ovd.model.detector import Detector

@@ -9,7 +9,7 @@ from ovd.build.model_card import METRICS, metrics_of
 from ovd.build.trained import TrainedDetector
 from ovd.clip.load import TINY_CLIP
 from ovd.clip.save import WEIGHTS_FILE, copy_clip, save_clip
-from ovd.config import ClipConfig
+from ovd.config.training import ClipConfig
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
 from ovd.files import write_json

@@ -20,7 +20,7 @@ from ovd.build.crops import build_crop_encoder
 from ovd.build.detector import resolve_compute, resolve_device, untouched_clip
 from ovd.build.text import score_ensemble, text_of_names
 from ovd.build.trained import TrainedDetector
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.data.images.pixels import AnyImage, pixels_of
 from ovd.experts.folder import read_expert
 from ovd.model.crop_encoder import CropEncoder

@@ -11,7 +11,7 @@ from torch import Tensor
 from ovd.build.detector import resolve_device
 from ovd.build.trained import TrainedDetector
 from ovd.clip.load import Clip
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.engine.step_texts import TextSampler
 from ovd.experts.folder import read_expert

@@ -12,7 +12,7 @@ from ovd.build.crops import build_second_look
 from ovd.build.detector import build_detector, resolve_compute, untouched_clip
 from ovd.build.experts import add_experts, check_experts
 from ovd.clip.load import Clip
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config
 from ovd.data.images.pixels import checked_size, warn_of_other_size
 from ovd.distributed import is_main

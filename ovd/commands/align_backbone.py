@@ -14,7 +14,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from ovd.config import AlignConfig
+from ovd.config.alignment import AlignConfig
 from ovd.config_files import load_config
 
 

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from ovd.commands.arguments import number_above_0, number_from_0_to_1, positive_number
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 
 

@@ -15,7 +15,7 @@ continues an interrupted run.
 import argparse
 from pathlib import Path
 
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 
 WEIGHT = 0.5

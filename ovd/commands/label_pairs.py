@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, get_args
 
 from ovd.choices import QuerySource, Templates
 from ovd.commands.arguments import add_expert_options, expert_group, positive_number
-from ovd.config import LabelOptions
+from ovd.config.labelling import LabelOptions
 from ovd.config_files import parse_config
 from ovd.data.formats.text_files import read_lines
 from ovd.text.names import name_key

@@ -11,7 +11,7 @@ file is not built again.
 import argparse
 from pathlib import Path
 
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 from ovd.data.formats.text_files import read_lines
 

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from ovd.cli import EXIT_BAD_INPUT
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 
 

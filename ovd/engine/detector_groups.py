@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from ovd.config import TrainSection
+from ovd.config.training import TrainSection
 from ovd.engine.parameter_groups import GroupSpec, parameter_groups
 from ovd.model.backbone import Backbone
 from ovd.model.detector import Detector

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ovd.choices import AssignmentRule
-from ovd.config import PairsConfig, TrainSection
+from ovd.config.training import PairsConfig, TrainSection
 from ovd.data.loading.padding import pad_images
 from ovd.distributed import largest_over_ranks, smallest_over_ranks, sum_over_ranks, world_size
 from ovd.engine.side_stream import SideStream

@@ -14,7 +14,7 @@ from typing import assert_never
 import torch
 from torch import nn
 
-from ovd.config import TrainSection
+from ovd.config.training import TrainSection
 from ovd.data.report import DataReport
 from ovd.distributed import (
     data_parallel,

@@ -10,7 +10,7 @@ from ovd.build.alignment import build_distillation, load_unlabelled_images
 from ovd.build.detector import configured_clip
 from ovd.build.trained import weights_file
 from ovd.clip.save import save_aligned
-from ovd.config import AlignConfig
+from ovd.config.alignment import AlignConfig
 from ovd.data.report import DataReport
 from ovd.distributed import device_of_rank, is_main, main_first, process_group, sum_over_ranks, world_size
 from ovd.engine.checkpoint import Checkpoint

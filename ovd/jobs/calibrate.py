@@ -12,7 +12,7 @@ from ovd.build.detector import resolve_device
 from ovd.build.prompts import example_encoder
 from ovd.build.text import queries_of_index
 from ovd.build.trained import TrainedDetector, build_own_inference
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.data.formats.known import FORMATS
 from ovd.data.images.read import ImageError, read_image
 from ovd.evaluation.calibrate import CalibrationError, calibrate

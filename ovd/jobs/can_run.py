@@ -4,7 +4,8 @@ import os
 from importlib.util import find_spec
 
 from ovd.build.data import samples_per_step
-from ovd.config import AlignConfig, TrainConfig
+from ovd.config.alignment import AlignConfig
+from ovd.config.training import TrainConfig
 from ovd.distributed import is_main, world_size
 from ovd.extras import needs_package
 from ovd.warn import warn

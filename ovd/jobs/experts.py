@@ -10,7 +10,7 @@ from torch import Tensor
 from ovd.build.experts import own_layers
 from ovd.build.text import evaluation_text
 from ovd.build.trained import TrainedDetector, build_inference, load_detector
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.experts.folder import (
     ANSWERS,

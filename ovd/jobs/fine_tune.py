@@ -15,7 +15,7 @@ from typing import Any
 
 from ovd.build.data import hold_out, load_training_index, load_validation_index
 from ovd.build.trained import TrainedDetector, describe_expert_run, find_checkpoint, load_detector
-from ovd.config import EvalSection, TrainConfig
+from ovd.config.training import EvalSection, TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError
 from ovd.distributed import barrier, broadcast, is_main, process_group

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ovd.build.data import samples_per_step, small_training_objects
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.data.check import check_images, describe, describe_findings
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport

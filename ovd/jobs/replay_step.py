@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from ovd.build.learner import build_learner
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 from ovd.engine.step import backward
 from ovd.engine.step_dump import StepDump

@@ -6,7 +6,8 @@ from typing import Any
 
 from ovd.build.trained import check_text_tower, weights_file
 from ovd.clip.load import Clip
-from ovd.config import AlignConfig, TrainConfig
+from ovd.config.alignment import AlignConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import differences, flatten, parse_config
 from ovd.distributed import is_main
 from ovd.engine.checkpoint import Checkpoint

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from ovd.config import AlignConfig, TrainConfig
+from ovd.config.alignment import AlignConfig
+from ovd.config.training import TrainConfig
 from ovd.distributed import all_gather, barrier, device_of_rank, failing_together, is_main, world_size
 from ovd.engine.checkpoint import MANIFEST, Checkpoint, latest
 from ovd.engine.early_stop import ended_early

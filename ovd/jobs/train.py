@@ -14,7 +14,7 @@ from ovd.build.detector import resolve_device
 from ovd.build.text import build_text_bank, build_text_sampler, evaluation_text, queries_of_index
 from ovd.build.trained import TrainedDetector, stored_calibration
 from ovd.clip.load import Clip
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.distributed import broadcast, is_main, main_first, process_group

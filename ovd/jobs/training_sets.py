@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ovd.build.data import HeldOut, check_all_exist, hold_out, load_training_index, load_validation_index
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.verdict import check_evaluable

@@ -11,7 +11,7 @@ import torch
 from ovd.build.data import load_labelled_pairs, training_batches
 from ovd.build.learner import Learner, build_learner
 from ovd.build.text import check_bank
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.distributed import all_gather
 from ovd.engine.checkpoint import Checkpoint
 from ovd.files import sha256_of

@@ -6,7 +6,7 @@ from pathlib import Path
 from ovd.build.data import samples_drawn
 from ovd.build.learner import Learner
 from ovd.build.trained import check_text_tower, find_checkpoint, initialize
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config
 from ovd.distributed import is_main
 from ovd.engine.checkpoint import Checkpoint

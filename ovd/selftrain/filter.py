@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from ovd.config import BoxFilters
+from ovd.config.training import BoxFilters
 from ovd.data.box_arrays import paired_iou
 from ovd.selftrain.labels import ShardLabels
 from ovd.selftrain.words import normalized, without_sense

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ovd.config import BoxFilters
+from ovd.config.training import BoxFilters
 from ovd.data.index import ImageRecord, Labels
 from ovd.data.pairs.tar import PairShards
 from ovd.distributed import is_main

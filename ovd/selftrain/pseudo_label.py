@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from ovd.config import LabelOptions
+from ovd.config.labelling import LabelOptions
 from ovd.config_files import differences
 from ovd.data.images.read import ImageError, read_image
 from ovd.data.index import Ragged

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from ovd.choices import Keep
-from ovd.config import BoxFilters
+from ovd.config.training import BoxFilters
 from ovd.data.box_arrays import overlaps
 from ovd.data.formats.json_object import is_number
 from ovd.data.formats.table import LARGEST_COORDINATE

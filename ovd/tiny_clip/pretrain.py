@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ovd.clip.load import Clip
-from ovd.config import PretrainConfig
+from ovd.config.pretraining import PretrainConfig
 from ovd.data.images.read import read_image
 from ovd.data.pairs.tar import PairShards
 from ovd.data.world.glyphs import load_glyphs

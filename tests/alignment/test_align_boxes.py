@@ -10,7 +10,7 @@ from torchvision.ops import box_iou
 
 from ovd.alignment.boxes import boxes_of_step, random_boxes
 from ovd.alignment.proposals import DetectorProposals, EdgeProposals, candidate_boxes, edge_contrast, edge_density
-from ovd.config import AlignBoxes
+from ovd.config.alignment import AlignBoxes
 
 
 @pytest.mark.parametrize("size", [(96, 96), (40, 200), (200, 40), (7, 5)])

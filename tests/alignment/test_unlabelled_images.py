@@ -9,7 +9,7 @@ from small_run import source_of
 
 from ovd.alignment.images import images_of_folder, images_of_shards
 from ovd.build.alignment import load_unlabelled_images
-from ovd.config import AlignData
+from ovd.config.alignment import AlignData
 from ovd.config_files import parse_config
 from ovd.data.images.read import read_image
 from ovd.data.pairs.tar import PairShards, write_pair_shards

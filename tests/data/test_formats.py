@@ -19,7 +19,7 @@ from real_layouts import voc_object, voc_xml, yolo_row
 
 from ovd.build.data import load_evaluation_index, load_training_index, training_batches
 from ovd.choices import DataFormatName
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config
 from ovd.data.annotations import load_annotations, load_truth
 from ovd.data.check import check_images

@@ -13,7 +13,7 @@ from small_run import small_config
 
 from ovd.build.data import hold_out, load_training_index
 from ovd.build.learner import build_learner
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import ConfigError
 from ovd.data.held_out import CalibrationOptions, held_out_images, held_out_names
 from ovd.data.index import AnnotationIndex

@@ -12,7 +12,7 @@ from real_layouts import Layout
 from scripts import run_tool
 
 from ovd.build.data import load_evaluation_index, load_training_index
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config
 from ovd.data.annotations import load_annotations
 from ovd.data.check import check_images, check_pairs, class_counts, describe

@@ -18,7 +18,7 @@ from ovd.build.data import hold_out, load_training_index
 from ovd.build.prompts import Example, Prompt, PromptEncoder
 from ovd.build.text import evaluation_text
 from ovd.build.trained import build_inference, load_detector
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.data.report import DataReport
 from ovd.distributed import device_of_rank
 from ovd.engine.step_texts import TextSampler

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ovd.config import PairsConfig, TrainSection
+from ovd.config.training import PairsConfig, TrainSection
 from ovd.engine.step import Criterion, Matching, Part
 from ovd.engine.step_texts import StepTexts
 from ovd.model.assign import assign_fcos

@@ -13,7 +13,7 @@ from ovd.build.crops import build_region_teacher
 from ovd.build.data import load_training_index, training_batches
 from ovd.build.detector import build_detector, configured_clip
 from ovd.clip.load import TINY_CLIP, Clip
-from ovd.config import ClipConfig, TrainConfig
+from ovd.config.training import ClipConfig, TrainConfig
 from ovd.data.report import DataReport
 from ovd.engine.notes import NO_SAMPLES
 from ovd.engine.step import Criterion, Part, backward, set_initial_bias

@@ -13,7 +13,7 @@ from small_run import small_config, source_of
 import ovd.jobs.train
 from ovd.build.model_card import metrics_of
 from ovd.build.trained import load_detector
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.engine.checkpoint import latest
 from ovd.engine.early_stop import averaged_step
 from ovd.engine.notes import EarlyStopNotes

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ovd.build.detector import build_detector
 from ovd.build.trained import load_detector
 from ovd.clip.load import load_clip
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.engine import checkpoint
 from ovd.engine.ema import Ema
 from ovd.engine.ensemble import interpolate, save_ensemble

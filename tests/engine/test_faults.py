@@ -21,7 +21,7 @@ from small_run import small_config, source_of
 import ovd.build.data
 import ovd.engine.step
 import ovd.files
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.data.loading import loader
 from ovd.data.report import DataReport
 from ovd.distributed import rank, world_size

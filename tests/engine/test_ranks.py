@@ -18,7 +18,8 @@ from small_run import small_config, source_of
 import ovd.jobs.train
 from ovd.build.data import load_training_index, load_validation_index, training_batches
 from ovd.build.trained import load_detector
-from ovd.config import LabelOptions, TrainConfig
+from ovd.config.labelling import LabelOptions
+from ovd.config.training import TrainConfig
 from ovd.data.pairs.tar import write_pair_shards
 from ovd.data.report import DataReport
 from ovd.data.world.build import pair_scene

@@ -16,7 +16,7 @@ from small_run import small_config
 
 from ovd.build.data import load_validation_index
 from ovd.build.trained import find_checkpoint
-from ovd.config import EvalSection, TrainConfig
+from ovd.config.training import EvalSection, TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
 from ovd.engine.ensemble import save_ensemble

@@ -14,7 +14,7 @@ from small_trained import small_trained
 from ovd.build.trained import TrainedDetector
 from ovd.choices import QuerySource, Templates
 from ovd.commands import label_pairs
-from ovd.config import LabelOptions
+from ovd.config.labelling import LabelOptions
 from ovd.data.pairs.tar import Pair, PairShards, write_pair_shards
 from ovd.data.report import DataError
 from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run

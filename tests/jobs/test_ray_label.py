@@ -17,7 +17,8 @@ from run_files import bytes_of
 from ovd.build.detector import build_detector
 from ovd.build.trained import load_detector
 from ovd.clip.load import load_clip
-from ovd.config import LabelOptions, TrainConfig
+from ovd.config.labelling import LabelOptions
+from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config
 from ovd.data.pairs.tar import ManifestEntry, Pair, write_pair_shards
 from ovd.data.report import DataError, DataReport

@@ -9,7 +9,7 @@ import torch
 
 from ovd.build.data import samples_drawn
 from ovd.build.trained import load_detector
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import RENAMED, ConfigError
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes

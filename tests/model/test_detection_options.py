@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from test_postprocess import BIAS, SCALE, assert_equal, make_predictions, make_text
 from torch import Tensor
 
-from ovd.config import TrainConfig
+from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.pair_scores import ScoreEnsemble

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
-from ovd.config import BoxFilters
+from ovd.config.training import BoxFilters
 from ovd.data.index import Ragged
 from ovd.selftrain.filter import (
     best_of_group,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ragged_rows import ragged
 from safetensors.numpy import save
 
-from ovd.config import BoxFilters
+from ovd.config.training import BoxFilters
 from ovd.data.index import Ragged
 from ovd.data.pairs.tar import Pair, PairShards, write_pair_shards
 from ovd.selftrain.kept_labels import KeptLabels

@@ -17,7 +17,7 @@ from run_files import bytes_of
 from small_trained import small_trained
 
 from ovd.build.trained import TrainedDetector
-from ovd.config import LabelOptions
+from ovd.config.labelling import LabelOptions
 from ovd.data.images.read import read_image
 from ovd.data.pairs.tar import MANIFEST_NAME, Pair, PairShards, list_shards, write_pair_shards
 from ovd.data.report import DataError, DataReport
@@ -555,7 +555,8 @@ import cv2, torch
 from tqdm import tqdm
 from ovd.build.detector import build_detector
 from ovd.clip.load import load_clip
-from ovd.config import LabelOptions, TrainConfig
+from ovd.config.labelling import LabelOptions
+from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config
 from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions

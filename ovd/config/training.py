@@ -1,14 +1,10 @@
-"""Every setting, its type and its meaning; config_files.py reads them from YAML and from the command line.
-
-Values are plain data: no import path, no code and no environment variable is ever read from a config.
-"""
+"""Settings of training a detector, and of its evaluation."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeFloat,
@@ -23,7 +19,6 @@ from ovd.choices import (
     AssignmentRule,
     ClassSplit,
     DataFormatName,
-    Domain,
     Engine,
     ExpertPart,
     Head,
@@ -34,13 +29,10 @@ from ovd.choices import (
     PairUse,
     Place,
     Precision,
-    QuerySource,
-    WeightFormat,
 )
 from ovd.data.formats.options import SharedOptions
 from ovd.data.held_out import CalibrationOptions
 from ovd.data.loading.augmentation_options import AugmentationOptions
-from ovd.model.crop_options import CropOptions
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.region_options import RegionOptions
 from ovd.section import Section
@@ -451,261 +443,3 @@ class TrainConfig(Section):
             self.detector.freeze_backbone or self.detector.frozen_layers,
             "expert.own_layers says which layers learn; leave out detector.freeze_backbone and frozen_layers",
         )
-
-
-class PretrainConfig(Section):
-    """Pretraining the tiny CLIP on the world's image-text pairs: `tools/pretrain_clip.py`."""
-
-    output: Path
-    """Run folder."""
-    data: WorldData = WorldData()
-    steps: PositiveInt
-    """Number of optimizer steps."""
-    batch_size: PositiveInt = 256
-    """Pairs per optimizer step."""
-    crop: PositiveInt = 96
-    """Side of the random crop of a pair's image, in pixels."""
-    seed: NonNegativeInt = 0
-    """Seed of the initial weights, the order of the pairs and the crops."""
-    learning_rate: PositiveFloat = 1e-3
-    """Peak learning rate (AdamW)."""
-    weight_decay: NonNegativeFloat = 0.05
-    """Weight decay of matrices and kernels."""
-    warmup_steps: NonNegativeInt = 100
-    """Steps of linear warm-up, before a cosine decay to 1 % of the peak."""
-    clip_norm: PositiveFloat = 1.0
-    """Maximum L2 norm of all gradients together."""
-    precision: Precision = "auto"
-    """`auto` is bf16 where the CPU is fast at it, else float32."""
-    threads: PositiveInt = 2
-    """Number of CPU threads; the bits of a result depend on it."""
-    save_every: PositiveInt = 200
-    """Steps between checkpoints."""
-
-
-class FolderData(Section):
-    """A folder of images without labels."""
-
-    kind: Literal["folder"] = "folder"
-    images: Path
-    """The folder; images in the folders below it count, too. A relative path starts at the data root."""
-
-
-class ShardData(Section):
-    """Tar shards of image-text pairs, whose images are used and whose captions are not."""
-
-    kind: Literal["shards"] = "shards"
-    shards: Path
-    """Folder of the shards. A relative path starts at the data root."""
-    num_shards: PositiveInt | None = None
-    """Number of shards to use, the first ones; all by default."""
-
-
-class AlignData(AugmentationOptions):
-    """Images to align a backbone on, and their augmentation. No label and no caption is read."""
-
-    source: Annotated[
-        WorldData | FileData | FolderData | ShardData, Field(discriminator="kind"), default_kind("source")
-    ] = WorldData()
-    """The images: kind `world` (default, the embedded world's training scenes), `files` (the training images of a data
-    set, as in the config of a training), `folder` or `shards`."""
-    size: PositiveInt = 192
-    """Longest side of an image in pixels, before scale jitter. Best the size at which the detector will be trained."""
-    color: NonNegativeFloat = 0.0
-    """Strength of brightness, contrast, saturation and hue jitter; off by default."""
-    workers: NonNegativeInt = 1
-    """Number of loader processes; 0 loads in the training process."""
-
-
-class AlignBoxes(Section):
-    """Boxes of an image at which the dense feature is compared with CLIP on the crop."""
-
-    random: NonNegativeInt = 4
-    """Number of boxes per image that are drawn at random."""
-    proposals: NonNegativeInt = 8
-    """Number of boxes per image where an object may be; random ones stand in where fewer are found."""
-    detector: Path | None = None
-    """Run folder of a trained detector that finds the proposals, whatever their class; by default they come from the
-    image's edges, without any training (alignment/proposals.py)."""
-    sides: tuple[PositiveFloat, PositiveFloat] = (0.09, 0.52)
-    """Smallest and largest mean side of a box (root of its area), relative to `data.size`."""
-    aspect: Annotated[float, Field(ge=1)] = 1.35
-    """Largest ratio of the longer to the shorter side of a random box."""
-
-    @model_validator(mode="after")
-    def _some_boxes(self) -> "AlignBoxes":
-        if self.random + self.proposals == 0:
-            raise ValueError("random and proposals are both 0: an image needs at least one box")
-        if self.sides[0] > self.sides[1]:
-            raise ValueError(f"sides are {self.sides}: the smallest comes first")
-        return self
-
-
-class AlignSection(Section):
-    """Optimization of the backbone, and what a run saves."""
-
-    steps: PositiveInt
-    """Number of optimizer steps."""
-    batch_size: PositiveInt = 8
-    """Images per optimizer step, over all ranks."""
-    seed: NonNegativeInt = 0
-    """Seed of the order of the images, their augmentation and the random boxes."""
-    learning_rate: PositiveFloat = 1e-3
-    """Peak learning rate (AdamW) of the trunk. The text tower is not trained."""
-    projection_rate: NonNegativeFloat = 1.0
-    """Factor of `learning_rate` for CLIP's pooling and projection; 0 keeps them as they are."""
-    weight_decay: NonNegativeFloat = 0.01
-    """Weight decay of matrices and kernels; biases and norms have none."""
-    warmup_steps: NonNegativeInt = 20
-    """Steps of linear warm-up, at most `steps`, before a cosine decay to 1 % of the peak."""
-    clip_norm: PositiveFloat = 1.0
-    """Maximum L2 norm of all gradients together."""
-    held_out: PositiveInt = 64
-    """Number of images, at most a tenth of all, that are not trained on, and on which the losses before and after are
-    measured."""
-    recompute: bool = False
-    """Recompute the backbone's activations in the backward pass: less memory, about a third more time."""
-    precision: Precision = "auto"
-    """`auto` is bf16 where the hardware is fast at it, else float32."""
-    device: str = "auto"
-    """`auto` is the GPU where there is one, else the CPU."""
-    threads: PositiveInt = 2
-    """Number of CPU threads; the bits of a result depend on it."""
-    save_every: PositiveInt = 100
-    """Steps between checkpoints."""
-    keep_checkpoints: PositiveInt = 1
-    """Number of checkpoints kept on disk, the newest ones."""
-
-
-class AlignConfig(CropOptions):
-    """Aligning a backbone's dense feature with CLIP on crops: `ovd align-backbone`."""
-
-    output: Path
-    """Run folder. At the end it also is the folder of the aligned CLIP model, for `clip.name`."""
-    clip: ClipConfig = ClipConfig()
-    weights: WeightFormat = "float32"
-    """Number format of the aligned model's weights. The text tower is stored without loss in any case."""
-    data: AlignData = AlignData()
-    boxes: AlignBoxes = AlignBoxes()
-    train: AlignSection
-
-
-class LabelOptions(Section):
-    """Queries for a teacher in image-text pairs, and which of its boxes are kept."""
-
-    queries: QuerySource
-    """Queries of an image: its whole caption, the caption's n-grams or noun phrases, or the same class names for every
-    image."""
-    classes: tuple[str, ...] = ()
-    """Class names; used with `queries: classes`."""
-    score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Only boxes that score more are kept. Keep it low: filters come later."""
-    max_boxes: PositiveInt = 100
-    """Boxes that are kept of an image, the best ones; beside them the best of each of its texts."""
-    batch_size: PositiveInt = 16
-    """Pairs of a shard that are given to the teacher together."""
-
-    @model_validator(mode="after")
-    def _classes_go_with_queries(self) -> "LabelOptions":
-        if (self.queries == "classes") != bool(self.classes) or len(set(self.classes)) < len(self.classes):
-            raise ValueError(
-                f"queries {self.queries!r} with {len(self.classes)} class names: `classes` needs some, each once, and "
-                "the other kinds of queries none"
-            )
-        return self
-
-
-class LabelsConfig(LabelOptions):
-    """Pseudo-labels of an ablation's row."""
-
-    shards: PositiveInt | None = None
-    """Number of shards to label, the first ones; all by default."""
-
-
-class AblationRow(Section):
-    """One row of the table: a training run, or the run of a teacher and then that of its student."""
-
-    config: Path
-    """Config of the run, or of the student, whose `init_from` and `data.pairs.labels` are filled in."""
-    overrides: tuple[str, ...] = ()
-    """Settings that differ from those of `config`, each of the form `eval.competition=20`."""
-    teacher: Path | None = None
-    """Config of the teacher's run, which is shared by all rows that name it; together with `labels`."""
-    labels: LabelsConfig | None = None
-    """How the teacher labels the pairs for its student."""
-    align: Path | None = None
-    """Config of `ovd align-backbone`, whose aligned model takes the place of `clip.name` in the row's runs."""
-    title: str | None = None
-    """What pictures call the row; by default its name."""
-
-    @model_validator(mode="after")
-    def _labels_have_a_teacher(self) -> "AblationRow":
-        if (self.teacher is None) != (self.labels is None):
-            raise ValueError("a row has both `teacher` and `labels`, or neither")
-        return self
-
-
-def _each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(seeds)) < len(seeds):
-        raise ValueError("a seed is given twice")
-    return seeds
-
-
-Seeds = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_each_once)]
-"""Seeds of a table, each once."""
-
-
-class AblationConfig(Section):
-    """A table of configs x seeds: `tools/ablate.py`."""
-
-    records: Path
-    """JSON lines file, one line per finished run, from which the table and the picture are made."""
-    runs: Path
-    """Folder of the run folders."""
-    picture: Path
-    """File of the picture."""
-    seeds: Seeds
-    """Seeds of the runs: of the world's scenes and rare split, and of the training."""
-    lengths: tuple[PositiveInt, ...] = ()
-    """Train every row for each of these numbers of steps instead of its config's; tables and picture compare them."""
-    rows: dict[str, AblationRow]
-    """The table's rows by name, in order."""
-
-
-class FineTuningRow(Section):
-    """A row of a table of fine-tuning."""
-
-    config: Path
-    """Config of the fine-tuning, relative to the table's."""
-    overrides: tuple[str, ...] = ()
-    """Overrides of the config, of the form key=value."""
-    weight: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Weight of the fine-tuned detector in the average with its start; not for an expert."""
-    replay: bool = False
-    """Train on the world's image-text pairs, too, labelled by the starting detector."""
-    boxes_per_class: PositiveInt | None = None
-    """Train on a few images: as few as hold this many boxes of every class; by default on all."""
-    title: str | None = None
-    """What pictures call the row; by default its name."""
-
-
-class FineTuningTable(Section):
-    """A table of ways to fine-tune on a foreign domain x seeds: `tools/fine_tuning_table.py`."""
-
-    start: Path
-    """Table of `tools/ablate.py` that has the row of the starting detectors, relative to this file."""
-    start_row: str
-    records: Path
-    """JSON lines file, one line per finished run, from which the table and the picture are made."""
-    runs: Path
-    """Folder of the run folders."""
-    picture: Path
-    """File of the picture."""
-    data: Path = Path("data/foreign")
-    """Folder of the drawn foreign data sets."""
-    domain: Domain = "shapes"
-    """Domain of the new data."""
-    seeds: Seeds
-    """Seeds of the starting detectors, of the new data and of the fine-tuning."""
-    rows: dict[str, FineTuningRow]
-    """The table's rows by name, in order."""

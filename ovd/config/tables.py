@@ -1,0 +1,106 @@
+"""Settings of the tables of experiments: ablations, and ways to fine-tune."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
+
+from ovd.choices import Domain
+from ovd.config.labelling import LabelOptions
+from ovd.section import Section
+
+
+class LabelsConfig(LabelOptions):
+    """Pseudo-labels of an ablation's row."""
+
+    shards: PositiveInt | None = None
+    """Number of shards to label, the first ones; all by default."""
+
+
+class AblationRow(Section):
+    """One row of the table: a training run, or the run of a teacher and then that of its student."""
+
+    config: Path
+    """Config of the run, or of the student, whose `init_from` and `data.pairs.labels` are filled in."""
+    overrides: tuple[str, ...] = ()
+    """Settings that differ from those of `config`, each of the form `eval.competition=20`."""
+    teacher: Path | None = None
+    """Config of the teacher's run, which is shared by all rows that name it; together with `labels`."""
+    labels: LabelsConfig | None = None
+    """How the teacher labels the pairs for its student."""
+    align: Path | None = None
+    """Config of `ovd align-backbone`, whose aligned model takes the place of `clip.name` in the row's runs."""
+    title: str | None = None
+    """What pictures call the row; by default its name."""
+
+    @model_validator(mode="after")
+    def _labels_have_a_teacher(self) -> "AblationRow":
+        if (self.teacher is None) != (self.labels is None):
+            raise ValueError("a row has both `teacher` and `labels`, or neither")
+        return self
+
+
+def _each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("a seed is given twice")
+    return seeds
+
+
+Seeds = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_each_once)]
+"""Seeds of a table, each once."""
+
+
+class AblationConfig(Section):
+    """A table of configs x seeds: `tools/ablate.py`."""
+
+    records: Path
+    """JSON lines file, one line per finished run, from which the table and the picture are made."""
+    runs: Path
+    """Folder of the run folders."""
+    picture: Path
+    """File of the picture."""
+    seeds: Seeds
+    """Seeds of the runs: of the world's scenes and rare split, and of the training."""
+    lengths: tuple[PositiveInt, ...] = ()
+    """Train every row for each of these numbers of steps instead of its config's; tables and picture compare them."""
+    rows: dict[str, AblationRow]
+    """The table's rows by name, in order."""
+
+
+class FineTuningRow(Section):
+    """A row of a table of fine-tuning."""
+
+    config: Path
+    """Config of the fine-tuning, relative to the table's."""
+    overrides: tuple[str, ...] = ()
+    """Overrides of the config, of the form key=value."""
+    weight: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Weight of the fine-tuned detector in the average with its start; not for an expert."""
+    replay: bool = False
+    """Train on the world's image-text pairs, too, labelled by the starting detector."""
+    boxes_per_class: PositiveInt | None = None
+    """Train on a few images: as few as hold this many boxes of every class; by default on all."""
+    title: str | None = None
+    """What pictures call the row; by default its name."""
+
+
+class FineTuningTable(Section):
+    """A table of ways to fine-tune on a foreign domain x seeds: `tools/fine_tuning_table.py`."""
+
+    start: Path
+    """Table of `tools/ablate.py` that has the row of the starting detectors, relative to this file."""
+    start_row: str
+    records: Path
+    """JSON lines file, one line per finished run, from which the table and the picture are made."""
+    runs: Path
+    """Folder of the run folders."""
+    picture: Path
+    """File of the picture."""
+    data: Path = Path("data/foreign")
+    """Folder of the drawn foreign data sets."""
+    domain: Domain = "shapes"
+    """Domain of the new data."""
+    seeds: Seeds
+    """Seeds of the starting detectors, of the new data and of the fine-tuning."""
+    rows: dict[str, FineTuningRow]
+    """The table's rows by name, in order."""
