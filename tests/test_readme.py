@@ -47,7 +47,7 @@ ARCHITECTURE = ROOT / "docs" / "architecture.md"
 PAGES = sorted([README, ROOT / "CONTRIBUTING.md", ROOT / "data" / "README.md", *(ROOT / "docs").glob("*.md")])
 SCRIPTS = [
     *sorted((ROOT / "tools").glob("*.py")),
-    *(file for file in sorted((ROOT / "ovd" / "commands").glob("*.py")) if file.stem != "__init__"),
+    *(file for file in sorted((ROOT / "ovd" / "commands").glob("*.py")) if file.stem not in ("__init__", "arguments")),
 ]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 ALL_COMMANDS = {name for commands in COMMANDS.values() for name in commands}

@@ -261,7 +261,8 @@ class _Namer:
         shared = next(clip_backbone.parameters()) is next(inference.detector.backbone.parameters())
         assert not shared, "the detector's own backbone does not tell what CLIP was"
         self._inference = inference
-        self._clip = inference.compute.freeze(clip_backbone)
+        compute = inference.compute
+        self._clip = clip_backbone.to(compute.device).to(memory_format=compute.frozen_memory_format)
         self._clip_text = inference.detector.classifier(clip_text)
         self._own_text = inference.classifier(text)
         self._rare = torch.from_numpy(members_of("rare", index.categories)).to(inference.device)

@@ -59,11 +59,11 @@ def test_boxes_around_turned_boxes_and_ellipses(folder, degrees):
     found, _ = imported(folder, image("a.png", shapes))
     corners = cv2.boxPoints(((45, 30), (30, 10), degrees))
     expected = [*corners.min(axis=0), *np.ptp(corners, axis=0)]
-    np.testing.assert_allclose(found["a.png"][0][1], expected, atol=2e-3)
+    np.testing.assert_allclose(found["a.png"][0][1], expected, atol=0.01)
     around, angle = np.linspace(0, 2 * math.pi, 100_000), math.radians(degrees)
     x = 45 + 15 * np.cos(around) * math.cos(angle) - 5 * np.sin(around) * math.sin(angle)
     y = 30 + 15 * np.cos(around) * math.sin(angle) + 5 * np.sin(around) * math.cos(angle)
-    np.testing.assert_allclose(found["a.png"][1][1], [x.min(), y.min(), np.ptp(x), np.ptp(y)], atol=2e-3)
+    np.testing.assert_allclose(found["a.png"][1][1], [x.min(), y.min(), np.ptp(x), np.ptp(y)], atol=0.01)
 
 
 def test_tracks_are_objects_of_the_frames_they_are_seen_in(folder):
