@@ -19,6 +19,7 @@ import torch
 from measured import save
 
 from ovd.build.detector import resolve_device
+from ovd.cli import add_overrides
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 from ovd.cost import count_cost
@@ -34,7 +35,7 @@ PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.compile=true")
+    add_overrides(parser, help="for example train.compile=true")
     parser.add_argument("--steps", type=int, default=500, help="default: %(default)s")
     parser.add_argument("--size", type=int, default=800, help="side of the images in pixels (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=16, help="default: %(default)s")

@@ -1,8 +1,9 @@
-"""The frame of all tools: an error ends in one line and an exit code, not in a traceback."""
+"""The frame of all tools: an error ends in one line and an exit code, not in a traceback; overrides of a config."""
 
 import os
 import select
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable
 from io import TextIOWrapper
 
@@ -12,6 +13,12 @@ EXIT_BAD_INPUT = 2
 EXIT_RUN_TIME = 3
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
 """As shells have them for Ctrl-C, and for output that is read no further."""
+
+
+def add_overrides(parser: ArgumentParser, *, help: str) -> None:
+    """Adds `overrides`, settings that go over those of a config's file; parse with `parse_intermixed_args`."""
+    # With a default, argparse does not call them required.
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=help)
 
 
 def run_tool(main: Callable[[], None]) -> None:

@@ -436,3 +436,10 @@ def test_an_example_belongs_to_the_name_that_is_read_like_its_own():
         ("Anchor", ("Anchor",), 1), "cat", ("Gadget", (), 2)
     ]  # fmt: skip
     assert [query.min_score for query in queries] == [0.5, None, None]
+
+
+def test_overrides_are_not_called_required(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["ovd train"])
+    with pytest.raises(SystemExit):
+        import_module("ovd.commands.train").main()
+    assert capsys.readouterr().err.endswith("the following arguments are required: config\n")

@@ -19,7 +19,7 @@ from ovd.ablation.record_file import append_record, read_records
 from ovd.ablation.records import Record, missing_runs, select
 from ovd.ablation.row import RowStages, at_length, read_row, run_row
 from ovd.ablation.tables import format_lengths, format_report, write_between_markers
-from ovd.cli import run_tool
+from ovd.cli import add_overrides, run_tool
 from ovd.config.tables import AblationConfig
 from ovd.config_files import load_config
 
@@ -44,7 +44,7 @@ def report(config: AblationConfig, variants: list[dict[str, RowStages]], results
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="the table, see configs/ablation.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="applied to every row's configs")
+    add_overrides(parser, help="applied to every row's configs")
     parser.add_argument("--rows", nargs="+", help="only these rows (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, help="run these (default: the table's); tables and "
                         "picture have the table's seeds")  # fmt: skip

@@ -23,7 +23,7 @@ from ovd.ablation.record_file import read_records
 from ovd.ablation.records import missing_runs
 from ovd.ablation.row import read_row
 from ovd.ablation.tables import write_between_markers
-from ovd.cli import run_tool
+from ovd.cli import add_overrides, run_tool
 from ovd.config.tables import AblationConfig, FineTuningTable
 from ovd.config_files import load_config
 
@@ -31,7 +31,7 @@ from ovd.config_files import load_config
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", type=Path, help="the table, see configs/fine_tuning.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the table, for example domain=strokes")
+    add_overrides(parser, help="of the table, for example domain=strokes")
     parser.add_argument("--rows", nargs="+", help="only these rows (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, help="run these (default: the table's)")
     parser.add_argument("--report", action="store_true", help="run nothing, only write table and picture")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from ovd.cli import run_tool
+from ovd.cli import add_overrides, run_tool
 from ovd.clip.load import TINY_CLIP, build_untrained_tiny_clip, load_clip
 from ovd.config.pretraining import PretrainConfig
 from ovd.config_files import load_config
@@ -45,7 +45,7 @@ HELD_OUT_PAIRS = 2_560
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
-    parser.add_argument("overrides", nargs="*", help="for example steps=100")
+    add_overrides(parser, help="for example steps=100")
     parser.add_argument("--install", action="store_true", help=f"write the weights to {TINY_CLIP}")
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides, PretrainConfig)

@@ -24,7 +24,7 @@ from torchvision.ops import box_convert, box_iou
 from ovd.build.data import draw_world, load_evaluation_index, load_validation_index
 from ovd.build.detector import resolve_device
 from ovd.build.trained import TrainedDetector, load_detector
-from ovd.cli import run_tool
+from ovd.cli import add_overrides, run_tool
 from ovd.config.labelling import LabelOptions
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
@@ -147,7 +147,7 @@ def save_stages(stages: StageTimes, config: TrainConfig) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for both stages, for example train.steps=50")
+    add_overrides(parser, help="for both stages, for example train.steps=50")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     arguments = parser.parse_intermixed_args()
     stages = StageTimes()

@@ -14,6 +14,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from ovd.cli import add_overrides
 from ovd.config.alignment import AlignConfig
 from ovd.config_files import load_config
 
@@ -21,7 +22,7 @@ from ovd.config_files import load_config
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="a YAML file, see configs/align_tiny.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=50")
+    add_overrides(parser, help="for example train.steps=50")
     arguments = parser.parse_intermixed_args()
     from ovd.jobs.align_backbone import align_backbone, format_report
 

@@ -12,6 +12,7 @@ Memory is a lower bound: activations are counted as if all were bfloat16, and lo
 import argparse
 from pathlib import Path
 
+from ovd.cli import add_overrides
 from ovd.commands.arguments import number_above_0, number_from_0_to_1, positive_number
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
@@ -20,7 +21,7 @@ from ovd.config_files import load_config
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="a YAML file, see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.batch_size=32")
+    add_overrides(parser, help="for example train.batch_size=32")
     parser.add_argument(
         "--height",
         type=positive_number,

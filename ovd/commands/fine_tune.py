@@ -15,6 +15,7 @@ continues an interrupted run.
 import argparse
 from pathlib import Path
 
+from ovd.cli import add_overrides
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 
@@ -24,7 +25,7 @@ WEIGHT = 0.5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="a YAML file, see configs/expert.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=100")
+    add_overrides(parser, help="for example train.steps=100")
     parser.add_argument("--weight", type=float, help="weight of the fine-tuned detector in the average; 1 makes "
                         f"none ({WEIGHT}; an expert is not averaged)")  # fmt: skip
     parser.add_argument("--no-kept", action="store_true", help="do not evaluate on the data set of the detector to "

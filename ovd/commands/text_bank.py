@@ -11,6 +11,7 @@ file is not built again.
 import argparse
 from pathlib import Path
 
+from ovd.cli import add_overrides
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 from ovd.data.formats.text_files import read_lines
@@ -19,7 +20,7 @@ from ovd.data.formats.text_files import read_lines
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="its `clip` and `bank` sections are used")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example bank.templates=full")
+    add_overrides(parser, help="for example bank.templates=full")
     parser.add_argument("--classes", type=Path, help="text file of class names, one per line (default: the config's)")
     arguments = parser.parse_intermixed_args()
     from ovd.build.data import load_training_index

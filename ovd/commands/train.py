@@ -13,7 +13,7 @@ per_class.csv, precision_recall.png and predictions.jpg (some images with what w
 import argparse
 from pathlib import Path
 
-from ovd.cli import EXIT_BAD_INPUT
+from ovd.cli import EXIT_BAD_INPUT, add_overrides
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 
@@ -21,7 +21,7 @@ from ovd.config_files import load_config
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="a YAML file, see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=50")
+    add_overrides(parser, help="for example train.steps=50")
     parser.add_argument("--resume", action="store_true", help="continue from the run folder's newest checkpoint")
     parser.add_argument("--strict-resume", action="store_true", help="as --resume; stop if that checkpoint is damaged")
     parser.add_argument(

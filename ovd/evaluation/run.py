@@ -155,4 +155,6 @@ def evaluate_results_file(
             from ovd.evaluation.html_report import report_data, write_html_report  # here, since it brings Pillow
 
             write_html_report(report_data(measures, title=results.name, index=index), output_dir)
+        page = ", report.html" if html else ""
+        print(f"metrics.json, decisions.json, per_class.csv{page} and their plots are in {output_dir}")
     return measures.evaluation.metrics
