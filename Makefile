@@ -8,7 +8,7 @@ LOWEST := .venv-lowest
 LOWEST_PY := $(LOWEST)/bin/python
 LOWEST_INSTALLED := $(LOWEST)/.installed
 LOWEST_TESTS := tests/clip tests/model tests/text tests/evaluation tests/test_config.py tests/test_ablation.py \
-	tests/test_kept_classifier.py tests/test_predictor.py tests/test_visualize.py tests/test_boxes.py \
+	tests/test_kept_classifier.py tests/test_predictor.py tests/visualize tests/test_boxes.py \
 	$(addprefix tests/data/test_,images.py jpeg_pixels.py transforms.py loader.py) \
 	$(addprefix tests/engine/test_,checkpoint.py log.py) --ignore tests/model/test_compiled.py \
 	--deselect "tests/engine/test_checkpoint.py::test_killed_at_any_instant_something_intact_remains[200]"

@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from measured import results_file
 from rows import ROWS, Row
 
-from ovd.palette import LINES
 from ovd.precision import BF16_INSTRUCTIONS, describe_machine
+from ovd.visualize.palette import LINES
 
 ROOT = Path(__file__).parents[1]
 JSON, TABLE, PICTURE = (ROOT / "docs" / f"benchmarks.{kind}" for kind in ("json", "md", "png"))

@@ -42,7 +42,7 @@ from ovd.precision import describe_machine
 from ovd.predictor import Predictor
 from ovd.selftrain.pseudo_label import shards_of_worker
 from ovd.structures import Detections
-from ovd.visualize import MEANING_OF_RARE, choose_shown, draw_detections, write_grid
+from ovd.visualize.boxes import MEANING_OF_RARE, choose_shown, draw_detections, write_grid
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NUM_LABELLED_SHARDS = 1

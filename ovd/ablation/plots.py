@@ -11,7 +11,7 @@ from matplotlib.ticker import NullLocator
 
 from ovd.ablation.records import Record
 from ovd.ablation.statistics import estimate, known_values, records_by_seed, row_estimate
-from ovd.palette import LINES
+from ovd.visualize.palette import LINES
 
 ROW_PANELS = {
     "APr": "APr: rare classes, not trained on",

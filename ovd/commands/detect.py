@@ -117,7 +117,7 @@ def main() -> None:
     from ovd.jobs.queries import with_examples
     from ovd.predictor import Predictor
     from ovd.structures import Detections
-    from ovd.visualize import choose_shown
+    from ovd.visualize.boxes import choose_shown
 
     asked, sources = asked_classes(arguments), find_media(arguments.sources)
     if arguments.track and not any(map(is_video, sources)):

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ovd.files import atomic_write
 from ovd.metric import is_known
-from ovd.palette import LINES
+from ovd.visualize.palette import LINES
 
 GATE_QUANTITIES = {"added": "learned / shortcut", "gate": "mean |gate|", "filter": "mean |filter weight|"}
 """What the log calls the quantities of the gates (engine/gate_statistics.py), and the words for them."""

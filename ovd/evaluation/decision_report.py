@@ -11,8 +11,8 @@ from ovd.data.truth import Truth
 from ovd.evaluation.decisions import FLOOR, NUM_BINS, DecisionEvaluator, Decisions, Reliability, Verdicts
 from ovd.evaluation.results import Results
 from ovd.files import write_json
-from ovd.palette import group_colors
 from ovd.shapes import Bool
+from ovd.visualize.palette import group_colors
 
 if TYPE_CHECKING:  # takes a quarter of a second to import
     import matplotlib.figure

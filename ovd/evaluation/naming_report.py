@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ovd.evaluation.groups import Group
 from ovd.evaluation.naming import WAYS, BoxNaming, NamingReport, PointNaming, Shares
 from ovd.files import write_json
-from ovd.palette import LINES
+from ovd.visualize.palette import LINES
 
 _HEADS = ("point", "mean", "crop", "detector")
 

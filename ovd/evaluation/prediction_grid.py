@@ -16,7 +16,7 @@ from ovd.evaluation.groups import rare_rows
 from ovd.evaluation.measures import Measures
 from ovd.shapes import Float64, Int64
 from ovd.structures import Detections
-from ovd.visualize import MEANING, MEANING_OF_RARE, choose_shown, draw_detections, write_grid
+from ovd.visualize.boxes import MEANING, MEANING_OF_RARE, choose_shown, draw_detections, write_grid
 
 PREDICTION_GRID = "predictions.jpg"
 NUM_IMAGES = 12

@@ -16,8 +16,8 @@ from ovd.evaluation.precision_recall import RECALL_POINTS, PrecisionRecall
 from ovd.evaluation.results import Results
 from ovd.files import atomic_write, write_json
 from ovd.metric import NO_TRUE_BOX, per_cent
-from ovd.palette import group_colors
 from ovd.shapes import Float64
+from ovd.visualize.palette import group_colors
 
 if TYPE_CHECKING:  # takes a quarter of a second to import
     import matplotlib.figure

@@ -19,7 +19,7 @@ from ovd.data.images.media import STANDARD_INPUT, Picture, is_video
 from ovd.data.images.video import VideoWriter, describe_video
 from ovd.files import make_folder_of, write_json
 from ovd.structures import Detections
-from ovd.visualize import draw_detections
+from ovd.visualize.boxes import draw_detections
 
 
 @dataclass(frozen=True)

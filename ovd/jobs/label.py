@@ -20,7 +20,7 @@ from ovd.inference import BatchDetector, ImageBatch
 from ovd.jobs.label_journal import Answer, LabelJournal, stat_of
 from ovd.progress import progress
 from ovd.structures import Batch, Detections
-from ovd.visualize import SAME_PLACE_IOU, choose_shown
+from ovd.visualize.boxes import SAME_PLACE_IOU, choose_shown
 
 BELOW_THRESHOLD = 0.5
 """Boxes that score at least so large a part of their threshold are candidates for a review."""

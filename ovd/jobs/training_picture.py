@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ovd.structures import Batch, Detections
-from ovd.visualize import draw_detections, write_grid
+from ovd.visualize.boxes import draw_detections, write_grid
 from ovd.warn import warn
 
 TRAINING_PICTURE = "training_images.jpg"

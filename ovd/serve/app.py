@@ -33,7 +33,7 @@ from ovd.serve.limits import Refusal
 from ovd.serve.openapi import describe_api, docs_page
 from ovd.serve.replies import FAILURE, on_failure, on_http_exception, on_refusal
 from ovd.serve.settings import Settings
-from ovd.visualize import choose_shown
+from ovd.visualize.boxes import choose_shown
 
 Prepared = TypeVar("Prepared")
 Done = TypeVar("Done")

@@ -21,7 +21,7 @@ from ovd.evaluation.decisions import DecisionEvaluator
 from ovd.evaluation.groups import base_and_novel
 from ovd.evaluation.results import Results, write_results
 from ovd.evaluation.run import evaluate_results_file
-from ovd.palette import GROUPS
+from ovd.visualize.palette import GROUPS
 
 
 @pytest.fixture(scope="module")

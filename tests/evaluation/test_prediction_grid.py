@@ -15,7 +15,7 @@ from ovd.evaluation import prediction_grid
 from ovd.evaluation.coco import COCOEvaluator
 from ovd.evaluation.prediction_grid import PREDICTION_GRID, chosen_rows, to_detections, write_prediction_grid
 from ovd.evaluation.run import measure_results, write_measures
-from ovd.visualize import GRID_PX
+from ovd.visualize.boxes import GRID_PX
 
 
 @pytest.fixture

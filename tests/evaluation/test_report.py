@@ -14,7 +14,7 @@ from ovd.evaluation.lvis import LVISEvaluator
 from ovd.evaluation.precision_recall import PrecisionRecall
 from ovd.evaluation.report import Curve, Evaluation, ProtocolMetrics, draw_curves, format_table, write_report
 from ovd.evaluation.results import Results
-from ovd.palette import GROUPS
+from ovd.visualize.palette import GROUPS
 
 
 @pytest.fixture

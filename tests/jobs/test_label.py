@@ -23,7 +23,7 @@ from ovd.jobs.label import LabelledSets, Thresholds, batches_of_like_shape, labe
 from ovd.jobs.label_journal import Answer, LabelJournal
 from ovd.predictor import Predictor
 from ovd.structures import Detections
-from ovd.visualize import choose_shown
+from ovd.visualize.boxes import choose_shown
 
 NAMES = ["anchor", "umbrella", "keyboard", "gear"]
 LOW = 0.02

@@ -7,7 +7,7 @@ import torch
 
 from ovd.jobs.training_picture import MAX_NAME, _shortened, draw_batch, drawing_the_first
 from ovd.structures import Batch, Targets
-from ovd.visualize import GRID_PX
+from ovd.visualize.boxes import GRID_PX
 
 
 def batch_of(*num_boxes: int, size: tuple[int, int] = (40, 64)) -> Batch:

@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torchvision.ops import nms
 
 from ovd.files import atomic_write
-from ovd.palette import class_color
-from ovd.picture_labels import BLACK, WHITE, Box, Label, draw_labels, font_with
 from ovd.structures import Detections
+from ovd.visualize.labels import BLACK, WHITE, Box, Label, draw_labels, font_with
+from ovd.visualize.palette import class_color
 
 SAME_PLACE_IOU = 0.5
 SMALLEST_SHOWN_PX = 384

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ovd.palette import class_color
 from ovd.structures import Detections
-from ovd.visualize import GRID_PX, MEANING, RARE_COLOR, choose_shown, draw_detections, grid, write_grid
+from ovd.visualize.boxes import GRID_PX, MEANING, RARE_COLOR, choose_shown, draw_detections, grid, write_grid
+from ovd.visualize.palette import class_color
 
 FOUND = Detections(
     boxes=torch.tensor([[10.0, 10, 50, 50], [12.0, 10, 50, 50], [60.0, 20, 90, 60], [0.0, 0, 5, 5]]),
@@ -51,7 +51,7 @@ def test_in_a_grid_every_picture_has_the_same_longest_side():
 
 def test_rare_classes_are_told_from_others_and_missed_ones_are_white(monkeypatch):
     drawn = []
-    monkeypatch.setattr("ovd.visualize.draw_labels", lambda canvas, labels, text_px: drawn.extend(labels))
+    monkeypatch.setattr("ovd.visualize.boxes.draw_labels", lambda canvas, labels, text_px: drawn.extend(labels))
     missed = FOUND.take(torch.tensor([0, 2]))
     image = np.zeros((100, 100, 3), np.uint8)
     draw_detections(image, FOUND.take(torch.tensor([0, 2])), ["jar", "owl"], missed=missed, rare={1})

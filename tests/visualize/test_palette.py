@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ovd.palette import GROUPS, LINES, class_color, group_colors
+from ovd.visualize.palette import GROUPS, LINES, class_color, group_colors
 
 PROTANOPIA = np.array(
     [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]

@@ -8,7 +8,7 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image
 
 from ovd.data.world.glyphs import FONT
-from ovd.picture_labels import FontFile, Label, draw_labels, font_with, place_labels
+from ovd.visualize.labels import FontFile, Label, draw_labels, font_with, place_labels
 
 PICTURE = (400, 300)
 
@@ -22,7 +22,7 @@ def test_letters_that_the_usual_font_lacks_are_drawn_with_another_or_told(monkey
     assert Path(usual).name == "DejaVuSans.ttf"
     letter = next(chr(code) for code in FT2Font(other).get_charmap() if code not in FT2Font(usual).get_charmap())
     (tmp_path / "broken.ttf").write_bytes(b"no font")
-    monkeypatch.setattr("ovd.picture_labels.findSystemFonts", lambda: [other, str(tmp_path / "broken.ttf")])
+    monkeypatch.setattr("ovd.visualize.labels.findSystemFonts", lambda: [other, str(tmp_path / "broken.ttf")])
     assert font_with(frozenset({letter})) == FontFile(other)
     assert capsys.readouterr().err == ""
     assert font_with(frozenset({"\ufdd0", "a"})) == FontFile(usual, frozenset({"\ufdd0"}))
@@ -33,7 +33,7 @@ def test_of_two_fonts_that_lack_letters_the_one_that_lacks_fewer_is_taken(monkey
     other = str(FONT.with_name("STIXGeneral.ttf"))
     usual = font_with(frozenset("umbrella")).path
     letter = next(chr(code) for code in FT2Font(other).get_charmap() if code not in FT2Font(usual).get_charmap())
-    monkeypatch.setattr("ovd.picture_labels.findSystemFonts", lambda: [other])
+    monkeypatch.setattr("ovd.visualize.labels.findSystemFonts", lambda: [other])
     font = font_with(frozenset({letter, "\ufdd1"}))
     assert font == FontFile(other, frozenset({"\ufdd1"}))
     assert font.written(f"a{letter}\ufdd1") == f"a{letter}?"
