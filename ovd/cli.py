@@ -16,7 +16,7 @@ EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
 
 
 def add_overrides(parser: ArgumentParser, *, help: str) -> None:
-    """Adds `overrides`, settings that go over those of a config's file; parse with `parse_intermixed_args`."""
+    """Adds `overrides`, settings that replace those of a config file; parse with `parse_intermixed_args`."""
     # With a default, argparse does not call them required.
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=help)
 

@@ -35,14 +35,27 @@ def make_folder_of(output: Path) -> None:
     """Make the folder that a file will be written to.
 
     Raises:
+        ValueError: as `make_folder`.
+    """
+    make_folder(output.parent, f"{output}: its folder")
+
+
+def make_folder(folder: Path, words: str, advice: str = "") -> None:
+    """Make a folder to write into.
+
+    Args:
+        words: what an error calls it.
+        advice: end of an error.
+
+    Raises:
         ValueError: it cannot be made, or cannot be written to.
     """
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{output}: its folder cannot be made ({error.strerror or error})") from None
-    if not os.access(output.parent, os.W_OK):
-        raise ValueError(f"{output}: its folder cannot be written to")
+        raise ValueError(f"{words} cannot be made ({error.strerror or error}){advice}") from None
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{words} cannot be written to{advice}")
 
 
 @contextmanager

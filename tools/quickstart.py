@@ -78,14 +78,15 @@ class StageTimes:
 
 def rare_records(index: AnnotationIndex) -> list[ImageRecord]:
     """Records of images with boxes of rare classes, sorted by image id."""
-    records = [index.record(row) for row in range(len(index))]
-    with_rare = [r for r in records if any(index.categories[c].frequency == "r" for c in r.labels.classes)]
+    rare, records = rare_rows(index.categories), [index.record(row) for row in range(len(index))]
+    with_rare = [record for record in records if not rare.isdisjoint(record.labels.classes.tolist())]
     return sorted(with_rare, key=lambda record: record.id)
 
 
 def count_rare_found(index: AnnotationIndex, record: ImageRecord, found: Detections) -> tuple[int, int]:
     """Number of rare true boxes with a detection of their class at IoU >= 0.5, and of all rare true boxes."""
-    rare = [row for row, c in enumerate(record.labels.classes) if index.categories[c].frequency == "r"]
+    of_rare = rare_rows(index.categories)
+    rare = [row for row, c in enumerate(record.labels.classes.tolist()) if c in of_rare]
     overlap = box_iou(torch.from_numpy(record.labels.boxes[rare]), found.boxes)
     same_class = torch.from_numpy(record.labels.classes[rare])[:, None] == found.classes[None]
     return int(((overlap >= 0.5) & same_class).any(1).sum()), len(rare)

@@ -7,14 +7,13 @@ from ovd.alignment.proposals import DetectorProposals, EdgeProposals, Proposals
 from ovd.alignment.train import Distillation, sides_px
 from ovd.build.crops import build_crop_encoder
 from ovd.build.data import data_root, load_whole_training_set
-from ovd.build.detector import resolve_compute
+from ovd.build.detector import resolve_compute, resolve_device
 from ovd.build.text import evaluation_text
 from ovd.build.trained import build_own_inference, load_detector
 from ovd.clip.load import Clip
 from ovd.config.alignment import AlignConfig, AlignData, FolderData, ShardData
 from ovd.config.training import FileData, WorldData
 from ovd.data.report import DataReport
-from ovd.distributed import device_of_rank
 from ovd.model.backbone_families import backbone_of
 
 
@@ -43,7 +42,7 @@ def build_proposals(config: AlignConfig) -> Proposals | None:
         return None
     if options.detector is None:
         return EdgeProposals(sides_px=sides, count=options.proposals)
-    trained = load_detector(options.detector, str(device_of_rank(config.train.device)))
+    trained = load_detector(options.detector, str(resolve_device(config)))
     text = evaluation_text(trained.config, trained.clip, trained.classes)
     inference = build_own_inference(trained, size=config.data.size)
     return DetectorProposals(inference, text, smallest_px=sides[0], count=options.proposals)

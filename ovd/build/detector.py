@@ -40,14 +40,14 @@ def untouched_clip(config: TrainConfig) -> Clip:
         return configured_clip(config.clip)
 
 
-def resolve_device(config: TrainConfig) -> torch.device:
+def resolve_device(config: TrainConfig | AlignConfig) -> torch.device:
     """The device that a run computes on."""
     return device_of_rank(config.train.device)
 
 
 def resolve_compute(config: TrainConfig | AlignConfig) -> Compute:
     """The device that a run computes on, and its precision there."""
-    return Compute.configured(config.train.precision, device_of_rank(config.train.device))
+    return Compute.configured(config.train.precision, resolve_device(config))
 
 
 def build_backbone(config: TrainConfig, visual: Any) -> Backbone:

@@ -22,12 +22,6 @@ def main() -> None:
     from ovd.engine.ensemble import save_ensemble
 
     first, second = find_checkpoint(arguments.first), find_checkpoint(arguments.second)
-    experts = [found.folder for found in (first, second) if found.config_here().get("expert") is not None]
-    if len(experts) == 1:
-        raise ValueError(
-            f"{experts[0]} is of the training of an expert, and the other run is not; an expert is used beside its "
-            "detector as it is (--expert)"
-        )
     folder = save_ensemble(first, second, weight=arguments.weight, output=arguments.output)
     print(f"{folder}: {1 - arguments.weight:g} x {first.folder} + {arguments.weight:g} x {second.folder}")
     calibrated = [str(found.folder) for found in (first, second) if found.notes.calibration is not None]

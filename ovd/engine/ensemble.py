@@ -39,10 +39,16 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
         The checkpoint's folder.
 
     Raises:
-        ValueError: the weight is outside 0 to 1, the runs differ in detector, CLIP or text tower, or `output` already
-            holds a run.
+        ValueError: the weight is outside 0 to 1, the runs differ in detector, CLIP or text tower, one alone is that of
+            an expert, or `output` already holds a run.
         SaveError: writing failed.
     """
+    experts = [found.folder for found in (first, second) if found.config_here().get("expert") is not None]
+    if len(experts) == 1:
+        raise ValueError(
+            f"{experts[0]} is of the training of an expert, and the other run is not; an expert is used beside its "
+            "detector as it is (--expert)"
+        )
     if checkpoint.latest(output) is not None:
         raise ValueError(f"{output} already holds a run; give another folder")
     different = different_detectors(first.config_here(), second.config_here())

@@ -1,6 +1,5 @@
 """Evaluate a detector on a data set with its own vocabulary."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from ovd.evaluation.results import write_results
 from ovd.evaluation.run import measure_results, print_measures, write_measures
 from ovd.experts.inference import ExpertInference
 from ovd.export.inference import OnnxInference
-from ovd.files import sha256_of
+from ovd.files import make_folder, sha256_of
 from ovd.inference import BatchDetector, Inference
 from ovd.model.backbone_families import backbone_of
 from ovd.model.crop_options import CropOptions
@@ -85,14 +84,7 @@ def claim_folder(output: Path, options: Mapping[str, str]) -> None:
         before = read_note(output) or EvaluationNote()
         _check_same(output, before, options)
         if is_main():
-            try:
-                output.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ValueError(
-                    f"{output} cannot be made ({error.strerror or error}); give another --output"
-                ) from None
-            if not os.access(output, os.W_OK):
-                raise ValueError(f"{output} cannot be written to; give another --output")
+            make_folder(output, str(output), "; give another --output")
             write_note(output, replace(before, options=options))
 
 

@@ -30,8 +30,8 @@ RARE_MARK = "\N{BLACK STAR}"
 MEANING = "colored: what the detector reports, right or wrong; white, in parentheses: objects that it missed"
 """What a picture with missed objects shows, in words."""
 MEANING_OF_RARE = (
-    f"{RARE_MARK} and yellow: rare classes; other colors: other classes, reported right or wrong; white, in \
-parentheses: missed"
+    f"{RARE_MARK} and yellow: rare classes; other colors: other classes, reported right or wrong; "
+    "white, in parentheses: missed"
 )
 """The same, where rare classes are marked."""
 

@@ -17,7 +17,7 @@ from ovd.warn import warn
 FONTS_KEPT = 64
 """Sets of letters whose font is not looked for again."""
 COVERED_BOX = 0.2
-"""What a pixel of a box under a label counts, beside 1 for a pixel of another label."""
+"""Cost of hiding a pixel of a box under a label; that of a pixel of another label is 1."""
 MARGIN_PX = 3
 
 Color = tuple[int, int, int]
@@ -48,7 +48,7 @@ class Label:
     ground: Color
     ink: Color
     below: bool = False
-    """Whether it had better stand under its box than over it."""
+    """Whether it is placed under its box rather than over it, where both are free."""
 
 
 @lru_cache(FONTS_KEPT)
