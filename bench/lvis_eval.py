@@ -23,7 +23,7 @@ from measured import milliseconds, save, seconds_of, time_ratio
 
 from ovd.data.annotations import load_truth
 from ovd.evaluation.lvis import MAX_PER_IMAGE, LVISEvaluator
-from ovd.evaluation.results import write_results
+from ovd.evaluation.results_file import write_results
 from ovd.precision import describe_machine
 
 ROOT = Path(__file__).parents[1]

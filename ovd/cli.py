@@ -1,5 +1,7 @@
 """The frame of all tools: an error ends in one line and an exit code, not in a traceback; overrides of a config."""
 
+import atexit
+import gc
 import os
 import select
 import sys
@@ -27,6 +29,7 @@ def run_tool(main: Callable[[], None]) -> None:
     With OVD_TRACEBACK set in the environment the traceback is printed too.
     """
     keep_freed_memory()
+    atexit.register(gc.freeze)  # all memory goes with the process; to look for garbage in torch's takes a second
     if isinstance(sys.stdout, TextIOWrapper):  # names of files need not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

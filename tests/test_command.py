@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from python_process import output_of
 
 import ovd.__main__ as command
 from ovd.__main__ import COMMANDS
@@ -75,6 +76,24 @@ def test_output_to_a_full_disk_is_an_error_in_one_line():
     assert done.returncode == 3
     assert done.stderr.startswith("error: [Errno 28] No space left on device")
     assert done.stderr.count("\n") == 1
+
+
+ENDS_WITH_GARBAGE = """
+from ovd.cli import run_tool
+
+class Cycle:
+    def __init__(self):
+        self.itself = self
+    def __del__(self):
+        print("collected")
+
+run_tool(Cycle)
+"""
+
+
+def test_the_end_of_a_command_is_not_spent_on_garbage():
+    """It took more than a second with torch, which leaves millions of objects to look through."""
+    assert output_of("-c", ENDS_WITH_GARBAGE) == ""
 
 
 def test_help_comes_without_heavy_imports():

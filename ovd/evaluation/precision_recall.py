@@ -79,8 +79,7 @@ class PrecisionRecall:
         self, *, iou_percent: int, categories: Int64[np.ndarray, " G"] | slice = slice(None)
     ) -> Float64[np.ndarray, " R"]:
         """Precision at each recall point, averaged over the categories that have true boxes; -1 where none has."""
-        precision = self.precision[_threshold(iou_percent), :, :, 0][:, categories]
-        return np.array([mean_of_known(at_point) for at_point in precision])
+        return _means_of_known(self.precision[_threshold(iou_percent), :, :, 0][:, categories])
 
     def class_curves(self, *, iou_percent: int) -> Float64[np.ndarray, "K R"]:
         """The curve of each category; -1 where it has no true box."""

@@ -4,8 +4,9 @@ A figure never stands without its protocol: LVIS ordinary AP, LVIS fixed AP and 
 """
 
 import csv
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from itertools import cycle
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,9 +123,10 @@ def write_report(evaluation: Evaluation, output_dir: Path) -> None:
     }
     write_json(output_dir / "metrics.json", summary)
     with atomic_write(output_dir / "per_class.csv") as file:
-        table = csv.DictWriter(file, [column.name for column in fields(ClassRow)], lineterminator="\n")
-        table.writeheader()
-        table.writerows(asdict(row) for row in evaluation.classes)
+        names = [column.name for column in fields(ClassRow)]
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(names)
+        table.writerows(map(attrgetter(*names), evaluation.classes))
     draw_curves(evaluation).savefig(output_dir / "precision_recall.png")
 
 

@@ -22,7 +22,7 @@ from ovd.evaluation.lvis import LVISEvaluator
 from ovd.evaluation.measures import Measures
 from ovd.evaluation.note import EvaluationNote, remove_note, write_note
 from ovd.evaluation.report import format_table, write_report
-from ovd.evaluation.results import load_results
+from ovd.evaluation.results_file import reading_results
 from ovd.shapes import Bool
 from ovd.warn import warn
 
@@ -126,7 +126,7 @@ def evaluate_results_file(
 
     Args:
         annotations: the data set that was detected in, as `load_annotations` takes it.
-        results: file in COCO results format, see `ovd.evaluation.results`.
+        results: file in COCO results format, see `ovd.evaluation.results_file`.
         output_dir: where the report goes; None writes none.
         images: folder of images, for formats whose boxes depend on the images' sizes (YOLO), and for pictures.
         html: whether to write report.html, too; with pictures where the images are known.
@@ -141,9 +141,10 @@ def evaluate_results_file(
         index = load_annotations(
             annotations, images, format=format, report=DataReport(stops=False), options=options, with_truth=True
         )
-    truth = load_truth(annotations, images, format=format, options=options)
-    evaluator = box_evaluator(truth, format, (), engine=engine)
-    evaluator.add_results(load_results(results), source=str(results))
+    with reading_results(results) as read:
+        truth = load_truth(annotations, images, format=format, options=options)
+        evaluator = box_evaluator(truth, format, (), engine=engine)
+        evaluator.add_results(read(), source=str(results))
     exhaustive = exhaustive_truth(truth, format)
     if output_dir is not None:  # the engine leaves Python free, meanwhile, to import what draws
         Thread(target=importlib.import_module, args=("matplotlib.figure",), daemon=True).start()

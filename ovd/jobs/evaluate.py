@@ -24,7 +24,7 @@ from ovd.evaluation.naming import NamingReport, measure_naming
 from ovd.evaluation.naming_report import format_naming, write_naming
 from ovd.evaluation.note import EvaluationNote, read_note, write_note
 from ovd.evaluation.report import Evaluation
-from ovd.evaluation.results import write_results
+from ovd.evaluation.results_file import write_results
 from ovd.evaluation.run import measure_results, print_measures, write_measures
 from ovd.experts.inference import ExpertInference
 from ovd.export.inference import OnnxInference

@@ -10,7 +10,7 @@ from test_tools import run_tool
 
 from ovd.data.annotations import load_annotations, load_truth
 from ovd.data.report import DataError, DataReport
-from ovd.evaluation.results import load_results
+from ovd.evaluation.results_file import load_results
 
 GOOD: dict[str, Any] = {
     "images": [

@@ -15,7 +15,8 @@ from pycocotools.cocoeval import COCOeval
 from ovd.data.annotations import load_truth
 from ovd.data.truth import Truth
 from ovd.evaluation.coco import COCOEvaluator
-from ovd.evaluation.results import Results, load_results, write_results
+from ovd.evaluation.results import Results
+from ovd.evaluation.results_file import load_results, write_results
 from ovd.structures import Detections
 
 ENGINES = ("hotcoco", "official")

@@ -19,7 +19,8 @@ from ovd.evaluation.coco import COCOEvaluator, exhaustive_metrics
 from ovd.evaluation.decision_report import draw_reliability, format_decisions, measure_decisions, write_decisions
 from ovd.evaluation.decisions import DecisionEvaluator
 from ovd.evaluation.groups import base_and_novel
-from ovd.evaluation.results import Results, write_results
+from ovd.evaluation.results import Results
+from ovd.evaluation.results_file import write_results
 from ovd.evaluation.run import evaluate_results_file
 from ovd.visualize.palette import GROUPS
 

@@ -26,7 +26,8 @@ from ovd.evaluation.decisions import DecisionEvaluator
 from ovd.evaluation.html_report import report_data, write_html_report
 from ovd.evaluation.lvis import LVISEvaluator
 from ovd.evaluation.report_pictures import _Tally, chosen_images
-from ovd.evaluation.results import Results, write_results
+from ovd.evaluation.results import Results
+from ovd.evaluation.results_file import write_results
 from ovd.evaluation.run import evaluate_results_file, measure_results
 
 MARKUP = "<script>document.title='ran'</script>"

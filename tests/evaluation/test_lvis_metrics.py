@@ -18,7 +18,8 @@ from ovd.data.report import DataError
 from ovd.data.truth import Truth
 from ovd.evaluation.coco import COCOEvaluator
 from ovd.evaluation.lvis import LVISEvaluator
-from ovd.evaluation.results import Results, load_results, write_results
+from ovd.evaluation.results import Results
+from ovd.evaluation.results_file import load_results, write_results
 from ovd.structures import Detections
 
 ENGINES = ("hotcoco", "official")
