@@ -51,6 +51,7 @@ class Labels:
         )
 
 
+_NO_TEXTS = np.zeros(0, np.int64)
 ANNOTATED = tuple(field.name for field in fields(Labels) if field.name != "image_texts")
 """Fields of `Labels` that an annotation file fills: each is a `Ragged` of the index, too."""
 
@@ -141,7 +142,7 @@ class AnnotationIndex:
             path=self._path(image),
             height=height,
             width=width,
-            labels=replace(Labels.empty(), **{name: ragged[image] for name, ragged in self._labels().items()}),
+            labels=Labels(**{name: ragged[image] for name, ragged in self._labels().items()}, image_texts=_NO_TEXTS),
         )
 
     def take(self, images: Int64[np.ndarray, " K"]) -> "AnnotationIndex":
@@ -177,8 +178,8 @@ class AnnotationIndex:
         return self._path(image)
 
     def _path(self, image: int) -> Path:
-        file = Path(self.image_files[image])
-        return self.images_root / file if self.images_root is not None else file
+        file = self.image_files[image]
+        return Path(file) if self.images_root is None else self.images_root / file
 
     def _labels(self) -> dict[str, Ragged]:
         """All images' labels by field of `Labels`, in its order."""

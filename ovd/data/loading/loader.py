@@ -201,7 +201,9 @@ class DetectionDataset(Dataset):
             )
         except ImageError as error:
             return error.fault if isinstance(encoded, Path) else error.fault.at(record.path)
-        labels = record.labels.moved(lambda boxes: boxes / decoded.reduction)
+        labels = record.labels
+        if decoded.reduction > 1:
+            labels = labels.moved(lambda boxes: boxes / decoded.reduction)
         pixels, labels = transform(decoded.pixels, labels, seed)
         repaired = tuple(fault.at(record.path) for fault in decoded.repairs())
         return _LoadedSample(record.id, pixels, labels, repaired)
