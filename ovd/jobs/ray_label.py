@@ -21,8 +21,9 @@ from ovd.data.report import DataReport
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.extras import optional
 from ovd.jobs.label_pairs import LabelRequest, build_labeller
+from ovd.selftrain.decoded_pairs import stop_if_too_many
 from ovd.selftrain.ledger import LabelCounts, total_counts
-from ovd.selftrain.pseudo_label import shards_of_worker, stop_if_too_many
+from ovd.selftrain.pseudo_label import shards_of_worker
 
 MOST_TRIES = 3
 """Actors that a shard may lose before the job stops: then the shard itself may be what kills them."""

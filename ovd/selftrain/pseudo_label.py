@@ -7,70 +7,29 @@ shard as done.
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 
 from ovd.config.labelling import LabelOptions
 from ovd.config_files import differences
-from ovd.data.images.read import ImageError, read_image
-from ovd.data.index import Ragged
-from ovd.data.pairs.tar import ManifestEntry, PairShards, caption_fault, list_shards
-from ovd.data.report import DataError, DataReport
+from ovd.data.pairs.tar import ManifestEntry, PairShards, list_shards
+from ovd.data.report import DataReport
 from ovd.fault import Fault
 from ovd.files import remove_abandoned, sha256_of
 from ovd.progress import progress
-from ovd.selftrain.labels import (
-    FORMAT,
-    ShardLabels,
-    TeacherBoxes,
-    check_room,
-    labels_path,
-    read_labels,
-    write_labels,
-)
+from ovd.selftrain.asked_queries import MAX_CAPTION_CHARACTERS, AskedQueries
+from ovd.selftrain.decoded_pairs import DecodedPair, batches_of_shards, count_image, decode_ahead
+from ovd.selftrain.labels import FORMAT, TeacherBoxes, check_room, labels_path, read_labels, write_labels
 from ovd.selftrain.ledger import LabelCounts, Ledger, ledger_path, read_ledger, total_counts
-from ovd.selftrain.queries import SOURCES
+from ovd.selftrain.pair_answer import NO_BOXES, PairAnswer, count_answers, first_left_out, to_labels
 from ovd.selftrain.teacher import Teacher, TextVariants
-from ovd.threads import map_ahead
-
-MAX_CAPTION_CHARACTERS = 1_000
-"""Longer captions are skipped; they are texts of pages rather than captions."""
-
-_REMEDY = (
-    "repair or remove these samples, and write shards and manifest anew (ovd check pairs counts them all), or go on "
-    "without them: --skip-unreadable"
-)
-
-_NO_BOXES = TeacherBoxes(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    """A pair's image, or the reason why there is none."""
-
-    key: str
-    pixels: UInt8[np.ndarray, "H W 3"] | None
-    reason: Fault | None
-
-
-@dataclass(frozen=True)
-class _Labelled:
-    """One pair of ShardLabels."""
-
-    key: str
-    reason: Fault | None
-    image_size: tuple[int, int]
-    queries: tuple[str, ...]
-    found: TeacherBoxes
-    is_capped: bool
 
 
 def shards_of_worker(
@@ -136,8 +95,8 @@ def label_shards(
     if shards.rejected or shards.num_failed:
         print(f"{folder}: {shards.describe_rejected()}")
     num_pairs = len(shards) + sum(of_shard.pairs for of_shard in counts)
-    decoded = iter(progress(_decode_ahead(shards, options.batch_size), len(shards), "pairs"))
-    batches = _batches(decoded, shards, options.batch_size, report, num_pairs)
+    decoded = iter(progress(decode_ahead(shards, options.batch_size), len(shards), "pairs"))
+    batches = batches_of_shards(decoded, shards, options.batch_size, report, num_pairs)
     for name in shards.file_names:
         counts.append(labeller.label_shard(shards, name, sha256[name], batches))
     assert next(decoded, None) is None
@@ -205,36 +164,43 @@ class _ShardLabeller:
             return None
         labels = read_labels(labels_file)
         for key, reason, (height, _) in zip(labels.keys, labels.reasons, labels.image_sizes, strict=True):
-            _count_image(report, f"{shard}:{key}", reason if height == 0 else None)
+            count_image(report, f"{shard}:{key}", reason if height == 0 else None)
         return ledger.counts
 
     def label_shard(
-        self, shards: PairShards, name: str, shard_sha256: str, batches: Iterator[list[_Decoded]]
+        self, shards: PairShards, name: str, shard_sha256: str, batches: Iterator[list[DecodedPair]]
     ) -> LabelCounts:
-        """Label the next shard of `batches`, and write its labels and then its ledger."""
+        """Label the next shard of `batches`, and write its labels and then its ledger.
+
+        Raises:
+            ValueError: the queries are too many for the labels file.
+        """
         labels_file = labels_path(self.output, name)
-        asked, reasons, distinct = _ask_shard(shards, name, self.options, labels_file)
-        variants = self.texts.load(distinct)
-        pairs: list[_Labelled] = []
-        while len(pairs) < len(asked):
+        positions = shards.positions(name)
+        asked = AskedQueries.of([shards.caption(position) for position in positions], self.options)
+        keys = [shards.key(position) for position in positions]
+        check_room(labels_file, keys=keys, reasons=asked.reasons, texts=asked.distinct)
+        variants = self.texts.load(asked.distinct)
+        answers: list[PairAnswer] = []
+        while len(answers) < len(positions):
             batch = next(batches)
-            rows = slice(len(pairs), len(pairs) + len(batch))
-            pairs += self._label_batch(batch, asked[rows], reasons[rows])
+            rows = slice(len(answers), len(answers) + len(batch))
+            answers += self._label_batch(batch, asked.queries[rows], asked.reasons[rows])
         labels_sha256 = write_labels(
             labels_file,
-            _to_labels(pairs, distinct),
+            to_labels(answers, asked.distinct),
             index=shards.index(name),
             variants=variants,
             text_tower=self.texts.text_tower,
             settings=self.settings,
         )
-        counts = _count(pairs, len(distinct), self.texts.num_long)
-        Ledger(name, shard_sha256, labels_sha256, self.settings, counts, _left_out(pairs)).write(labels_file)
+        counts = count_answers(answers, len(asked.distinct), self.texts.num_long)
+        Ledger(name, shard_sha256, labels_sha256, self.settings, counts, first_left_out(answers)).write(labels_file)
         return counts
 
     def _label_batch(
-        self, batch: list[_Decoded], asked: list[tuple[str, ...]], caption_reasons: list[Fault | None]
-    ) -> Iterator[_Labelled]:
+        self, batch: list[DecodedPair], asked: Sequence[tuple[str, ...]], caption_reasons: Sequence[Fault | None]
+    ) -> Iterator[PairAnswer]:
         looked_at = [
             (item.pixels, queries)
             for item, queries in zip(batch, asked, strict=True)
@@ -243,11 +209,11 @@ class _ShardLabeller:
         answers = iter(self.teacher.detect([pixels for pixels, _ in looked_at], [queries for _, queries in looked_at]))
         for item, queries, caption_reason in zip(batch, asked, caption_reasons, strict=True):
             reason, where = item.reason or caption_reason, f"{self.teacher.name}, image of {item.key}"
-            found = _NO_BOXES if reason else _checked(next(answers), len(queries), where)
+            found = NO_BOXES if reason else _checked(next(answers), len(queries), where)
             order = np.argsort(-found.scores, kind="stable")
             order = order[found.scores[order] > self.options.score_threshold]
             kept = order[_within_cap(found.texts[order], self.options.max_boxes)]
-            yield _Labelled(
+            yield PairAnswer(
                 key=item.key,
                 reason=reason,
                 image_size=(0, 0) if item.pixels is None else item.pixels.shape[:2],
@@ -255,102 +221,6 @@ class _ShardLabeller:
                 found=TeacherBoxes(found.boxes[kept], found.scores[kept], found.texts[kept]),
                 is_capped=len(order) > len(kept),
             )
-
-
-def _left_out(pairs: list[_Labelled]) -> dict[str, list[str]]:
-    """The first pairs that were not labelled, with the reason, by code."""
-    report = DataReport(stops=False)
-    for pair in pairs:
-        _count_image(report, pair.key, pair.reason)
-    return {finding.code: records for finding, records in report.first_records().items()}
-
-
-def _decode_ahead(shards: PairShards, num_ahead: int) -> Iterator[_Decoded]:
-    """All pairs in order, decoded by a thread while the teacher processes the previous ones."""
-
-    def decode(position: int) -> _Decoded:
-        key = shards.key(position)
-        try:
-            return _Decoded(key, read_image(shards.image(position)), None)
-        except ImageError as error:
-            return _Decoded(key, None, error.fault)
-
-    return map_ahead(decode, range(len(shards)), threads=1, ahead=num_ahead)
-
-
-def _batches(
-    decoded: Iterator[_Decoded], shards: PairShards, size: int, report: DataReport, num_pairs: int
-) -> Iterator[list[_Decoded]]:
-    """Batches of decoded pairs, each of one shard, whose images are counted.
-
-    Args:
-        num_pairs: number of pairs in all, including those labelled before.
-
-    Raises:
-        DataError: too many images cannot be read.
-    """
-    for name in shards.file_names:
-        of_shard = islice(decoded, len(shards.positions(name)))
-        while batch := list(islice(of_shard, size)):
-            for item in batch:
-                _count_image(report, f"{name}:{item.key}", item.reason)
-            stop_if_too_many(report, num_pairs, shards.directory)
-            yield batch
-
-
-def _count_image(report: DataReport, where: str, reason: Fault | None) -> None:
-    if reason is None:
-        report.used()
-    else:
-        report.skipped(*reason.at(where))
-
-
-def stop_if_too_many(report: DataReport, num_pairs: int, folder: Path) -> None:
-    """Stop where too many images of a folder's pairs cannot be read, and say what to do.
-
-    Raises:
-        DataError: as `DataReport.raise_if_too_many`.
-    """
-    if (error := report.too_many(num_pairs)) is not None:
-        report.stop(DataError(error.code, f"{folder}: {error}; {_REMEDY}"))
-
-
-def _ask_shard(
-    shards: PairShards, name: str, options: LabelOptions, labels_file: Path
-) -> tuple[list[tuple[str, ...]], list[Fault | None], tuple[str, ...]]:
-    """The queries of each pair of a shard, the reason if it has none, and the distinct texts.
-
-    Raises:
-        ValueError: they are too many for the labels file.
-    """
-    positions = shards.positions(name)
-    asked, reasons = _ask([shards.caption(position) for position in positions], options)
-    distinct = tuple(dict.fromkeys(chain.from_iterable(asked)))
-    check_room(labels_file, keys=[shards.key(position) for position in positions], reasons=reasons, texts=distinct)
-    return asked, reasons, distinct
-
-
-def _ask(captions: list[str], options: LabelOptions) -> tuple[list[tuple[str, ...]], list[Fault | None]]:
-    """The queries of each pair, and the reason if it has none."""
-    if options.queries == "classes":
-        return [options.classes] * len(captions), [None] * len(captions)
-    reasons = [_fault(caption) for caption in captions]
-    queries_of = SOURCES[options.queries].queries_of
-    asked = [
-        () if reason else tuple(dict.fromkeys(query for query in queries_of(caption) if query.strip()))
-        for caption, reason in zip(captions, reasons, strict=True)
-    ]
-    return asked, [
-        reason or (None if queries else Fault("F30", "the caption has no query"))
-        for reason, queries in zip(reasons, asked, strict=True)
-    ]
-
-
-def _fault(caption: str) -> Fault | None:
-    fault = caption_fault(caption)
-    if fault is None and len(caption) > MAX_CAPTION_CHARACTERS:
-        return Fault("F30", f"the caption has {len(caption)} characters, more than {MAX_CAPTION_CHARACTERS}")
-    return fault
 
 
 def _within_cap(texts: Int64[np.ndarray, " N"], count: int) -> Int64[np.ndarray, " K"]:
@@ -369,38 +239,3 @@ def _checked(found: TeacherBoxes, num_queries: int, where: str) -> TeacherBoxes:
         raise ValueError(f"{where}: a box or score that is not a number; the teacher's weights are broken")
     assert ((found.texts >= 0) & (found.texts < num_queries)).all(), where
     return found
-
-
-def _to_labels(pairs: list[_Labelled], texts: tuple[str, ...]) -> ShardLabels:
-    row = {text: row for row, text in enumerate(texts)}
-    queries = [np.array([row[text] for text in pair.queries], np.int64) for pair in pairs]
-    return ShardLabels(
-        keys=tuple(pair.key for pair in pairs),
-        reasons=tuple(pair.reason for pair in pairs),
-        image_sizes=np.array([pair.image_size for pair in pairs], np.int64).reshape(-1, 2),
-        texts=texts,
-        queries=_ragged(queries, np.empty(0, np.int64)),
-        boxes=_ragged([pair.found.boxes for pair in pairs], _NO_BOXES.boxes),
-        scores=_ragged([pair.found.scores for pair in pairs], _NO_BOXES.scores),
-        box_texts=_ragged(
-            [of_pair[pair.found.texts] for of_pair, pair in zip(queries, pairs, strict=True)], _NO_BOXES.texts
-        ),
-    )
-
-
-def _ragged(arrays: list[np.ndarray], empty: np.ndarray) -> Ragged:
-    """Join arrays to one ragged array; `empty` gives shape and dtype if there are none."""
-    return Ragged.of(np.concatenate([empty, *arrays]), [len(array) for array in arrays])
-
-
-def _count(pairs: list[_Labelled], num_texts: int, num_long_texts: int) -> LabelCounts:
-    num_boxes = [len(pair.found.scores) for pair in pairs]
-    return LabelCounts(
-        pairs=len(pairs),
-        pairs_with_boxes=sum(count > 0 for count in num_boxes),
-        capped_pairs=sum(pair.is_capped for pair in pairs),
-        boxes=sum(num_boxes),
-        texts=num_texts,
-        long_texts=num_long_texts,
-        reasons=dict(sorted(Counter(pair.reason.code for pair in pairs if pair.reason).items())),
-    )

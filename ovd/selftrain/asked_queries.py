@@ -1,0 +1,50 @@
+"""What the teacher is asked about each pair of a shard."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+
+from ovd.config.labelling import LabelOptions
+from ovd.data.pairs.tar import caption_fault
+from ovd.fault import Fault
+from ovd.selftrain.queries import SOURCES
+
+MAX_CAPTION_CHARACTERS = 1_000
+"""Longer captions are skipped; they are texts of pages rather than captions."""
+
+
+@dataclass(frozen=True)
+class AskedQueries:
+    """The queries of each of N pairs."""
+
+    queries: tuple[tuple[str, ...], ...]
+    """Each pair's, without repetition; none where there is a reason."""
+    reasons: tuple[Fault | None, ...]
+    """Why a pair has none."""
+
+    @classmethod
+    def of(cls, captions: Sequence[str], options: LabelOptions) -> "AskedQueries":
+        """By the options' source: the captions, parts of them, or the same classes for all pairs."""
+        if options.queries == "classes":
+            return cls((options.classes,) * len(captions), (None,) * len(captions))
+        queries_of = SOURCES[options.queries].queries_of
+        queries, reasons = [], []
+        for caption in captions:
+            fault = _fault(caption)
+            asked = () if fault else tuple(dict.fromkeys(query for query in queries_of(caption) if query.strip()))
+            queries.append(asked)
+            reasons.append(fault or (None if asked else Fault("F30", "the caption has no query")))
+        return cls(tuple(queries), tuple(reasons))
+
+    @cached_property
+    def distinct(self) -> tuple[str, ...]:
+        """All texts, in the order in which they come first."""
+        return tuple(dict.fromkeys(chain.from_iterable(self.queries)))
+
+
+def _fault(caption: str) -> Fault | None:
+    fault = caption_fault(caption)
+    if fault is None and len(caption) > MAX_CAPTION_CHARACTERS:
+        return Fault("F30", f"the caption has {len(caption)} characters, more than {MAX_CAPTION_CHARACTERS}")
+    return fault

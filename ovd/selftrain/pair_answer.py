@@ -1,0 +1,81 @@
+"""What the teacher answered about image-text pairs, and the labels and counts of a shard that are made of it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ovd.data.index import Ragged
+from ovd.data.report import DataReport
+from ovd.fault import Fault
+from ovd.selftrain.decoded_pairs import count_image
+from ovd.selftrain.labels import ShardLabels, TeacherBoxes
+from ovd.selftrain.ledger import LabelCounts
+
+NO_BOXES = TeacherBoxes(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
+
+
+@dataclass(frozen=True)
+class PairAnswer:
+    """The answer about one pair."""
+
+    key: str
+    reason: Fault | None
+    """Why the teacher was not asked."""
+    image_size: tuple[int, int]
+    """Height and width in pixels; zeros where the image cannot be read."""
+    queries: tuple[str, ...]
+    found: TeacherBoxes
+    """Those that are kept, best first."""
+    is_capped: bool
+    """Whether there were more."""
+
+
+def to_labels(answers: Sequence[PairAnswer], texts: tuple[str, ...]) -> ShardLabels:
+    """The labels of a shard.
+
+    Args:
+        texts: the distinct queries of the answers.
+    """
+    row = {text: row for row, text in enumerate(texts)}
+    queries = [np.array([row[text] for text in answer.queries], np.int64) for answer in answers]
+    return ShardLabels(
+        keys=tuple(answer.key for answer in answers),
+        reasons=tuple(answer.reason for answer in answers),
+        image_sizes=np.array([answer.image_size for answer in answers], np.int64).reshape(-1, 2),
+        texts=texts,
+        queries=_ragged(queries, np.empty(0, np.int64)),
+        boxes=_ragged([answer.found.boxes for answer in answers], NO_BOXES.boxes),
+        scores=_ragged([answer.found.scores for answer in answers], NO_BOXES.scores),
+        box_texts=_ragged(
+            [of_one[answer.found.texts] for of_one, answer in zip(queries, answers, strict=True)], NO_BOXES.texts
+        ),
+    )
+
+
+def count_answers(answers: Sequence[PairAnswer], num_texts: int, num_long_texts: int) -> LabelCounts:
+    """The counts of a shard."""
+    num_boxes = [len(answer.found.scores) for answer in answers]
+    return LabelCounts(
+        pairs=len(answers),
+        pairs_with_boxes=sum(count > 0 for count in num_boxes),
+        capped_pairs=sum(answer.is_capped for answer in answers),
+        boxes=sum(num_boxes),
+        texts=num_texts,
+        long_texts=num_long_texts,
+        reasons=dict(sorted(Counter(answer.reason.code for answer in answers if answer.reason).items())),
+    )
+
+
+def first_left_out(answers: Sequence[PairAnswer]) -> dict[str, list[str]]:
+    """The first pairs that were not labelled, with the reason, by code."""
+    report = DataReport(stops=False)
+    for answer in answers:
+        count_image(report, answer.key, answer.reason)
+    return {finding.code: records for finding, records in report.first_records().items()}
+
+
+def _ragged(arrays: list[np.ndarray], empty: np.ndarray) -> Ragged:
+    """Join arrays to one ragged array; `empty` gives shape and dtype if there are none."""
+    return Ragged.of(np.concatenate([empty, *arrays]), [len(array) for array in arrays])
