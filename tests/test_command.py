@@ -115,6 +115,27 @@ def test_options_are_read_before_torch_is_imported():
     assert done.stdout == "done\n", done.stderr
 
 
+OF_A_CONFIG = {
+    "train": "quickstart", "fine-tune": "fine_tuning", "text-bank": "quickstart", "align-backbone": "align_tiny"
+}  # fmt: skip
+READS_A_TYPO = """
+import sys
+from ovd.__main__ import main
+
+for name, config in zip(sys.argv[1::2], sys.argv[2::2]):
+    sys.argv = ["ovd", name, f"configs/{config}.yaml", "train.stepz=1"]
+    try:
+        main()
+    except SystemExit as stopped:
+        print(stopped.code, "torch" in sys.modules)
+"""
+
+
+def test_a_mistyped_setting_is_named_before_torch_is_imported():
+    arguments = [word for pair in OF_A_CONFIG.items() for word in pair]
+    assert output_of("-c", READS_A_TYPO, *arguments).split() == ["2", "False"] * len(OF_A_CONFIG)
+
+
 @pytest.mark.parametrize(
     ("name", "meant"),
     [("trian", "did you mean train?"), ("lable", "did you mean label?"), ("xyz", "ovd --help lists all")],

@@ -24,9 +24,9 @@ def main() -> None:
     parser.add_argument("config", type=Path, help="a YAML file, see configs/align_tiny.yaml")
     add_overrides(parser, help="for example train.steps=50")
     arguments = parser.parse_intermixed_args()
+    config = load_config(arguments.config, arguments.overrides, AlignConfig)  # before what takes seconds to import
     from ovd.jobs.align_backbone import align_backbone, format_report
 
-    config = load_config(arguments.config, arguments.overrides, AlignConfig)
     report = align_backbone(config, command=shlex.join(["python", *sys.argv]))
     if report:
         print(format_report(report))

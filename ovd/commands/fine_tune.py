@@ -31,10 +31,10 @@ def main() -> None:
     parser.add_argument("--no-kept", action="store_true", help="do not evaluate on the data set of the detector to "
                         "start from, which may be large, or on another machine")  # fmt: skip
     arguments = parser.parse_intermixed_args()
+    config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before what takes seconds to import
     from ovd.distributed import is_main, process_group
     from ovd.jobs.fine_tune import fine_tune, format_outcomes
 
-    config = load_config(arguments.config, arguments.overrides, TrainConfig)
     if arguments.weight is not None and config.expert is not None:
         parser.error("--weight is of an average of two detectors; an expert is not averaged")
     weight = WEIGHT if arguments.weight is None else arguments.weight

@@ -23,11 +23,11 @@ def main() -> None:
     add_overrides(parser, help="for example bank.templates=full")
     parser.add_argument("--classes", type=Path, help="text file of class names, one per line (default: the config's)")
     arguments = parser.parse_intermixed_args()
+    config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before what takes seconds to import
     from ovd.build.data import load_training_index
     from ovd.build.detector import configured_clip
     from ovd.build.text import build_class_bank
 
-    config = load_config(arguments.config, arguments.overrides, TrainConfig)
     if config.bank.file is not None:
         raise ValueError("bank.file is an existing bank; leave it out to build one")
     if arguments.classes is None:

@@ -31,10 +31,10 @@ def main() -> None:
         "would do; exit with 2 if it would stop",
     )
     arguments = parser.parse_intermixed_args()
+    config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before what takes seconds to import
     from ovd.jobs.preflight import preflight
     from ovd.jobs.train import train_from_config
 
-    config = load_config(arguments.config, arguments.overrides, TrainConfig)
     resume = arguments.resume or arguments.strict_resume
     if arguments.preflight:
         if not preflight(config, resume=resume, strict_resume=arguments.strict_resume):
