@@ -15,6 +15,7 @@ from ovd.export.tracing import write_onnx
 from ovd.files import sha256_of
 from ovd.onnx.session import METADATA, Usage
 from ovd.onnx.text import text_files
+from ovd.warn import warn
 
 CLASSES = 5
 """Text rows of the example."""
@@ -22,6 +23,8 @@ CLASSES = 5
 
 def export_detector(trained: TrainedDetector, path: Path, *, with_text: bool = True, plain: bool = False) -> list[Path]:
     """Write a trained detector as one ONNX file, and its text tower and tokenizer beside it.
+
+    The graph scores all names at all points; a warning says so where the run has a prefilter.
 
     Args:
         path: file name ending in `.onnx`.
@@ -89,6 +92,11 @@ def _exportable(trained: TrainedDetector, *, plain: bool) -> TrainedDetector:
     if beyond and not plain:
         raise ValueError(
             f"the run's eval.{' and eval.'.join(beyond)} cannot be in a graph; --plain leaves it out and changes scores"
+        )
+    if config.eval.prefilter is not None:
+        warn(
+            f"eval.prefilter={config.eval.prefilter:g} is not in the graph: it scores all names at all points, which "
+            "takes more time and memory than the run where names are many"
         )
     section = config.eval.model_copy(update=dict.fromkeys(beyond))
     return replace(trained, config=config.model_copy(update={"eval": section}))

@@ -183,6 +183,16 @@ def test_what_a_graph_cannot_have_is_refused(trained, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_export_says_that_the_runs_prefilter_is_not_in_the_graph(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ovd.export.detector.write_detector", lambda graph, path, usage: None)
+    export_detector(trained, tmp_path / "model.onnx", with_text=False)
+    assert capsys.readouterr().err == ""
+    section = trained.config.eval.with_prefilter(0.15)
+    filtered = replace(trained, config=trained.config.model_copy(update={"eval": section}))
+    export_detector(filtered, tmp_path / "model.onnx", with_text=False)
+    assert capsys.readouterr().err.startswith("warning: eval.prefilter=0.15 is not in the graph: it scores all names")
+
+
 def detected_in(python: list[str], model: Path, image: np.ndarray, folder: Path) -> dict[str, list]:
     """What a process finds that may import nothing but what detection needs."""
     Image.fromarray(image).save(folder / "image.png")
