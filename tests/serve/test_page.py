@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 from small_server import Running, png, running
 
+from ovd.visualize.palette import class_color
+
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 pytestmark = [
     pytest.mark.slow,
@@ -157,6 +159,22 @@ def test_boxes_lie_where_the_answer_says(browser, page_server, picture):
         "return [(a.x - b.x) / b.width, (a.y - b.y) / b.height, a.width / b.width, a.height / b.height]"
     )
     assert drawn == pytest.approx([x / 90, y / 60, width / 90, height / 60], abs=0.01)
+
+
+def test_a_name_has_the_color_that_it_has_in_all_pictures(browser, page_server, picture):
+    browser.open()
+    browser.choose(picture)
+    browser.type_names("cat face, anchor")
+    browser.find()
+    browser.until_answered()
+    browser.slide(0.05)
+    rows = browser.run(
+        "return [...document.querySelectorAll('#rows tr')].map((row) => "
+        "[row.cells[0].textContent, row.querySelector('.swatch').style.backgroundColor])"
+    )
+    assert rows
+    for name, color in rows:
+        assert color == f"rgb{class_color(name)}"
 
 
 def test_a_hundred_megapixels_and_a_text_as_picture_are_refused_in_plain_words(browser, picture, tmp_path):

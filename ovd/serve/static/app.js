@@ -18,10 +18,6 @@ function showError(sentence) {
   element("error").textContent = sentence;
 }
 
-function nameColor(id) {
-  return `hsl(${Math.round((id * 222.5 + 130) % 360)} 85% 32%)`;
-}
-
 function sizeWords(bytes) {
   return bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 }
@@ -103,6 +99,7 @@ function draw() {
   if (!found) return;
   const { width, height } = found.images[0];
   const names = new Map(found.categories.map((category) => [category.id, category.name]));
+  const colors = new Map(found.categories.map((category) => [category.id, `rgb(${category.color.join(" ")})`]));
   const boxes = element("boxes");
   boxes.setAttribute("viewBox", `0 0 ${width} ${height}`);
   boxes.replaceChildren();
@@ -112,7 +109,7 @@ function draw() {
   const annotations = shown();
   for (const annotation of [...annotations].reverse()) { // the best on top
     const [x, y, w, h] = annotation.bbox;
-    const color = nameColor(annotation.category_id);
+    const color = colors.get(annotation.category_id);
     boxes.append(svg("rect", { x, y, width: w, height: h, fill: "none", stroke: "#fff", "stroke-width": 4 * pixel }));
     boxes.append(svg("rect", { x, y, width: w, height: h, fill: "none", stroke: color, "stroke-width": 2 * pixel }));
     const size = LABEL_PX * pixel;
@@ -133,7 +130,7 @@ function draw() {
     for (const text of texts) row.insertCell().textContent = text;
     const swatch = document.createElement("span");
     swatch.className = "swatch";
-    swatch.style.background = nameColor(annotation.category_id);
+    swatch.style.background = colors.get(annotation.category_id);
     row.cells[0].prepend(swatch);
     return row;
   });
