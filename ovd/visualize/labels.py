@@ -1,6 +1,6 @@
 """Names on pictures: a font that has their letters, and places where they cover each other least."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -68,6 +68,11 @@ def font_with(letters: frozenset[str]) -> FontFile:
     return best
 
 
+def font_for(texts: Iterable[str]) -> FontFile:
+    """`font_with` all letters of these texts."""
+    return font_with(frozenset(letter for text in texts for letter in text if not letter.isspace()))
+
+
 def _missing_in(font: str, letters: frozenset[str]) -> frozenset[str]:
     """The letters that a font's file lacks; all, if it cannot be read."""
     try:
@@ -83,8 +88,7 @@ def draw_labels(canvas: Image.Image, labels: Sequence[Label], text_px: int) -> N
     Args:
         text_px: height of the letters.
     """
-    letters = frozenset(letter for label in labels for letter in label.text if not letter.isspace())
-    file = font_with(letters)
+    file = font_for(label.text for label in labels)
     font, draw = ImageFont.truetype(file.path, text_px), ImageDraw.Draw(canvas)
     texts = [file.written(label.text) for label in labels]
     height = sum(font.getmetrics()) + 2
