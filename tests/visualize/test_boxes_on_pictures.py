@@ -7,7 +7,6 @@ from PIL import Image
 
 from ovd.structures import Detections
 from ovd.visualize.boxes import GRID_PX, MEANING, RARE_COLOR, choose_shown, draw_detections, grid, write_grid
-from ovd.visualize.labels import font_with
 from ovd.visualize.palette import class_color
 
 FOUND = Detections(
@@ -97,7 +96,6 @@ def test_a_note_stands_under_the_pictures_in_as_many_lines_as_it_needs():
 
 def test_letters_of_a_note_that_no_font_has_are_told_and_have_a_mark(monkeypatch, capsys):
     monkeypatch.setattr("ovd.visualize.labels.findSystemFonts", list)
-    font_with.cache_clear()
     pictures = [Image.new("RGB", (300, 100))]
     drawn = np.asarray(grid(pictures, columns=1, note="a \ufdd2"))
     assert "no font of this system has all of \ufdd2" in capsys.readouterr().err
