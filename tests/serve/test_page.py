@@ -128,6 +128,19 @@ def test_a_person_finds_things_and_moves_the_slider(browser, page_server, pictur
     assert not [entry for entry in browser.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
+def test_boxes_are_asked_for_from_the_detectors_own_threshold_on_where_it_is_low(browser, answerer, settings, picture):
+    with running(answerer, replace(settings, threshold=0.01)) as low:
+        browser.driver.get(low.url)
+        browser.until(lambda: browser.text("model"))
+        browser.choose(picture)
+        browser.type_names("anchor")
+        browser.find()
+        browser.until_answered()
+        assert browser.run("return found.info.threshold") == 0.01
+        assert browser.element("threshold").get_attribute("value") == "0.01"
+        assert browser.text("threshold-value") == "0.01"
+
+
 def test_the_download_is_what_is_shown(browser, page_server, picture):
     browser.open()
     browser.choose(picture)

@@ -2,7 +2,7 @@
 
 // All text that comes from outside is set through textContent, which makes no markup of it.
 
-const LEAST_SCORE = 0.05; // of the boxes that are asked for; the slider chooses among them without asking again
+let leastScore = 0.05; // of the boxes that are asked for; the slider chooses among them without asking again
 const MOST_BOXES = 300;
 const LABEL_PX = 13;
 const MOST_ROWS = 300;
@@ -161,7 +161,7 @@ async function ask(event) {
     body.append("example", example.file);
     body.append("example_name", example.name.value);
   }
-  body.append("threshold", String(LEAST_SCORE));
+  body.append("threshold", String(leastScore));
   body.append("limit", String(limits ? Math.min(MOST_BOXES, limits.boxes) : MOST_BOXES));
   try {
     const reply = await fetch("api/detect", { method: "POST", body, signal: request.signal });
@@ -204,6 +204,8 @@ async function readInfo() {
   limits = info.limits;
   element("model").textContent = `Detector ${info.model}, ${info.device}`;
   element("score-word").textContent = info.calibrated ? "probability" : "score";
+  leastScore = Math.min(leastScore, info.threshold); // of a detector with a lower threshold, all
+  element("threshold").min = leastScore;
   element("threshold").value = info.threshold;
   element("threshold-value").textContent = info.threshold.toFixed(2);
   element("trained-names").textContent = info.trained_names.join(", ");
