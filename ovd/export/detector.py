@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ovd.build.trained import TrainedDetector, describe_expert_run
 from ovd.export.graph import DetectionGraph
 from ovd.export.text import export_text
-from ovd.export.tracing import write_onnx
+from ovd.export.tracing import check_size, write_onnx
 from ovd.files import sha256_of
 from ovd.onnx.session import METADATA, Usage
 from ovd.onnx.text import text_files
@@ -36,11 +36,12 @@ def export_detector(trained: TrainedDetector, path: Path, *, with_text: bool = T
 
     Raises:
         ValueError: the run has a second look, a score ensemble or experts, or is the training of an expert, the
-            tokenizer is not CLIP's, or a package is missing.
+            tokenizer is not CLIP's, weights are too many for one file, or a package is missing.
     """
     if path.suffix != ".onnx":
         raise ValueError(f"{path.name}: the name of the exported file has to end in .onnx")
     trained = _exportable(trained, plain=plain)
+    check_size(trained.detector, path)  # here, too, since the text tower takes a while
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path]
     if with_text:  # first, since it is what may be refused

@@ -170,7 +170,7 @@ def test_without_its_text_tower_a_model_takes_rows(trained, model, image, tmp_pa
         predictor(image, NAMES)
 
 
-def test_what_a_graph_cannot_have_is_refused(trained, tmp_path):
+def test_what_a_graph_cannot_have_is_refused(trained, tmp_path, monkeypatch):
     section = trained.config.eval.model_copy(update={"ensemble": EnsembleConfig(base=0.1, novel=0.9)})
     beyond = replace(trained, config=trained.config.model_copy(update={"eval": section}))
     with pytest.raises(ValueError, match=r"eval\.ensemble cannot be in a graph; --plain leaves it out"):
@@ -180,6 +180,9 @@ def test_what_a_graph_cannot_have_is_refused(trained, tmp_path):
     other = replace(trained, clip=replace(trained.clip, tokenizer=lambda texts: trained.clip.tokenizer(texts)))
     with pytest.raises(ValueError, match=r"tokenizer .* is a function, and only that of CLIP's own .* --no-text"):
         export_detector(other, tmp_path / "model.onnx")
+    monkeypatch.setattr("ovd.export.tracing.MOST_BYTES", 10_000_000)
+    with pytest.raises(ValueError, match=r"model\.onnx would have 0\.0 GB of weights, .* a smaller backbone"):
+        export_detector(trained, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
 
