@@ -1,4 +1,5 @@
-"""docs/cost.md and its picture: the points of cost.py with a line through each, and what follows for larger work."""
+"""docs/cost.md, its picture and docs/cost.json: the points of cost.py with a line through each, and what follows for
+larger work."""
 
 import json
 import statistics
@@ -9,14 +10,16 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from measured import results_file
 
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 from ovd.cost import MEASURED_UTILIZATION, count_cost
+from ovd.visualize.palette import LINES
 
 ROOT = Path(__file__).parents[1]
-PAGE, PICTURE = (ROOT / "docs" / f"cost.{kind}" for kind in ("md", "png"))
+POINTS, PAGE, PICTURE = (ROOT / "docs" / f"cost.{kind}" for kind in ("json", "md", "png"))
 DEVICES = ("cpu", "cuda")
 CONFIG = ROOT / "configs" / "lvis_base_rn50.yaml"
 PEAK_TFLOPS = 989.0
@@ -29,6 +32,19 @@ LABELLING_OVER_DETECTION = (0.87, 1.2)
 """Of time, from bench/pseudo_label.py on two kinds of CPU: decoding, captions and writing add to the detector's work,
 larger batches take less of it."""
 CAPTIONED_IMAGES, GPUS = 1e9, 64
+TITLES = {
+    "training": "training, one step",
+    "detection": "detection, one batch",
+    "labelling": "labelling image-text pairs",
+    "reading": "reading an annotation file",
+}
+AXES = {
+    "1,000 classes": "classes, in thousands",
+    "megapixel of an image": "size of an image, in megapixels",
+    "image of a batch": "images in a batch",
+    "1,000 images": "images, in thousands",
+}
+"""What the picture calls the jobs of cost.py, and what they grow by."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +79,25 @@ def _rounded(number: float) -> str:
     return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
+def measured_points() -> dict[str, dict[str, Any]]:
+    """What cost.py has measured, by device: in bench/results/, else as docs/cost.json has it."""
+    found = json.loads(POINTS.read_text()) if POINTS.exists() else {}
+    for device in DEVICES:
+        if results_file("cost", device).exists():
+            found[device] = json.loads(results_file("cost", device).read_text())
+    return {device: found[device] for device in DEVICES if device in found}
+
+
 def write_page() -> None:
-    """Write the page and the picture from bench/results/ and docs/benchmarks.json."""
-    found = {
-        device: json.loads(results_file("cost", device).read_text())
-        for device in DEVICES
-        if results_file("cost", device).exists()
-    }
+    """Write the points, the page and the picture from what was measured and docs/benchmarks.json."""
+    found = measured_points()
     if not found:
         raise SystemExit("nothing was measured yet: python bench/cost.py")
+    POINTS.write_text(json.dumps(found, indent=2) + "\n")
     parts = [_INTRODUCTION, *(_table(result) for result in found.values()), _predictions()]
     PAGE.write_text("\n".join(parts))
     _draw(list(found.values()))
-    print(f"{PAGE.relative_to(ROOT)}, {PICTURE.relative_to(ROOT)}")
+    print(*(path.relative_to(ROOT) for path in (POINTS, PAGE, PICTURE)), sep=", ")
 
 
 _INTRODUCTION = """# What it costs
@@ -89,6 +111,7 @@ line: where it is large, growth is not linear, and the line says little between 
 - *Reading* is of an annotation file in LVIS's form with 12 boxes and masks an image, from the second read on, from the
   cache (OVD_CACHE).
 - Memory is what the work adds to a process at its peak.
+- All points are in [cost.json](cost.json).
 
 ![time over what grows](cost.png)
 """
@@ -160,16 +183,22 @@ def _paragraph(text: str) -> str:
 
 def _draw(results: list[dict[str, Any]]) -> None:
     """Time over what grows, measured and fitted, a part of the picture for each machine."""
-    parts = Figure(figsize=(10, 5.2 * len(results)), layout="constrained")
+    parts = Figure(figsize=(12, 5.2 * len(results)), layout="constrained")
     for result, part in zip(results, parts.subfigures(len(results), squeeze=False)[:, 0], strict=True):
         part.suptitle(result["machine"])
         panels = part.subplots(2, 4).flat
         for row, panel in zip(result["rows"], panels, strict=True):
             line = Line.through(row["x"], row["milliseconds"])
             for x, values in zip(row["x"], row["milliseconds"], strict=True):
-                panel.plot([x] * len(values), np.array(values) / 1000, "o", color="tab:blue", markersize=3, alpha=0.6)
+                panel.plot([x] * len(values), np.array(values) / 1000, "o", color=LINES[0], markersize=3, alpha=0.6)
             ends = np.array([0, max(row["x"])])
-            panel.plot(ends, (line.start + line.slope * ends) / 1000, color="tab:orange")
-            panel.set(title=row["job"], xlabel=row["by"], ylabel="seconds")
+            panel.plot(ends, (line.start + line.slope * ends) / 1000, color=LINES[1])
+            panel.set(xlabel=AXES[row["by"]], ylabel="seconds")
+            panel.set_title(TITLES[row["job"]], fontsize="medium")
             panel.set_ylim(bottom=0)
+    marks = [
+        Line2D([], [], color=LINES[0], marker="o", linestyle="", label="measured"),
+        Line2D([], [], color=LINES[1], label="line through all points"),
+    ]
+    parts.legend(handles=marks, loc="outside lower center", ncols=2, frameon=False)
     parts.savefig(PICTURE, dpi=110)

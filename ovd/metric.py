@@ -1,4 +1,7 @@
-"""A metric, 0 to 1; of what has no true box it is -1, as in the reference evaluators."""
+"""A metric, 0 to 1; of what has no true box it is -1, as in the reference evaluators.
+
+Scores of decisions (cgF1, IL_MCC) are no such metrics: they may be -1, and are None where they are not known.
+"""
 
 NO_TRUE_BOX = -1.0
 """The metric where there is no true box to speak of."""

@@ -249,6 +249,15 @@ def test_an_unknown_metric_is_not_averaged():
     assert paired_difference(records, "scratch", "gated", "AP") is not None
 
 
+def test_of_a_score_of_decisions_minus_one_is_a_value():
+    records = [record(seed=5, cgF1=-1.0, IL_MCC=-1.0), record(seed=6, cgF1=3.0, IL_MCC=0.0)]
+    for metric, mean in (("cgF1", 1.0), ("IL_MCC", -0.5)):
+        found = row_estimate(records, "gated", metric)
+        assert found is not None
+        assert (found.mean, found.num_values) == (mean, 2)
+    assert row_estimate([*records, record(seed=7)], "gated", "cgF1") is None
+
+
 # --- tables ---
 
 

@@ -62,6 +62,11 @@ def test_the_table_has_means_and_intervals_over_the_seeds(records) -> None:
     assert format_table(records[:1], []).splitlines()[2].startswith("| before | 1 | 31.0 | 70.0 |")
 
 
+def test_a_cgf1_of_minus_one_is_a_value_and_an_ap_of_minus_one_is_none() -> None:
+    last = format_table([record("keeping", 1, kept_APr=-1.0, kept_cgF1=-1.0)], ["keeping"]).splitlines()[-1]
+    assert last.startswith("| keeping | 1 | 30.0 | 70.0 | - | -1.0 |")
+
+
 @pytest.mark.pictures
 def test_the_picture_has_a_panel_of_what_is_gained_and_one_of_what_is_kept(
     tmp_path: Path, records, monkeypatch

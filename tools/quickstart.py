@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torchvision.ops import box_convert, box_iou
 
 from ovd.build.data import draw_world, load_evaluation_index, load_validation_index
@@ -107,25 +108,26 @@ def draw_examples(trained: TrainedDetector, index: AnnotationIndex, output: Path
     names = [category.name.replace("_", " ") for category in index.categories]
     predictor, truth, rare = Predictor(trained), index.exhaustive_truth, rare_rows(index.categories)
     assert truth is not None, "the world knows all of its objects"
-    pictures = []
-    for record in rare_records(index)[:NUM_EXAMPLES]:
-        image = read_image(record.path)
-        found = predictor(image, names)
-        shown = choose_shown(found, predictor.threshold)
+    records = rare_records(index)[:NUM_EXAMPLES]
+    found = [predictor(read_image(record.path), names) for record in records]
+
+    def draw(row: int, *, in_grid: bool) -> Image.Image:
+        record, shown = records[row], choose_shown(found[row], predictor.threshold)
         missed = missed_objects(truth, record.id, shown)
-        pictures.append(draw_detections(image, shown, names, missed=missed, rare=rare, in_grid=True))
-        if len(pictures) == 1:
-            shutil.copyfile(record.path, output / "example.jpg")
-            draw_detections(image, shown, names, missed=missed, rare=rare).save(output / "example.detections.png")
-            scored = choose_shown(found, predictor.threshold, overlapping=True)
-            hits, total = count_rare_found(index, record, scored)
-            wanted = sorted({names[c] for c in record.labels.classes if c in rare})
-            print(
-                f"{output}/example.detections.png: validation image {record.id}, {hits} of {total} rare objects found "
-                f"({', '.join(wanted)}) among {len(names)} classes at threshold {predictor.threshold:.2f}; the picture "
-                "shows the best class at every place, rare ones in yellow, and in white and parentheses what it missed"
-            )
-    write_grid(pictures, output / "examples.png", MEANING_OF_RARE)
+        return draw_detections(read_image(record.path), shown, names, missed=missed, rare=rare, in_grid=in_grid)
+
+    write_grid([draw(row, in_grid=True) for row in range(len(records))], output / "examples.png", MEANING_OF_RARE)
+    first = records[0]
+    shutil.copyfile(first.path, output / "example.jpg")
+    draw(0, in_grid=False).save(output / "example.detections.png")
+    scored = choose_shown(found[0], predictor.threshold, overlapping=True)
+    hits, total = count_rare_found(index, first, scored)
+    wanted = sorted({names[c] for c in first.labels.classes if c in rare})
+    print(
+        f"{output}/example.detections.png: validation image {first.id}, {hits} of {total} rare objects found "
+        f"({', '.join(wanted)}) among {len(names)} classes at threshold {predictor.threshold:.2f}; the picture "
+        "shows the best class at every place, rare ones in yellow, and in white and parentheses what it missed"
+    )
 
 
 def configs_of_stages(overrides: Sequence[str]) -> tuple[TrainConfig, TrainConfig]:

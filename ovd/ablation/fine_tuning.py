@@ -12,7 +12,7 @@ import torch
 from ovd.ablation.plots import Panel, draw_panels
 from ovd.ablation.record_file import RECORD_CONFIG, append_record, read_records
 from ovd.ablation.row import RowStages, changed_settings, label, of_groups, timed, train_row
-from ovd.ablation.statistics import estimate
+from ovd.ablation.statistics import estimate, known_or_nan
 from ovd.ablation.tables import markdown_table
 from ovd.build.detector import resolve_device
 from ovd.build.trained import find_checkpoint
@@ -174,7 +174,7 @@ def format_table(records: Sequence[FineTuningRecord], rows: Sequence[str]) -> st
         row_records = [record for record in records if record.row == row]
         if not row_records:
             continue
-        cells = [_cell([getattr(record, metric) for record in row_records]) for metric in METRICS]
+        cells = [_cell(row_records, metric) for metric in METRICS]
         more = [
             f"{np.mean([getattr(record, name) for record in row_records]):.1f}" for name in ("megabytes", "minutes")
         ]
@@ -198,14 +198,14 @@ def draw_trade(records: Sequence[FineTuningRecord], titles: Mapping[str, str], i
     draw_panels(panels, every_title, image, joined=False)
 
 
-def _cell(values: Sequence[float | None]) -> str:
+def _cell(records: Sequence[FineTuningRecord], metric: str) -> str:
     """Mean and interval of a metric over the seeds, of which two have no meaningful one; a dash if one is unknown."""
-    known = [value for value in values if value is not None and is_known(value)]
-    if len(known) < len(values):
+    values = np.array([known_or_nan(getattr(record, metric), metric) for record in records])
+    if np.isnan(values).any():
         return "-"
-    value = estimate(np.array(known, dtype=np.float64))
+    value = estimate(values)
     if value.interval is None or value.num_values == 2:
-        return ", ".join(f"{value:.1f}" for value in known)
+        return ", ".join(f"{value:.1f}" for value in values)
     return f"{value.mean:.1f} ({value.interval[0]:.1f} to {value.interval[1]:.1f})"
 
 

@@ -12,6 +12,8 @@ from ovd.ablation.records import Record
 from ovd.metric import is_known
 
 CONFIDENCE = 0.95
+SIGNED_METRICS = frozenset({"cgF1", "cgF1_rare", "IL_MCC", "kept_cgF1"})
+"""Metrics that may be less than 0, so that -1 is a value of them; where they are not known, records have None."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,12 @@ def _estimate_of_known(values: Float64[np.ndarray, " N"]) -> Estimate | None:
 def known_values(records: Sequence[Record | None], metric: str) -> Float64[np.ndarray, " N"]:
     """Each record's metric, a field or a key of its `extra`; NaN without a record or if the record lacks it."""
     values = [None if record is None else getattr(record, metric, record.extra.get(metric)) for record in records]
-    return np.array([value if value is not None and is_known(value) else math.nan for value in values], float)
+    return np.array([known_or_nan(value, metric) for value in values], float)
+
+
+def known_or_nan(value: float | None, metric: str) -> float:
+    """A metric's value; NaN for None and for -1, which stands for no true box unless it is of `SIGNED_METRICS`."""
+    return value if value is not None and (metric in SIGNED_METRICS or is_known(value)) else math.nan
 
 
 def records_by_seed(records: Sequence[Record], row: str) -> dict[int, Record]:

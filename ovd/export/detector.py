@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from ovd.build.trained import TrainedDetector, describe_expert_run
 from ovd.export.graph import DetectionGraph
 from ovd.export.text import export_text
-from ovd.export.tracing import write_onnx
+from ovd.export.tracing import check_size, write_onnx
 from ovd.files import sha256_of
 from ovd.onnx.session import METADATA, Usage
 from ovd.onnx.text import text_files
+from ovd.warn import warn
 
 CLASSES = 5
 """Text rows of the example."""
@@ -22,6 +23,8 @@ CLASSES = 5
 
 def export_detector(trained: TrainedDetector, path: Path, *, with_text: bool = True, plain: bool = False) -> list[Path]:
     """Write a trained detector as one ONNX file, and its text tower and tokenizer beside it.
+
+    The graph scores all names at all points; a warning says so where the run has a prefilter.
 
     Args:
         path: file name ending in `.onnx`.
@@ -33,11 +36,12 @@ def export_detector(trained: TrainedDetector, path: Path, *, with_text: bool = T
 
     Raises:
         ValueError: the run has a second look, a score ensemble or experts, or is the training of an expert, the
-            tokenizer is not CLIP's, or a package is missing.
+            tokenizer is not CLIP's, weights are too many for one file, or a package is missing.
     """
     if path.suffix != ".onnx":
         raise ValueError(f"{path.name}: the name of the exported file has to end in .onnx")
     trained = _exportable(trained, plain=plain)
+    check_size(trained.detector, path)  # here, too, since the text tower takes a while
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path]
     if with_text:  # first, since it is what may be refused
@@ -89,6 +93,11 @@ def _exportable(trained: TrainedDetector, *, plain: bool) -> TrainedDetector:
     if beyond and not plain:
         raise ValueError(
             f"the run's eval.{' and eval.'.join(beyond)} cannot be in a graph; --plain leaves it out and changes scores"
+        )
+    if config.eval.prefilter is not None:
+        warn(
+            f"eval.prefilter={config.eval.prefilter:g} is not in the graph: it scores all names at all points, which "
+            "takes more time and memory than the run where names are many"
         )
     section = config.eval.model_copy(update=dict.fromkeys(beyond))
     return replace(trained, config=config.model_copy(update={"eval": section}))

@@ -19,6 +19,8 @@ from ovd.extras import optional
 from ovd.files import atomic_write
 
 OPSET = 18
+MOST_BYTES = 2_000_000_000
+"""Of weights in one file: protobuf, which ONNX files are written in, ends at 2 GiB, and the graph needs some of it."""
 INT64 = 7
 """ONNX's number of the type."""
 CUBIC = -0.5
@@ -41,9 +43,10 @@ def write_onnx(
         inputs, outputs: their names, and the names of their axes of any size.
 
     Raises:
-        ValueError: the onnx package is missing.
+        ValueError: the onnx package is missing, or the weights are too many for one file.
     """
     onnx = optional("onnx", "onnx")
+    check_size(module, path)
     with atomic_write(path, "wb") as file, warnings.catch_warnings(), _exportable(), torch.no_grad():
         warnings.simplefilter("ignore")  # on every shape that is compared, and on the exporter's age
         torch.onnx.export(
@@ -59,6 +62,20 @@ def write_onnx(
         model = onnx.load(file.name)
         onnx.helper.set_model_props(model, dict(metadata))
         file.write(model.SerializeToString())
+
+
+def check_size(module: nn.Module, path: Path) -> None:
+    """Check that a module's weights in float32 fit into one ONNX file.
+
+    Raises:
+        ValueError: they do not.
+    """
+    size = 4 * sum(weights.numel() for weights in (*module.parameters(), *module.buffers()))
+    if size > MOST_BYTES:
+        raise ValueError(
+            f"{path.name} would have {size / 1e9:.1f} GB of weights, and one ONNX file holds no more than "
+            f"{MOST_BYTES / 1e9:g} GB; export a detector with a smaller backbone"
+        )
 
 
 @contextmanager

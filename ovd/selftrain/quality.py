@@ -6,6 +6,7 @@ different senses are not. Unlike in average precision, several labels may be cor
 not harm training.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -75,8 +76,8 @@ def read_true_objects(pairs: PairShards, positions: Sequence[int]) -> TrueObject
     """Read true objects from the pairs' info members: `boxes` (xyxy in pixels) and `names`.
 
     Raises:
-        ValueError: an info member has different numbers of boxes and names, a box without four finite numbers, or a
-            name that is no text.
+        ValueError: an info member has different numbers of boxes and names, a box without four finite numbers or with
+            one of 1e9 or more, or a name that is no text.
     """
     is_known, counts, captions = [], [], []
     boxes: list[list[float]] = []
@@ -86,10 +87,10 @@ def read_true_objects(pairs: PairShards, positions: Sequence[int]) -> TrueObject
         captions.append(pair.caption)
         is_known.append("boxes" in pair.info and "names" in pair.info)
         its_boxes, its_names = (pair.info["boxes"], pair.info["names"]) if is_known[-1] else ([], [])
-        if not _are_objects(its_boxes, its_names):
+        if problem := _problem_of(its_boxes, its_names):
             raise ValueError(
                 f"{pairs.directory}/{pairs.location(position)}: its JSON has boxes {its_boxes} and names {its_names}; "
-                "give as many names, which are text, as boxes of four finite numbers"
+                f"{problem}"
             )
         counts.append(len(its_boxes))
         boxes += its_boxes
@@ -102,15 +103,22 @@ def read_true_objects(pairs: PairShards, positions: Sequence[int]) -> TrueObject
     )
 
 
-def _are_objects(boxes: Any, names: Any) -> bool:
-    """Whether an info member's lists are boxes and their names."""
+def _problem_of(boxes: Any, names: Any) -> str | None:
+    """What is wrong with an info member's lists of boxes and of their names; None if nothing is."""
     if not isinstance(boxes, list) or not isinstance(names, list) or len(boxes) != len(names):
-        return False
-    are_boxes = all(
-        isinstance(box, list) and len(box) == 4 and all(is_number(value, LARGEST_COORDINATE) for value in box)
-        for box in boxes
-    )
-    return are_boxes and all(isinstance(name, str) for name in names)
+        return "give a list of boxes, and one of as many names"
+    for number, box in enumerate(boxes, start=1):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+            return f"box {number} is {box}: give four finite numbers"
+        if not all(is_number(value, LARGEST_COORDINATE) for value in box):
+            return f"box {number} is {box}: numbers are pixels, each less than {LARGEST_COORDINATE:,.0f}"
+    wrong = next((name for name in names if not isinstance(name, str)), None)
+    return None if wrong is None else f"{wrong!r} is no text; give names"
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value of JSON is a number but NaN and infinity, of any size."""
+    return type(value) in (int, float) and abs(value) < math.inf
 
 
 def measure_quality(

@@ -6,6 +6,7 @@ from typing import Any
 from ovd.data.coco_annotation import coco_annotation
 from ovd.data.loading.buckets import Shape
 from ovd.structures import Detections
+from ovd.visualize.palette import class_color
 
 _FILE_NAME_LENGTH = 200
 
@@ -14,6 +15,8 @@ def coco_document(
     found: Detections, names: Sequence[str], *, shape: Shape, file_name: str, info: dict[str, Any]
 ) -> dict[str, Any]:
     """COCO's `images`, `categories` and `annotations`, each of these with its score.
+
+    Categories have a `color`, as those of COCO's panoptic annotations: that of the name in all pictures.
 
     Args:
         found: boxes in pixels of the picture; `classes` are positions in `names`.
@@ -26,7 +29,9 @@ def coco_document(
     return {
         "info": info,
         "images": [{"id": 1, "file_name": base_name(file_name), "width": width, "height": height}],
-        "categories": [{"id": position + 1, "name": name} for position, name in enumerate(names)],
+        "categories": [
+            {"id": position + 1, "name": name, "color": list(class_color(name))} for position, name in enumerate(names)
+        ],
         "annotations": [
             coco_annotation(number, 1, row + 1, box, score=round(score, 5))
             for number, (row, box, score) in enumerate(rows, start=1)

@@ -145,6 +145,13 @@ def _schemas() -> Json:
         "maxItems": 4,
         "description": "x and y of the left upper corner, width and height, in pixels of the picture as it is shown.",
     }
+    color = {
+        "type": "array",
+        "items": integer,
+        "minItems": 3,
+        "maxItems": 3,
+        "description": "Red, green and blue, 0 to 255: the name's color in all pictures.",
+    }
     score = {
         "type": "number",
         "description": "From 0 to 1; of a calibrated detector, the probability that such a thing is there.",
@@ -153,7 +160,7 @@ def _schemas() -> Json:
         "Found": record(
             info=record(detector=text, threshold=number, calibrated={"type": "boolean"}, seconds=number),
             images=rows(id=integer, file_name=text, width=integer, height=integer),
-            categories=rows(id=integer, name=text),
+            categories=rows(id=integer, name=text, color=color),
             annotations=rows(
                 id=integer, image_id=integer, category_id=integer, bbox=box, area=number, iscrowd=integer, score=score
             ),

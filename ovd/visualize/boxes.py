@@ -12,7 +12,7 @@ from torchvision.ops import nms
 
 from ovd.files import atomic_write
 from ovd.structures import Detections
-from ovd.visualize.labels import BLACK, WHITE, Box, Label, draw_labels, font_with
+from ovd.visualize.labels import BLACK, WHITE, Box, Label, draw_labels, font_for
 from ovd.visualize.palette import class_color
 
 SAME_PLACE_IOU = 0.5
@@ -128,9 +128,10 @@ def grid(images: Sequence[Image.Image], columns: int, note: str = "") -> Image.I
     for index, image in enumerate(images):
         left, top = index % columns * width, index // columns * height
         canvas.paste(image, (left + (width - image.width) // 2, top + (height - image.height) // 2))
-    font = ImageFont.truetype(font_with(frozenset(RARE_MARK)).path, GRID_TEXT_PX)
+    file, draw = font_for(lines), ImageDraw.Draw(canvas)
+    font = ImageFont.truetype(file.path, GRID_TEXT_PX)
     for number, words in enumerate(lines):
-        ImageDraw.Draw(canvas).text((GRID_GAP_PX, rows * height + number * line_px), words, "black", font=font)
+        draw.text((GRID_GAP_PX, rows * height + number * line_px), file.written(words), "black", font=font)
     return canvas
 
 

@@ -1,8 +1,8 @@
 """Names on pictures: a font that has their letters, and places where they cover each other least."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,9 @@ FONTS_KEPT = 64
 COVERED_BOX = 0.2
 """Cost of hiding a pixel of a box under a label; that of a pixel of another label is 1."""
 MARGIN_PX = 3
+_TOLD = set[str]()
+"""Letters that a warning was about. The digits of scores make most pictures ask for a font anew; one warning is enough.
+"""
 
 Color = tuple[int, int, int]
 """RGB."""
@@ -53,7 +56,7 @@ class Label:
 
 @lru_cache(FONTS_KEPT)
 def font_with(letters: frozenset[str]) -> FontFile:
-    """DejaVu Sans, if it has these letters, else the system's font that lacks fewest; warns if that lacks some."""
+    """DejaVu Sans, if it has these letters, else the system's font that lacks fewest; warns once of each it lacks."""
     usual = str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
     best = FontFile(usual, _missing_in(usual, letters))
     for path in sorted(findSystemFonts()) if best.missing else ():
@@ -62,19 +65,31 @@ def font_with(letters: frozenset[str]) -> FontFile:
             best = FontFile(path, missing)
         if not missing:
             break
-    if best.missing:
-        words = "".join(sorted(best.missing)[:20])
+    if untold := best.missing - _TOLD:
+        _TOLD.update(untold)
+        words = "".join(sorted(untold)[:20])
         warn(f"no font of this system has all of {words}; names in pictures have a ? for each of them")
     return best
 
 
+def font_for(texts: Iterable[str]) -> FontFile:
+    """`font_with` all letters of these texts."""
+    return font_with(frozenset(letter for text in texts for letter in text if not letter.isspace()))
+
+
 def _missing_in(font: str, letters: frozenset[str]) -> frozenset[str]:
     """The letters that a font's file lacks; all, if it cannot be read."""
+    known = _letters_in(font)
+    return frozenset(letter for letter in letters if letter not in known)
+
+
+@cache
+def _letters_in(font: str) -> str:
+    """All letters of a font, in little memory; none, if its file cannot be read. No file is read twice."""
     try:
-        known = FT2Font(font).get_charmap()
+        return "".join(map(chr, FT2Font(font).get_charmap()))
     except (RuntimeError, OSError):
-        return letters
-    return frozenset(letter for letter in letters if ord(letter) not in known)
+        return ""
 
 
 def draw_labels(canvas: Image.Image, labels: Sequence[Label], text_px: int) -> None:
@@ -83,8 +98,7 @@ def draw_labels(canvas: Image.Image, labels: Sequence[Label], text_px: int) -> N
     Args:
         text_px: height of the letters.
     """
-    letters = frozenset(letter for label in labels for letter in label.text if not letter.isspace())
-    file = font_with(letters)
+    file = font_for(label.text for label in labels)
     font, draw = ImageFont.truetype(file.path, text_px), ImageDraw.Draw(canvas)
     texts = [file.written(label.text) for label in labels]
     height = sum(font.getmetrics()) + 2

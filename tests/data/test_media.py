@@ -66,6 +66,27 @@ def test_links_to_folders_that_they_lie_in_are_not_followed(tmp_path, capsys):
     )
 
 
+def test_of_a_large_tree_no_more_is_looked_at_than_tells_that_something_is_left_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ovd.data.images.files.LOOKED_AT", 6)
+    looked_at = []
+    monkeypatch.setattr("ovd.data.images.files._identity", lambda path: looked_at.append(path))
+    (tmp_path / "a.jpg").touch()
+    for number in range(20):
+        (tmp_path / f"{number:02}").mkdir()
+        (tmp_path / f"{number:02}" / "b.jpg").touch()
+    images_at([str(tmp_path)], recursive=False)
+    told = capsys.readouterr().err
+    assert told.startswith(f"warning: {tmp_path}: at least 3 images in folders below it are left out; the first: ")
+    assert len([path for path in looked_at if Path(path).parent == tmp_path]) == 3
+    for file in tmp_path.glob("*/b.jpg"):
+        file.rename(file.with_suffix(".txt"))
+    images_at([str(tmp_path)], recursive=False)
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path}: folders below it are left out; there is no image among the first 6 files and folders "
+        "there (--recursive looks at all)\n"
+    )
+
+
 def test_each_file_is_named_once_in_the_order_of_the_words(folder):
     words = [str(folder / "b.jpg"), str(folder), str(folder / "*.jpg")]
     assert names(find_media(words), folder) == ["b.jpg", "a.PNG", "below/c.webp"]

@@ -170,7 +170,7 @@ def test_without_its_text_tower_a_model_takes_rows(trained, model, image, tmp_pa
         predictor(image, NAMES)
 
 
-def test_what_a_graph_cannot_have_is_refused(trained, tmp_path):
+def test_what_a_graph_cannot_have_is_refused(trained, tmp_path, monkeypatch):
     section = trained.config.eval.model_copy(update={"ensemble": EnsembleConfig(base=0.1, novel=0.9)})
     beyond = replace(trained, config=trained.config.model_copy(update={"eval": section}))
     with pytest.raises(ValueError, match=r"eval\.ensemble cannot be in a graph; --plain leaves it out"):
@@ -180,7 +180,20 @@ def test_what_a_graph_cannot_have_is_refused(trained, tmp_path):
     other = replace(trained, clip=replace(trained.clip, tokenizer=lambda texts: trained.clip.tokenizer(texts)))
     with pytest.raises(ValueError, match=r"tokenizer .* is a function, and only that of CLIP's own .* --no-text"):
         export_detector(other, tmp_path / "model.onnx")
+    monkeypatch.setattr("ovd.export.tracing.MOST_BYTES", 10_000_000)
+    with pytest.raises(ValueError, match=r"model\.onnx would have 0\.0 GB of weights, .* a smaller backbone"):
+        export_detector(trained, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_export_says_that_the_runs_prefilter_is_not_in_the_graph(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ovd.export.detector.write_detector", lambda graph, path, usage: None)
+    export_detector(trained, tmp_path / "model.onnx", with_text=False)
+    assert capsys.readouterr().err == ""
+    section = trained.config.eval.with_prefilter(0.15)
+    filtered = replace(trained, config=trained.config.model_copy(update={"eval": section}))
+    export_detector(filtered, tmp_path / "model.onnx", with_text=False)
+    assert capsys.readouterr().err.startswith("warning: eval.prefilter=0.15 is not in the graph: it scores all names")
 
 
 def detected_in(python: list[str], model: Path, image: np.ndarray, folder: Path) -> dict[str, list]:

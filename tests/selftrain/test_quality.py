@@ -205,23 +205,25 @@ def test_true_objects_come_from_the_pairs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "info",
+    ("info", "problem"),
     [
-        {"boxes": [BOX], "names": []},
-        {"boxes": [[1, 2, 3]], "names": ["cat"]},
-        {"boxes": [1, 2, 3, 4], "names": ["a", "b", "c", "d"]},
-        {"boxes": None, "names": None},
-        {"boxes": [[1, 2, "x", 4]], "names": ["cat"]},
-        {"boxes": [[1, 2, None, 4]], "names": ["cat"]},
-        {"boxes": [[1, 2, 10**400, 4]], "names": ["cat"]},
-        {"boxes": [[1, 2, 1e300, 4]], "names": ["cat"]},
-        {"boxes": [BOX], "names": [7]},
+        ({"boxes": [BOX], "names": []}, "give a list of boxes, and one of as many names"),
+        ({"boxes": None, "names": None}, "give a list of boxes, and one of as many names"),
+        ({"boxes": [[1, 2, 3]], "names": ["cat"]}, r"box 1 is \[1, 2, 3\]: give four finite numbers"),
+        ({"boxes": [1, 2, 3, 4], "names": ["a", "b", "c", "d"]}, "box 1 is 1: give four finite numbers"),
+        ({"boxes": [BOX, [1, 2, "x", 4]], "names": ["a", "b"]}, r"box 2 is \[1, 2, 'x', 4\]: give four finite"),
+        ({"boxes": [[1, 2, None, 4]], "names": ["cat"]}, "give four finite numbers"),
+        ({"boxes": [[1, 2, True, 4]], "names": ["cat"]}, "give four finite numbers"),
+        ({"boxes": [[1, 2, 10**400, 4]], "names": ["cat"]}, "numbers are pixels, each less than 1,000,000,000"),
+        ({"boxes": [[1, 2, 1e300, 4]], "names": ["cat"]}, r"box 1 is \[1, 2, 1e\+300, 4\]: numbers are pixels"),
+        ({"boxes": [[1, 2, -1e9, 4]], "names": ["cat"]}, "each less than 1,000,000,000"),
+        ({"boxes": [BOX], "names": [7]}, "7 is no text; give names"),
     ],
-    ids=lambda info: str(info)[:60],
+    ids=lambda value: str(value)[:60],
 )
-def test_true_objects_that_do_not_fit_together_are_named(tmp_path, info):
+def test_true_objects_that_do_not_fit_together_are_named(tmp_path, info, problem):
     write_pair_shards(tmp_path, [Pair("a", b"", "", info)], pairs_per_shard=1)
-    with pytest.raises(ValueError, match=r"00000\.tar:a: its JSON has boxes"):
+    with pytest.raises(ValueError, match=rf"00000\.tar:a: its JSON has boxes .*; .*{problem}"):
         read_true_objects(PairShards(tmp_path), [0])
 
 

@@ -17,6 +17,7 @@ from ovd.build.prompts import Example, Prompt
 from ovd.predictor import Predictor
 from ovd.serve.answerer import Answerer, DetectionRequest
 from ovd.serve.coco_answer import base_name
+from ovd.visualize.palette import class_color
 
 
 def test_the_answer_is_the_predictors_in_cocos_form(served, trained):
@@ -25,7 +26,10 @@ def test_the_answer_is_the_predictors_in_cocos_form(served, trained):
     pixels = np.random.default_rng(3).integers(0, 256, (37, 61, 3)).astype(np.uint8)
     found = Predictor(trained)(pixels, ["anchor", "cat face"])
     assert answer["images"] == [{"id": 1, "file_name": "photo.png", "width": 61, "height": 37}]
-    assert answer["categories"] == [{"id": 1, "name": "anchor"}, {"id": 2, "name": "cat face"}]
+    assert answer["categories"] == [
+        {"id": 1, "name": "anchor", "color": list(class_color("anchor"))},
+        {"id": 2, "name": "cat face", "color": list(class_color("cat face"))},
+    ]
     assert len(answer["annotations"]) == len(found.scores) > 2
     for row, (box, score, name) in zip(
         answer["annotations"], zip(found.boxes, found.scores, found.classes, strict=True), strict=True
@@ -290,8 +294,9 @@ def test_the_description_is_of_what_is_there(served):
     schemas = api["components"]["schemas"]
     assert set(served.detect().json()) == set(schemas["Found"]["required"])
     assert set(served.client.get("/api/info").json()) == set(schemas["Info"]["required"])
-    row = served.detect().json()["annotations"][0]
-    assert set(row) == set(schemas["Found"]["properties"]["annotations"]["items"]["required"])
+    for name in ("images", "categories", "annotations"):
+        row = served.detect().json()[name][0]
+        assert set(row) == set(schemas["Found"]["properties"][name]["items"]["required"])
     fields = api["paths"]["/api/detect"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     for name, of in fields["properties"].items():
         if "maximum" in of:

@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 from small_server import Running, png, running
 
+from ovd.visualize.palette import class_color
+
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 pytestmark = [
     pytest.mark.slow,
@@ -126,6 +128,19 @@ def test_a_person_finds_things_and_moves_the_slider(browser, page_server, pictur
     assert not [entry for entry in browser.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
+def test_boxes_are_asked_for_from_the_detectors_own_threshold_on_where_it_is_low(browser, answerer, settings, picture):
+    with running(answerer, replace(settings, threshold=0.01)) as low:
+        browser.driver.get(low.url)
+        browser.until(lambda: browser.text("model"))
+        browser.choose(picture)
+        browser.type_names("anchor")
+        browser.find()
+        browser.until_answered()
+        assert browser.run("return found.info.threshold") == 0.01
+        assert browser.element("threshold").get_attribute("value") == "0.01"
+        assert browser.text("threshold-value") == "0.01"
+
+
 def test_the_download_is_what_is_shown(browser, page_server, picture):
     browser.open()
     browser.choose(picture)
@@ -157,6 +172,22 @@ def test_boxes_lie_where_the_answer_says(browser, page_server, picture):
         "return [(a.x - b.x) / b.width, (a.y - b.y) / b.height, a.width / b.width, a.height / b.height]"
     )
     assert drawn == pytest.approx([x / 90, y / 60, width / 90, height / 60], abs=0.01)
+
+
+def test_a_name_has_the_color_that_it_has_in_all_pictures(browser, page_server, picture):
+    browser.open()
+    browser.choose(picture)
+    browser.type_names("cat face, anchor")
+    browser.find()
+    browser.until_answered()
+    browser.slide(0.05)
+    rows = browser.run(
+        "return [...document.querySelectorAll('#rows tr')].map((row) => "
+        "[row.cells[0].textContent, row.querySelector('.swatch').style.backgroundColor])"
+    )
+    assert rows
+    for name, color in rows:
+        assert color == f"rgb{class_color(name)}"
 
 
 def test_a_hundred_megapixels_and_a_text_as_picture_are_refused_in_plain_words(browser, picture, tmp_path):

@@ -94,6 +94,14 @@ def test_a_note_stands_under_the_pictures_in_as_many_lines_as_it_needs():
     assert with_note[without.shape[0] :].min() == 0
 
 
+def test_letters_of_a_note_that_no_font_has_are_told_and_have_a_mark(monkeypatch, capsys):
+    monkeypatch.setattr("ovd.visualize.labels.findSystemFonts", list)
+    pictures = [Image.new("RGB", (300, 100))]
+    drawn = np.asarray(grid(pictures, columns=1, note="a \ufdd2"))
+    assert "no font of this system has all of \ufdd2" in capsys.readouterr().err
+    assert np.array_equal(drawn, np.asarray(grid(pictures, columns=1, note="a ?")))
+
+
 @pytest.mark.parametrize(("name", "form"), [("a.jpg", "JPEG"), ("a.png", "PNG")])
 def test_a_grid_is_written_in_the_form_that_its_name_says(name, form, tmp_path):
     write_grid([Image.new("RGB", (30, 20))], tmp_path / name)

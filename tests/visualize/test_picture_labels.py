@@ -39,6 +39,25 @@ def test_of_two_fonts_that_lack_letters_the_one_that_lacks_fewer_is_taken(monkey
     assert font.written(f"a{letter}\ufdd1") == f"a{letter}?"
 
 
+def test_pictures_with_other_scores_read_no_font_again_and_warn_once(monkeypatch, capsys):
+    other = str(FONT.with_name("STIXGeneral.ttf"))
+    read = list[str]()
+
+    def noted(path: str) -> FT2Font:
+        read.append(path)
+        return FT2Font(path)
+
+    monkeypatch.setattr("ovd.visualize.labels.findSystemFonts", lambda: [other])
+    font_with(frozenset({"\ufdd3"}))
+    monkeypatch.setattr("ovd.visualize.labels.FT2Font", noted)
+    for digit in "0123":
+        assert font_with(frozenset({"\ufdd3", digit})).missing == {"\ufdd3"}
+    assert read == []
+    assert capsys.readouterr().err.count("warning:") == 1
+    font_with(frozenset({"\ufdd3", "\ufdd4"}))
+    assert "no font of this system has all of \ufdd4;" in capsys.readouterr().err
+
+
 def test_a_label_stands_over_its_box_or_under_it_or_beside_it_and_in_the_picture():
     assert place_labels([label(50, 100, 90, 140)], [(60, 20)], PICTURE) == [(50, 80)]
     assert place_labels([label(50, 100, 90, 140, below=True)], [(60, 20)], PICTURE) == [(50, 140)]

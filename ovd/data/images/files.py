@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,9 @@ _OTHER_SUFFIXES = (".heic", ".dng", ".jfif", ".jpe", ".j2k", ".mpo", ".pfm", ".p
 
 
 _OF_SYSTEMS = frozenset({"@eaDir", "__MACOSX"})
+
+LOOKED_AT = 10_000
+"""Files below a folder, and folders there, that are looked at to say which are left out."""
 
 DRAWN = ".detections"
 """End of the names, before the suffix, of the files that `ovd detect` writes beside what it is given."""
@@ -64,23 +67,30 @@ def files_below(folder: Path, is_wanted: Callable[[str], bool]) -> list[Path]:
     Hidden folders, and those in which systems keep thumbnails and the like, are not looked into. Links to a folder that
     contains them are not followed, since they would give the same files without end; a warning counts them.
     """
-    files, loops = list[Path](), list[str]()
-    start = Path(os.path.realpath(folder))
-    above = {str(folder): frozenset(map(_identity, (start, *start.parents)))}
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        files += [Path(parent, name) for name in names if is_wanted(name)]
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in _OF_SYSTEMS]
-        above_here = above.pop(parent)
-        for path in [os.path.join(parent, name) for name in folders]:
-            identity = _identity(path)
-            if identity is not None and identity in above_here:
-                folders.remove(os.path.basename(path))
-                loops.append(path)
-            else:
-                above[path] = above_here | {identity}
+    loops = list[str]()
+    files = [Path(parent, name) for parent, names in _walk(folder, loops) for name in names if is_wanted(name)]
     if loops:
         warn(f"{len(loops)} links to folders that they lie in are not followed; the first: {min(loops)}")
     return files
+
+
+def _walk(folder: Path, loops: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """A folder and those below it that are looked into, each with the names of its files.
+
+    Args:
+        loops: gets the links to folders that they lie in.
+    """
+    parents = Path(os.path.realpath(folder)).parents
+    above = {str(folder): frozenset(map(_identity, parents))}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        identity, above_here = _identity(parent), above.pop(parent)
+        if identity is not None and identity in above_here:
+            loops.append(parent)
+            folders.clear()
+            continue
+        yield parent, names
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in _OF_SYSTEMS]
+        above |= dict.fromkeys((os.path.join(parent, name) for name in folders), above_here | {identity})
 
 
 def _identity(folder: str | Path) -> tuple[int, int] | None:
@@ -103,7 +113,8 @@ def images_at(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Pa
     Args:
         sources: a file is taken whatever its name; of a folder or a pattern, what is named as an image,
             `without_drawn`.
-        recursive: whether folders below a folder are looked into; else a warning says how many images lie there.
+        recursive: whether folders below a folder are looked into; else a warning says how many images lie there, at
+            least: no more than `LOOKED_AT` files are looked at for that.
 
     Raises:
         ValueError: a source has no image.
@@ -129,12 +140,24 @@ def images_at(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Pa
 
 
 def _warn_of_images_below(folder: Path) -> None:
-    found = files_below(folder, is_image_name)
-    left_out = [path for path in found if path.parent != folder and not is_drawn(path)]
+    num_seen, left_out, below = 0, list[Path](), _walk(folder, [])
+    next(below, None)  # the folder itself
+    for parent, names in below:
+        left_out += [Path(parent, name) for name in names if is_image_name(name) and not is_drawn(Path(name))]
+        num_seen += 1 + len(names)
+        if num_seen >= LOOKED_AT:
+            break
+    is_cut = num_seen >= LOOKED_AT
     if left_out:
+        count = f"at least {len(left_out)}" if is_cut else len(left_out)
         warn(
-            f"{folder}: {len(left_out)} images in folders below it are left out; the first: {min(left_out)} "
+            f"{folder}: {count} images in folders below it are left out; the first: {min(left_out)} "
             "(--recursive takes them, too)"
+        )
+    elif is_cut:
+        warn(
+            f"{folder}: folders below it are left out; there is no image among the first {num_seen:,} files and "
+            "folders there (--recursive looks at all)"
         )
 
 

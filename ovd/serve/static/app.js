@@ -2,7 +2,7 @@
 
 // All text that comes from outside is set through textContent, which makes no markup of it.
 
-const LEAST_SCORE = 0.05; // of the boxes that are asked for; the slider chooses among them without asking again
+let leastScore = 0.05; // of the boxes that are asked for; the slider chooses among them without asking again
 const MOST_BOXES = 300;
 const LABEL_PX = 13;
 const MOST_ROWS = 300;
@@ -16,10 +16,6 @@ let limits = null;
 
 function showError(sentence) {
   element("error").textContent = sentence;
-}
-
-function nameColor(id) {
-  return `hsl(${Math.round((id * 222.5 + 130) % 360)} 85% 32%)`;
 }
 
 function sizeWords(bytes) {
@@ -103,6 +99,7 @@ function draw() {
   if (!found) return;
   const { width, height } = found.images[0];
   const names = new Map(found.categories.map((category) => [category.id, category.name]));
+  const colors = new Map(found.categories.map((category) => [category.id, `rgb(${category.color.join(" ")})`]));
   const boxes = element("boxes");
   boxes.setAttribute("viewBox", `0 0 ${width} ${height}`);
   boxes.replaceChildren();
@@ -112,7 +109,7 @@ function draw() {
   const annotations = shown();
   for (const annotation of [...annotations].reverse()) { // the best on top
     const [x, y, w, h] = annotation.bbox;
-    const color = nameColor(annotation.category_id);
+    const color = colors.get(annotation.category_id);
     boxes.append(svg("rect", { x, y, width: w, height: h, fill: "none", stroke: "#fff", "stroke-width": 4 * pixel }));
     boxes.append(svg("rect", { x, y, width: w, height: h, fill: "none", stroke: color, "stroke-width": 2 * pixel }));
     const size = LABEL_PX * pixel;
@@ -133,7 +130,7 @@ function draw() {
     for (const text of texts) row.insertCell().textContent = text;
     const swatch = document.createElement("span");
     swatch.className = "swatch";
-    swatch.style.background = nameColor(annotation.category_id);
+    swatch.style.background = colors.get(annotation.category_id);
     row.cells[0].prepend(swatch);
     return row;
   });
@@ -164,7 +161,7 @@ async function ask(event) {
     body.append("example", example.file);
     body.append("example_name", example.name.value);
   }
-  body.append("threshold", String(LEAST_SCORE));
+  body.append("threshold", String(leastScore));
   body.append("limit", String(limits ? Math.min(MOST_BOXES, limits.boxes) : MOST_BOXES));
   try {
     const reply = await fetch("api/detect", { method: "POST", body, signal: request.signal });
@@ -207,6 +204,8 @@ async function readInfo() {
   limits = info.limits;
   element("model").textContent = `Detector ${info.model}, ${info.device}`;
   element("score-word").textContent = info.calibrated ? "probability" : "score";
+  leastScore = Math.min(leastScore, info.threshold); // of a detector with a lower threshold, all
+  element("threshold").min = leastScore;
   element("threshold").value = info.threshold;
   element("threshold-value").textContent = info.threshold.toFixed(2);
   element("trained-names").textContent = info.trained_names.join(", ");
