@@ -174,15 +174,14 @@ def load_evaluation_index(
     *,
     report: DataReport | None = None,
     options: FormatOptions = NO_OPTIONS,
-    with_truth: bool = True,
 ) -> AnnotationIndex:
     """A data set with the vocabulary and the images that its benchmark evaluates; see `load_annotations`.
 
-    With its truth it also has the exhaustive one, where the format or the embedded world provides it.
+    Beside its truth it has the exhaustive one, where the format or the embedded world provides it.
     """
-    index = load_annotations(annotations, images, format=format, report=report, options=options, with_truth=with_truth)
-    if index.truth is not None:
-        index = replace(index, exhaustive_truth=exhaustive_truth(index.truth, format))
+    index = load_annotations(annotations, images, format=format, report=report, options=options, with_truth=True)
+    assert index.truth is not None
+    index = replace(index, exhaustive_truth=exhaustive_truth(index.truth, format))
     return FORMATS[format].evaluation_split(index)
 
 

@@ -15,7 +15,7 @@ from ovd.data.formats.image_sizes import with_real_sizes
 from ovd.data.formats.known import FORMATS, DataFormat, check_options
 from ovd.data.formats.labelme import read_labelme
 from ovd.data.formats.open_images import read_open_images
-from ovd.data.formats.table import AnnotationTable, ReadRequest, available_part, clean_boxes, with_images
+from ovd.data.formats.table import AnnotationTable, ReadRequest, available_part, checked_areas, clean_boxes, with_images
 from ovd.data.formats.via import read_via
 from ovd.data.report import DataReport
 from ovd.files import refuse_existing, write_json
@@ -98,7 +98,7 @@ def _content(table: AnnotationTable, report: DataReport) -> dict[str, list[dict[
     box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1).astype(np.float64)
     areas = [None] * int(is_kept.sum())
     if table.areas_px is not None:
-        areas = np.minimum(table.areas_px, box_areas)[is_kept].tolist()
+        areas = np.minimum(checked_areas(table), box_areas)[is_kept].tolist()
     category_ids = np.array([category.id for category in table.categories], np.int64)
     rows = zip(
         table.image_ids[table.image_of_object[is_kept]].tolist(),
