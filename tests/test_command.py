@@ -309,6 +309,27 @@ def test_the_cost_of_a_clip_folder_is_that_of_its_model(monkeypatch, capsys):
     assert " min for 300 steps of" in shown[0][-1]
 
 
+def test_the_cost_of_a_config_for_a_cpu_has_no_gpus_and_no_time_that_nobody_knows(monkeypatch, capsys):
+    asked = ["cost", str(ROOT / "configs" / "quickstart_base.yaml")]
+    of_cpu = [*asked, "train.device=cpu", "train.batch_size=16", "train.accumulate=2"]
+    run(monkeypatch, *of_cpu)
+    *_, memory, time = capsys.readouterr().out.splitlines()
+    assert memory.endswith(" GiB with 8 images at a time")
+    found = re.search(r"none: 300 steps of 16 images are ([\d.]+) TFLOP, .* --peak-tflops", time)
+    assert found is not None
+    run(monkeypatch, *of_cpu, "--peak-tflops", "0.5", "--utilization", "0.2")
+    time = capsys.readouterr().out.splitlines()[-1]
+    minutes = float(found[1]) / (0.5 * 0.2) / 60
+    assert time.endswith(f" {minutes:.1f} min for 300 steps of 16 images on a CPU of 0.5 TFLOP/s at 20%")
+    run(monkeypatch, *asked)
+    time = capsys.readouterr().out.splitlines()[-1]
+    assert time.endswith(" under 1 min for 300 steps of 8 images on 8 GPUs of 989 TFLOP/s at 17%")
+    for options, words in ((["--gpus", "2"], "has no --gpus"), (["--peak-tflops", "1"], "both or neither")):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, *of_cpu, *options)
+        assert words in capsys.readouterr().err
+
+
 def test_an_interrupt_is_one_line(monkeypatch, capsys):
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
