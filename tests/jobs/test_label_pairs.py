@@ -104,6 +104,20 @@ def test_a_teacher_gives_all_boxes_where_the_best_of_each_name_is_kept(queries, 
     assert f"max_detections={most}, candidates=600" in name
 
 
+def test_the_folder_that_was_asked_for_is_printed_and_the_ledger_is_the_same_wherever_it_is(
+    tmp_path, trained, pairs, capsys
+):
+    options = LabelOptions(queries="caption")
+    ledgers = []
+    for folder in (None, tmp_path / "moved"):
+        output = tmp_path / f"labels of {folder is not None}"
+        pseudo_label_run(replace(trained, folder=folder), LabelRequest(pairs, output, options))
+        assert f"{output}: {folder or 'runs/fresh'} sha256 " in capsys.readouterr().out
+        ledgers.append((output / "00000.json").read_bytes())
+    assert ledgers[0] == ledgers[1]
+    assert json.loads(ledgers[0])["settings"]["teacher"].startswith("runs/fresh sha256 ")
+
+
 def with_competition(trained: TrainedDetector, competition: float) -> TrainedDetector:
     config = trained.config
     of_run = config.eval.model_copy(update={"competition": competition})
