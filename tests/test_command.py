@@ -182,7 +182,7 @@ class Called(BaseException):
         ("train CONFIG", "--strict-resume", "ovd.jobs.train.train_from_config", "resume", False, True),
         ("train CONFIG --preflight", "--resume", "ovd.jobs.preflight.preflight", "resume", False, True),
         ("import-boxes coco --annotations a.json --output b.json", "--crowds-as-objects",
-         "ovd.commands.import_boxes.import_boxes", "crowds_as_objects", False, True),
+         "ovd.commands.import_boxes.import_into_file", "crowds_as_objects", False, True),
         ("detect photo.jpg --classes gear", "--prefilter 0.2", "ovd.predictor.Predictor", "prefilter", None, 0.2),
     ],
 )  # fmt: skip

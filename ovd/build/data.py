@@ -13,10 +13,10 @@ from ovd.choices import DataFormatName
 from ovd.clip.load import Clip
 from ovd.config.training import FileData, PairsConfig, TrainConfig, WorldData
 from ovd.config_files import parse_config
-from ovd.data.annotations import NO_OPTIONS, exhaustive_truth, load_annotations
+from ovd.data.annotations import exhaustive_truth, load_annotations
 from ovd.data.formats.image_names import check_images_exist
 from ovd.data.formats.known import FORMATS
-from ovd.data.formats.options import FormatOptions, SharedOptions
+from ovd.data.formats.options import NO_OPTIONS, FormatOptions, SharedOptions
 from ovd.data.held_out import held_out_images, held_out_names
 from ovd.data.index import AnnotationIndex
 from ovd.data.loading.buckets import shape_groups

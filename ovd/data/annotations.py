@@ -6,14 +6,12 @@ from pathlib import Path
 from ovd.choices import DataFormatName
 from ovd.data.formats.image_sizes import with_real_sizes
 from ovd.data.formats.known import FORMATS, check_options
-from ovd.data.formats.options import FormatOptions
+from ovd.data.formats.options import NO_OPTIONS, FormatOptions
 from ovd.data.formats.table import AnnotationTable, ReadRequest, available_part, index_of, truth_of
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
 from ovd.data.truth import Truth
 from ovd.data.world.hidden import with_hidden_boxes
-
-NO_OPTIONS = FormatOptions()
 
 
 def load_annotations(
