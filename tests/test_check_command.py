@@ -99,8 +99,11 @@ def test_a_set_that_nothing_can_be_learned_from(folder, capsys, change, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["pairs", "--shards", "cc12m", "--no-images", "--xyxy"], "take no --no-images, --xyxy"),
-        (["coco", "--annotations", "boxes.json", "--no-images", "--shards", "cc12m"], "--shards is for pairs"),
+        (["pairs", "--shards", "cc12m", "--no-images", "--xyxy"], "--no-images, --xyxy cannot be used with pairs"),
+        (
+            ["coco", "--annotations", "boxes.json", "--no-images", "--shards", "cc12m"],
+            "--shards cannot be used with coco",
+        ),
     ],
 )
 def test_options_that_a_set_has_no_use_for_are_refused(options, words, monkeypatch, capsys):

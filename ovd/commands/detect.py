@@ -121,7 +121,7 @@ def main() -> None:
 
     asked, sources = asked_classes(arguments), find_media(arguments.sources)
     if arguments.track and not any(map(is_video, sources)):
-        raise ValueError("--track follows objects through a video, and no source is one; leave it out")
+        raise ValueError("--track needs a video, and no source is one")
     queries = with_examples(asked, arguments.prompt)
     prompts, names = [query.prompt for query in queries], [query.name for query in queries]
     read_examples(prompts)

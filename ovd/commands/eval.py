@@ -59,7 +59,7 @@ def main() -> None:
     if arguments.results is not None:
         if useless := [name for name in OF_A_RUN if getattr(arguments, name)]:
             options = ", ".join("--" + name.replace("_", "-") for name in useless)
-            parser.error(f"{options}: for the evaluation of a RUN; --results needs no detector")
+            parser.error(f"{options} cannot be used with --results: they need a RUN")
         if arguments.annotations is None or arguments.format is None:
             parser.error("--results needs --annotations and --format")
         evaluate_results_file(
@@ -112,12 +112,12 @@ def evaluate_run_of(arguments: argparse.Namespace) -> None:
     options = format_options(arguments)
     if annotations is None:
         if images is not None or format is not None or options != FormatOptions():
-            raise ValueError("--images, --format and its options belong to --annotations, which is missing")
+            raise ValueError("--images, --format and its options need --annotations FILE")
     elif format is None or (images is None and not FORMATS[format].finds_images):
         raise ValueError(f"--annotations needs --images (their folder) and --format ({', '.join(FORMATS)})")
     torch.set_num_threads(arguments.threads)
     if arguments.onnx is not None and arguments.expert:
-        raise ValueError("--onnx evaluates an exported detector, which has no experts; leave --expert out")
+        raise ValueError("--expert cannot be used with --onnx: an exported detector has no experts")
     output = output_folder(arguments)
     trained = load_asked(arguments)
     index = None

@@ -52,9 +52,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=positive_number, default=2, help="CPU threads (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.copy_images and arguments.to != "yolo":
-        parser.error(f"--copy-images is for --to yolo; {arguments.to} has no images")
+        parser.error("--copy-images needs --to yolo")
     if arguments.image_url != LOCAL_FILES and arguments.to != "label_studio":
-        parser.error(f"--image-url is for --to label_studio; {arguments.to} has no addresses")
+        parser.error("--image-url needs --to label_studio")
     return arguments
 
 

@@ -141,7 +141,7 @@ def label_on_cluster(arguments: argparse.Namespace, options: LabelOptions) -> st
         ValueError: options that belong to a single process.
     """
     if (arguments.rank, arguments.world, arguments.device) != (None, None, None):
-        raise ValueError("--rank, --world and --device belong to one process; with --ray the workers choose theirs")
+        raise ValueError("--rank, --world and --device cannot be used with --ray, whose workers choose their own")
     from ovd.jobs.ray_label import RayRequest, label_on_ray
 
     experts = expert_group(arguments)
@@ -161,7 +161,7 @@ def label_on_cluster(arguments: argparse.Namespace, options: LabelOptions) -> st
 def main() -> None:
     arguments = _arguments()
     if arguments.workers is not None and arguments.ray is None:
-        raise ValueError("--workers is of --ray; without it, start one process for each --rank of --world")
+        raise ValueError("--workers needs --ray; without it, start one process for each --rank of --world")
     options = label_options(arguments)
     done = label_here(arguments, options) if arguments.ray is None else label_on_cluster(arguments, options)
     print(f"{arguments.output}: {done}")

@@ -79,11 +79,11 @@ def build_labeller(trained: TrainedDetector, request: LabelRequest) -> Labeller:
     templates, teacher_hf = request.templates, request.teacher_hf
     if trained.experts.folders and (teacher_hf or templates not in (None, config.bank.templates)):
         raise ValueError(
-            "experts know their names by text rows of the run's own templates and belong to its detector; leave out "
-            "--templates and --teacher-hf with --expert"
+            "--expert cannot be used with --teacher-hf, or with other --templates than the run's: experts stand beside "
+            "the run's own detector, and know their names in its templates"
         )
     if teacher_hf is not None and request.size is not None:
-        raise ValueError("--size is of ovd's own detectors; a detector of --teacher-hf has its own size of images")
+        raise ValueError("--size cannot be used with --teacher-hf, whose detectors have their own size of images")
     if trained.detector.name_offsets is not None:
         raise ValueError(
             f"{trained.shown_name} learned names alone (expert.learn); label with its detector and --expert"

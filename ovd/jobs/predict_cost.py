@@ -34,9 +34,9 @@ class Hardware:
         if config.train.device != "cpu":
             return cls(gpus or DEFAULT_GPUS, peak_tflops or H100_TFLOPS, utilization or MEASURED_UTILIZATION)
         if gpus is not None:
-            raise ValueError("train.device is cpu, which has no --gpus; leave one of them out")
+            raise ValueError("--gpus cannot be used with train.device=cpu")
         if (peak_tflops is None) != (utilization is None):
-            raise ValueError("the time on a CPU needs its --peak-tflops and --utilization: give both or neither")
+            raise ValueError("the time on a CPU needs --peak-tflops and --utilization; give both or neither")
         return cls(0, peak_tflops, utilization)
 
 

@@ -187,13 +187,13 @@ def test_a_class_name_that_reads_as_blank_is_refused_with_its_line(tmp_path, mon
 
 def test_a_size_of_images_is_of_ovds_own_detectors(tmp_path, trained, pairs):
     options = LabelOptions(queries="caption")
-    with pytest.raises(ValueError, match="--size is of ovd's own detectors"):
+    with pytest.raises(ValueError, match="--size cannot be used with --teacher-hf"):
         pseudo_label_run(trained, LabelRequest(pairs, tmp_path, options, teacher_hf="owl", size=96))
 
 
 def test_workers_are_of_a_cluster(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x", "run", "--pairs", "p", "--output", "o", "--workers", "8"])
-    with pytest.raises(ValueError, match="--workers is of --ray"):
+    with pytest.raises(ValueError, match="--workers needs --ray"):
         label_pairs.main()
 
 
