@@ -19,8 +19,10 @@ from ovd.__main__ import COMMANDS
 from ovd.clip.load import TINY_CLIP
 from ovd.data.report import DataReport
 from ovd.experts.group import NO_EXPERTS
+from ovd.jobs import detect_queries
 from ovd.jobs.evaluate import claim_folder
 from ovd.jobs.queries import Query, read_queries, split_query, with_examples
+from ovd.predictor import Predictor
 from ovd.structures import Detections
 
 ROOT = Path(__file__).parents[1]
@@ -341,6 +343,22 @@ def test_an_interrupt_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+class FakePredictor(Predictor):
+    """Finds the second name once for each score that it is given of a picture."""
+
+    threshold = 0.45
+    is_calibrated = False
+
+    def __init__(self, scores: list[list[float]], *, is_calibrated: bool):
+        self._scores = iter(scores)
+        self.is_calibrated = is_calibrated
+
+    def __call__(self, *_: object, **__: object) -> Detections:
+        of_picture = torch.tensor(next(self._scores))
+        boxes = torch.tensor([[1.0, 2.0, 9.0, 9.0]]).repeat(len(of_picture), 1)
+        return Detections(boxes, of_picture, torch.ones(len(of_picture), dtype=torch.int64))
+
+
 def test_the_lowest_minimum_starts_a_track_and_what_is_written_is_counted(monkeypatch, capsys):
     given, report = {}, DataReport(stops=False)
     report.used()
@@ -350,10 +368,9 @@ def test_the_lowest_minimum_starts_a_track_and_what_is_written_is_counted(monkey
         given["track_above"] = track_above
         return report
 
-    predictor = SimpleNamespace(threshold=0.45, is_calibrated=False)
     monkeypatch.setattr("ovd.build.trained.load_detector", lambda *_, **__: None)
-    monkeypatch.setattr("ovd.predictor.Predictor", lambda *_, **__: predictor)
-    monkeypatch.setattr("ovd.jobs.detect.detect_in", detect_in)
+    monkeypatch.setattr("ovd.predictor.Predictor", lambda *_, **__: FakePredictor([], is_calibrated=False))
+    monkeypatch.setattr(detect_queries, "detect_in", detect_in)
     run(monkeypatch, "detect", "film.mp4", "--classes", "anchor:0.2, umbrella", "--track")
     assert given == {"track_above": 0.2}
     assert capsys.readouterr().out.startswith("3 objects with a score of at least 0.45, or the one after its name")
@@ -401,14 +418,7 @@ def test_a_file_of_names_that_is_not_there_is_said_to_be_one(tmp_path):
 def test_without_a_box_the_best_score_is_told(monkeypatch, capsys, tmp_path):
     for name in ("one.png", "two.png"):
         Image.new("RGB", (40, 30)).save(tmp_path / name)
-    scores = iter([[0.31, 0.2], [0.44]])
-
-    def predictor(*_: object) -> Detections:
-        of_picture = torch.tensor(next(scores))
-        boxes = torch.tensor([[1.0, 2.0, 9.0, 9.0]]).repeat(len(of_picture), 1)
-        return Detections(boxes, of_picture, torch.ones(len(of_picture), dtype=torch.int64))
-
-    predictor.threshold, predictor.is_calibrated = 0.45, True  # type: ignore[attr-defined]
+    predictor = FakePredictor([[0.31, 0.2], [0.44]], is_calibrated=True)
     monkeypatch.setattr("ovd.build.trained.load_detector", lambda *_, **__: None)
     monkeypatch.setattr("ovd.predictor.Predictor", lambda *_, **__: predictor)
     run(monkeypatch, "detect", str(tmp_path), "--classes", "anchor, umbrella", "--output", str(tmp_path / "found"))
