@@ -73,6 +73,13 @@ class Labeller:
             )
 
 
+def device_of_worker(environment: Mapping[str, str]) -> str | None:
+    """The GPU of a process of torchrun, by its LOCAL_RANK; None for the device of the run's config, without torchrun or
+    without a GPU."""
+    local_rank = environment.get("LOCAL_RANK")
+    return f"cuda:{local_rank}" if local_rank is not None and torch.cuda.is_available() else None
+
+
 def build_labeller(trained: TrainedDetector, request: LabelRequest) -> Labeller:
     """Build the teacher of a job; arguments and errors as for `pseudo_label_run`."""
     config, options = trained.config, request.options

@@ -17,7 +17,8 @@ from ovd.commands import label_pairs
 from ovd.config.labelling import LabelOptions
 from ovd.data.pairs.tar import Pair, PairShards, write_pair_shards
 from ovd.data.report import DataError
-from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run
+from ovd.jobs.label_pairs import LabelRequest, device_of_worker, pseudo_label_run
+from ovd.jobs.queries import read_class_names
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.selftrain.labels import TeacherBoxes, read_labels
@@ -173,6 +174,18 @@ def test_unreadable_images_stop_the_job_unless_they_are_to_be_skipped(tmp_path, 
         pseudo_label_run(trained, LabelRequest(folder, tmp_path / "out", options))
     counts = pseudo_label_run(trained, LabelRequest(folder, tmp_path / "out", options, skip_unreadable=True))
     assert (counts.pairs, counts.pairs_with_boxes, counts.reasons) == (6, 1, {"F9": 5})
+
+
+def test_names_that_read_alike_are_labelled_once_under_the_first(tmp_path):
+    (tmp_path / "names.txt").write_text("hot dog\n\nAnchor\nhot_dog\nanchor\n")
+    assert read_class_names(tmp_path / "names.txt") == ("hot dog", "Anchor")
+
+
+@pytest.mark.parametrize(("has_gpu", "device"), [(True, "cuda:3"), (False, None)])
+def test_a_process_of_torchrun_labels_on_its_own_gpu(monkeypatch, has_gpu, device):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    assert device_of_worker({"LOCAL_RANK": "3"}) == device
+    assert device_of_worker({"RANK": "3"}) is None
 
 
 @pytest.mark.parametrize("name", ["_", "()", "__ ( )"])
