@@ -5,7 +5,6 @@ from typing import Any
 
 from ovd.choices import ImportFormatName
 from ovd.data.formats.options import FormatOptions
-from ovd.data.formats.table import ReadRequest
 from ovd.data.import_boxes import import_boxes
 from ovd.data.report import DataReport
 
@@ -19,8 +18,7 @@ def imported_boxes(
     """The boxes of a file of this text, and what was found in it."""
     path.write_text(text)
     report = DataReport()
-    request = ReadRequest(path, images, FormatOptions(**options), index=True, truth=False)
-    content = import_boxes(request, format, report).content
+    content = import_boxes(path, images, format, report, options=FormatOptions(**options)).content
     names = {row["id"]: row["name"] for row in content["categories"]}
     files = {row["id"]: row["file_name"] for row in content["images"]}
     found: Found = {file: [] for file in files.values()}

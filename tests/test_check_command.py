@@ -3,6 +3,7 @@
 import json
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from PIL import Image
 from ovd.commands import check
 from ovd.data.annotations import load_annotations
 from ovd.data.check import check_images
+from ovd.data.formats.coco_json import read_coco_json
+from ovd.data.formats.known import FORMATS
+from ovd.data.formats.table import AnnotationTable
 from ovd.data.loading.small_objects import SampleSizes, count_small_objects, small_objects
 from ovd.data.report import DataReport
 
@@ -95,8 +99,11 @@ def test_a_set_that_nothing_can_be_learned_from(folder, capsys, change, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["pairs", "--shards", "cc12m", "--no-images", "--xyxy"], "take no --no-images, --xyxy"),
-        (["coco", "--annotations", "boxes.json", "--no-images", "--shards", "cc12m"], "--shards is for pairs"),
+        (["pairs", "--shards", "cc12m", "--no-images", "--xyxy"], "--no-images, --xyxy cannot be used with pairs"),
+        (
+            ["coco", "--annotations", "boxes.json", "--no-images", "--shards", "cc12m"],
+            "--shards cannot be used with coco",
+        ),
     ],
 )
 def test_options_that_a_set_has_no_use_for_are_refused(options, words, monkeypatch, capsys):
@@ -167,3 +174,35 @@ def test_what_an_evaluation_needs_besides(folder, capsys, monkeypatch, changed, 
     shown = capsys.readouterr().out
     assert "training: takes all 20 images, takes all 20 boxes" in shown
     assert words in shown
+
+
+@pytest.mark.parametrize("area", [100.0, "large"])  # the second keeps it from being evaluated
+def test_a_set_is_read_once_so_that_warnings_and_counts_come_once(folder, capsys, monkeypatch, area):
+    times_read = 0
+
+    def counted(*arguments: Any, **options: Any) -> AnnotationTable:
+        nonlocal times_read
+        times_read += 1
+        return read_coco_json(*arguments, **options, federated=False)
+
+    monkeypatch.setitem(FORMATS, "coco", replace(FORMATS["coco"], read=counted))
+    rows = content(20)
+    rows["annotations"] = [row | {"area": area} for row in (*rows["annotations"], rows["annotations"][3] | {"id": 99})]
+    rows["annotations"][5]["bbox"] = [35, 3, 10, 12]
+    assert run(folder, rows) == (2 if area == "large" else 0)
+    shown = capsys.readouterr()
+    assert times_read == 1
+    assert shown.err.count("warning[F2]: ") == 1
+    assert shown.out.count("F2 noticed: 1\n") == 1
+    assert shown.out.count("F5 repaired: 1\n") == 1
+    assert "training: takes all 20 images, takes all 21 boxes" in shown.out
+
+
+def test_a_folder_of_yolo_that_has_no_splits(tmp_path, capsys, monkeypatch):
+    for number in range(2):
+        Image.new("RGB", (40, 30)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(f"{number} 0.5 0.5 0.4 0.4\n")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    monkeypatch.setattr(sys, "argv", ["check", "yolo", "--annotations", str(tmp_path)])
+    check.main()
+    assert "evaluation: takes all 2 images" in capsys.readouterr().out

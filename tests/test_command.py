@@ -20,8 +20,10 @@ from ovd.__main__ import COMMANDS
 from ovd.clip.load import TINY_CLIP
 from ovd.data.report import DataReport
 from ovd.experts.group import NO_EXPERTS
+from ovd.jobs import detect_queries
 from ovd.jobs.evaluate import claim_folder
 from ovd.jobs.queries import Query, read_queries, split_query, with_examples
+from ovd.predictor import Predictor
 from ovd.structures import Detections
 
 ROOT = Path(__file__).parents[1]
@@ -222,7 +224,7 @@ class Called(BaseException):
         ("train CONFIG", "--strict-resume", "ovd.jobs.train.train_from_config", "resume", False, True),
         ("train CONFIG --preflight", "--resume", "ovd.jobs.preflight.preflight", "resume", False, True),
         ("import-boxes coco --annotations a.json --output b.json", "--crowds-as-objects",
-         "ovd.commands.import_boxes.import_boxes", "crowds_as_objects", False, True),
+         "ovd.commands.import_boxes.import_into_file", "crowds_as_objects", False, True),
         ("detect photo.jpg --classes gear", "--prefilter 0.2", "ovd.predictor.Predictor", "prefilter", None, 0.2),
     ],
 )  # fmt: skip
@@ -349,6 +351,27 @@ def test_the_cost_of_a_clip_folder_is_that_of_its_model(monkeypatch, capsys):
     assert " min for 300 steps of" in shown[0][-1]
 
 
+def test_the_cost_of_a_config_for_a_cpu_has_no_gpus_and_no_time_that_nobody_knows(monkeypatch, capsys):
+    asked = ["cost", str(ROOT / "configs" / "quickstart_base.yaml")]
+    of_cpu = [*asked, "train.device=cpu", "train.batch_size=16", "train.accumulate=2"]
+    run(monkeypatch, *of_cpu)
+    *_, memory, time = capsys.readouterr().out.splitlines()
+    assert memory.endswith(" GiB with 8 images at a time")
+    found = re.search(r"none: 300 steps of 16 images are ([\d.]+) TFLOP, .* --peak-tflops", time)
+    assert found is not None
+    run(monkeypatch, *of_cpu, "--peak-tflops", "0.5", "--utilization", "0.2")
+    time = capsys.readouterr().out.splitlines()[-1]
+    minutes = float(found[1]) / (0.5 * 0.2) / 60
+    assert time.endswith(f" {minutes:.1f} min for 300 steps of 16 images on a CPU of 0.5 TFLOP/s at 20%")
+    run(monkeypatch, *asked)
+    time = capsys.readouterr().out.splitlines()[-1]
+    assert time.endswith(" under 1 min for 300 steps of 8 images on 8 GPUs of 989 TFLOP/s at 17%")
+    for options, words in ((["--gpus", "2"], "--gpus cannot be used"), (["--peak-tflops", "1"], "both or neither")):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, *of_cpu, *options)
+        assert words in capsys.readouterr().err
+
+
 def test_an_interrupt_is_one_line(monkeypatch, capsys):
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -360,6 +383,22 @@ def test_an_interrupt_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+class FakePredictor(Predictor):
+    """Finds the second name once for each score that it is given of a picture."""
+
+    threshold = 0.45
+    is_calibrated = False
+
+    def __init__(self, scores: list[list[float]], *, is_calibrated: bool):
+        self._scores = iter(scores)
+        self.is_calibrated = is_calibrated
+
+    def __call__(self, *_: object, **__: object) -> Detections:
+        of_picture = torch.tensor(next(self._scores))
+        boxes = torch.tensor([[1.0, 2.0, 9.0, 9.0]]).repeat(len(of_picture), 1)
+        return Detections(boxes, of_picture, torch.ones(len(of_picture), dtype=torch.int64))
+
+
 def test_the_lowest_minimum_starts_a_track_and_what_is_written_is_counted(monkeypatch, capsys):
     given, report = {}, DataReport(stops=False)
     report.used()
@@ -369,10 +408,9 @@ def test_the_lowest_minimum_starts_a_track_and_what_is_written_is_counted(monkey
         given["track_above"] = track_above
         return report
 
-    predictor = SimpleNamespace(threshold=0.45, is_calibrated=False)
     monkeypatch.setattr("ovd.build.trained.load_detector", lambda *_, **__: None)
-    monkeypatch.setattr("ovd.predictor.Predictor", lambda *_, **__: predictor)
-    monkeypatch.setattr("ovd.jobs.detect.detect_in", detect_in)
+    monkeypatch.setattr("ovd.predictor.Predictor", lambda *_, **__: FakePredictor([], is_calibrated=False))
+    monkeypatch.setattr(detect_queries, "detect_in", detect_in)
     run(monkeypatch, "detect", "film.mp4", "--classes", "anchor:0.2, umbrella", "--track")
     assert given == {"track_above": 0.2}
     assert capsys.readouterr().out.startswith("3 objects with a score of at least 0.45, or the one after its name")
@@ -420,14 +458,7 @@ def test_a_file_of_names_that_is_not_there_is_said_to_be_one(tmp_path):
 def test_without_a_box_the_best_score_is_told(monkeypatch, capsys, tmp_path):
     for name in ("one.png", "two.png"):
         Image.new("RGB", (40, 30)).save(tmp_path / name)
-    scores = iter([[0.31, 0.2], [0.44]])
-
-    def predictor(*_: object) -> Detections:
-        of_picture = torch.tensor(next(scores))
-        boxes = torch.tensor([[1.0, 2.0, 9.0, 9.0]]).repeat(len(of_picture), 1)
-        return Detections(boxes, of_picture, torch.ones(len(of_picture), dtype=torch.int64))
-
-    predictor.threshold, predictor.is_calibrated = 0.45, True  # type: ignore[attr-defined]
+    predictor = FakePredictor([[0.31, 0.2], [0.44]], is_calibrated=True)
     monkeypatch.setattr("ovd.build.trained.load_detector", lambda *_, **__: None)
     monkeypatch.setattr("ovd.predictor.Predictor", lambda *_, **__: predictor)
     run(monkeypatch, "detect", str(tmp_path), "--classes", "anchor, umbrella", "--output", str(tmp_path / "found"))

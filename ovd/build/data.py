@@ -13,10 +13,10 @@ from ovd.choices import DataFormatName
 from ovd.clip.load import Clip
 from ovd.config.training import FileData, PairsConfig, TrainConfig, WorldData
 from ovd.config_files import parse_config
-from ovd.data.annotations import NO_OPTIONS, exhaustive_truth, load_annotations
+from ovd.data.annotations import exhaustive_truth, load_annotations
 from ovd.data.formats.image_names import check_images_exist
 from ovd.data.formats.known import FORMATS
-from ovd.data.formats.options import FormatOptions, SharedOptions
+from ovd.data.formats.options import NO_OPTIONS, FormatOptions, SharedOptions
 from ovd.data.held_out import held_out_images, held_out_names
 from ovd.data.index import AnnotationIndex
 from ovd.data.loading.buckets import shape_groups
@@ -174,15 +174,14 @@ def load_evaluation_index(
     *,
     report: DataReport | None = None,
     options: FormatOptions = NO_OPTIONS,
-    with_truth: bool = True,
 ) -> AnnotationIndex:
     """A data set with the vocabulary and the images that its benchmark evaluates; see `load_annotations`.
 
-    With its truth it also has the exhaustive one, where the format or the embedded world provides it.
+    Beside its truth it has the exhaustive one, where the format or the embedded world provides it.
     """
-    index = load_annotations(annotations, images, format=format, report=report, options=options, with_truth=with_truth)
-    if index.truth is not None:
-        index = replace(index, exhaustive_truth=exhaustive_truth(index.truth, format))
+    index = load_annotations(annotations, images, format=format, report=report, options=options, with_truth=True)
+    assert index.truth is not None
+    index = replace(index, exhaustive_truth=exhaustive_truth(index.truth, format))
     return FORMATS[format].evaluation_split(index)
 
 

@@ -48,6 +48,13 @@ class TrainedDetector:
     are moved to where those of texts are (prompts.py); stored with the calibration."""
     experts: ExpertGroup = NO_EXPERTS
     """Experts that answer beside it and belong to it (`check_experts`)."""
+    folder: Path | None = None
+    """The run or checkpoint folder that it was loaded from, as it was given."""
+
+    @property
+    def shown_name(self) -> str:
+        """What messages call it: its folder, which may be elsewhere than its config says."""
+        return str(self.folder or self.config.output)
 
     @property
     def used_calibration(self) -> ScoreCalibration | None:
@@ -135,6 +142,7 @@ def load_detector(
         weights=found.weights.absolute(),
         mean_example=attached.get("mean_example"),
         experts=experts,
+        folder=Path(path),
     )
 
 

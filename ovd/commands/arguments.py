@@ -74,7 +74,7 @@ def expert_group(arguments: Namespace) -> ExpertGroup:
     """
     if not arguments.expert and (arguments.nearest or arguments.same_place is not None):
         option = "--nearest" if arguments.nearest else "--same-place"
-        raise ValueError(f"{option} says how experts are used, and there is none; add --expert or leave it out")
+        raise ValueError(f"{option} needs --expert")
     return ExpertGroup(tuple(arguments.expert), arguments.same_place or "base_stays", arguments.nearest)
 
 

@@ -42,10 +42,10 @@ def _arguments() -> argparse.Namespace:
             parser.error("pairs need --shards FOLDER")
         others = ("annotations", "images", "no_images", *(field.name for field in fields(FormatOptions)))
         if given := [f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name, None)]:
-            parser.error(f"pairs are checked with their images, and take no {', '.join(given)}")
+            parser.error(f"{', '.join(given)} cannot be used with pairs")
         return arguments
     if arguments.shards is not None:
-        parser.error(f"--shards is for pairs; {arguments.dataset} has none")
+        parser.error(f"--shards cannot be used with {arguments.dataset}")
     needs_images = not (arguments.no_images or FORMATS[arguments.dataset].finds_images)
     if arguments.annotations is None or (arguments.images is None and needs_images):
         parser.error(f"{arguments.dataset} needs --annotations FILE and --images FOLDER (or --no-images)")

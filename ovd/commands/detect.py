@@ -31,8 +31,7 @@ from typing import TYPE_CHECKING, get_args
 from ovd.choices import DetectionForm
 from ovd.cli import EXIT_BAD_INPUT
 from ovd.commands.arguments import add_detector_options, load_asked, number_from_0_to_1, positive_number
-from ovd.data.images.media import Picture, find_media, is_video
-from ovd.data.report import DataReport
+from ovd.data.images.media import find_media, is_video
 from ovd.warn import warn
 
 if TYPE_CHECKING:  # torch, which takes seconds to import
@@ -112,60 +111,35 @@ def main() -> None:
     arguments = parser().parse_args()
     import torch
 
-    from ovd.jobs.detect import detect_in, read_examples
+    from ovd.jobs.detect import read_examples
     from ovd.jobs.detect_output import output_for
+    from ovd.jobs.detect_queries import Search, detect_queries
     from ovd.jobs.queries import with_examples
     from ovd.predictor import Predictor
-    from ovd.structures import Detections
-    from ovd.visualize.boxes import choose_shown
 
     asked, sources = asked_classes(arguments), find_media(arguments.sources)
     if arguments.track and not any(map(is_video, sources)):
-        raise ValueError("--track follows objects through a video, and no source is one; leave it out")
+        raise ValueError("--track needs a video, and no source is one")
     queries = with_examples(asked, arguments.prompt)
-    prompts, names = [query.prompt for query in queries], [query.name for query in queries]
-    read_examples(prompts)
-    output = output_for(arguments.write, arguments.output, sources, names)
+    read_examples([query.prompt for query in queries])
+    output = output_for(arguments.write, arguments.output, sources, [query.name for query in queries])
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     predictor = Predictor(load_asked(arguments), size=arguments.size, prefilter=arguments.prefilter)
-    threshold = predictor.threshold if arguments.threshold is None else arguments.threshold
-    thresholds = [query.threshold(threshold) for query in queries]
     is_data = arguments.write == "lines" and arguments.output is None  # on standard output, which has nothing else
-
-    best_of_all = (0.0, "")  # score and words of the best box, shown or not
-
-    def detect(picture: Picture) -> Detections:
-        nonlocal best_of_all
-        all_found = predictor(picture.pixels, prompts)
-        if len(all_found.scores) > 0:
-            of_picture = (float(all_found.scores[0]), f"{names[int(all_found.classes[0])]!r} in {picture.source}")
-            best_of_all = max(best_of_all, of_picture)
-        found = choose_shown(all_found, thresholds, limit=arguments.top, overlapping=arguments.overlapping)
-        if sources == [picture.source] and picture.frame is None and not is_data:
-            for box, score, row in zip(
-                found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True
-            ):
-                print(f"{score:.2f}  {names[row]:<24} {[round(value, 1) for value in box]}")
-        return found
-
-    report = detect_in(sources, detect, output, track_above=min(thresholds) if arguments.track else None)
-    kind = "probability" if predictor.is_calibrated else "score"
-    own = ", or the one after its name" if any(query.min_score is not None for query in queries) else ""
-    text = f"{report.num_used('box')} objects with a {kind} of at least {threshold:.2f}{own}{output.where()}"
-    if report.num_used("box") == 0 and best_of_all[0] > 0:
-        text += f"; the best box has {best_of_all[0]:.2f}, {best_of_all[1]} (--threshold)"
-    print(text, file=sys.stderr if is_data else sys.stdout)
-    report_unread(report, len(sources))
-
-
-def report_unread(report: DataReport, num_sources: int) -> None:
-    """Says what could not be read; exits with 2 if that is all."""
-    num_unread = report.num_seen() - report.num_used()
-    if num_unread == 0:
-        return
-    print(f"{num_unread} of {num_sources} sources could not be read:", file=sys.stderr)
-    for records in report.first_records().values():
-        print(*(f"    {record}" for record in records), sep="\n", file=sys.stderr)
-    if report.num_used() == 0:
+    search = Search(
+        sources,
+        queries,
+        output,
+        threshold=arguments.threshold,
+        limit=arguments.top,
+        overlapping=arguments.overlapping,
+        tracks=arguments.track,
+        prints_boxes=not is_data,
+    )
+    result = detect_queries(predictor, search)
+    print(result.words, file=sys.stderr if is_data else sys.stdout)
+    for line in result.unread():
+        print(line, file=sys.stderr)
+    if result.has_read_nothing:
         raise SystemExit(EXIT_BAD_INPUT)

@@ -14,25 +14,17 @@ was found and missed. With --results, pictures need --html and --images, the fol
 """
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from ovd.choices import DataFormatName, Engine
 from ovd.commands.arguments import add_detector_options, add_format_options, format_options, load_asked, positive_number
-from ovd.data.formats.known import FORMATS
-from ovd.data.formats.options import FormatOptions
 from ovd.evaluation.note import EvaluationNote
 from ovd.evaluation.run import evaluate_results_file
+from ovd.jobs.evaluation_subject import EvaluationSubject
 
 OF_A_RUN = ("expert", "same_place", "nearest", "onnx", "size", "device")
 """Options that a results file has no use for."""
-WHAT = (
-    "run", "annotations", "images", "format",
-    *(field.name for field in fields(FormatOptions) if field.name != "attribute"),
-    "expert", "same_place", "nearest", "onnx", "size",
-)  # fmt: skip
-"""Options that say what is evaluated on what."""
 
 
 def main() -> None:
@@ -59,7 +51,7 @@ def main() -> None:
     if arguments.results is not None:
         if useless := [name for name in OF_A_RUN if getattr(arguments, name)]:
             options = ", ".join("--" + name.replace("_", "-") for name in useless)
-            parser.error(f"{options}: for the evaluation of a RUN; --results needs no detector")
+            parser.error(f"{options} cannot be used with --results: they need a RUN")
         if arguments.annotations is None or arguments.format is None:
             parser.error("--results needs --annotations and --format")
         evaluate_results_file(
@@ -73,34 +65,25 @@ def main() -> None:
             html=arguments.html,
         )
         return
+    subject = EvaluationSubject(
+        arguments.run,
+        arguments.annotations,
+        arguments.images,
+        arguments.format,
+        format_options(arguments),
+        experts=tuple(arguments.expert),
+        same_place=arguments.same_place,
+        nearest=arguments.nearest,
+        onnx=arguments.onnx,
+        size=arguments.size,
+    )
     from ovd.distributed import process_group  # here, since it takes torch
 
     with process_group():
-        evaluate_run_of(arguments)
+        evaluate_run_of(arguments, subject)
 
 
-def output_folder(arguments: argparse.Namespace) -> Path:
-    """The folder for the results of a run; its default name says what differs from an evaluation of the run alone."""
-    annotations = arguments.annotations and arguments.annotations.resolve()
-    experts = [path.resolve() for path in arguments.expert]
-    words = [annotations.parent.name, annotations.stem] if annotations else []
-    words += [arguments.onnx.stem] if arguments.onnx else []
-    words += [arguments.split] if arguments.split else []
-    words += [path.parent.name if path.name == "expert" else path.name for path in experts]
-    words += ["nearest"] if arguments.nearest else []
-    words += [arguments.same_place] if arguments.same_place else []
-    words += [f"size-{arguments.size}"] if arguments.size else []
-    return arguments.output or arguments.run / "-".join(["eval", *words])
-
-
-def _absolute(value: Any) -> Any:
-    """A path, or each of a list, from the root of the file system; other values as they are."""
-    if isinstance(value, list):
-        return sorted(map(str, map(_absolute, value)))
-    return value.resolve() if isinstance(value, Path) else value
-
-
-def evaluate_run_of(arguments: argparse.Namespace) -> None:
+def evaluate_run_of(arguments: argparse.Namespace, subject: EvaluationSubject) -> None:
     """Evaluate the run on the data set that is named, or on its validation set."""
     import torch  # here, since a results file needs none of these, which take seconds to import
 
@@ -108,36 +91,26 @@ def evaluate_run_of(arguments: argparse.Namespace) -> None:
     from ovd.distributed import is_main
     from ovd.jobs.evaluate import claim_folder, evaluate_run
 
-    annotations, images, format = arguments.annotations, arguments.images, arguments.format
-    options = format_options(arguments)
-    if annotations is None:
-        if images is not None or format is not None or options != FormatOptions():
-            raise ValueError("--images, --format and its options belong to --annotations, which is missing")
-    elif format is None or (images is None and not FORMATS[format].finds_images):
-        raise ValueError(f"--annotations needs --images (their folder) and --format ({', '.join(FORMATS)})")
     torch.set_num_threads(arguments.threads)
-    if arguments.onnx is not None and arguments.expert:
-        raise ValueError("--onnx evaluates an exported detector, which has no experts; leave --expert out")
-    output = output_folder(arguments)
+    output = arguments.output or arguments.run / subject.folder_name
     trained = load_asked(arguments)
     index = None
-    if annotations is not None:
-        index = load_evaluation_index(annotations, images, format, options=options)
-    asked = {name: str(value) for name in WHAT if (value := _absolute(getattr(arguments, name)))}
-    claim_folder(output, asked)
+    if subject.annotations is not None and subject.format is not None:
+        index = load_evaluation_index(subject.annotations, subject.images, subject.format, options=subject.options)
+    claim_folder(output, subject.noted())
     evaluate_run(
         trained,
         output=output,
         index=index,
         engine=arguments.engine,
-        size=arguments.size,
+        size=subject.size,
         html=arguments.html,
-        onnx=arguments.onnx,
-        note=EvaluationNote(options=asked),
+        onnx=subject.onnx,
+        note=EvaluationNote(options=subject.noted()),
     )
     if not is_main():
         return
     files = ["results.json", "metrics.json", "decisions.json", "per_class.csv", "predictions.jpg"]
-    files += ["naming.json"] if arguments.onnx is None and not trained.experts.folders else []
+    files += ["naming.json"] if subject.onnx is None and not trained.experts.folders else []
     files += ["report.html"] if arguments.html else []
     print(f"{', '.join(files)} and their plots are in {output}")

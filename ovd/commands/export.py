@@ -32,8 +32,10 @@ def main() -> None:
         help="leave out eval.second_look and eval.ensemble, which changes scores",
     )
     arguments = parser.parse_args()
-    if arguments.int8 != (arguments.images is not None):
-        raise ValueError("--int8 and --images FOLDER belong together")
+    if arguments.int8 and arguments.images is None:
+        raise ValueError("--int8 needs --images FOLDER")
+    if arguments.images is not None and not arguments.int8:
+        raise ValueError("--images needs --int8")
 
     from ovd.jobs.export import export_run  # here, since importing torch takes seconds
 

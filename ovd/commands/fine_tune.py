@@ -36,7 +36,7 @@ def main() -> None:
     from ovd.jobs.fine_tune import fine_tune, format_outcomes
 
     if arguments.weight is not None and config.expert is not None:
-        parser.error("--weight is of an average of two detectors; an expert is not averaged")
+        parser.error("--weight cannot be used with `expert` in the config: an expert is not averaged with its detector")
     weight = WEIGHT if arguments.weight is None else arguments.weight
     with process_group():
         outcomes = fine_tune(config, weight=weight, measures_kept=not arguments.no_kept)

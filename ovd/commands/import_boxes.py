@@ -22,12 +22,7 @@ from typing import get_args
 
 from ovd.choices import ImportFormatName
 from ovd.commands.arguments import add_format_options, format_options
-from ovd.data.check import describe_findings
-from ovd.data.formats.table import ReadRequest
-from ovd.data.import_boxes import import_boxes, write_boxes
-from ovd.data.report import DataReport
-from ovd.files import refuse_existing
-from ovd.warn import warn
+from ovd.jobs.import_boxes import import_into_file
 
 
 def main() -> None:
@@ -41,22 +36,12 @@ def main() -> None:
     parser.add_argument("--attribute", help="via: the attribute that names regions, where they have several")
     add_format_options(parser, default_split="train")
     arguments = parser.parse_args()
-    report, report_file = DataReport(), arguments.output.with_name(arguments.output.name + ".report.json")
-    for path in (arguments.output, report_file):
-        refuse_existing(path)
-    request = ReadRequest(
+    imported = import_into_file(
         arguments.annotations,
         arguments.images,
-        format_options(arguments),
-        index=True,
-        truth=arguments.format == "coco",  # with the areas of masks, which only JSON files have
+        arguments.format,
+        arguments.output,
+        options=format_options(arguments),
+        crowds_as_objects=arguments.crowds_as_objects,
     )
-    imported = import_boxes(request, arguments.format, report, crowds_as_objects=arguments.crowds_as_objects)
-    write_boxes(arguments.output, imported)
-    report.used(len(imported.content["images"]))
-    report.write(report_file)
-    counts = ", ".join(f"{len(rows):,} {name}" for name, rows in imported.content.items())
-    print("\n".join(describe_findings(report)))
-    if not imported.content["annotations"]:
-        warn(f"{arguments.annotations} has no box to import")
-    print(f"{arguments.output}: {counts}; file names start at {imported.images_root}")
+    print(imported.words)

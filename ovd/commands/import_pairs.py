@@ -12,9 +12,9 @@ checked.
 import argparse
 from pathlib import Path
 
-from ovd.data.pairs.tar import PairShards, write_pair_shards
-from ovd.data.pairs.tsv import COLUMNS, read_tsv
-from ovd.data.report import DataReport
+from ovd.data.pairs.tar import PairShards
+from ovd.data.pairs.tsv import COLUMNS
+from ovd.jobs.import_pairs import import_pairs
 
 
 def main() -> None:
@@ -25,12 +25,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the shards; must not contain any")
     parser.add_argument("--pairs-per-shard", type=int, default=1000, help="default: %(default)s")
     arguments = parser.parse_args()
-    report = DataReport()
-    pairs = read_tsv(arguments.tsv, arguments.columns.split(","), arguments.images, report)
-    try:
-        write_pair_shards(arguments.output, pairs, pairs_per_shard=arguments.pairs_per_shard)
-    finally:
-        if report.num_seen():
-            report.write(arguments.output / "data_report.json")
+    report = import_pairs(
+        arguments.tsv,
+        arguments.columns.split(","),
+        arguments.images,
+        arguments.output,
+        pairs_per_shard=arguments.pairs_per_shard,
+    )
     skipped = ", ".join(f"{finding} {count}" for finding, count in report.counts().items())
     print(f"{len(PairShards(arguments.output)):,} pairs in {arguments.output}; left out: {skipped or 'none'}")

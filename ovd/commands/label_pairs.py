@@ -21,8 +21,6 @@ from ovd.choices import QuerySource, Templates
 from ovd.commands.arguments import add_expert_options, expert_group, positive_number
 from ovd.config.labelling import LabelOptions
 from ovd.config_files import parse_config
-from ovd.data.formats.text_files import read_lines
-from ovd.text.names import name_key
 
 if TYPE_CHECKING:  # torch, which takes seconds to import
     from ovd.jobs.label_pairs import LabelRequest
@@ -79,18 +77,13 @@ def label_options(arguments: argparse.Namespace) -> LabelOptions:
     """What is asked and kept, as the command line says.
 
     Raises:
-        ValueError: a class name that reads as blank, or options that do not go together.
+        ValueError: as `read_class_names`, or options that do not go together.
     """
-    lines = [] if arguments.classes is None else read_lines(arguments.classes)
-    first: dict[str, str] = {}
-    for number, name in lines:
-        reading = name_key(name)
-        if not reading.strip("() "):
-            raise ValueError(f"{arguments.classes}: line {number}: {name!r} reads as blank; name a class, or remove it")
-        first.setdefault(reading, name)
+    from ovd.jobs.queries import read_class_names
+
     settings = {
         "queries": arguments.queries,
-        "classes": tuple(first.values()),
+        "classes": () if arguments.classes is None else read_class_names(arguments.classes),
         "score_threshold": arguments.threshold,
         "max_boxes": arguments.max_boxes,
         "batch_size": arguments.batch_size,
@@ -118,14 +111,12 @@ def label_here(arguments: argparse.Namespace, options: LabelOptions) -> str:
     import torch
 
     from ovd.build.trained import load_detector
-    from ovd.jobs.label_pairs import pseudo_label_run
+    from ovd.jobs.label_pairs import device_of_worker, pseudo_label_run
     from ovd.selftrain.pseudo_label import shards_of_worker, worker_of
 
     torch.set_num_threads(arguments.threads)
     rank, world = worker_of(arguments.rank, arguments.world, os.environ)
-    device = arguments.device
-    if device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    device = arguments.device or device_of_worker(os.environ)
     counts = pseudo_label_run(
         load_detector(arguments.run, device, experts=expert_group(arguments)),
         label_request(arguments, options),
@@ -141,7 +132,7 @@ def label_on_cluster(arguments: argparse.Namespace, options: LabelOptions) -> st
         ValueError: options that belong to a single process.
     """
     if (arguments.rank, arguments.world, arguments.device) != (None, None, None):
-        raise ValueError("--rank, --world and --device belong to one process; with --ray the workers choose theirs")
+        raise ValueError("--rank, --world and --device cannot be used with --ray, whose workers choose their own")
     from ovd.jobs.ray_label import RayRequest, label_on_ray
 
     experts = expert_group(arguments)
@@ -161,7 +152,7 @@ def label_on_cluster(arguments: argparse.Namespace, options: LabelOptions) -> st
 def main() -> None:
     arguments = _arguments()
     if arguments.workers is not None and arguments.ray is None:
-        raise ValueError("--workers is of --ray; without it, start one process for each --rank of --world")
+        raise ValueError("--workers needs --ray; without it, start one process for each --rank of --world")
     options = label_options(arguments)
     done = label_here(arguments, options) if arguments.ray is None else label_on_cluster(arguments, options)
     print(f"{arguments.output}: {done}")

@@ -6,14 +6,12 @@ from pathlib import Path
 from ovd.choices import DataFormatName
 from ovd.data.formats.image_sizes import with_real_sizes
 from ovd.data.formats.known import FORMATS, check_options
-from ovd.data.formats.options import FormatOptions
+from ovd.data.formats.options import NO_OPTIONS, FormatOptions
 from ovd.data.formats.table import AnnotationTable, ReadRequest, available_part, index_of, truth_of
 from ovd.data.index import AnnotationIndex
-from ovd.data.report import DataReport
+from ovd.data.report import DataError, DataReport
 from ovd.data.truth import Truth
 from ovd.data.world.hidden import with_hidden_boxes
-
-NO_OPTIONS = FormatOptions()
 
 
 def load_annotations(
@@ -49,9 +47,35 @@ def load_annotations(
     """
     report = report or DataReport()
     request = ReadRequest(annotations, images, options, index=True, truth=with_truth)
-    table = with_real_sizes(_read(request, format, report), report)
-    index = index_of(available_part(table, report), format, report)
-    return replace(index, truth=truth_of(table)) if with_truth else index
+    table = _read(request, format, report)
+    truth = truth_of(table) if with_truth else None
+    return replace(_index_of(table, format, report), truth=truth)
+
+
+def load_for_both(
+    annotations: Path,
+    images: Path | None,
+    *,
+    format: DataFormatName,
+    report: DataReport,
+    options: FormatOptions = NO_OPTIONS,
+) -> tuple[AnnotationIndex, Truth | DataError]:
+    """Reads and checks a whole data set, once, to see what a training and what an evaluation would do with it.
+
+    Arguments and errors as for `load_annotations`. Images are those of a training: one whose size cannot be read is
+    skipped and counted, and YOLO's split is `train` where none is given.
+
+    Returns:
+        The index, and the truth that the evaluation would go by, or what is wrong with it.
+    """
+    request = ReadRequest(annotations, images, options, index=True, truth=True, skips_images=True)
+    table = _read(request, format, report)
+    truth: Truth | DataError
+    try:
+        truth = truth_of(table)
+    except DataError as error:
+        truth = error
+    return _index_of(table, format, report), truth
 
 
 def load_truth(
@@ -74,6 +98,10 @@ def exhaustive_truth(truth: Truth, format: DataFormatName) -> Truth | None:
         DataError: the world's hidden boxes cannot be used, see `with_hidden_boxes`.
     """
     return with_hidden_boxes(truth) if FORMATS[format].is_federated else truth
+
+
+def _index_of(table: AnnotationTable, format: DataFormatName, report: DataReport) -> AnnotationIndex:
+    return index_of(available_part(with_real_sizes(table, report), report), format, report)
 
 
 def _read(request: ReadRequest, format: DataFormatName, report: DataReport) -> AnnotationTable:

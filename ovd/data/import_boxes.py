@@ -15,7 +15,8 @@ from ovd.data.formats.image_sizes import with_real_sizes
 from ovd.data.formats.known import FORMATS, DataFormat, check_options
 from ovd.data.formats.labelme import read_labelme
 from ovd.data.formats.open_images import read_open_images
-from ovd.data.formats.table import AnnotationTable, ReadRequest, available_part, clean_boxes, with_images
+from ovd.data.formats.options import NO_OPTIONS, FormatOptions
+from ovd.data.formats.table import AnnotationTable, ReadRequest, available_part, checked_areas, clean_boxes, with_images
 from ovd.data.formats.via import read_via
 from ovd.data.report import DataReport
 from ovd.files import refuse_existing, write_json
@@ -46,13 +47,20 @@ class ImportedBoxes:
 
 
 def import_boxes(
-    request: ReadRequest, format: ImportFormatName, report: DataReport, *, crowds_as_objects: bool = False
+    annotations: Path,
+    images: Path | None,
+    format: ImportFormatName,
+    report: DataReport,
+    *,
+    options: FormatOptions = NO_OPTIONS,
+    crowds_as_objects: bool = False,
 ) -> ImportedBoxes:
     """Reads a whole set and makes clean records of it, as training would take them: boxes clamped to their image, those
     under 1 px left out, sizes of images filled in, images that are missing left out, ids that name something.
 
     Args:
-        request: `annotations` of format `coco` may be a folder of Roboflow's, with the images beside the file.
+        annotations: the file or folder; of format `coco` also a folder of Roboflow's, with the images beside the file.
+        images: folder of the images, where the annotations do not say it.
         report: counts what was changed and left out.
         crowds_as_objects: whether crowd regions become objects, which CVAT exports masks as.
 
@@ -60,18 +68,19 @@ def import_boxes(
         DataError, ValueError: as the reader of the format; F8 the images are not there.
     """
     entry = _IMPORTS[format]
+    # A truth has the areas of masks, which only JSON files have.
+    request = ReadRequest(annotations, images, options, index=True, truth=entry.is_coco_json, skips_images=True)
     check_options(request, format, _IMPORTS)
-    if entry.is_coco_json and request.annotations.is_dir():
-        images = request.images or request.annotations
-        request = replace(request, annotations=request.annotations / ROBOFLOW_NAME, images=images)
-    table = available_part(with_real_sizes(entry.read(replace(request, skips_images=True), report), report), report)
+    if entry.is_coco_json and annotations.is_dir():
+        request = replace(request, annotations=annotations / ROBOFLOW_NAME, images=images or annotations)
+    table = available_part(with_real_sizes(entry.read(request, report), report), report)
     if crowds_as_objects:
         table = replace(table, is_crowd=np.zeros_like(table.is_crowd))
     assert table.image_sizes is not None
     assert table.image_files is not None
     if table.images_root is None:
-        raise ValueError(f"{request.annotations}: give the folder of images (--images)")
-    has_option = "by_base_name" in entry.options and not request.options.by_base_name
+        raise ValueError(f"{annotations}: give the folder of images (--images)")
+    has_option = "by_base_name" in entry.options and not options.by_base_name
     check_images_exist(table.path, table.image_files, table.images_root, all_needed=False, has_option=has_option)
     are_there = np.array(which_exist(table.image_files, table.images_root), dtype=bool)
     for row in np.flatnonzero(~are_there).tolist():
@@ -98,7 +107,7 @@ def _content(table: AnnotationTable, report: DataReport) -> dict[str, list[dict[
     box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1).astype(np.float64)
     areas = [None] * int(is_kept.sum())
     if table.areas_px is not None:
-        areas = np.minimum(table.areas_px, box_areas)[is_kept].tolist()
+        areas = np.minimum(checked_areas(table), box_areas)[is_kept].tolist()
     category_ids = np.array([category.id for category in table.categories], np.int64)
     rows = zip(
         table.image_ids[table.image_of_object[is_kept]].tolist(),

@@ -1,16 +1,15 @@
 """Check a whole data set: its faults, record by record, and what training and an evaluation would do with it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ovd.choices import DataFormatName
-from ovd.data.annotations import load_truth
+from ovd.data.annotations import load_for_both
 from ovd.data.check import check_images, check_pairs, describe, describe_findings
 from ovd.data.formats.known import FORMATS
 from ovd.data.formats.options import FormatOptions
 from ovd.data.pairs.tar import PairShards
-from ovd.data.report import DataError, DataReport
-from ovd.data.truth import Truth
+from ovd.data.report import DataReport
 from ovd.data.verdict import evaluation_verdict, training_verdict
 
 
@@ -55,16 +54,15 @@ def check_annotations(
     """Look at every record of an annotated set, as training and an evaluation would.
 
     Args:
-        annotations, images, format, options: as for `load_annotations`.
+        annotations, images, format, options: as for `load_for_both`.
         with_images: whether to decode every image, too; only then it is said what training and an evaluation would do.
 
     Raises:
-        DataError, ValueError: as `load_annotations`.
+        DataError, ValueError: as `load_for_both`.
     """
-    from ovd.build.data import load_evaluation_index  # here, since it takes torch, which pairs are checked without
-
     report = DataReport(stops=False)
-    index = load_evaluation_index(annotations, images, format, report=report, options=options, with_truth=False)
+    index, truth = load_for_both(annotations, images, format=format, report=report, options=options)
+    index = FORMATS[format].evaluation_split(index)
     if not with_images:
         return CheckedSet(describe(index, report, index), is_sound=not report.has_skipped())
     usable = check_images(index, report)
@@ -72,18 +70,8 @@ def check_annotations(
     num_learned = len(usable.boxes.values) + len(usable.crowd_boxes.values)
     verdicts = [
         training_verdict(index, report, num_learned, has_option=has_option),
-        evaluation_verdict(index, report, _truth(annotations, images, format, options)),
+        evaluation_verdict(index, report, truth),
     ]
     lines = [describe(index, report, usable), "", *(verdict.words for verdict in verdicts)]
     stops = any(verdict.stops for verdict in verdicts)
     return CheckedSet("\n".join(lines), is_sound=not stops and not report.has_skipped())
-
-
-def _truth(annotations: Path, images: Path | None, format: DataFormatName, options: FormatOptions) -> Truth | DataError:
-    """The truth that an evaluation on the set would go by, or what is wrong with it."""
-    if "split" in FORMATS[format].options:
-        options = replace(options, split=options.split or "train")  # as the index, whatever an evaluation would take
-    try:
-        return load_truth(annotations, images, format=format, options=options)
-    except DataError as error:
-        return error

@@ -1,166 +1,95 @@
-"""Label images with a detector: boxes of named classes, for a person to correct and a smaller detector to learn."""
+"""Label images with a detector: which images, which names, into which files."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from torchvision.ops import box_iou
-
-from ovd.build.text import queries_of_names
-from ovd.build.trained import TrainedDetector
-from ovd.data.export_boxes import SMALLEST_EXPORTED_PX, LabelledImage, LabelledSet
-from ovd.data.images.files import ImageFiles, name_below, readable_sizes
-from ovd.data.loading.buckets import batches_of_like_shape
-from ovd.data.loading.loader import Loading, image_loader
+from ovd.build.trained import TrainedDetector, build_inference
+from ovd.data.loading.loader import Loading
 from ovd.data.report import DataReport
-from ovd.distributed import pins_memory
-from ovd.inference import BatchDetector, ImageBatch
-from ovd.jobs.label_journal import Answer, LabelJournal, stat_of
-from ovd.progress import progress
-from ovd.structures import Batch, Detections
-from ovd.visualize.boxes import SAME_PLACE_IOU, choose_shown
-
-BELOW_THRESHOLD = 0.5
-"""Boxes that score at least so large a part of their threshold are candidates for a review."""
+from ovd.engine.checkpoint import MANIFEST
+from ovd.experts.folder import DESCRIPTION, find_expert
+from ovd.experts.group import NO_EXPERTS
+from ovd.files import sha256_of
+from ovd.inference import BatchDetector
+from ovd.jobs.label_images import Thresholds, label_images
+from ovd.jobs.label_journal import LabelJournal
+from ovd.jobs.label_output import LabelOutput, WrittenLabels, printable
+from ovd.jobs.queries import Query
 
 
 @dataclass(frozen=True)
-class Thresholds:
-    """Which of the boxes that are found are kept."""
+class Labelling:
+    """Which images are labelled with what."""
 
-    least: Mapping[str, float]
-    """The classes to detect, and the least score of each."""
+    root: Path
+    """A folder that all images lie in; their names start there."""
+    paths: Sequence[Path]
+    """The images."""
+    queries: Sequence[Query]
+    """What is asked for: names, each once."""
+    output: LabelOutput
+    loading: Loading
+    threshold: float | None = None
+    """The least score of a box whose name has none of its own; by default the detector's."""
     overlapping: bool = False
     """Whether several names may stay at one place."""
-
-    def choose(self, found: Detections) -> Answer:
-        """The boxes at or above the thresholds of their classes, and those below that may be worth a look.
-
-        Args:
-            found: its classes are rows of the names.
-        """
-        thresholds = list(self.least.values())
-        kept = choose_shown(found, thresholds, overlapping=self.overlapping)
-        limits = torch.tensor(thresholds, dtype=found.scores.dtype)[found.classes]
-        rest = found.take(found.scores < limits)
-        rest = choose_shown(rest, [BELOW_THRESHOLD * limit for limit in thresholds], overlapping=self.overlapping)
-        if len(kept.boxes) and len(rest.boxes):
-            rest = rest.take((box_iou(rest.boxes, kept.boxes) < SAME_PLACE_IOU).all(dim=1))
-        return Answer(kept, rest)
+    size: int | None = None
+    """Longest side of an image in pixels; by default as trained."""
 
 
-@dataclass(frozen=True)
-class LabelledSets:
-    """What was found in the images that could be read, in their order."""
-
-    kept: LabelledSet
-    """Boxes at or above the threshold."""
-    below: LabelledSet
-    """Boxes of the same images under it, where none is kept: candidates for a review."""
-
-
-def label_images(
-    trained: TrainedDetector,
-    inference: BatchDetector,
-    root: Path,
-    paths: Sequence[Path],
-    thresholds: Thresholds,
-    report: DataReport,
-    journal: LabelJournal,
-    loading: Loading,
-) -> LabelledSets:
-    """Detect names in images.
-
-    Images are padded and run with those of like shape only, so that what is found in one does not depend on the others
-    beside it.
+def label_into_files(trained: TrainedDetector, labelling: Labelling) -> WrittenLabels:
+    """Label images and write the files; go on from an interrupted call, and say so.
 
     Args:
-        inference: of the detector.
-        root: a folder that all images lie in; their names start there.
-        report: counts the images, and the boxes too small to be of use (F4).
-        journal: has the answers of an interrupted call with these settings, and gets the others.
+        trained: loaded from disk.
 
     Raises:
-        ValueError: no image can be read.
+        ValueError: no image can be read, another call labels into these files or an interrupted one had other settings,
+            or as `LabelOutput.write`.
     """
-    names = tuple(thresholds.least)
-    queries = queries_of_names(trained, names)
-    readable, sizes = readable_sizes(paths, report, stops=False)
-    files = ImageFiles(tuple(paths[position] for position in readable.tolist()), sizes)
-    file_names = [name_below(root, path) for path in files.paths]
-    stats = [stat_of(path) for path in files.paths]  # before an image is read, so that later changes count
-    before = (journal.answer(name, stat) for name, stat in zip(file_names, stats, strict=True))
-    found = {image: answer for image, answer in enumerate(before) if answer is not None}
-    report.used(len(found))
-    for fault in journal.repaired:
-        report.repaired(*fault)
-
-    def detect(batch: Batch) -> Sequence[Detections]:
-        original_sizes = torch.from_numpy(files.sizes[list(batch.image_ids)])
-        return inference.detect(queries, ImageBatch(batch.images, batch.sizes, original_sizes))
-
-    left = np.setdiff1d(np.arange(len(files)), list(found))
-    size, divisor = inference.size, inference.detector.size_divisor
-    batches = image_loader(
-        files,
-        batches_of_like_shape(files.sizes, loading.batch_size, size=size, divisor=divisor, only=left),
-        size=size,
-        workers=loading.workers,
-        size_divisor=divisor,
-        pin_memory=pins_memory(inference.device),
-    )
-    detected = _detected(_counted(batches, report, journal), detect)
-    for item in progress(detected, len(left), "labelling"):
-        if item is not None:
-            image, detections = item
-            found[image] = thresholds.choose(detections)
-            journal.add(file_names[image], stats[image], found[image])
-    if not found:
-        first = next(iter(report.first_records().values()), ["no image was given"])[0]
-        raise ValueError(f"none of {len(paths)} images can be read; the first: {first}")
-    kept, below = [], []
-    for image in sorted(found):
-        answer, file = found[image], file_names[image]
-        height, width = sizes[image].tolist()
-        kept.append(_labelled(answer.kept, file, height, width, report))
-        below.append(_labelled(answer.below, file, height, width, None))
-    kept_set = LabelledSet(root, names, tuple(kept))
-    return LabelledSets(kept_set, replace(kept_set, images=tuple(below)))
+    inference, output = build_inference(trained, size=labelling.size), labelling.output
+    threshold = inference.shown_threshold if labelling.threshold is None else labelling.threshold
+    least = {query.name: query.threshold(threshold) for query in labelling.queries}
+    report = DataReport(stops=False)
+    with LabelJournal(output.journal, _settings(trained, inference, labelling, least)) as journal:
+        if journal.goes_on:
+            print(printable(f"goes on from {output.journal}"))
+        labels = label_images(
+            trained,
+            inference,
+            labelling.root,
+            labelling.paths,
+            Thresholds(least, overlapping=labelling.overlapping),
+            report,
+            journal,
+            labelling.loading,
+        )
+        kind = "probability" if inference.is_calibrated else "score"
+        num_shown = output.write(labels, list(least.values()), report, kind=kind)
+        journal.remove()
+    return WrittenLabels(labels.kept, report, output, f"{kind} of at least {threshold:.2f}", num_shown)
 
 
-def _counted(batches: Iterator[Batch], report: DataReport, journal: LabelJournal) -> Iterator[Batch]:
-    """The batches, once the report has counted them and the journal has their repairs."""
-    for batch in batches:
-        report.add_batch(batch)
-        journal.add_repaired(batch.repaired)
-        yield batch
-
-
-def _detected(
-    batches: Iterator[Batch], detect: Callable[[Batch], Sequence[Detections]]
-) -> Iterator[tuple[int, Detections] | None]:
-    """Yield position and detections of each image; None for one that cannot be read."""
-    for batch in batches:
-        if batch.image_ids:
-            yield from zip(batch.image_ids, detect(batch), strict=True)
-        yield from [None] * len(batch.skipped)
-
-
-def _labelled(found: Detections, file: str, height: int, width: int, report: DataReport | None) -> LabelledImage:
-    """The image with the boxes that are large enough for every format."""
-    large = (found.boxes[:, 2:] - found.boxes[:, :2] >= SMALLEST_EXPORTED_PX).all(dim=1)
-    if report is not None:
-        report.used(int(large.sum()), unit="box")
-        for box in found.boxes[~large].tolist():
-            rounded = [round(value, 1) for value in box]
-            report.skipped("F4", f"{file}: a side of the box {rounded} is under {SMALLEST_EXPORTED_PX:g} px")
-    return LabelledImage(
-        file,
-        height,
-        width,
-        found.boxes[large].numpy(),
-        found.classes[large].numpy(),
-        found.scores[large].numpy(),
-    )
+def _settings(
+    trained: TrainedDetector, inference: BatchDetector, labelling: Labelling, least: Mapping[str, float]
+) -> dict[str, Any]:
+    """All that the boxes of an image depend on."""
+    experts = trained.experts
+    assert trained.weights is not None
+    return {
+        "ovd": version("ovd"),
+        "checkpoint": sha256_of(trained.weights.parent / MANIFEST),
+        "experts": [sha256_of(find_expert(folder) / DESCRIPTION) for folder in experts.folders],
+        # The default has been written as null since there are journals.
+        "same_place": None if experts.same_place == NO_EXPERTS.same_place else experts.same_place,
+        "nearest": experts.nearest,
+        "names": list(least),
+        "thresholds": list(least.values()),
+        "overlapping": labelling.overlapping,
+        "size": labelling.size,
+        "root": str(labelling.root),
+        "precision": "bf16" if inference.low_precision else "float32",
+    }

@@ -55,6 +55,8 @@ class Labeller:
     """A teacher with all that labelling needs beside it."""
 
     teacher: Teacher
+    shown_name: str
+    """The teacher's name, with the folder that it was loaded from."""
     is_calibrated: bool
     """Whether its scores are probabilities."""
     texts: TextVariants
@@ -71,19 +73,28 @@ class Labeller:
             )
 
 
+def device_of_worker(environment: Mapping[str, str]) -> str | None:
+    """The GPU of a process of torchrun, by its LOCAL_RANK; None for the device of the run's config, without torchrun or
+    without a GPU."""
+    local_rank = environment.get("LOCAL_RANK")
+    return f"cuda:{local_rank}" if local_rank is not None and torch.cuda.is_available() else None
+
+
 def build_labeller(trained: TrainedDetector, request: LabelRequest) -> Labeller:
     """Build the teacher of a job; arguments and errors as for `pseudo_label_run`."""
     config, options = trained.config, request.options
     templates, teacher_hf = request.templates, request.teacher_hf
     if trained.experts.folders and (teacher_hf or templates not in (None, config.bank.templates)):
         raise ValueError(
-            "experts know their names by text rows of the run's own templates and belong to its detector; leave out "
-            "--templates and --teacher-hf with --expert"
+            "--expert cannot be used with --teacher-hf, or with other --templates than the run's: experts stand beside "
+            "the run's own detector, and know their names in its templates"
         )
     if teacher_hf is not None and request.size is not None:
-        raise ValueError("--size is of ovd's own detectors; a detector of --teacher-hf has its own size of images")
+        raise ValueError("--size cannot be used with --teacher-hf, whose detectors have their own size of images")
     if trained.detector.name_offsets is not None:
-        raise ValueError(f"{config.output} learned names alone (expert.learn); label with its detector and --expert")
+        raise ValueError(
+            f"{trained.shown_name} learned names alone (expert.learn); label with its detector and --expert"
+        )
     device = resolve_device(config)
     are_names = options.queries == "classes" or SOURCES[options.queries].are_names
     prompts = TEMPLATES[templates or config.bank.templates] if are_names else None
@@ -100,13 +111,14 @@ def build_labeller(trained: TrainedDetector, request: LabelRequest) -> Labeller:
             nms_iou=config.eval.nms_iou,
             templates=None if templates is None else prompts,
         )
+        shown_name = teacher.name
     else:
         if config.eval.ensemble is not None:  # CLIP's softmax needs a whole vocabulary
-            print(f"{config.output}: the teacher's own scores are used alone, without CLIP's (eval.ensemble)")
+            print(f"{trained.shown_name}: the teacher's own scores are used alone, without CLIP's (eval.ensemble)")
         if config.eval.competition > 0:
             print(
-                f"{config.output}: names do not compete for a place (eval.competition), so that scores can be compared "
-                "across captions with different numbers of names"
+                f"{trained.shown_name}: names do not compete for a place (eval.competition), so that scores can be "
+                "compared across captions with different numbers of names"
             )
         # All names of a place are stored, at all points: labels are filtered afterwards, and captions have few names.
         # The job keeps the best box of each name, so it is given those of all candidates. A caption is one name; there
@@ -126,8 +138,9 @@ def build_labeller(trained: TrainedDetector, request: LabelRequest) -> Labeller:
             if _was_competing(expert.inference.calibration):
                 expert.inference.calibration = None
         is_calibrated = inference.is_calibrated
-        teacher = OvdTeacher(inference, texts, run=str(config.output))
-    return Labeller(teacher, is_calibrated, texts, request, trained, device)
+        own_teacher = OvdTeacher(inference, texts, run=str(config.output))
+        teacher, shown_name = own_teacher, f"{trained.shown_name} {own_teacher.settings}"
+    return Labeller(teacher, shown_name, is_calibrated, texts, request, trained, device)
 
 
 def _without_competing(trained: TrainedDetector) -> TrainedDetector:
@@ -157,5 +170,5 @@ def pseudo_label_run(
     """
     labeller = build_labeller(trained, request)
     scores = "scores are probabilities" if labeller.is_calibrated else "scores are not calibrated"
-    print(f"{request.output}: {labeller.teacher.name}, {scores}, {describe_machine(labeller.device)}")
+    print(f"{request.output}: {labeller.shown_name}, {scores}, {describe_machine(labeller.device)}")
     return labeller.label(listed, report=DataReport(stops=not request.skip_unreadable))

@@ -65,6 +65,21 @@ def read_queries(classes: str | None, file: Path | None = None) -> list[Query]:
     return each_once(list(map(split_query, queries)))
 
 
+def read_class_names(file: Path) -> tuple[str, ...]:
+    """The names of a file that has one per line, each once: the first of those that read alike.
+
+    Raises:
+        ValueError: a name reads as blank, or the file cannot be read.
+    """
+    first: dict[str, str] = {}
+    for number, name in read_lines(file):
+        reading = name_key(name)
+        if not reading.strip("() "):
+            raise ValueError(f"{file}: line {number}: {name!r} reads as blank; name a class, or remove it")
+        first.setdefault(reading, name)
+    return tuple(first.values())
+
+
 def read_example(word: str) -> tuple[str, Example]:
     """The name and the example of `NAME=IMAGE`, or of `NAME=IMAGE:x,y,width,height`.
 

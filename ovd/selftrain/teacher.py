@@ -102,22 +102,24 @@ class OvdTeacher:
         Args:
             inference: the detector with its inference settings.
             texts: encodes queries with the text tower that the detector was trained with; loads those not yet loaded.
-            run: the detector's run folder, for `name`.
+            run: the detector's run folder as its config has it, for `name`: ledgers have the same wherever it is now.
         """
         precision = "bf16" if inference.low_precision else "float32"
         fingerprint = weights_fingerprint(inference.detector)
-        self.name = f"{run} sha256 {fingerprint} at {inference.size} px in {precision}, {inference.options!r}"
+        self.settings = f"sha256 {fingerprint} at {inference.size} px in {precision}, {inference.options!r}"
+        """All that its boxes depend on, in words."""
         if inference.second_look is not None:
             look = inference.second_look
-            self.name += f", crops by CLIP sha256 {weights_fingerprint(look.backbone)} in {look.views!r}"
+            self.settings += f", crops by CLIP sha256 {weights_fingerprint(look.backbone)} in {look.views!r}"
         answerers: list[BatchDetector] = [inference]
         if isinstance(inference, ExpertInference):
-            self.name += f", with {inference.describe_experts()}"
+            self.settings += f", with {inference.describe_experts()}"
             answerers += [expert.inference for expert in inference.experts]
         calibrations = [_applied_calibration(answerer) for answerer in answerers]
         if any(applied is not None for applied in calibrations):
             prints = ("none" if applied is None else _fingerprint(applied) for applied in calibrations)
-            self.name += f", calibration sha256 {', '.join(prints)}"
+            self.settings += f", calibration sha256 {', '.join(prints)}"
+        self.name = f"{run} {self.settings}"
         self._inference = inference
         self._texts = texts
         self._resize = eval_transform(size=inference.size)

@@ -20,7 +20,6 @@ from ovd.choices import DataFormatName
 from ovd.data.annotations import load_annotations
 from ovd.data.export_boxes import LabelledImage, LabelledSet, check_files, check_names, export_boxes
 from ovd.data.formats.options import FormatOptions
-from ovd.data.formats.table import ReadRequest
 from ovd.data.import_boxes import import_boxes
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
@@ -80,8 +79,7 @@ def test_coco_is_read_as_it_was(labelled, tmp_path):
     export_boxes(labelled, tmp_path / "out" / "boxes.json", "coco", source="test")
     check_same(read(tmp_path / "out" / "boxes.json", labelled.root, "coco"), labelled, 0.0051)
     report = DataReport()
-    request = ReadRequest(tmp_path / "out" / "boxes.json", labelled.root, FormatOptions(), index=True, truth=True)
-    imported = import_boxes(request, "coco", report).content
+    imported = import_boxes(tmp_path / "out" / "boxes.json", labelled.root, "coco", report).content
     assert (len(imported["images"]), len(imported["annotations"])) == (6, labelled.num_boxes)
     assert report.counts() == {}
     official = COCO(str(tmp_path / "out" / "boxes.json"))

@@ -13,7 +13,6 @@ from test_tools import run_tool
 from ovd.choices import ImportFormatName
 from ovd.data.annotations import load_annotations
 from ovd.data.formats.options import FormatOptions
-from ovd.data.formats.table import ReadRequest
 from ovd.data.import_boxes import import_boxes
 from ovd.data.report import DataError, DataReport, Finding
 
@@ -36,8 +35,7 @@ def imported(
     annotations: Path, images: Path | None, format: ImportFormatName, **options: Any
 ) -> tuple[list[tuple[str, str, list[float]]], dict[str, Any], DataReport]:
     report = DataReport()
-    request = ReadRequest(annotations, images, FormatOptions(**options), index=True, truth=format == "coco")
-    content = import_boxes(request, format, report).content
+    content = import_boxes(annotations, images, format, report, options=FormatOptions(**options)).content
     files = {image["id"]: image["file_name"].rsplit("/")[-1] for image in content["images"]}
     names = {category["id"]: category["name"] for category in content["categories"]}
     for image in content["images"]:
@@ -107,8 +105,7 @@ def test_images_that_are_missing_are_counted_and_left_out(images):
     path = images / "all.json"
     path.write_text(json.dumps(content))
     report = DataReport()
-    request = ReadRequest(path, images, FormatOptions(), index=True, truth=True)
-    written = import_boxes(request, "coco", report).content
+    written = import_boxes(path, images, "coco", report).content
     assert len(written["images"]) == len(SIZES) + 597
     assert report.num_skipped("F8") == 3
 
@@ -133,10 +130,9 @@ def test_masks_that_cvat_exports_as_crowds_may_be_objects(images):
         row["iscrowd"] = 1
     path = images / "instances_default.json"
     path.write_text(json.dumps(content))
-    request = ReadRequest(path, images, FormatOptions(), index=True, truth=True)
     report = DataReport()
-    crowds = import_boxes(request, "coco", report).content["annotations"]
-    objects = import_boxes(request, "coco", report, crowds_as_objects=True).content["annotations"]
+    crowds = import_boxes(path, images, "coco", report).content["annotations"]
+    objects = import_boxes(path, images, "coco", report, crowds_as_objects=True).content["annotations"]
     assert {row["iscrowd"] for row in crowds} == {1}
     assert objects == [{**row, "iscrowd": 0} for row in crowds]
 

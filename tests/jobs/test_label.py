@@ -19,8 +19,9 @@ from ovd.data.images.files import images_at
 from ovd.data.loading.loader import Loading
 from ovd.data.report import DataReport
 from ovd.fault import Fault
-from ovd.jobs.label import LabelledSets, Thresholds, batches_of_like_shape, label_images
+from ovd.jobs.label_images import Thresholds, batches_of_like_shape, label_images
 from ovd.jobs.label_journal import Answer, LabelJournal
+from ovd.jobs.label_output import LabelledSets, LabelOutput
 from ovd.predictor import Predictor
 from ovd.structures import Detections
 from ovd.visualize.boxes import choose_shown
@@ -249,13 +250,34 @@ def test_an_interruption_while_the_files_are_written_loses_nothing(what, start, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(label, what, interrupt)
+        patched.setattr(f"ovd.jobs.label_output.{what}", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(patched, *asked, "--output", parts)
     assert (parts.parent / "boxes.json.partial").is_file()
     monkeypatch.setattr(LabelJournal, "add", interrupt)  # no image is looked at again
     run(monkeypatch, *asked, "--output", parts)
     assert bytes_of(parts.parent) == bytes_of(whole.parent)
+
+
+def test_files_lie_beside_the_labels_and_none_may_exist_unless_a_labelling_goes_on(tmp_path):
+    file = LabelOutput(tmp_path / "new" / "my.tasks.json", "label_studio", "ovd", review_boxes=5)
+    names = ("my.tasks.json.report.json", "my.tasks.json.partial", "my.tasks.review.html")
+    assert (file.report, file.journal, file.review) == tuple(tmp_path / "new" / name for name in names)
+    folder = LabelOutput(tmp_path / "labels.v2", "yolo", "ovd", review_boxes=5)
+    assert folder.review == tmp_path / "labels.v2.review.html"
+    assert LabelOutput(folder.path, "yolo", "ovd").review is None
+    file.make_room()
+    for name in ("my.tasks.config.xml", *names[::2]):
+        (tmp_path / "new" / name).touch()
+        with pytest.raises(ValueError, match=f"{name} exists"):
+            file.make_room()
+        (tmp_path / "new" / name).unlink()
+    for name in names:
+        (tmp_path / "new" / name).touch()
+    file.make_room()
+    file.path.touch()
+    with pytest.raises(ValueError, match=r"my\.tasks\.json exists"):
+        file.make_room()
 
 
 ANSWER = Answer(Detections(torch.rand(2, 4), torch.rand(2), torch.tensor([0, 0])), Detections.empty())

@@ -17,7 +17,8 @@ from ovd.commands import label_pairs
 from ovd.config.labelling import LabelOptions
 from ovd.data.pairs.tar import Pair, PairShards, write_pair_shards
 from ovd.data.report import DataError
-from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run
+from ovd.jobs.label_pairs import LabelRequest, device_of_worker, pseudo_label_run
+from ovd.jobs.queries import read_class_names
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.selftrain.labels import TeacherBoxes, read_labels
@@ -104,6 +105,20 @@ def test_a_teacher_gives_all_boxes_where_the_best_of_each_name_is_kept(queries, 
     assert f"max_detections={most}, candidates=600" in name
 
 
+def test_the_folder_that_was_asked_for_is_printed_and_the_ledger_is_the_same_wherever_it_is(
+    tmp_path, trained, pairs, capsys
+):
+    options = LabelOptions(queries="caption")
+    ledgers = []
+    for folder in (None, tmp_path / "moved"):
+        output = tmp_path / f"labels of {folder is not None}"
+        pseudo_label_run(replace(trained, folder=folder), LabelRequest(pairs, output, options))
+        assert f"{output}: {folder or 'runs/fresh'} sha256 " in capsys.readouterr().out
+        ledgers.append((output / "00000.json").read_bytes())
+    assert ledgers[0] == ledgers[1]
+    assert json.loads(ledgers[0])["settings"]["teacher"].startswith("runs/fresh sha256 ")
+
+
 def with_competition(trained: TrainedDetector, competition: float) -> TrainedDetector:
     config = trained.config
     of_run = config.eval.model_copy(update={"competition": competition})
@@ -161,6 +176,18 @@ def test_unreadable_images_stop_the_job_unless_they_are_to_be_skipped(tmp_path, 
     assert (counts.pairs, counts.pairs_with_boxes, counts.reasons) == (6, 1, {"F9": 5})
 
 
+def test_names_that_read_alike_are_labelled_once_under_the_first(tmp_path):
+    (tmp_path / "names.txt").write_text("hot dog\n\nAnchor\nhot_dog\nanchor\n")
+    assert read_class_names(tmp_path / "names.txt") == ("hot dog", "Anchor")
+
+
+@pytest.mark.parametrize(("has_gpu", "device"), [(True, "cuda:3"), (False, None)])
+def test_a_process_of_torchrun_labels_on_its_own_gpu(monkeypatch, has_gpu, device):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    assert device_of_worker({"LOCAL_RANK": "3"}) == device
+    assert device_of_worker({"RANK": "3"}) is None
+
+
 @pytest.mark.parametrize("name", ["_", "()", "__ ( )"])
 def test_a_class_name_that_reads_as_blank_is_refused_with_its_line(tmp_path, monkeypatch, name):
     names = tmp_path / "names.txt"
@@ -173,13 +200,13 @@ def test_a_class_name_that_reads_as_blank_is_refused_with_its_line(tmp_path, mon
 
 def test_a_size_of_images_is_of_ovds_own_detectors(tmp_path, trained, pairs):
     options = LabelOptions(queries="caption")
-    with pytest.raises(ValueError, match="--size is of ovd's own detectors"):
+    with pytest.raises(ValueError, match="--size cannot be used with --teacher-hf"):
         pseudo_label_run(trained, LabelRequest(pairs, tmp_path, options, teacher_hf="owl", size=96))
 
 
 def test_workers_are_of_a_cluster(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x", "run", "--pairs", "p", "--output", "o", "--workers", "8"])
-    with pytest.raises(ValueError, match="--workers is of --ray"):
+    with pytest.raises(ValueError, match="--workers needs --ray"):
         label_pairs.main()
 
 

@@ -76,6 +76,12 @@ def read_records(request: ReadRequest, content: bytes, report: DataReport, *, fe
     limit = LARGEST_COORDINATE if request.index else math.inf
     boxes = source.boxes(objects, limit, report, xyxy=request.options.xyxy)
     object_ids = [row["id"] for row in objects]
+    areas: Float64[np.ndarray, " M"] | DataError | None = None
+    if request.truth:
+        try:
+            areas = source.areas(objects, boxes, federated)
+        except DataError as error:  # whoever makes a truth of the table stops at it; training has no use for areas
+            areas = error
     return AnnotationTable(
         path=path,
         categories=source.categories(category_rows, request, federated),
@@ -85,7 +91,7 @@ def read_records(request: ReadRequest, content: bytes, report: DataReport, *, fe
         boxes_xywh=boxes,
         is_crowd=np.array([source.crowd(row) for row in objects], dtype=bool),
         name_of_object=lambda row: f"{path}: annotation {object_ids[row]}",
-        areas_px=source.areas(objects, boxes, federated) if request.truth else None,
+        areas_px=areas,
         images_root=request.images,
         image_files=files,
         image_sizes=sizes,

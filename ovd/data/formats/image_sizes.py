@@ -49,7 +49,7 @@ def fill_sizes(
             has_option=not request.options.by_base_name,
         )
     paths = [request.images / files[row] for row in missing.tolist()]
-    found, found_sizes = readable_sizes(paths, report, stops=request.needs_images, num_images=len(files))
+    found, found_sizes = readable_sizes(paths, report, stops=request.is_for_evaluation, num_images=len(files))
     if not request.options.sizes_from_images:
         where = f"{request.annotations}: {len(missing)} images have no height and width; they are read from the images"
         report.repaired("F12", where)

@@ -68,7 +68,7 @@ def read_open_images(request: ReadRequest, report: DataReport) -> AnnotationTabl
     if absent:
         where = f"{len(absent):,} of {len(absent) + len(wanted):,} images are not in {request.images}, and left out"
         report.repaired("F8", f"{path}: {where}")
-    kept, sizes = readable_sizes([files[image][0] for image in wanted], report, stops=request.needs_images)
+    kept, sizes = readable_sizes([files[image][0] for image in wanted], report, stops=request.is_for_evaluation)
     position = {wanted[image]: row for row, image in enumerate(kept.tolist())}
     num_rows = len(rows)
     rows = [row for row in rows if row.image in position]

@@ -31,3 +31,6 @@ class FormatOptions(SharedOptions):
     evaluation."""
     attribute: str | None = None
     """`via`: the attribute of regions that names them, where they have several."""
+
+
+NO_OPTIONS = FormatOptions()

@@ -16,7 +16,7 @@ from ovd.choices import DataFormatName
 from ovd.data.category import UNCOUNTED, Category
 from ovd.data.formats.options import FormatOptions
 from ovd.data.index import AnnotationIndex, Ragged, images_per_class
-from ovd.data.report import DataReport
+from ovd.data.report import DataError, DataReport
 from ovd.data.truth import JudgedImage, Truth
 from ovd.shapes import Bool, Float32, Float64, Int64
 
@@ -39,15 +39,15 @@ class ReadRequest:
     index: bool
     """Whether an `AnnotationIndex` is wanted; if so, every image needs a file and a size."""
     truth: bool
-    """Whether a `Truth` is wanted; if so, areas are checked."""
+    """Whether a `Truth` is wanted; if so, areas are read."""
     file_of: Callable[[str], str] = str
     """Where an image lies under the folder of images, by the name that its record has."""
     skips_images: bool = False
     """Whether an image whose size is not stated and cannot be read is left out where a truth is wanted, too."""
 
     @property
-    def needs_images(self) -> bool:
-        """Whether such an image is an error: a metric over the rest would not be the metric."""
+    def is_for_evaluation(self) -> bool:
+        """Whether such an image is an error, since a metric over the rest would not be the metric."""
         return self.truth and not self.skips_images
 
 
@@ -87,8 +87,8 @@ class AnnotationTable:
     is_crowd: Bool[np.ndarray, " M"]
     name_of_object: Callable[[int], str]
     """The file and record of an object, for messages."""
-    areas_px: Float64[np.ndarray, " M"] | None = None
-    """None where no truth is wanted."""
+    areas_px: Float64[np.ndarray, " M"] | DataError | None = None
+    """Where a truth is wanted, the areas that it needs, or what is wrong with one of them; None where none is."""
     images_root: Path | None = None
     image_files: tuple[str, ...] | None = None
     """Paths relative to `images_root`; None where no index is wanted."""
@@ -171,18 +171,33 @@ def index_of(table: AnnotationTable, format: DataFormatName, report: DataReport)
     )
 
 
+def checked_areas(table: AnnotationTable) -> Float64[np.ndarray, " M"]:
+    """The areas of a table that a truth is wanted of.
+
+    Raises:
+        DataError: F6 one is no number; F7 an object has a field that LVIS's evaluators disagree on.
+    """
+    assert table.areas_px is not None
+    if isinstance(table.areas_px, DataError):
+        raise table.areas_px
+    return table.areas_px
+
+
 def truth_of(table: AnnotationTable) -> Truth:
     """The table's boxes as they are, for evaluation.
 
     LVIS knows no crowds, and its evaluator leaves boxes without area out, so they are left out and counted here.
+
+    Raises:
+        DataError: as `checked_areas`.
     """
-    assert table.areas_px is not None
+    areas_px = checked_areas(table)
     federated = table.federated or _no_labels(len(table.image_ids))
     labels = zip(
         table.image_ids.tolist(), federated.negative_category_ids, federated.not_exhaustive_category_ids, strict=True
     )
     is_federated = table.federated is not None
-    kept = table.areas_px > 0 if is_federated else np.ones(len(table.areas_px), dtype=bool)
+    kept = areas_px > 0 if is_federated else np.ones(len(areas_px), dtype=bool)
     crowd = np.zeros_like(table.is_crowd) if is_federated else table.is_crowd
     category_ids = np.array([category.id for category in table.categories], dtype=np.int64)
     return Truth(
@@ -193,7 +208,7 @@ def truth_of(table: AnnotationTable) -> Truth:
         image_ids=table.image_ids[table.image_of_object[kept]],
         category_ids=category_ids[table.class_of_object[kept]],
         boxes_xywh=table.boxes_xywh[kept],
-        areas_px=table.areas_px[kept],
+        areas_px=areas_px[kept],
         crowd=crowd[kept],
         num_without_area=int((~kept).sum()),
     )
@@ -233,7 +248,7 @@ def with_images(table: AnnotationTable, kept: Bool[np.ndarray, " N"]) -> Annotat
         boxes_xywh=table.boxes_xywh[objects],
         is_crowd=table.is_crowd[objects],
         name_of_object=lambda row: table.name_of_object(int(objects[row])),
-        areas_px=None if table.areas_px is None else table.areas_px[objects],
+        areas_px=table.areas_px[objects] if isinstance(table.areas_px, np.ndarray) else table.areas_px,
         is_available=None,
         federated=federated,
     )

@@ -63,7 +63,7 @@ def read_yolo(request: ReadRequest, report: DataReport) -> AnnotationTable:
     _check_listing(annotations, listing)
     _notice_odd_labels(listing, report)
 
-    kept, sizes = readable_sizes(listing.images, report, stops=request.needs_images)
+    kept, sizes = readable_sizes(listing.images, report, stops=request.is_for_evaluation)
     _notice_unlabelled(annotations, listing, kept.tolist(), report)
     rows_of_image = [_read_labels(listing.labels[image]) for image in kept.tolist()]
     image_of_object = np.repeat(np.arange(len(kept)), [len(rows) for rows in rows_of_image]).astype(np.int64)

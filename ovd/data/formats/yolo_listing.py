@@ -53,7 +53,7 @@ def list_images(request: ReadRequest, report: DataReport) -> Listing:
         if split is not None:
             raise ValueError(f"{path}: a folder of labels has no splits; leave out the split {split!r}")
         return _read_folder(path, request.images)
-    return _read_description(path, request.images, split or ("val" if request.truth else "train"), report)
+    return _read_description(path, request.images, split or ("val" if request.is_for_evaluation else "train"), report)
 
 
 def _description_in(folder: Path) -> Path:

@@ -1,0 +1,72 @@
+"""What `ovd eval` evaluates on what: its name for a folder, and what is noted of it there."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovd.choices import DataFormatName, SamePlace
+from ovd.data.formats.known import FORMATS
+from ovd.data.formats.options import NO_OPTIONS, FormatOptions
+
+
+@dataclass(frozen=True)
+class EvaluationSubject:
+    """A run with what is used beside it, and a data set.
+
+    Raises:
+        ValueError: a part of it is missing, or does not go with another.
+    """
+
+    run: Path
+    annotations: Path | None = None
+    """Of the data set; by default it is the run's validation set."""
+    images: Path | None = None
+    format: DataFormatName | None = None
+    options: FormatOptions = NO_OPTIONS
+    experts: tuple[Path, ...] = ()
+    same_place: SamePlace | None = None
+    nearest: bool = False
+    onnx: Path | None = None
+    """File that the run was exported to, which detects in its place."""
+    size: int | None = None
+    """Longest side of an image in pixels; by default as trained."""
+
+    def __post_init__(self) -> None:
+        if self.annotations is None:
+            if self.images is not None or self.format is not None or self.options != NO_OPTIONS:
+                raise ValueError("--images, --format and its options need --annotations FILE")
+        elif self.format is None or (self.images is None and not FORMATS[self.format].finds_images):
+            raise ValueError(f"--annotations needs --images (their folder) and --format ({', '.join(FORMATS)})")
+        if self.onnx is not None and self.experts:
+            raise ValueError("--expert cannot be used with --onnx: an exported detector has no experts")
+
+    @property
+    def folder_name(self) -> str:
+        """A name for the folder of its results, which says what differs from an evaluation of the run alone."""
+        annotations = self.annotations and self.annotations.resolve()
+        experts = [path.resolve() for path in self.experts]
+        words = [annotations.parent.name, annotations.stem] if annotations else []
+        words += [self.onnx.stem] if self.onnx else []
+        words += [self.options.split] if self.options.split else []
+        words += [path.parent.name if path.name == "expert" else path.name for path in experts]
+        words += ["nearest"] if self.nearest else []
+        words += [self.same_place] if self.same_place else []
+        words += [f"size-{self.size}"] if self.size else []
+        return "-".join(["eval", *words])
+
+    def noted(self) -> dict[str, str]:
+        """What is said of it, by the name of the option; paths start at the root of the file system."""
+        said = {
+            "run": self.run,
+            "annotations": self.annotations,
+            "images": self.images,
+            "format": self.format,
+            **vars(self.options),
+            "expert": sorted(str(path.resolve()) for path in self.experts),
+            "same_place": self.same_place,
+            "nearest": self.nearest,
+            "onnx": self.onnx,
+            "size": self.size,
+        }
+        return {
+            name: str(value.resolve() if isinstance(value, Path) else value) for name, value in said.items() if value
+        }

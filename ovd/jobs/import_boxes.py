@@ -1,0 +1,54 @@
+"""Make one clean JSON file of what an annotation tool exported, and a report of what was left out or repaired."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovd.choices import ImportFormatName
+from ovd.data.check import describe_findings
+from ovd.data.formats.options import FormatOptions
+from ovd.data.import_boxes import ImportedBoxes, import_boxes, write_boxes
+from ovd.data.report import DataReport
+from ovd.files import refuse_existing
+from ovd.warn import warn
+
+
+@dataclass(frozen=True)
+class ImportedFile:
+    """A file of boxes that was written, and how it came about."""
+
+    path: Path
+    boxes: ImportedBoxes
+    report: DataReport
+
+    @property
+    def words(self) -> str:
+        """A few lines for people to read."""
+        counts = ", ".join(f"{len(rows):,} {name}" for name, rows in self.boxes.content.items())
+        written = f"{self.path}: {counts}; file names start at {self.boxes.images_root}"
+        return "\n".join([*describe_findings(self.report), written])
+
+
+def import_into_file(
+    annotations: Path,
+    images: Path | None,
+    format: ImportFormatName,
+    output: Path,
+    *,
+    options: FormatOptions,
+    crowds_as_objects: bool,
+) -> ImportedFile:
+    """Write OUTPUT and OUTPUT.report.json; a set without a box is a warning.
+
+    Raises:
+        ValueError: one of them exists, or as `import_boxes`, before anything is written.
+    """
+    report, report_file = DataReport(), output.with_name(output.name + ".report.json")
+    for path in (output, report_file):
+        refuse_existing(path)
+    imported = import_boxes(annotations, images, format, report, options=options, crowds_as_objects=crowds_as_objects)
+    write_boxes(output, imported)
+    report.used(len(imported.content["images"]))
+    report.write(report_file)
+    if not imported.content["annotations"]:
+        warn(f"{annotations} has no box to import")
+    return ImportedFile(output, imported, report)

@@ -1,0 +1,157 @@
+"""Boxes of named classes in images, for a person to correct and a smaller detector to learn."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.ops import box_iou
+
+from ovd.build.text import queries_of_names
+from ovd.build.trained import TrainedDetector
+from ovd.data.export_boxes import SMALLEST_EXPORTED_PX, LabelledImage, LabelledSet
+from ovd.data.images.files import ImageFiles, name_below, readable_sizes
+from ovd.data.loading.buckets import batches_of_like_shape
+from ovd.data.loading.loader import Loading, image_loader
+from ovd.data.report import DataReport
+from ovd.distributed import pins_memory
+from ovd.inference import BatchDetector, ImageBatch
+from ovd.jobs.label_journal import Answer, LabelJournal, stat_of
+from ovd.jobs.label_output import LabelledSets
+from ovd.progress import progress
+from ovd.structures import Batch, Detections
+from ovd.visualize.boxes import SAME_PLACE_IOU, choose_shown
+
+BELOW_THRESHOLD = 0.5
+"""Boxes that score at least so large a part of their threshold are candidates for a review."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Which of the boxes that are found are kept."""
+
+    least: Mapping[str, float]
+    """The classes to detect, and the least score of each."""
+    overlapping: bool = False
+    """Whether several names may stay at one place."""
+
+    def choose(self, found: Detections) -> Answer:
+        """The boxes at or above the thresholds of their classes, and those below that may be worth a look.
+
+        Args:
+            found: its classes are rows of the names.
+        """
+        thresholds = list(self.least.values())
+        kept = choose_shown(found, thresholds, overlapping=self.overlapping)
+        limits = torch.tensor(thresholds, dtype=found.scores.dtype)[found.classes]
+        rest = found.take(found.scores < limits)
+        rest = choose_shown(rest, [BELOW_THRESHOLD * limit for limit in thresholds], overlapping=self.overlapping)
+        if len(kept.boxes) and len(rest.boxes):
+            rest = rest.take((box_iou(rest.boxes, kept.boxes) < SAME_PLACE_IOU).all(dim=1))
+        return Answer(kept, rest)
+
+
+def label_images(
+    trained: TrainedDetector,
+    inference: BatchDetector,
+    root: Path,
+    paths: Sequence[Path],
+    thresholds: Thresholds,
+    report: DataReport,
+    journal: LabelJournal,
+    loading: Loading,
+) -> LabelledSets:
+    """Detect names in images.
+
+    Images are padded and run with those of like shape only, so that what is found in one does not depend on the others
+    beside it.
+
+    Args:
+        inference: of the detector.
+        root: a folder that all images lie in; their names start there.
+        report: counts the images, and the boxes too small to be of use (F4).
+        journal: has the answers of an interrupted call with these settings, and gets the others.
+
+    Raises:
+        ValueError: no image can be read.
+    """
+    names = tuple(thresholds.least)
+    queries = queries_of_names(trained, names)
+    readable, sizes = readable_sizes(paths, report, stops=False)
+    files = ImageFiles(tuple(paths[position] for position in readable.tolist()), sizes)
+    file_names = [name_below(root, path) for path in files.paths]
+    stats = [stat_of(path) for path in files.paths]  # before an image is read, so that later changes count
+    before = (journal.answer(name, stat) for name, stat in zip(file_names, stats, strict=True))
+    found = {image: answer for image, answer in enumerate(before) if answer is not None}
+    report.used(len(found))
+    for fault in journal.repaired:
+        report.repaired(*fault)
+
+    def detect(batch: Batch) -> Sequence[Detections]:
+        original_sizes = torch.from_numpy(files.sizes[list(batch.image_ids)])
+        return inference.detect(queries, ImageBatch(batch.images, batch.sizes, original_sizes))
+
+    left = np.setdiff1d(np.arange(len(files)), list(found))
+    size, divisor = inference.size, inference.detector.size_divisor
+    batches = image_loader(
+        files,
+        batches_of_like_shape(files.sizes, loading.batch_size, size=size, divisor=divisor, only=left),
+        size=size,
+        workers=loading.workers,
+        size_divisor=divisor,
+        pin_memory=pins_memory(inference.device),
+    )
+    detected = _detected(_counted(batches, report, journal), detect)
+    for item in progress(detected, len(left), "labelling"):
+        if item is not None:
+            image, detections = item
+            found[image] = thresholds.choose(detections)
+            journal.add(file_names[image], stats[image], found[image])
+    if not found:
+        first = next(iter(report.first_records().values()), ["no image was given"])[0]
+        raise ValueError(f"none of {len(paths)} images can be read; the first: {first}")
+    kept, below = [], []
+    for image in sorted(found):
+        answer, file = found[image], file_names[image]
+        height, width = sizes[image].tolist()
+        kept.append(_labelled(answer.kept, file, height, width, report))
+        below.append(_labelled(answer.below, file, height, width, None))
+    kept_set = LabelledSet(root, names, tuple(kept))
+    return LabelledSets(kept_set, replace(kept_set, images=tuple(below)))
+
+
+def _counted(batches: Iterator[Batch], report: DataReport, journal: LabelJournal) -> Iterator[Batch]:
+    """The batches, once the report has counted them and the journal has their repairs."""
+    for batch in batches:
+        report.add_batch(batch)
+        journal.add_repaired(batch.repaired)
+        yield batch
+
+
+def _detected(
+    batches: Iterator[Batch], detect: Callable[[Batch], Sequence[Detections]]
+) -> Iterator[tuple[int, Detections] | None]:
+    """Yield position and detections of each image; None for one that cannot be read."""
+    for batch in batches:
+        if batch.image_ids:
+            yield from zip(batch.image_ids, detect(batch), strict=True)
+        yield from [None] * len(batch.skipped)
+
+
+def _labelled(found: Detections, file: str, height: int, width: int, report: DataReport | None) -> LabelledImage:
+    """The image with the boxes that are large enough for every format."""
+    large = (found.boxes[:, 2:] - found.boxes[:, :2] >= SMALLEST_EXPORTED_PX).all(dim=1)
+    if report is not None:
+        report.used(int(large.sum()), unit="box")
+        for box in found.boxes[~large].tolist():
+            rounded = [round(value, 1) for value in box]
+            report.skipped("F4", f"{file}: a side of the box {rounded} is under {SMALLEST_EXPORTED_PX:g} px")
+    return LabelledImage(
+        file,
+        height,
+        width,
+        found.boxes[large].numpy(),
+        found.classes[large].numpy(),
+        found.scores[large].numpy(),
+    )

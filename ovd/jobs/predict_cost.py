@@ -1,0 +1,127 @@
+"""Predict what training a config takes on some hardware, from counted operations."""
+
+from dataclasses import dataclass
+
+from ovd.config.training import TrainConfig
+from ovd.cost import MEASURED_UTILIZATION, Cost, count_cost
+
+H100_TFLOPS = 989.0
+"""Peak in bf16 of an H100 SXM, on which `MEASURED_UTILIZATION` was measured."""
+DEFAULT_GPUS = 8
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a training runs on: GPUs, or one CPU."""
+
+    num_gpus: int
+    """0 for a CPU."""
+    peak_tflops: float | None
+    """Of each GPU, or of the CPU; None for a CPU of which it is not known."""
+    utilization: float | None
+    """Share of the peak that is reached, above 0 to 1; None where it is not known."""
+
+    @classmethod
+    def of_config(
+        cls, config: TrainConfig, *, gpus: int | None, peak_tflops: float | None, utilization: float | None
+    ) -> "Hardware":
+        """What a config's `train.device` means. For all but `cpu` that is GPUs, where nothing else is said 8 H100s that
+        are used as one was seen to be.
+
+        Raises:
+            ValueError: a number of GPUs for a CPU, or one of its peak and its utilization alone.
+        """
+        if config.train.device != "cpu":
+            return cls(gpus or DEFAULT_GPUS, peak_tflops or H100_TFLOPS, utilization or MEASURED_UTILIZATION)
+        if gpus is not None:
+            raise ValueError("--gpus cannot be used with train.device=cpu")
+        if (peak_tflops is None) != (utilization is None):
+            raise ValueError("the time on a CPU needs --peak-tflops and --utilization; give both or neither")
+        return cls(0, peak_tflops, utilization)
+
+
+@dataclass(frozen=True)
+class PredictedCost:
+    """What training takes: memory of a process, and time without evaluations."""
+
+    cost: Cost
+    height: int
+    width: int
+    """Of an image, in pixels."""
+    steps: int
+    images_per_step: int
+    images_at_a_time: int
+    """Per process, of which there is one per GPU."""
+    hardware: Hardware
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.cost.training_bytes(self.images_at_a_time)
+
+    @property
+    def hours(self) -> float | None:
+        """None for a CPU of which nothing is known."""
+        hardware = self.hardware
+        if hardware.peak_tflops is None or hardware.utilization is None:
+            return None
+        return self.cost.training_hours(
+            steps=self.steps,
+            images=self.images_per_step,
+            peak_tflops=max(1, hardware.num_gpus) * hardware.peak_tflops,
+            utilization=hardware.utilization,
+        )
+
+    @property
+    def words(self) -> str:
+        """A few lines for people to read."""
+        cost, per_gpu = self.cost, " per GPU" if self.hardware.num_gpus else ""
+        parameters, trained = cost.parameters / 1e6, cost.trained_parameters / 1e6
+        forward, training = cost.forward_flops / 1e9, cost.training_flops / 1e9
+        at_a_time = f"{_counted(self.images_at_a_time, 'image')}{per_gpu} at a time"
+        lines = (
+            f"parameters          {parameters:,.1f} M, {trained:,.1f} M of them trained",
+            f"GFLOP per image     {forward:,.0f} forward, {training:,.0f} in training",
+            f"memory, predicted   {self.memory_bytes / 2**30:,.1f} GiB with {at_a_time}",
+            f"time, predicted     {self._time()}",
+        )
+        return "\n".join(lines)
+
+    def _time(self) -> str:
+        work = f"{_counted(self.steps, 'step')} of {_counted(self.images_per_step, 'image')}"
+        hardware, hours = self.hardware, self.hours
+        if hours is None:
+            tflop = self.steps * self.images_per_step * self.cost.training_flops / 1e12
+            return (
+                f"none: {work} are {tflop:,.3g} TFLOP, and how many a CPU does in a second is not known; give its "
+                "--peak-tflops and --utilization"
+            )
+        minutes = f"{60 * hours:.1f} min" if 60 * hours >= 1 else "under 1 min"
+        time = f"{hours:,.1f} h" if hours >= 1 else minutes
+        where = _counted(hardware.num_gpus, "GPU") if hardware.num_gpus else "a CPU"
+        return f"{time} for {work} on {where} of {hardware.peak_tflops:g} TFLOP/s at {hardware.utilization:.0%}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def predict_cost(config: TrainConfig, hardware: Hardware, *, height: int | None = None) -> PredictedCost:
+    """Predict the cost for images as wide as `data.size`.
+
+    Args:
+        height: in pixels; by default the width, which batches of several images are padded to.
+
+    Raises:
+        ValueError: as `count_cost`.
+    """
+    train, width = config.train, config.data.size
+    height = height or width
+    return PredictedCost(
+        count_cost(config, height, width),
+        height,
+        width,
+        steps=train.steps,
+        images_per_step=train.batch_size,
+        images_at_a_time=-(-train.batch_size // max(1, hardware.num_gpus) // train.accumulate),
+        hardware=hardware,
+    )
