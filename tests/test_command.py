@@ -118,7 +118,8 @@ def test_options_are_read_before_torch_is_imported():
 
 
 OF_A_CONFIG = {
-    "train": "quickstart", "fine-tune": "fine_tuning", "text-bank": "quickstart", "align-backbone": "align_tiny"
+    "train": "quickstart", "fine-tune": "fine_tuning", "text-bank": "quickstart", "align-backbone": "align_tiny",
+    "cost": "quickstart",
 }  # fmt: skip
 READS_A_TYPO = """
 import sys

@@ -39,9 +39,9 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     if arguments.utilization == 0:
         parser.error("--utilization 0: nothing would be computed")
-    from ovd.jobs.predict_cost import Hardware, predict_cost  # here, since importing torch takes seconds
+    config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before what takes seconds to import
+    from ovd.jobs.predict_cost import Hardware, predict_cost
 
-    config = load_config(arguments.config, arguments.overrides, TrainConfig)
     hardware = Hardware.of_config(
         config, gpus=arguments.gpus, peak_tflops=arguments.peak_tflops, utilization=arguments.utilization
     )
