@@ -161,9 +161,9 @@ def test_a_finished_run_is_evaluated_with_its_calibration(calibrated, tmp_path, 
     shutil.copytree(calibrated.run, run)
     detect_all = ovd.jobs.train.detect_all
 
-    def watch(trained, *arguments):
+    def watch(trained, *arguments, **options):
         used.append(trained.calibration)
-        return detect_all(trained, *arguments)
+        return detect_all(trained, *arguments, **options)
 
     monkeypatch.setattr(ovd.jobs.train, "detect_all", watch)
     assert "APr" in train_from_config(calibrating(run, miniature_world), resume=True)
