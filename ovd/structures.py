@@ -113,6 +113,8 @@ class Batch:
     """Where and why, for every sample left out of this batch."""
     repaired: tuple[Fault, ...] = ()
     """Where and what, for every sample in it that needed a repair."""
+    shapes: tuple[tuple[int, int], ...] = ()
+    """Heights and widths that it may be padded to; any if there are none."""
 
     @classmethod
     def without_pairs(

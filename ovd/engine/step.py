@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ovd.choices import AssignmentRule
 from ovd.config.training import PairsConfig, TrainSection
+from ovd.data.loading.buckets import padded_shape
 from ovd.data.loading.padding import pad_images
 from ovd.distributed import largest_over_ranks, smallest_over_ranks, sum_over_ranks, world_size
 from ovd.engine.side_stream import SideStream
@@ -229,15 +230,23 @@ def of_one_size(batch: Batch) -> Batch:
     """
     if world_size() == 1:
         return batch
-    height, width = largest_over_ranks(torch.tensor(batch.images.shape[2:])).tolist()
+    height, width = _shape_over_ranks(batch)
     if not batch.image_ids:
         images, sizes = torch.zeros(1, 3, height, width, dtype=torch.uint8), torch.zeros(1, 2, dtype=torch.int64)
         blank = (Targets.empty(),)
         return Batch.without_pairs(images, sizes, blank, (), skipped=batch.skipped, repaired=batch.repaired)
     if batch.images.shape[2:] == (height, width):
         return batch
-    images, _ = pad_images(list(batch.images), shapes=((height, width),))
+    images, _ = pad_images(list(batch.images[:, :, :height, :width]), shapes=((height, width),))
     return replace(batch, images=images)
+
+
+def _shape_over_ranks(batch: Batch) -> tuple[int, int]:
+    """The height and width that the ranks' batches would be padded to as one."""
+    own = batch.sizes.amax(dim=0) if batch.image_ids else torch.zeros(2, dtype=torch.int64)
+    height, width, *padded = largest_over_ranks(torch.cat([own, torch.tensor(batch.images.shape[2:])])).tolist()
+    shape = padded_shape(height, width, batch.shapes)  # a rank's may be another group's, and theirs together none's
+    return shape if shape in batch.shapes else (padded[0], padded[1])
 
 
 @torch.no_grad()
