@@ -303,8 +303,9 @@ def test_the_configured_negatives_and_noise_reach_the_texts_of_a_step(tmp_path, 
     config = small_config(tmp_path / "run", miniature_world, train=settings)
     train_from_config(config.model_copy(update={"bank": config.bank.model_copy(update={"noise": 0.3})}))
     (texts,) = samplers
-    assert (texts.negatives, texts.sampled_classes, texts.name_dropout, texts.noise) == ("strict", 7, 0.2, 0.3)
-    assert (texts.pair_texts, texts.sampled_texts, texts.pair_negatives) == (None, 0, False)
+    used = texts.train
+    assert (used.negatives, used.sampled_classes, used.name_dropout, texts.noise) == ("strict", 7, 0.2, 0.3)
+    assert (texts.pair_texts, texts.sampled_texts, used.pair_negatives) == (None, 0, False)
 
 
 def test_a_warm_up_longer_than_the_run_is_refused_at_once(tmp_path, miniature_world):
