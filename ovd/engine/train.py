@@ -50,7 +50,7 @@ from ovd.engine.step_dump import StepDump
 from ovd.engine.step_texts import TextSampler
 from ovd.engine.train_state import DetectorState
 from ovd.model.detector import Detector
-from ovd.precision import Compute, use_low_precision
+from ovd.precision import Compute
 from ovd.structures import Batch
 
 Evaluate = Callable[[Detector, StopRequest | None], dict[str, float]]
@@ -102,7 +102,7 @@ def train(
     settings = criterion.train
     compute = Compute.configured(settings.precision, device_of_rank(settings.device))
     compute.place(detector).train()
-    state = initial_state(detector, data, settings, start, compute.low_precision)
+    state = initial_state(detector, data, settings, start, compute)
     if 0 < state.step < settings.steps and not ended_early(checkpoints.notes):
         checkpoints.set_report_aside()
     averaged = copy.deepcopy(detector).eval()
@@ -128,7 +128,7 @@ def train(
                 rate = settings.learning_rate * set_learning_rate_of_step(state, settings)
                 losses, batch = train_step(state, forward, batch, data.text_sampler, criterion, checkpoints.run_dir)
                 log.train(state.step, losses, lr=rate, num_images=num_images)
-                _log_gates(state, batch, settings, log, low_precision=compute.low_precision)
+                _log_gates(state, batch, settings, log, compute)
             is_over = state.step == settings.steps
             is_evaluated = _is_evaluated(state.step, settings)
             if evaluation and early_stop is not None and (is_over or is_evaluated):  # the checkpoint has what it learns
@@ -185,7 +185,7 @@ class _Evaluation:
 def _as_called(detector: Detector, settings: TrainSection, compute: Compute) -> nn.Module:
     """The detector as each step calls it: through CUDA graphs, or for several ranks."""
     if settings.cuda_graphs and not settings.compile and can_be_graphed(detector, accumulate=settings.accumulate):
-        return GraphedDetector(detector, low_precision=compute.low_precision)
+        return GraphedDetector(detector, compute)
     return data_parallel(detector, compute.device)
 
 
@@ -200,23 +200,23 @@ def _lacks_evaluation(step: int, settings: TrainSection, log: RunLog | NoLog) ->
 
 
 def _log_gates(
-    state: DetectorState, batch: Batch, settings: TrainSection, log: RunLog | NoLog, *, low_precision: bool
+    state: DetectorState, batch: Batch, settings: TrainSection, log: RunLog | NoLog, compute: Compute
 ) -> None:
     """Log what the gates let in, now and then and after the last step."""
     is_due = state.step % GATE_INTERVAL == 0 or state.step == settings.steps
     if state.module.is_gated and is_main() and is_due:
-        log.gates(state.step, gate_statistics(state.module, batch.images, low_precision=low_precision))
+        log.gates(state.step, gate_statistics(state.module, batch.images, compute))
 
 
 def initial_state(
-    detector: Detector, data: TrainingData, settings: TrainSection, start: Start, low_precision: bool
+    detector: Detector, data: TrainingData, settings: TrainSection, start: Start, compute: Compute
 ) -> DetectorState:
     """The state before the first step; the detector is on its device, in train mode."""
     optimizer = build_optimizer(build_groups(detector, settings), lr=settings.learning_rate)
     if isinstance(start, Fresh) and start.solve_bias:
         first = first_with_images(data.batches_from(0), data.num_samples)
         texts = data.text_sampler.sample(first, step_generator(settings.seed, 0)).to(detector.device)
-        set_initial_bias(detector, first.to(detector.device), texts.embeddings, low_precision)
+        set_initial_bias(detector, first.to(detector.device), texts.embeddings, compute)
     state = DetectorState(detector, optimizer, Ema(detector, settings.ema_decay))
     match start:
         case Fresh():
@@ -246,12 +246,12 @@ def train_step(
         run_dir: folder for the dump of a step that is not finite.
     """
     settings, detector, step = criterion.train, state.module, state.step
-    low_precision = use_low_precision(settings.precision, detector.device)
+    compute = Compute.configured(settings.precision, detector.device)
     torch.manual_seed(step_seed(settings.seed + rank(), step))  # for stochastic depth
     batch = of_one_size(batch)
     texts = text_sampler.sample(batch, step_generator(settings.seed, step)).to(detector.device)
     batch = batch.to(detector.device)
-    losses = backward(forward, detector, batch, texts, criterion, step=step, low_precision=low_precision)
+    losses = backward(forward, detector, batch, texts, criterion, step=step, compute=compute)
     norm = gradient_norm(detector.parameters())
     numbers = step_if_finite(state.optimizer, losses, norm, max_norm=settings.clip_norm)
     state.optimizer.zero_grad()
