@@ -1,6 +1,7 @@
 """Training with region distillation: its loss, its frozen teacher, and what it leaves untouched."""
 
 import json
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,6 +192,19 @@ def test_a_run_from_a_trained_detector_has_the_original_clip_as_its_teacher(
     (teacher,) = seen
     assert teacher is not None
     assert_original(teacher)
+
+
+def test_a_dump_that_a_full_disk_cuts_short_is_an_error_of_the_disk(step, tmp_path):
+    """torch says something else of it, by which the error that the dump is of would be lost."""
+    dump = StepDump(0, {"weight": torch.zeros(100_000)}, step.batch, step.texts, {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"failed-step-000000\.rank0\.pt cannot be written; the disk may be full"):
+            dump.write(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_replayed_step_shows_the_loss_of_each_image(step, tmp_path, capsys):
