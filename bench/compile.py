@@ -31,15 +31,15 @@ def main() -> None:
     arguments = parser.parse_args()
     device = arguments.device
     fresh = fresh_detector(arguments.config, device)
-    config, plain, low_precision = fresh.config, fresh.detector, fresh.low_precision
+    config, plain, compute = fresh.config, fresh.detector, fresh.compute
     batch = fresh.batch(arguments.batch_size, arguments.size, arguments.classes)
     rows = fresh.text(arguments.classes)
     texts = fresh.step_texts(rows, arguments.batch_size)
     queries, images = QueryTexts(rows), ImageBatch(batch.images, batch.sizes, batch.sizes)
-    set_initial_bias(plain, batch, rows, low_precision)
+    set_initial_bias(plain, batch, rows, compute)
     options = DetectionOptions(score_threshold=0.0, nms_iou=0.6, max_detections=300, candidates=2000)
     forms = {
-        use_compiled: Inference(detector, size=arguments.size, options=options, low_precision=low_precision)
+        use_compiled: Inference(detector, size=arguments.size, options=options, low_precision=compute.low_precision)
         for use_compiled, detector in ((False, plain), (True, copy.deepcopy(plain)))
     }
     forms[True].compile()
@@ -49,7 +49,7 @@ def main() -> None:
         detector.train().zero_grad()
         section = config.train.model_copy(update={"assignment": "fcos", "compile": use_compiled})
         criterion = Criterion(section, config.data.pairs)
-        losses = backward(detector, detector, batch, texts, criterion, step=0, low_precision=low_precision)
+        losses = backward(detector, detector, batch, texts, criterion, step=0, compute=compute)
         return sum(loss.item() for loss in losses.values())
 
     def look(use_compiled: bool) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ovd.inference import ImageBatch
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.query_texts import QueryTexts
-from ovd.precision import autocast, describe_machine
+from ovd.precision import describe_machine
 
 CLASSES = (91, 1203)
 OPTIONS = DetectionOptions(score_threshold=0.0, nms_iou=0.6, max_detections=300, candidates=5000)
@@ -28,10 +28,10 @@ OPTIONS = DetectionOptions(score_threshold=0.0, nms_iou=0.6, max_detections=300,
 
 def make_forms(fresh: Fresh, num_classes: int, batch_size: int, size: int) -> dict[str, Callable[[], list[Tensor]]]:
     """Ours, our forward pass, and torchvision's on the same images; each returns its boxes by image."""
-    batch, text, low_precision = (
+    batch, text, compute = (
         fresh.batch(batch_size, size, num_classes),
         fresh.text(num_classes),
-        fresh.low_precision,
+        fresh.compute,
     )
     inference = fresh.inference(size=size, options=OPTIONS)
     peer = torchvision_fcos(num_classes, size, fresh.device, fresh.compute.frozen_memory_format).eval()
@@ -48,7 +48,7 @@ def make_forms(fresh: Fresh, num_classes: int, batch_size: int, size: int) -> di
 
     @torch.no_grad()
     def torchvision() -> list[Tensor]:
-        with autocast(fresh.device, low_precision):
+        with compute.autocast():
             found = peer(given)
         return [{name: part.cpu() for name, part in item.items()}["boxes"] for item in found]
 

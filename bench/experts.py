@@ -29,7 +29,7 @@ from ovd.model.low_rank import add_adapters
 from ovd.model.query_texts import QueryTexts
 from ovd.model.shared_layers import copy_sharing_layers, shared_parameters
 from ovd.model.side_branch import SideBranch
-from ovd.precision import autocast, describe_machine
+from ovd.precision import describe_machine
 from ovd.structures import Batch
 
 NUM_EXPERTS = (1, 3)
@@ -46,7 +46,7 @@ def main() -> None:
     fresh = fresh_detector(arguments.config, device)
     batch = fresh.batch(arguments.batch_size, arguments.size, NAMES)
     rows = [fresh.text(NAMES) for _ in range(1 + max(NUM_EXPERTS))]
-    set_initial_bias(fresh.detector, batch, rows[0], fresh.low_precision)
+    set_initial_bias(fresh.detector, batch, rows[0], fresh.compute)
     result = {
         "machine": describe_machine(device),
         "settings": {name: str(value) for name, value in vars(arguments).items()},
@@ -75,12 +75,12 @@ def frozen_side_of(fresh: Fresh) -> SideBranch:
 
 def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, object]:
     """Milliseconds of each form, and the ratio of each number of experts to the sum of its parts."""
-    detector, low_precision, size = copy.deepcopy(fresh.detector), fresh.low_precision, batch.images.shape[-1]
+    detector, compute, size = copy.deepcopy(fresh.detector), fresh.compute, batch.images.shape[-1]
     fresh.compute.freeze(detector)  # as `build_own_inference` does; the fresh one trains afterwards
     options = DetectionOptions(score_threshold=0.05, candidates=1000, max_detections=300)
 
     def inference_of(one) -> Inference:
-        return Inference(one, size=size, options=options, low_precision=low_precision)
+        return Inference(one, size=size, options=options, low_precision=compute.low_precision)
 
     base = inference_of(detector)
 
@@ -96,7 +96,7 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
 
     @torch.no_grad()
     def features():
-        with autocast(batch.images.device, low_precision):
+        with compute.autocast():
             pixels = detector.normalize(batch.images)
             return detector.backbone(pixels), pixels
 
@@ -104,7 +104,7 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
 
     @torch.no_grad()
     def rest():
-        with autocast(batch.images.device, low_precision):
+        with compute.autocast():
             predictions = detector.predict_from(*computed)
         predictions = base.without_padding(predictions, batch.images, batch.sizes)
         return base.detections(predictions, ImageBatch(batch.images, batch.sizes, batch.sizes), of_base)
@@ -113,7 +113,7 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
 
     @torch.no_grad()
     def side_branch():
-        with autocast(batch.images.device, low_precision):
+        with compute.autocast():
             return side(computed[1], computed[0].features)
 
     forms: dict[str, Callable[[], object]] = {
@@ -163,7 +163,7 @@ def time_training(fresh: Fresh, batch: Batch, text: Tensor) -> dict[str, object]
 
         def step(learner=learner, optimizer=optimizer) -> None:
             optimizer.zero_grad(set_to_none=True)
-            backward(learner, learner, batch, texts, criterion, step=0, low_precision=fresh.low_precision)
+            backward(learner, learner, batch, texts, criterion, step=0, compute=fresh.compute)
             optimizer.step()
 
         forms[form] = step

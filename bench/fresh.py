@@ -33,7 +33,7 @@ from ovd.model.crop_encoder import CropEncoder
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.similarity import initial_bias
-from ovd.precision import Compute, autocast
+from ovd.precision import Compute
 from ovd.selftrain.teacher import OvdTeacher, TextVariants
 from ovd.structures import Batch, Targets
 from ovd.text.encoder import encode_tokens
@@ -88,18 +88,13 @@ class Fresh:
         """That the detector is on."""
         return self.compute.device
 
-    @property
-    def low_precision(self) -> bool:
-        """Whether to use bf16 autocast."""
-        return self.compute.low_precision
-
     def inference(self, *, size: int, options: DetectionOptions, second_look: CropEncoder | None = None) -> Inference:
         """As `build_own_inference` makes it: of a frozen detector."""
         return Inference(
             self.compute.freeze(self.detector),
             size=size,
             options=options,
-            low_precision=self.low_precision,
+            low_precision=self.compute.low_precision,
             second_look=second_look,
         )
 
@@ -149,18 +144,18 @@ def fresh_detector(path: Path, device: torch.device) -> Fresh:
 
 def own_step(fresh: Fresh, batch: Batch, num_classes: int) -> Callable[[], object]:
     """A whole training step as the loop takes it, with FCOS's assignment; every class is scored."""
-    detector, settings, low_precision = fresh.detector.train(), fresh.config.train, fresh.low_precision
+    detector, settings, compute = fresh.detector.train(), fresh.config.train, fresh.compute
     rows = fresh.text(num_classes)
     texts = fresh.step_texts(rows, len(batch.targets))
-    set_initial_bias(detector, batch, rows, low_precision)
+    set_initial_bias(detector, batch, rows, compute)
     optimizer = build_optimizer(build_groups(detector, settings), lr=1e-4)
     average = Ema(detector, settings.ema_decay)
     criterion = Criterion(settings.model_copy(update={"assignment": "fcos"}), fresh.config.data.pairs)
     is_graphed = settings.cuda_graphs and can_be_graphed(detector, accumulate=settings.accumulate)
-    forward = GraphedDetector(detector, low_precision=low_precision) if is_graphed else detector
+    forward = GraphedDetector(detector, compute) if is_graphed else detector
 
     def step() -> None:
-        losses = backward(forward, detector, batch, texts, criterion, step=0, low_precision=low_precision)
+        losses = backward(forward, detector, batch, texts, criterion, step=0, compute=compute)
         norm = gradient_norm(detector.parameters())
         numbers = step_if_finite(optimizer, losses, norm, max_norm=settings.clip_norm)
         optimizer.zero_grad()
@@ -200,7 +195,7 @@ def fresh_teacher(device: torch.device, shards: Path, options: LabelOptions) -> 
     detector, pairs = inference.detector, PairShards(shards)
     rows = range(min(options.batch_size, len(pairs)))
     images = torch.stack([torch.from_numpy(read_image(pairs[row].image)).permute(2, 0, 1) for row in rows])
-    with torch.no_grad(), autocast(device, inference.low_precision):
+    with torch.no_grad(), inference.compute.autocast():
         embeddings = detector(images.to(device)).embeddings.flatten(0, 1).cpu()
     captions = encode_tokens(clip, clip.tokenizer([pairs.caption(row) for row in rows]))
     detector.set_bias(initial_bias(embeddings, captions, scale=detector.scale.item()))

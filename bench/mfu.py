@@ -24,7 +24,7 @@ from ovd.cost import count_cost
 from ovd.engine.detector_groups import build_groups
 from ovd.engine.ema import Ema
 from ovd.engine.optim import build_optimizer, gradient_norm, step_if_finite
-from ovd.precision import autocast, describe_machine
+from ovd.precision import describe_machine
 
 NUM_CLASSES = 1203
 PROFILED_STEPS = 3
@@ -41,12 +41,12 @@ def main() -> None:
     step()
 
     def forward() -> object:
-        with autocast(device, fresh.low_precision):
+        with fresh.compute.autocast():
             return fresh.detector(batch.images)
 
     raw = seconds_of({"step": step, "forward": forward, "optimizer": optimizer_step(fresh)}, device)
     seconds = {name: statistics.median(values) for name, values in raw.items()}
-    peaks = measured_peaks(device, torch.bfloat16 if fresh.low_precision else torch.float32)
+    peaks = measured_peaks(device, torch.bfloat16 if fresh.compute.low_precision else torch.float32)
     flops = arguments.batch_size * count_cost(fresh.config, arguments.size, arguments.size).training_flops
     result = {
         "machine": describe_machine(device),

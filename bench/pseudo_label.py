@@ -24,7 +24,7 @@ from ovd.config.labelling import LabelOptions
 from ovd.data.images.read import read_image
 from ovd.data.pairs.tar import PairShards
 from ovd.model.query_texts import QueryTexts
-from ovd.precision import autocast, describe_machine
+from ovd.precision import describe_machine
 from ovd.selftrain.labels import read_labels
 from ovd.selftrain.pseudo_label import label_shards
 from ovd.text.encoder import encode_tokens
@@ -57,7 +57,7 @@ def main() -> None:
         @torch.no_grad()
         def forward() -> None:
             for batch in batches:
-                with autocast(device, inference.low_precision):
+                with inference.compute.autocast():
                     predictions = inference.detector(batch)
             assert predictions.embeddings.isfinite().all()
 

@@ -34,7 +34,7 @@ def make_step(
     batch = fresh.batch(batch_size, size, num_classes)
     if form == "ours":
         return step_of_fresh(fresh, batch, num_classes)
-    tuned = form == "tuned" and fresh.low_precision
+    tuned = form == "tuned" and fresh.compute.low_precision
     del fresh
     return torchvision_step(
         torchvision_fcos(num_classes, size, device, Compute(device, tuned).memory_format), batch, tuned=tuned

@@ -45,7 +45,7 @@ from ovd.engine.step_texts import StepTexts, TextSampler
 from ovd.engine.train import step_generator
 from ovd.inference import ImageBatch, Inference
 from ovd.model.query_texts import QueryTexts
-from ovd.precision import autocast
+from ovd.precision import Compute, autocast
 from ovd.structures import Batch, Detections, Predictions, Targets
 
 
@@ -261,17 +261,17 @@ class OvdDetector(nn.Module):
         self.step += 1
         batch = batch.to(self.device)
         # bf16 where detectron2 uses fp16: the class loss computes its gradients before any loss scaling could help.
-        low_precision = torch.is_autocast_enabled(self.device.type)
+        compute = Compute(self.device, torch.is_autocast_enabled(self.device.type))
         if not self.bias_is_solved:
-            set_initial_bias(self.detector, batch, texts.embeddings, low_precision)
+            set_initial_bias(self.detector, batch, texts.embeddings, compute)
             self.bias_is_solved.fill_(True)
-        with autocast(self.device, low_precision):
+        with compute.autocast():
             predictions = self.detector(batch.images)
         with autocast(self.device, False):
-            return self._losses_of(predictions, batch, texts, low_precision)
+            return self._losses_of(predictions, batch, texts, compute)
 
     def _losses_of(
-        self, predictions: Predictions, batch: Batch, texts: StepTexts, low_precision: bool
+        self, predictions: Predictions, batch: Batch, texts: StepTexts, compute: Compute
     ) -> dict[str, Tensor]:
         criterion, points = Criterion(self._config.train, pairs=None), self.detector.points(batch.images)
         matched = criterion.match_by_annotations(points, batch, step=0)
@@ -279,7 +279,7 @@ class OvdDetector(nn.Module):
         # DDP averages what are parts of a sum.
         matched = replace(matched, normalizers=matched.normalizers / world_size())
         classifier = self.detector.classifier(texts.embeddings, texts.class_ids)
-        return criterion.losses(Part(batch, texts, predictions, points, classifier, low_precision), matched)
+        return criterion.losses(Part(batch, texts, predictions, points, classifier, compute), matched)
 
     def _targets(self, given: dict[str, Any]) -> Targets:
         instances = given["instances"].to("cpu")

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -244,42 +243,44 @@ class Inference(BatchDetector):
             predictions, batch: of the same images, on the detector's device.
             queries: at least one.
         """
-        text, ensemble = queries.text, queries.ensemble
-        classifier, look = self.classifier(text), None
-        # Fitted to the detector alone, without CLIP's scores.
-        calibration = None if self.threshold is None or ensemble is not None else self.calibration
-        options = self.options
-        if calibration is not None:
-            nearness, least = self._nearness(text, calibration), options.score_threshold
-            update: dict[str, Any] = {"score_threshold": calibration.score_map.least_score(least, nearness)}
-            if calibration.score_map.distance:  # changes the order, so that the best are known once it has
-                update["max_detections"] = max(options.candidates, options.max_detections)
-            options = options.model_copy(update=update)
-        if self.second_look is not None:
-            look = partial(self.second_look, batch.images, batch.sizes)
         # Cosines are float32's, whatever context the caller is in.
         with on_device(self.device), autocast(self.device, False):
-            found = postprocess(
-                predictions,
-                classifier,
-                input_sizes=batch.sizes,
-                original_sizes=batch.original_sizes,
-                options=options,
-                ensemble=ensemble,
-                look=look,
-            )
-        found = tuple(Detections(item.boxes.cpu(), item.scores.cpu(), item.classes.cpu()) for item in found)
-        if calibration is None:
-            return found
+            # Fitted to the detector alone, without CLIP's scores.
+            if self.calibration is None or self.threshold is None or queries.ensemble is not None:
+                return self._uncalibrated(predictions, batch, queries, self.options)
+            return self._calibrated(self.calibration, predictions, batch, queries)
+
+    def _calibrated(
+        self, calibration: ScoreCalibration, predictions: Predictions, batch: ImageBatch, queries: QueryTexts
+    ) -> tuple[Detections, ...]:
+        """The detections with scores that are probabilities."""
+        nearness, options = self._nearness(queries.text, calibration), self.options
+        found = self._uncalibrated(predictions, batch, queries, calibration.options_before(options, nearness))
         return tuple(
             _mapped(
                 item,
                 calibration.score_map(item.scores, nearness[item.classes]),
-                above=least,
-                limit=self.options.max_detections,
+                above=options.score_threshold,
+                limit=options.max_detections,
             )
             for item in found
         )
+
+    def _uncalibrated(
+        self, predictions: Predictions, batch: ImageBatch, queries: QueryTexts, options: DetectionOptions
+    ) -> tuple[Detections, ...]:
+        """The detections, on the CPU, with scores that are not mapped to probabilities."""
+        look = None if self.second_look is None else partial(self.second_look, batch.images, batch.sizes)
+        found = postprocess(
+            predictions,
+            self.classifier(queries.text),
+            input_sizes=batch.sizes,
+            original_sizes=batch.original_sizes,
+            options=options,
+            ensemble=queries.ensemble,
+            look=look,
+        )
+        return tuple(Detections(item.boxes.cpu(), item.scores.cpu(), item.classes.cpu()) for item in found)
 
 
 def _mapped(found: Detections, scores: Float[Tensor, " K"], *, above: float, limit: int) -> Detections:

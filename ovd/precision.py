@@ -48,6 +48,19 @@ def on_device(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+def check_default_dtype() -> None:
+    """Check that modules are made in float32, torch's default, which a program can change.
+
+    Raises:
+        ValueError: another dtype is the default.
+    """
+    if (dtype := torch.get_default_dtype()) != torch.float32:
+        raise ValueError(
+            f"models are made in float32, but torch's default dtype is {dtype}; "
+            "call torch.set_default_dtype(torch.float32) before they are loaded"
+        )
+
+
 def product_dtype(x: torch.Tensor) -> torch.dtype:
     """The dtype in which products with a tensor are computed: autocast's, else its own."""
     device = x.device.type

@@ -113,6 +113,8 @@ class Batch:
     """Where and why, for every sample left out of this batch."""
     repaired: tuple[Fault, ...] = ()
     """Where and what, for every sample in it that needed a repair."""
+    shapes: tuple[tuple[int, int], ...] = ()
+    """Heights and widths that it may be padded to; any if there are none."""
 
     @classmethod
     def without_pairs(
@@ -193,7 +195,8 @@ class Detections:
     @classmethod
     def empty(cls) -> "Detections":
         """Detections of an image in which nothing is found."""
-        return cls(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+        boxes, scores = torch.zeros(0, 4, dtype=torch.float32), torch.zeros(0, dtype=torch.float32)
+        return cls(boxes, scores, torch.zeros(0, dtype=torch.int64))
 
     @classmethod
     def cat(cls, parts: Sequence["Detections"]) -> "Detections":

@@ -1,12 +1,19 @@
 """bf16 where it is fast: checked against the flags that the kernel reports and the dtypes that come out."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from small_detector import build_detector
 
 from ovd import precision
+from ovd.clip.load import load_clip
+from ovd.inference import Inference
+from ovd.model.detection_options import DetectionOptions
+from ovd.model.query_texts import QueryTexts
 from ovd.precision import (
     Compute,
     describe_machine,
@@ -16,6 +23,15 @@ from ovd.precision import (
 )
 
 CPU = torch.device("cpu")
+
+
+@contextmanager
+def float64_by_default() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_fast_where_the_kernel_lists_the_instructions():
@@ -114,3 +130,28 @@ def test_a_deterministic_block_leaves_a_warning_a_warning():
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_a_model_is_not_loaded_where_float64_is_the_default():
+    with (
+        float64_by_default(),
+        pytest.raises(ValueError, match=r"default dtype is torch\.float64; call torch\.set_default_dtype"),
+    ):
+        load_clip("tiny")
+
+
+@pytest.mark.parametrize("task_aligned", [False, True])
+def test_a_loaded_detector_detects_in_float32_whatever_the_default_is(untrained_clip, task_aligned):
+    detector = build_detector(untrained_clip, "pyramid", "head", task_aligned=task_aligned).eval()
+    image = np.random.default_rng(0).integers(0, 256, (80, 96, 3), dtype=np.uint8)
+    text = torch.nn.functional.normalize(torch.randn(5, 256, generator=torch.Generator().manual_seed(0)), dim=1)
+    for threshold in (0.001, 1.0):  # many, none
+        options = DetectionOptions(score_threshold=threshold)
+        inference = Inference(detector, size=96, options=options, low_precision=False)
+        expected = inference.image(QueryTexts(text), image)
+        with float64_by_default():
+            found = inference.image(QueryTexts(text), image)
+        assert (len(expected.boxes) > 0) == (threshold < 1)
+        assert found.boxes.dtype == found.scores.dtype == torch.float32
+        torch.testing.assert_close(found.boxes, expected.boxes)
+        torch.testing.assert_close(found.scores, expected.scores)

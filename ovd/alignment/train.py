@@ -27,7 +27,6 @@ from ovd.distributed import (
     data_parallel,
     device_of_rank,
     failing_together,
-    on_any_rank,
     pins_memory,
     rank,
     sum_over_ranks,
@@ -290,7 +289,7 @@ def align(distillation: Distillation, data: AlignmentData, found: checkpoint.Che
         for batch in until_stopped(left, stop):
             _take_step(distillation, dense_feature, state, batch, log)
             state.step += 1
-            if state.step == settings.steps or on_any_rank(stop.received):
+            if state.step == settings.steps:
                 break
             if state.step % settings.save_every == 0:
                 checkpoints.save(state, data.report, must_succeed=False, warning=log.warning)

@@ -65,14 +65,11 @@ def build_text_sampler(
     return TextSampler(
         bank=bank,
         image_counts=image_counts,
-        negatives=config.train.negatives,
-        sampled_classes=config.train.sampled_classes,
+        train=config.train,
         noise=config.bank.noise,
         pair_texts=pair_texts,
         sampled_texts=0 if config.data.pairs is None else config.data.pairs.sampled_texts,
-        pair_negatives=config.train.pair_negatives,
         held_out=held_out,
-        name_dropout=config.train.name_dropout,
     )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import ovd.clip.tiny_net  # noqa: F401  registers the tiny backbone with timm
 from ovd.choices import Activation
 from ovd.clip.kept_words import keep_few_words
+from ovd.precision import check_default_dtype
 from ovd.root_logger import root_logger_left_alone
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -86,8 +87,10 @@ def load_clip(
     Raises:
         ValueError: the name is unknown, a folder has no model or no weights, the weights of a name are missing or
             cannot be fetched, are damaged, contain more than tensors, do not fit the model (shapes, activation), or
-            have an unknown activation or normalization; or `activation`, `mean` or `std` is given without a local file.
+            have an unknown activation or normalization; `activation`, `mean` or `std` is given without a local file; or
+            torch's default dtype is not float32.
     """
+    check_default_dtype()
     is_file = weights is not None and Path(weights).is_file()
     if not is_file and (activation, mean, std) != (None, None, None):
         if weights not in (None, "random"):

@@ -219,8 +219,8 @@ class DataConfig(AugmentationOptions):
     """Threshold of LVIS's repeat-factor sampling, a share of the training images; 0 switches it off."""
     shape_groups: PositiveInt = 1
     """Number of groups of images by aspect ratio. Batches are drawn from one group as far as its size allows, and are
-    padded to the shape of a group or to one shape that holds any image; a few are padded to a larger one with several
-    ranks than with one. In the epoch in which `init_state: training` goes on with another batch size, some images come
+    padded to the shape of a group or to one shape that holds any image; with `pairs`, to one that holds these, too. In
+    the epoch in which `init_state: training` goes on with another batch size, some images come
     twice and as many not at all."""
     pairs: PairsConfig | None = None
     """Image-text pairs that are trained on besides `source`; none by default."""

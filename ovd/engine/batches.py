@@ -29,12 +29,11 @@ def counted(
 
 
 def until_stopped(batches: Iterator[Batch], stop: StopRequest) -> Iterator[Batch]:
-    """The batches, of which every rank has as many; none after a signal to stop that has killed loader workers too.
-
-    The loop stops at any other signal by itself, after the step that it is in.
-    """
+    """The batches, of which every rank has as many, up to a signal to stop, which may kill loader workers, too."""
+    of_all = together(batches)
     try:
-        yield from together(batches)
+        while not on_any_rank(stop.received) and (batch := next(of_all, None)) is not None:
+            yield batch
     except (RuntimeError, OSError):  # an OSError of one rank is a RuntimeError on the others (`failing_together`)
         if not on_any_rank(stop.received):
             raise

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from ovd.model.detector import Detector
 from ovd.model.gates import GatedProjection, GatedShortcuts
-from ovd.precision import autocast
+from ovd.precision import Compute
 
 
 @torch.no_grad()
-def gate_statistics(detector: Detector, images: UInt8[Tensor, "B 3 H W"], *, low_precision: bool) -> dict[str, float]:
+def gate_statistics(detector: Detector, images: UInt8[Tensor, "B 3 H W"], compute: Compute) -> dict[str, float]:
     """Measure a gated detector in an additional pass over a batch's images, without changing it.
 
     Returns:
@@ -47,7 +47,7 @@ def gate_statistics(detector: Detector, images: UInt8[Tensor, "B 3 H W"], *, low
     weights = watch(shortcuts.head.filter.weights, torch.abs) if shortcuts.head is not None else []
     try:
         # Code that was compiled earlier may not call the hooks.
-        with torch.compiler.set_stance("force_eager"), autocast(images.device, low_precision):
+        with torch.compiler.set_stance("force_eager"), compute.autocast():
             detector(images)
     finally:
         for handle in handles:

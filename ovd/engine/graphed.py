@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ovd.distributed import world_size
 from ovd.model.detector import Detector
-from ovd.precision import autocast
+from ovd.precision import Compute
 from ovd.structures import Predictions
 
 MAX_SHAPES = 8
@@ -30,14 +30,13 @@ def can_be_graphed(detector: Detector, *, accumulate: int) -> bool:
 class GraphedDetector(nn.Module):
     """Calls a detector, in train mode; each shape of a batch is captured the first time it comes."""
 
-    def __init__(self, detector: Detector, *, low_precision: bool):
+    def __init__(self, detector: Detector, compute: Compute):
         """
         Args:
             detector: stays where it is, with the same trainable parameters.
-            low_precision: whether to use bf16 autocast.
         """
         super().__init__()
-        self._plain = _Plain(detector, low_precision)
+        self._plain = _Plain(detector, compute)
         self._graphs: dict[torch.Size, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -54,7 +53,7 @@ class GraphedDetector(nn.Module):
         # Gradients are summed on the stream that captured, and torch says in every backward pass that it waits for it.
         if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):  # since torch 2.11
             torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
-        plain = _Plain(self._plain.detector, self._plain.low_precision)
+        plain = _Plain(self._plain.detector, self._plain.compute)
         options = {"allow_unused_input": True, "pool": self._pool}
         # Passes before the capture draw random numbers; the step's own must not depend on whether it captures.
         state = torch.cuda.get_rng_state(images.device)
@@ -66,16 +65,16 @@ class GraphedDetector(nn.Module):
 class _Plain(nn.Module):
     """A detector whose output is a tuple of tensors."""
 
-    def __init__(self, detector: Detector, low_precision: bool):
+    def __init__(self, detector: Detector, compute: Compute):
         super().__init__()
-        self.detector, self.low_precision = detector, low_precision
+        self.detector, self.compute = detector, compute
 
     def forward(
         self, images: UInt8[Tensor, "B 3 H W"]
     ) -> tuple[Float[Tensor, "B P D"], Float[Tensor, "B P 4"], Float[Tensor, "B P"]]:
         # Weights that autocast has cast before are not to be a part of the graph, which casts them in every step.
         torch.clear_autocast_cache()
-        with autocast(images.device, self.low_precision):
+        with self.compute.autocast():
             predictions = self.detector(images)
         torch.clear_autocast_cache()
         return predictions.embeddings, predictions.boxes, predictions.quality

@@ -163,6 +163,9 @@ class RunLog:
         self._evaluated.add(step)
         self._append({"kind": "evaluation", "step": step, "metrics": dict(metrics)})
         self._scalars(step, {f"evaluation/{name}": value for name, value in metrics.items()})
+        now = time.monotonic()  # the time since the last step is none of the next one's
+        self._last_line_s += now - self._last_step_s
+        self._last_step_s = now
         values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self.message(f"step {step}/{self._total_steps}  evaluation  {values}")
 

@@ -1,21 +1,29 @@
-"""Clean stops: a signal sets a flag, which the training loop checks between steps."""
+"""Clean stops: a signal sets a flag, which the training loop checks between steps, and its evaluations too."""
 
 import os
 import signal
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
+
+from ovd.distributed import is_main
+
+Kind = TypeVar("Kind")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 EXIT_ON_SIGNAL = 143
 
 
+class Stopped(Exception):
+    """Work was given up for a stop; it can be done again."""
+
+
 class StopRequest:
     """A context manager whose `received` becomes true at the first SIGTERM, SIGUSR1, SIGHUP or Ctrl-C inside it.
 
-    A second Ctrl-C interrupts. A hang-up that is ignored, as under nohup, stays so; after another, nothing is printed
-    to the terminal that is gone.
+    A line says so after a Ctrl-C; a second one interrupts. A hang-up that is ignored, as under nohup, stays so; after
+    another, nothing is printed to the terminal that is gone.
     """
 
     def __init__(self) -> None:
@@ -35,10 +43,23 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def until_received(self, items: Iterable[Kind]) -> Iterator[Kind]:
+        """The items up to a signal, which may kill loader workers, too."""
+        try:
+            for item in items:
+                yield item
+                if self.received:
+                    return
+        except RuntimeError:
+            if not self.received:
+                raise
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received:
             raise KeyboardInterrupt
         self.received = True
+        if number == signal.SIGINT and is_main():
+            os.write(2, b"\nstopping after this step and its checkpoint; Ctrl-C again ends at once\n")
         if number == signal.SIGHUP:
             for descriptor in filter(_is_gone, self._terminals):
                 nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ovd.choices import AssignmentRule
 from ovd.config.training import PairsConfig, TrainSection
+from ovd.data.loading.buckets import padded_shape
 from ovd.data.loading.padding import pad_images
 from ovd.distributed import largest_over_ranks, smallest_over_ranks, sum_over_ranks, world_size
 from ovd.engine.side_stream import SideStream
@@ -23,7 +24,7 @@ from ovd.model.losses import ClassMasks, MatchedPoints, detection_losses, match_
 from ovd.model.region_distillation import region_loss, select_regions
 from ovd.model.similarity import TextClassifier, initial_bias
 from ovd.model.start_distillation import free_points, start_losses
-from ovd.precision import autocast
+from ovd.precision import Compute
 from ovd.structures import Assignment, Batch, Points, Predictions, Targets
 
 
@@ -47,8 +48,8 @@ class Part:
     points: Points
     classifier: TextClassifier
     """The detector's classifier of the texts."""
-    low_precision: bool
-    """Whether the step uses bf16."""
+    compute: Compute
+    """Where the step is computed, and in which precision."""
     num_parts: int = 1
     """Number of parts of the step, whose losses are added up."""
 
@@ -126,7 +127,7 @@ class Criterion:
             classifier=part.classifier,
             masks=ClassMasks(part.texts.mask, part.texts.mask_in_boxes),
             normalizers=matching.normalizers,
-            low_precision=part.low_precision,
+            low_precision=part.compute.low_precision,
         )
         if self.pairs is not None and self.pairs.use == "image_labels":
             pair_classifier = part.classifier.select(part.texts.of_pairs)
@@ -154,7 +155,7 @@ class Criterion:
         configured."""
         if self.start is None:
             return {}
-        with torch.no_grad(), autocast(part.batch.images.device, part.low_precision):
+        with torch.no_grad(), part.compute.autocast():
             before = self.start(part.batch.images)
         losses = start_losses(part.predictions, before, free_points(assignment))
         return {name: self.train.start_distillation / part.num_parts * loss for name, loss in losses.items()}
@@ -168,7 +169,7 @@ def backward(
     criterion: Criterion,
     *,
     step: int,
-    low_precision: bool,
+    compute: Compute,
 ) -> dict[str, Tensor]:
     """Compute the gradients of a step, in `.grad` of the parameters, and return its losses.
 
@@ -188,7 +189,7 @@ def backward(
     for rows in parts:
         its_batch, its_texts = batch.of_images(rows), texts.of_images(rows)
         with _gradients_stay_here(forward, until_last=rows is not parts[-1]):
-            with autocast(batch.images.device, low_precision):
+            with compute.autocast():
                 predictions = forward(its_batch.images)
             classifier = detector.classifier(its_texts.embeddings, its_texts.class_ids)
             if rows is parts[0]:  # a GPU is busy with the forward pass meanwhile
@@ -197,7 +198,7 @@ def backward(
                     whole = criterion.match_by_annotations(points, batch, step)
                     if criterion.pairs is not None:
                         num_pairs = int(sum_over_ranks(batch.is_pair.sum()))
-            part = Part(its_batch, its_texts, predictions, points, classifier, low_precision, len(parts))
+            part = Part(its_batch, its_texts, predictions, points, classifier, compute, len(parts))
             if whole is None:
                 matching = criterion.match_by_predictions(part, step)
             else:
@@ -229,21 +230,29 @@ def of_one_size(batch: Batch) -> Batch:
     """
     if world_size() == 1:
         return batch
-    height, width = largest_over_ranks(torch.tensor(batch.images.shape[2:])).tolist()
+    height, width = _shape_over_ranks(batch)
     if not batch.image_ids:
         images, sizes = torch.zeros(1, 3, height, width, dtype=torch.uint8), torch.zeros(1, 2, dtype=torch.int64)
         blank = (Targets.empty(),)
         return Batch.without_pairs(images, sizes, blank, (), skipped=batch.skipped, repaired=batch.repaired)
     if batch.images.shape[2:] == (height, width):
         return batch
-    images, _ = pad_images(list(batch.images), shapes=((height, width),))
+    images, _ = pad_images(list(batch.images[:, :, :height, :width]), shapes=((height, width),))
     return replace(batch, images=images)
 
 
+def _shape_over_ranks(batch: Batch) -> tuple[int, int]:
+    """The height and width that the ranks' batches would be padded to as one."""
+    own = batch.sizes.amax(dim=0) if batch.image_ids else torch.zeros(2, dtype=torch.int64)
+    height, width, *padded = largest_over_ranks(torch.cat([own, torch.tensor(batch.images.shape[2:])])).tolist()
+    shape = padded_shape(height, width, batch.shapes)  # a rank's may be another group's, and theirs together none's
+    return shape if shape in batch.shapes else (padded[0], padded[1])
+
+
 @torch.no_grad()
-def set_initial_bias(detector: Detector, batch: Batch, text: Float[Tensor, "K D"], low_precision: bool) -> None:
+def set_initial_bias(detector: Detector, batch: Batch, text: Float[Tensor, "K D"], compute: Compute) -> None:
     """Solve for the bias at which the mean class probability over the first batch is 0.01 (RetinaNet's prior)."""
-    with autocast(batch.images.device, low_precision):
+    with compute.autocast():
         predictions = detector(batch.images)
     inside = ~detector.points(batch.images).in_padding(batch.sizes)
     detector.set_bias(initial_bias(predictions.embeddings[inside], text, scale=detector.scale.item()))

@@ -30,7 +30,11 @@ class StepDump:
     losses: Mapping[str, float]
 
     def write(self, run_dir: Path) -> Path:
-        """Write the dump into the run folder, one file per rank."""
+        """Write the dump into the run folder, one file per rank.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         path = run_dir / f"failed-step-{self.step:06d}.rank{rank()}.pt"
         batch = self.batch
         batch_fields = {field.name: getattr(batch, field.name) for field in fields(batch) if field.name != "targets"}
@@ -43,8 +47,11 @@ class StepDump:
             "texts": dict(vars(self.texts)),
             "losses": dict(self.losses),
         }
-        with atomic_write(path, "wb") as file:
-            torch.save(content, file)
+        try:
+            with atomic_write(path, "wb") as file:
+                torch.save(content, file)
+        except RuntimeError as error:  # torch's own of a full disk, which says nothing of one
+            raise OSError(f"{path} cannot be written; the disk may be full") from error
         return path
 
     @classmethod

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ovd.choices import NegativeRule
+from ovd.config.training import TrainSection
 from ovd.distributed import union_over_ranks
 from ovd.model.federated import class_mask, needed_classes, sample_class_ids, text_mask
 from ovd.structures import Batch, Targets
@@ -44,22 +44,17 @@ class TextSampler:
     bank: TextBank
     image_counts: Int[Tensor, " C"]
     """Number of training images per class of the vocabulary."""
-    negatives: NegativeRule
-    sampled_classes: int
-    """Number of classes drawn besides those of the batch."""
+    train: TrainSection
+    """Which classes and texts of pairs are negatives, how many classes are drawn, and which names are dropped."""
     noise: float
     """Length of the Gaussian noise added to a variant (`TextBank.sample`)."""
-    pair_texts: PairTexts | None
+    pair_texts: PairTexts | None = None
     """Texts of the image-text pairs; None without pairs."""
-    sampled_texts: int
+    sampled_texts: int = 0
     """Number of pairs' texts drawn besides those of the batch."""
-    pair_negatives: bool = False
-    """Whether the pairs' texts are negatives of annotated images, too."""
     held_out: Bool[Tensor, " C"] | None = None
     """Classes of the vocabulary that are never rows of a step; None if there are none. Texts of pairs may say the same
     words, as they say those of rare classes."""
-    name_dropout: float = 0.0
-    """Share of the vocabulary's names that are left out of a step, drawn anew in each."""
 
     def sample(self, batch: Batch, generator: torch.Generator) -> StepTexts:
         """Draw the classes of `sample_class_ids` for detection data; for pairs, the batch's texts and further ones.
@@ -68,8 +63,8 @@ class TextSampler:
         texts of other pairs: those of the batch, as in contrastive training, and further ones drawn from all pairs. Its
         own texts are negatives only in each other's boxes, since elsewhere the teacher may have missed an object.
 
-        With `pair_negatives` the same texts are negatives of annotated images, but for those that may mean a class
-        which is there. Otherwise a novel name is never a negative outside of pairs.
+        With `train.pair_negatives` the same texts are negatives of annotated images, but for those that may mean a
+        class which is there. Otherwise a novel name is never a negative outside of pairs.
         """
         is_pair = batch.is_pair.tolist()
         annotated = tuple(targets for targets, paired in zip(batch.targets, is_pair, strict=True) if not paired)
@@ -78,7 +73,7 @@ class TextSampler:
         texts = self._texts_of_pairs(pairs, generator)
         if texts is None:
             return classes
-        if self.pair_negatives:
+        if self.train.pair_negatives:
             text_negatives = text_mask(annotated, texts.embeddings, self._class_rows)
         else:
             text_negatives = torch.zeros(len(annotated), len(texts.class_ids), dtype=torch.bool)
@@ -93,17 +88,18 @@ class TextSampler:
 
     def _classes(self, annotated: tuple[Targets, ...], generator: torch.Generator) -> StepTexts:
         """The classes, with the masks of the annotated images alone."""
-        needed = union_over_ranks(needed_classes(annotated, negatives=self.negatives))
+        rule = self.train.negatives
+        needed = union_over_ranks(needed_classes(annotated, negatives=rule))
         ids = sample_class_ids(
             needed,
             self.image_counts,
-            negatives=self.negatives,
-            sampled_classes=self.sampled_classes,
+            negatives=rule,
+            sampled_classes=self.train.sampled_classes,
             left_out=self._left_out(generator),
             generator=generator,
         )
         embeddings = self.bank.sample(ids, generator=generator, noise=self.noise)
-        mask = class_mask(annotated, ids, negatives=self.negatives)
+        mask = class_mask(annotated, ids, negatives=rule)
         return StepTexts(ids, embeddings, mask, mask, torch.zeros(len(ids), dtype=torch.bool))
 
     def _texts_of_pairs(self, pairs: tuple[Targets, ...], generator: torch.Generator) -> StepTexts | None:
@@ -127,9 +123,9 @@ class TextSampler:
 
     def _left_out(self, generator: torch.Generator) -> Bool[Tensor, " C"] | None:
         """The classes whose names this step does not use."""
-        if self.name_dropout == 0:
+        if self.train.name_dropout == 0:
             return self.held_out
-        left_out = torch.rand(len(self.image_counts), generator=generator) < self.name_dropout
+        left_out = torch.rand(len(self.image_counts), generator=generator) < self.train.name_dropout
         if self.held_out is not None:
             left_out |= self.held_out
         return self.held_out if left_out.all() else left_out  # one name is needed

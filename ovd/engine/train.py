@@ -43,16 +43,18 @@ from ovd.engine.optim import (
     set_learning_rate,
     step_if_finite,
 )
-from ovd.engine.signals import StopRequest, exit_stopped
+from ovd.engine.signals import Stopped, StopRequest, exit_stopped
 from ovd.engine.start import Fresh, GoOnFrom, Resume, Start
 from ovd.engine.step import Criterion, backward, of_one_size, set_initial_bias
 from ovd.engine.step_dump import StepDump
 from ovd.engine.step_texts import TextSampler
 from ovd.engine.train_state import DetectorState
 from ovd.model.detector import Detector
-from ovd.precision import Compute, use_low_precision
+from ovd.precision import Compute
 from ovd.structures import Batch
 
+Evaluate = Callable[[Detector, StopRequest | None], dict[str, float]]
+"""Measures a detector; the metrics are the same on every rank. It raises `Stopped` at a request to stop."""
 GATE_INTERVAL = 50
 """Steps between measurements of the gates, each of which takes an additional forward pass."""
 
@@ -77,7 +79,7 @@ def train(
     start: Start,
     checkpoints: CheckpointWriter,
     *,
-    evaluate: Callable[[Detector], dict[str, float]] | None,
+    evaluate: Evaluate | None,
     calibrate: Callable[[Detector], None] | None = None,
 ) -> dict[str, float]:
     """Train in place.
@@ -94,12 +96,13 @@ def train(
 
     Raises:
         NonFiniteError: a loss or gradient is not finite; no step was taken and nothing saved after it.
-        SystemExit: 143, after a checkpoint, on SIGTERM, SIGUSR1, SIGHUP or Ctrl-C.
+        SystemExit: 143, after a checkpoint, on SIGTERM, SIGUSR1, SIGHUP or Ctrl-C. An evaluation is given up until the
+            run goes on, but for those that `train.patience` goes by.
     """
     settings = criterion.train
     compute = Compute.configured(settings.precision, device_of_rank(settings.device))
     compute.place(detector).train()
-    state = initial_state(detector, data, settings, start, compute.low_precision)
+    state = initial_state(detector, data, settings, start, compute)
     if 0 < state.step < settings.steps and not ended_early(checkpoints.notes):
         checkpoints.set_report_aside()
     averaged = copy.deepcopy(detector).eval()
@@ -113,7 +116,7 @@ def train(
     with run_log as log, StopRequest() as stop:
         evaluation = None if evaluate is None else _Evaluation(evaluate, state, averaged, log)
         if evaluation and early_stop is None and num_left and _lacks_evaluation(state.step, settings, log):
-            evaluation.run(state.step)
+            evaluation.run_until(stop, state.step)
         left = counted(islice(data.batches_from(state.step), num_left), data.report, data.num_samples, checkpoints)
         is_over = num_left == 0
         for batch in until_stopped(left, stop):
@@ -125,54 +128,64 @@ def train(
                 rate = settings.learning_rate * set_learning_rate_of_step(state, settings)
                 losses, batch = train_step(state, forward, batch, data.text_sampler, criterion, checkpoints.run_dir)
                 log.train(state.step, losses, lr=rate, num_images=num_images)
-                _log_gates(state, batch, settings, log, low_precision=compute.low_precision)
-
+                _log_gates(state, batch, settings, log, compute)
             is_over = state.step == settings.steps
             is_evaluated = _is_evaluated(state.step, settings)
             if evaluation and early_stop is not None and (is_over or is_evaluated):  # the checkpoint has what it learns
                 early_stop.see(state.step, evaluation.run(state.step), state.ema)
-                is_over |= early_stop.is_over
-                if is_over:
+                if is_over := is_over or early_stop.is_over:
                     log.message(early_stop.put_best(state.ema))
-            if is_over or on_any_rank(stop.received):
+            if is_over:
                 break
             if state.step % settings.save_every == 0:
                 checkpoints.save(state, data.report, must_succeed=False, warning=log.warning)
             if evaluation and early_stop is None and is_evaluated:  # after the checkpoint, since it may take long
-                evaluation.run(state.step)
+                evaluation.run_until(stop, state.step)
         if num_left:
             if is_over and calibrate:
                 state.ema.copy_to(averaged)
                 calibrate(averaged)
             checkpoints.save(state, data.report, must_succeed=True, warning=log.warning)
-        if not is_over:
+        last_step = early_stop.best_step if early_stop and is_over else state.step
+        metrics = {} if evaluation is None else evaluation.run_until(stop, last_step)
+        if metrics is None or not is_over:
             exit_stopped(state.step, log.message)
-        last_step = early_stop.best_step if early_stop else state.step
-        return evaluation.run(last_step) if evaluation else {}
+        return metrics
 
 
 @dataclass(frozen=True)
 class _Evaluation:
     """The evaluation of a training's averaged weights."""
 
-    evaluate: Callable[[Detector], dict[str, float]]
+    evaluate: Evaluate
     state: DetectorState
     averaged: Detector
     """In eval mode; it gets the averaged weights."""
     log: RunLog | NoLog
 
-    def run(self, step: int) -> dict[str, float]:
-        """Evaluate, and log the metrics as those of a step: another one where a run ends with its best weights."""
+    def run(self, step: int, stop: StopRequest | None = None) -> dict[str, float]:
+        """Evaluate, and log the metrics as those of a step: another one where a run ends with its best weights.
+
+        Raises:
+            Stopped: there is a request to stop.
+        """
         self.state.ema.copy_to(self.averaged)
-        metrics = self.evaluate(self.averaged)
+        metrics = self.evaluate(self.averaged, stop)
         self.log.evaluation(step, metrics)
         return metrics
+
+    def run_until(self, stop: StopRequest, step: int) -> dict[str, float] | None:
+        """The same; None if there is a request to stop before it or meanwhile."""
+        try:
+            return None if on_any_rank(stop.received) else self.run(step, stop)
+        except Stopped:
+            return None
 
 
 def _as_called(detector: Detector, settings: TrainSection, compute: Compute) -> nn.Module:
     """The detector as each step calls it: through CUDA graphs, or for several ranks."""
     if settings.cuda_graphs and not settings.compile and can_be_graphed(detector, accumulate=settings.accumulate):
-        return GraphedDetector(detector, low_precision=compute.low_precision)
+        return GraphedDetector(detector, compute)
     return data_parallel(detector, compute.device)
 
 
@@ -187,23 +200,23 @@ def _lacks_evaluation(step: int, settings: TrainSection, log: RunLog | NoLog) ->
 
 
 def _log_gates(
-    state: DetectorState, batch: Batch, settings: TrainSection, log: RunLog | NoLog, *, low_precision: bool
+    state: DetectorState, batch: Batch, settings: TrainSection, log: RunLog | NoLog, compute: Compute
 ) -> None:
     """Log what the gates let in, now and then and after the last step."""
     is_due = state.step % GATE_INTERVAL == 0 or state.step == settings.steps
     if state.module.is_gated and is_main() and is_due:
-        log.gates(state.step, gate_statistics(state.module, batch.images, low_precision=low_precision))
+        log.gates(state.step, gate_statistics(state.module, batch.images, compute))
 
 
 def initial_state(
-    detector: Detector, data: TrainingData, settings: TrainSection, start: Start, low_precision: bool
+    detector: Detector, data: TrainingData, settings: TrainSection, start: Start, compute: Compute
 ) -> DetectorState:
     """The state before the first step; the detector is on its device, in train mode."""
     optimizer = build_optimizer(build_groups(detector, settings), lr=settings.learning_rate)
     if isinstance(start, Fresh) and start.solve_bias:
         first = first_with_images(data.batches_from(0), data.num_samples)
         texts = data.text_sampler.sample(first, step_generator(settings.seed, 0)).to(detector.device)
-        set_initial_bias(detector, first.to(detector.device), texts.embeddings, low_precision)
+        set_initial_bias(detector, first.to(detector.device), texts.embeddings, compute)
     state = DetectorState(detector, optimizer, Ema(detector, settings.ema_decay))
     match start:
         case Fresh():
@@ -233,12 +246,12 @@ def train_step(
         run_dir: folder for the dump of a step that is not finite.
     """
     settings, detector, step = criterion.train, state.module, state.step
-    low_precision = use_low_precision(settings.precision, detector.device)
+    compute = Compute.configured(settings.precision, detector.device)
     torch.manual_seed(step_seed(settings.seed + rank(), step))  # for stochastic depth
     batch = of_one_size(batch)
     texts = text_sampler.sample(batch, step_generator(settings.seed, step)).to(detector.device)
     batch = batch.to(detector.device)
-    losses = backward(forward, detector, batch, texts, criterion, step=step, low_precision=low_precision)
+    losses = backward(forward, detector, batch, texts, criterion, step=step, compute=compute)
     norm = gradient_norm(detector.parameters())
     numbers = step_if_finite(state.optimizer, losses, norm, max_norm=settings.clip_norm)
     state.optimizer.zero_grad()

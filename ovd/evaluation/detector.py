@@ -8,7 +8,8 @@ import numpy as np
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
 from ovd.data.loading.loader import Loading
-from ovd.distributed import failing_together, gather, rank, world_size
+from ovd.distributed import failing_together, gather, on_any_rank, rank, world_size
+from ovd.engine.signals import Stopped, StopRequest
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.results import concatenate
 from ovd.evaluation.run import box_evaluator
@@ -36,6 +37,7 @@ def detect_in_dataset(
     loading: Loading,
     *,
     engine: Engine,
+    stop: StopRequest | None = None,
 ) -> BoxEvaluator:
     """Detect in every image of the data set; the evaluator returned computes on demand.
 
@@ -45,19 +47,24 @@ def detect_in_dataset(
     Args:
         queries: one per category of `index`, in its order.
         index: loaded with its truth.
+        stop: a request at which every rank gives up, each after the image that it is at.
 
     Raises:
         ValueError: the index has no truth.
+        Stopped: there was a request to stop.
     """
     category_ids = tuple(category.id for category in index.categories)
     if index.truth is None:
         raise ValueError(f"{index.path} was loaded without its truth: an evaluation needs with_truth=True")
     evaluator = box_evaluator(index.truth, index.format, category_ids, engine=engine)
     own = index.take(np.arange(rank(), len(index), world_size()))
-    found = inference.dataset(queries, own, loading)
+    stop = stop or StopRequest()
+    found = stop.until_received(inference.dataset(queries, own, loading))
     with failing_together():
         for image_id, detections in progress(found, len(own), "detecting"):
             evaluator.update(image_id, detections)
+    if on_any_rank(stop.received):
+        raise Stopped
     parts = gather(evaluator.results())
     evaluator.clear()
     if parts:

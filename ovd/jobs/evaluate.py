@@ -16,6 +16,7 @@ from ovd.build.trained import TrainedDetector, build_inference
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
 from ovd.distributed import broadcast, is_main, main_first
+from ovd.engine.signals import StopRequest
 from ovd.evaluation.detector import DatasetDetector, detect_in_dataset
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import group_average_precision
@@ -49,19 +50,23 @@ def detect_all(
     *,
     inference: DatasetDetector | None = None,
     engine: Engine | None = None,
+    stop: StopRequest | None = None,
 ) -> BoxEvaluator:
     """Detect every class of a data set in each of its images.
 
     Args:
         queries: one for each of the data set's classes (`queries_of_index`).
         inference: detects in the place of the run's own.
+
+    Raises:
+        Stopped: as `detect_in_dataset`.
     """
     config = trained.config
     inference = inference or build_inference(trained)
     if config.eval.compile and isinstance(inference, BatchDetector):
         inference.compile()
     evaluator = detect_in_dataset(
-        inference, queries, index, evaluation_loading(config), engine=engine or config.eval.engine
+        inference, queries, index, evaluation_loading(config), engine=engine or config.eval.engine, stop=stop
     )
     if isinstance(inference, ExpertInference) and inference.num_capped:
         print(f"{inference.num_capped} boxes were cut off from the lists of detector and experts (eval.max_detections)")

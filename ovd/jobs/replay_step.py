@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from ovd.build.detector import resolve_compute
 from ovd.build.learner import build_learner
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
@@ -25,6 +26,7 @@ def replay_step(dump: Path) -> None:
     torch.manual_seed(config.train.seed)
     learner = build_learner(config, num_classes=len(weights.get("name_offsets", ())))
     detector, criterion = learner.detector, learner.criterion
+    compute = resolve_compute(config)
     detector.load_state_dict(weights)
     print(f"as trained: {', '.join(f'{name} {value:.4g}' for name, value in failed.losses.items())}")
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
@@ -35,6 +37,6 @@ def replay_step(dump: Path) -> None:
         with torch.no_grad():
             predictions = detector.train()(one.images)
         finite = [bool(value.isfinite().all()) for value in (predictions.embeddings, predictions.boxes)]
-        values = backward(detector, detector, one, its_texts, criterion, step=failed.step, low_precision=False)
+        values = backward(detector, detector, one, its_texts, criterion, step=failed.step, compute=compute)
         shown = ", ".join(f"{name} {value.item():.4g}" for name, value in values.items())
         print(f"image {image_id}: {shown}; embeddings finite: {finite[0]}, boxes finite: {finite[1]}")

@@ -22,7 +22,8 @@ from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.checkpoint_writer import CheckpointWriter
 from ovd.engine.early_stop import carry_over
 from ovd.engine.notes import Notes
-from ovd.engine.train import TrainingData, train
+from ovd.engine.signals import StopRequest
+from ovd.engine.train import Evaluate, TrainingData, train
 from ovd.evaluation.calibrate import CalibrationError
 from ovd.evaluation.run import measure_results, print_measures, write_measures
 from ovd.jobs.calibrate import calibrate_detector, mean_example, readable_part
@@ -161,14 +162,15 @@ def _calibration_of(
 
 def _evaluation_of(
     config: TrainConfig, clip: Clip, validation: AnnotationIndex, checkpoints: CheckpointWriter
-) -> Callable[[Detector], dict[str, float]]:
-    """A function that evaluates a detector on the validation set; its metrics are the same on every rank."""
+) -> Evaluate:
+    """A function that evaluates a detector on the validation set."""
     clip_text = evaluation_text(config, clip, validation.names, validation.synonyms)
 
-    def evaluate(averaged: Detector) -> dict[str, float]:
+    def evaluate(averaged: Detector, stop: StopRequest | None) -> dict[str, float]:
         calibration = stored_calibration(checkpoints.notes, checkpoints.attached)
         trained = TrainedDetector(averaged, config, clip, checkpoints.notes.classes, calibration)
-        evaluator = detect_all(trained, validation, queries_of_index(trained, validation, clip_text=clip_text))
+        queries = queries_of_index(trained, validation, clip_text=clip_text)
+        evaluator = detect_all(trained, validation, queries, stop=stop)
         metrics: dict[str, float] = {}
         if is_main():
             measures = measure_results(

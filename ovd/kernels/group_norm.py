@@ -1,4 +1,8 @@
-"""Group norm of channels-last maps, with the ReLU after it; torch's own kernel wants, and gives, channels first."""
+"""Group norm of channels-last maps, with the ReLU after it; torch's own kernel wants, and gives, channels first.
+
+Sums are of differences to each channel's value at the image's first point: E[x^2] - E[x]^2 of the values themselves
+would lose all digits where a mean is much larger than the deviation.
+"""
 
 from typing import Any
 
@@ -38,7 +42,7 @@ class GroupNormRelu(torch.autograd.Function):
         sums = torch.empty(batch, programs, 2, channels, dtype=torch.float32, device=x.device)
         _sums_of_x[(batch, programs)](x, sums, num_points, programs, CHANNELS=channels, ROWS=ROWS)
         mean, inverse = torch.empty(2, batch, channels, dtype=torch.float32, device=x.device)
-        _statistics[(batch,)](sums, mean, inverse, num_points, programs, epsilon, CHANNELS=channels, GROUPS=groups)
+        _statistics[(batch,)](x, sums, mean, inverse, num_points, programs, epsilon, CHANNELS=channels, GROUPS=groups)
         out = torch.empty_like(x)
         _normalize[(batch, programs)](
             x, out, mean, inverse, weight, bias, num_points, programs, CHANNELS=channels, RELU=relu,
@@ -94,11 +98,21 @@ def _totals(sums, image, programs, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def _statistics(sums, mean, inverse, num_points, programs, epsilon, CHANNELS: tl.constexpr, GROUPS: tl.constexpr):
+def _first_point(x, image, num_points, CHANNELS: tl.constexpr):
+    """What the sums of an image are of differences to."""
+    return tl.load(x + image * num_points * CHANNELS + tl.arange(0, CHANNELS)).to(tl.float32)
+
+
+@triton.jit
+def _statistics(x, sums, mean, inverse, num_points, programs, epsilon, CHANNELS: tl.constexpr, GROUPS: tl.constexpr):
     image = tl.program_id(0).to(tl.int64)
     total, squares = _totals(sums, image, programs, CHANNELS)
-    center = _mean_of_groups(total, num_points, CHANNELS, GROUPS)
-    variance = tl.maximum(_mean_of_groups(squares, num_points, CHANNELS, GROUPS) - center * center, 0.0)
+    first = _first_point(x, image, num_points, CHANNELS)
+    away = total / num_points
+    center = _mean_of_groups(total + num_points * first, num_points, CHANNELS, GROUPS)
+    within = tl.maximum(squares - total * away, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    between = first + away - center
+    variance = _mean_of_groups(within + num_points * between * between, num_points, CHANNELS, GROUPS)
     at = image * CHANNELS + tl.arange(0, CHANNELS)
     tl.store(mean + at, center)
     tl.store(inverse + at, 1.0 / tl.sqrt(variance + epsilon))
@@ -121,10 +135,13 @@ def _sums_of_x(x, sums, num_points, programs, CHANNELS: tl.constexpr, ROWS: tl.c
     channel = tl.arange(0, CHANNELS)
     total = tl.zeros((CHANNELS,), dtype=tl.float32)
     squares = tl.zeros((CHANNELS,), dtype=tl.float32)
+    first = _first_point(x, image, num_points, CHANNELS)
     for start in range(tl.program_id(1) * ROWS, num_points, programs * ROWS):
         row = start + tl.arange(0, ROWS)
         at = (image * num_points + row)[:, None] * CHANNELS + channel[None, :]
-        values = tl.load(x + at, mask=(row < num_points)[:, None], other=0.0).to(tl.float32)
+        inside = (row < num_points)[:, None]
+        values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) - first[None, :]
+        values = tl.where(inside, values, 0.0)
         total += tl.sum(values, axis=0)
         squares += tl.sum(values * values, axis=0)
     out = sums + (image * programs + tl.program_id(1)) * 2 * CHANNELS + channel
@@ -140,12 +157,14 @@ def _normalize(
     image = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, CHANNELS)
     factor = tl.load(inverse + image * CHANNELS + channel) * tl.load(weight + channel).to(tl.float32)
-    offset = tl.load(bias + channel).to(tl.float32) - tl.load(mean + image * CHANNELS + channel) * factor
+    center = tl.load(mean + image * CHANNELS + channel)
+    offset = tl.load(bias + channel).to(tl.float32)
     for start in range(tl.program_id(1) * ROWS, num_points, programs * ROWS):
         row = start + tl.arange(0, ROWS)
         at = (image * num_points + row)[:, None] * CHANNELS + channel[None, :]
         inside = (row < num_points)[:, None]
-        values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) * factor[None, :] + offset[None, :]
+        values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) - center[None, :]
+        values = values * factor[None, :] + offset[None, :]
         if RELU:
             values = tl.maximum(values, 0.0, propagate_nan=tl.PropagateNan.ALL)
         tl.store(out + at, values, mask=inside)

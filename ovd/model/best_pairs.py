@@ -72,8 +72,8 @@ def best_pairs(points: PointPredictions, scoring: Scoring) -> Pairs:
     device, options = points.boxes.device, scoring.options
     count, above = options.candidates, options.score_threshold
     none = torch.empty(0, dtype=torch.int64, device=device)
-    best = Pairs(none, none, torch.empty(0, device=device))
-    needed = torch.tensor(above, device=device)  # a score: no pair below it is among the best
+    best = Pairs(none, none, torch.empty(0, dtype=torch.float32, device=device))
+    needed = torch.tensor(above, dtype=torch.float32, device=device)  # a score: no pair below it is among the best
     at_a_time = math.ceil(len(points) / max(1, math.ceil(len(points) / scoring.at_a_time)))  # chunks of one size
     for first in range(0, len(points), max(1, at_a_time)):
         scores = scoring.of(points[first : first + at_a_time])

@@ -71,7 +71,7 @@ def level_centers(size: tuple[int, int] | torch.Size, stride: int, device: torch
     """x, y of the centers of a level's cells, row by row, in pixels of the input."""
     height, width = size
     y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
-    return (torch.stack([x, y], dim=-1).reshape(-1, 2) + 0.5) * stride
+    return (torch.stack([x, y], dim=-1).reshape(-1, 2).float() + 0.5) * stride
 
 
 def boxes_around(distances: Float[Tensor, "B 4 h w"], stride: int) -> Float[Tensor, "B P 4"]:
@@ -87,5 +87,5 @@ def make_points(image_size: tuple[int, int], strides: list[int], device: torch.d
     for stride in strides:
         size = ((image_size[0] + stride - 1) // stride, (image_size[1] + stride - 1) // stride)
         centers.append(level_centers(size, stride, device))
-        point_strides.append(torch.full((len(centers[-1]),), float(stride), device=device))
+        point_strides.append(torch.full_like(centers[-1][:, 0], stride))
     return Points(torch.cat(centers), torch.cat(point_strides))

@@ -115,6 +115,17 @@ class ScoreCalibration:
         """The threshold, if scores with these settings mean what they did when the map was fitted; else None."""
         return self.threshold if self.applies_to(options) else None
 
+    def options_before(self, options: DetectionOptions, nearness: Float[Tensor, " C"]) -> DetectionOptions:
+        """Settings with which all detections are found that these keep once scores are mapped.
+
+        Args:
+            nearness: of the names that are searched for, at least one.
+        """
+        update: dict[str, Any] = {"score_threshold": self.score_map.least_score(options.score_threshold, nearness)}
+        if self.score_map.distance:  # changes the order, so that the best are known once it has
+            update["max_detections"] = max(options.candidates, options.max_detections)
+        return options.model_copy(update=update)
+
     def to_json(self) -> dict[str, Any]:
         """All but `trained_text`."""
         return {

@@ -23,7 +23,7 @@ from ovd.data.report import DataReport
 from ovd.distributed import device_of_rank
 from ovd.engine.step_texts import TextSampler
 from ovd.evaluation.calibrate import CalibrationError
-from ovd.inference import Inference
+from ovd.inference import ImageBatch, Inference
 from ovd.jobs.calibrate import calibrate_detector, mean_example, readable_part
 from ovd.jobs.train import train_from_config
 from ovd.model.detection_options import DetectionOptions
@@ -161,9 +161,9 @@ def test_a_finished_run_is_evaluated_with_its_calibration(calibrated, tmp_path, 
     shutil.copytree(calibrated.run, run)
     detect_all = ovd.jobs.train.detect_all
 
-    def watch(trained, *arguments):
+    def watch(trained, *arguments, **options):
         used.append(trained.calibration)
-        return detect_all(trained, *arguments)
+        return detect_all(trained, *arguments, **options)
 
     monkeypatch.setattr(ovd.jobs.train, "detect_all", watch)
     assert "APr" in train_from_config(calibrating(run, miniature_world), resume=True)
@@ -285,6 +285,23 @@ def test_texts_may_lie_on_the_detectors_device(tiny_clip, texts, image):
     inference = Inference(detector, size=96, options=DetectionOptions(), low_precision=False, calibration=calibration)
     found, expected = inference.image(QueryTexts(texts.to(device)), image), inference.image(QueryTexts(texts), image)
     assert torch.equal(found.scores, expected.scores)
+
+
+def test_probabilities_are_the_same_inside_a_callers_autocast(tiny_clip, texts, image):
+    calibration = calibration_of(texts, NAME_BIAS, PUSHING)
+    detector = build_detector(tiny_clip, "pyramid", "head").eval()
+    size, queries = torch.tensor([[96, 96]]), QueryTexts(texts)
+    batch = ImageBatch(torch.from_numpy(image[:48, :48].copy()).permute(2, 0, 1)[None].repeat(1, 1, 2, 2), size, size)
+    found: list[Detections] = []
+    for enabled in (False, True):
+        inference = Inference(
+            detector, size=96, options=DetectionOptions(), low_precision=False, calibration=calibration
+        )
+        predictions = inference.predict(batch.images, batch.sizes)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found += inference.detections(predictions, batch, queries)
+    assert len(found[0].scores) > 100
+    assert torch.equal(found[0].scores, found[1].scores)
 
 
 def test_without_a_bias_the_classifier_is_the_detectors(tiny_clip, texts):

@@ -14,6 +14,7 @@ from ovd.model.assign import assign_fcos
 from ovd.model.fcos_head import make_points
 from ovd.model.image_labels import image_label_loss
 from ovd.model.similarity import TextClassifier
+from ovd.precision import Compute
 from ovd.structures import Batch, Points, Predictions, Targets
 
 ONE_BOX = replace(Targets.empty(), boxes=torch.tensor([[4.0, 4, 40, 44]]), classes=torch.tensor([0]))
@@ -63,7 +64,7 @@ def part_of(batch: Batch, points: Points) -> Part:
     mask = torch.ones(2, 2, dtype=torch.bool)
     texts = StepTexts(ids, rows, mask, mask, of_pairs=torch.tensor([False, True]))
     classifier = TextClassifier(rows, ids, torch.tensor(5.0), torch.tensor(-1.0))
-    return Part(batch, texts, predictions, points, classifier, low_precision=False)
+    return Part(batch, texts, predictions, points, classifier, Compute(torch.device("cpu"), low_precision=False))
 
 
 def test_the_image_label_loss_has_its_weight_and_is_the_mean_over_all_pairs(batch, points):

@@ -1,6 +1,7 @@
 """Training with region distillation: its loss, its frozen teacher, and what it leaves untouched."""
 
 import json
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from ovd.text.encoder import encode_classes
 
 STEPS = 2
 CPU = torch.device("cpu")
+FLOAT32 = Compute(CPU, low_precision=False)
 
 
 def distilling(output: Path, world: Path, **changes) -> TrainConfig:
@@ -64,7 +66,7 @@ def test_the_log_has_the_loss_and_the_checkpoint_nothing_of_the_teacher(referenc
 
 
 def teacher_of(config: TrainConfig, clip: Clip) -> CropEncoder:
-    teacher = build_region_teacher(config, clip, Compute(CPU, False))
+    teacher = build_region_teacher(config, clip, FLOAT32)
     assert teacher is not None
     return teacher
 
@@ -84,7 +86,7 @@ class Step:
         self.texts = StepTexts(torch.arange(len(rows)), rows, mask, mask, torch.zeros(len(rows), dtype=torch.bool))
         self.teacher = teacher_of(self.config, clip)
         self.detector: Detector = build_detector(self.config, clip).train()
-        set_initial_bias(self.detector, self.batch, rows, False)
+        set_initial_bias(self.detector, self.batch, rows, FLOAT32)
 
     def losses(self, rows: slice = slice(None), **train) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
         """Losses and gradients of some of the images."""
@@ -92,7 +94,7 @@ class Step:
         criterion = Criterion(section, None, self.teacher if section.region_distillation else None)
         self.detector.zero_grad()
         part, texts = self.batch.of_images(rows), self.texts.of_images(rows)
-        losses = backward(self.detector, self.detector, part, texts, criterion, step=0, low_precision=False)
+        losses = backward(self.detector, self.detector, part, texts, criterion, step=0, compute=FLOAT32)
         gradients = {name: p.grad.clone() for name, p in self.detector.named_parameters() if p.grad is not None}
         return {name: loss.item() for name, loss in losses.items()}, gradients
 
@@ -112,7 +114,8 @@ def test_the_class_loss_has_the_precision_of_the_step(step, monkeypatch, low_pre
 
     monkeypatch.setattr("ovd.engine.step.detection_losses", watched)
     criterion = Criterion(step.config.train.model_copy(update={"region_distillation": None}), None)
-    backward(step.detector, step.detector, step.batch, step.texts, criterion, step=0, low_precision=low_precision)
+    compute = Compute(CPU, low_precision)
+    backward(step.detector, step.detector, step.batch, step.texts, criterion, step=0, compute=compute)
     assert given == [low_precision]
 
 
@@ -152,7 +155,7 @@ def test_a_blank_image_of_a_rank_without_images_has_no_region(step):
     )
     texts, points = step.texts.of_images(slice(0, 1)), step.detector.points(blank.images)
     classifier = step.detector.classifier(texts.embeddings, texts.class_ids)
-    part = Part(blank, texts, step.detector(blank.images), points, classifier, low_precision=False)
+    part = Part(blank, texts, step.detector(blank.images), points, classifier, FLOAT32)
     criterion = Criterion(step.config.train, None, step.teacher)
     matching = criterion.match_by_annotations(points, blank, step=0)
     assert matching is not None
@@ -189,6 +192,19 @@ def test_a_run_from_a_trained_detector_has_the_original_clip_as_its_teacher(
     (teacher,) = seen
     assert teacher is not None
     assert_original(teacher)
+
+
+def test_a_dump_that_a_full_disk_cuts_short_is_an_error_of_the_disk(step, tmp_path):
+    """torch says something else of it, by which the error that the dump is of would be lost."""
+    dump = StepDump(0, {"weight": torch.zeros(100_000)}, step.batch, step.texts, {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"failed-step-000000\.rank0\.pt cannot be written; the disk may be full"):
+            dump.write(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_replayed_step_shows_the_loss_of_each_image(step, tmp_path, capsys):
@@ -228,4 +244,4 @@ def test_the_side_of_a_crop_is_configured_or_clips_own(tmp_path, miniature_world
     ):
         side(region_distillation={"crop": 50})
     plain = small_config(tmp_path / "run", miniature_world)
-    assert build_region_teacher(plain, tiny_clip, Compute(CPU, False)) is None
+    assert build_region_teacher(plain, tiny_clip, FLOAT32) is None

@@ -34,7 +34,7 @@ def watched_evaluations(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch
     seen: list[dict[str, torch.Tensor]] = []
 
     def evaluation_of(config, clip, validation, checkpoints):
-        def evaluate(averaged):
+        def evaluate(averaged, stop):
             seen.append({name: tensor.cpu().clone() for name, tensor in averaged.state_dict().items()})
             return {"AP": AP_OF_STEPS.get(len(checkpoints.notes.early_stop.evaluations) + 1, 0.0)}
 

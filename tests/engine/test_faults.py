@@ -21,6 +21,7 @@ from small_run import small_config, source_of
 import ovd.build.data
 import ovd.engine.step
 import ovd.files
+import ovd.jobs.train
 from ovd.config.training import TrainConfig
 from ovd.data.loading import loader
 from ovd.data.report import DataReport
@@ -28,6 +29,7 @@ from ovd.distributed import rank, world_size
 from ovd.engine import checkpoint
 from ovd.engine.notes import NO_SAMPLES
 from ovd.engine.signals import StopRequest
+from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.files import folder_lock
 from ovd.jobs.replay_step import replay_step
 
@@ -109,10 +111,39 @@ def test_a_signal_to_one_rank_stops_all_after_a_checkpoint(miniature_world, tmp_
         ranks.send(number, rank=count - 1, to_group=True)
         assert ranks.exit_codes() == [143] * count, ranks.output()
         output = ranks.output()
+    assert ("stopping after this step" in output) == (number == signal.SIGINT)
     found = checkpoint.latest(run, strict=True)
     assert found is not None
     assert f"stopped by a signal after step {found.step}, which is saved:" in output
     assert list(run.glob("*.tmp")) == []
+
+
+def with_a_signal_in_the_evaluation() -> None:
+    """To the last rank, at the third of its twelve images."""
+    real, calls = BoxEvaluator.update, []
+
+    def update(*arguments):
+        real(*arguments)
+        calls.append(1)
+        if rank() == world_size() - 1:
+            assert len(calls) <= 3
+            if len(calls) == 3:
+                signal.raise_signal(signal.SIGTERM)
+
+    BoxEvaluator.update = update  # type: ignore[method-assign]
+
+
+def test_a_signal_to_one_rank_in_an_evaluation_stops_all_after_a_checkpoint(miniature_world, tmp_path):
+    run = tmp_path / "run"
+    data = {"source": source_of(miniature_world)}
+    config = faults_config(run, miniature_world, data=data, steps=1000, save_every=500, eval_every=2)
+    fault = with_a_signal_in_the_evaluation
+    with training(config, ranks=2, fault=fault, job=ovd.jobs.train.train_from_config) as ranks:
+        assert ranks.exit_codes() == [143, 143], ranks.output()
+        assert "stopped by a signal after step 2, which is saved:" in ranks.output()
+    found = checkpoint.latest(run, strict=True)
+    assert found is not None
+    assert found.step == 2
 
 
 def _losses_of_last_rank(change: Callable) -> None:

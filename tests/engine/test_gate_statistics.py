@@ -7,7 +7,9 @@ from small_detector import build_detector
 from ovd.engine.gate_statistics import _learned_paths, gate_statistics
 from ovd.model.detector import Detector
 from ovd.model.gates import GatedProjection, GatedShortcuts
+from ovd.precision import Compute
 
+FLOAT32 = Compute(torch.device("cpu"), low_precision=False)
 LEVELS = ["P3", "P4", "P5", "P6", "P7"]
 IMAGES = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -20,7 +22,7 @@ def open_gates(detector: Detector) -> None:
 
 
 def test_a_fresh_detector_adds_nothing(untrained_clip):
-    values = gate_statistics(build_detector(untrained_clip, "pyramid", "head"), IMAGES, low_precision=False)
+    values = gate_statistics(build_detector(untrained_clip, "pyramid", "head"), IMAGES, FLOAT32)
     parts = [*LEVELS, "head"]
     assert values == {f"added/{p}": 0 for p in parts} | {f"gate/{p}": 1 for p in parts} | {"filter/head": 0}
 
@@ -30,7 +32,7 @@ def test_added_length_is_the_distance_of_the_embeddings_from_the_shortcut(untrai
     detector = build_detector(untrained_clip, "pyramid").train()
     shortcut = detector(IMAGES).embeddings
     open_gates(detector)
-    values = gate_statistics(detector, IMAGES, low_precision=False)
+    values = gate_statistics(detector, IMAGES, FLOAT32)
     squares = (detector(IMAGES).embeddings - shortcut).square().sum(dim=2)
     strides = detector.points(IMAGES).strides
     for level, stride in zip(LEVELS, detector.strides, strict=True):
@@ -51,7 +53,7 @@ def test_head_and_filter_count_the_points_of_all_levels(untrained_clip):
     learned.projection.bias.fill_(3.0)
     learned.gate.fill_(-0.5)
     weights.bias.copy_(torch.tensor([1.0, -1.0, 0.25] * 3))
-    values = gate_statistics(detector, IMAGES, low_precision=False)
+    values = gate_statistics(detector, IMAGES, FLOAT32)
     assert values == pytest.approx({"added/head": 1.5 * 256**0.5, "gate/head": 0.5, "filter/head": 0.75})
 
 
@@ -61,9 +63,9 @@ def test_looking_leaves_no_trace(untrained_clip, training):
     open_gates(detector)
     before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
     random_state = torch.get_rng_state()
-    gate_statistics(detector, IMAGES, low_precision=False)
+    gate_statistics(detector, IMAGES, FLOAT32)
     with pytest.raises(ValueError, match="not multiples"):
-        gate_statistics(detector, IMAGES[:, :, :50], low_precision=False)
+        gate_statistics(detector, IMAGES[:, :, :50], FLOAT32)
     assert detector.training == training
     assert not any(module._forward_hooks for module in detector.modules())
     assert all(parameter.grad is None for parameter in detector.parameters())
@@ -73,7 +75,7 @@ def test_looking_leaves_no_trace(untrained_clip, training):
 
 def test_a_detector_without_shortcuts_is_not_asked(untrained_clip):
     with pytest.raises(AssertionError, match="no gates"):
-        gate_statistics(build_detector(untrained_clip), IMAGES, low_precision=False)
+        gate_statistics(build_detector(untrained_clip), IMAGES, FLOAT32)
 
 
 def test_levels_are_named_by_the_stride_that_is_nearest(untrained_clip):

@@ -51,6 +51,20 @@ def test_resume_cuts_later_steps_and_a_torn_line(tmp_path):
     assert records[3]["images_per_s"] > 0
 
 
+def test_an_evaluation_makes_no_step_slower(tmp_path, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
+    with RunLog(tmp_path, total_steps=40) as run_log:
+        for step in range(1, 21):
+            now[0] += 2
+            train(run_log, range(step, step + 1))
+            if step in (1, 10):
+                now[0] += 500
+                run_log.evaluation(step, {"AP": 0.1})
+    assert [record["images_per_s"] for record in read(tmp_path) if record["kind"] == "train"] == [2.0] * 20
+    assert "  2.0 images/s" in capsys.readouterr().out
+
+
 def test_a_run_from_the_start_and_a_repeated_evaluation_leave_one_record_each(tmp_path):
     for value in (0.1, 0.2):
         with RunLog(tmp_path, total_steps=2) as run_log:

@@ -9,6 +9,7 @@ import torch
 from safetensors.numpy import save
 
 import ovd.model.federated
+from ovd.config.training import TrainSection
 from ovd.engine.step_texts import TextSampler
 from ovd.engine.train import step_generator
 from ovd.structures import Batch, Targets
@@ -54,11 +55,9 @@ def sampler(tmp_path):
     return TextSampler(
         vocabulary,
         torch.tensor([5, 5, 5, 0]),
-        negatives="sampled",
-        sampled_classes=1,
+        TrainSection(steps=1, negatives="sampled", sampled_classes=1),
         noise=0.0,
         pair_texts=texts,
-        sampled_texts=0,
     )
 
 
@@ -95,12 +94,9 @@ def test_texts_of_pairs_are_negatives_where_they_mean_no_class_that_is_there(tmp
     of = TextSampler(
         TextBank(tmp_path / "classes"),
         torch.full((6,), 5),
-        negatives="sampled",
-        sampled_classes=6,
+        TrainSection(steps=1, negatives="sampled", sampled_classes=6, pair_negatives=True),
         noise=0.0,
         pair_texts=pair_texts,
-        sampled_texts=0,
-        pair_negatives=True,
     )
     same_as_2, like_4 = pair_texts.ids(0).tolist()
     images = [annotated([2]), annotated([4, 5]), annotated([])]
@@ -114,7 +110,8 @@ def test_texts_of_pairs_are_negatives_where_they_mean_no_class_that_is_there(tmp
     assert texts.mask[:3, columns[same_as_2]].tolist() == [False, True, True]
     assert texts.mask[:3, columns[like_4]].tolist() == [True, False, True]
     assert torch.equal(texts.mask_in_boxes[:3], texts.mask[:3])
-    plain = replace(of, pair_negatives=False).sample(batch(images, pairs), torch.Generator().manual_seed(0))
+    without = replace(of, train=of.train.model_copy(update={"pair_negatives": False}))
+    plain = without.sample(batch(images, pairs), torch.Generator().manual_seed(0))
     assert not plain.mask[:3, 6:].any()
     assert torch.equal(plain.mask[3:], texts.mask[3:])  # nothing changes for pairs
     assert torch.equal(plain.embeddings, texts.embeddings)
@@ -168,12 +165,12 @@ def test_parts_of_a_batch_keep_their_pairs():
     assert shuffled.of_images(slice(1, 3)).to(torch.device("cpu")).is_pair.tolist() == [True, False]
 
 
-def sampler_of(path, num_names: int, **changes) -> TextSampler:
+def sampler_of(path, num_names: int, held_out: torch.Tensor | None = None, **settings) -> TextSampler:
     """Without pairs; class c is in c + 1 images."""
     vocabulary = bank(path / "many", [f"c{row}" for row in range(num_names)])
     counts = torch.arange(1, num_names + 1)
-    defaults = {"negatives": "sampled", "sampled_classes": 5, "noise": 0.0, "pair_texts": None, "sampled_texts": 0}
-    return TextSampler(vocabulary, counts, **{**defaults, **changes})
+    train = TrainSection(steps=1, sampled_classes=5, **settings)
+    return TextSampler(vocabulary, counts, train, noise=0.0, held_out=held_out)
 
 
 @pytest.mark.parametrize("negatives", ["sampled", "strict", "all"])
@@ -210,7 +207,8 @@ def test_dropout_leaves_out_its_share_of_the_names_anew_in_each_step(tmp_path):
     share_of_name = torch.bincount(torch.cat(steps), minlength=200) / 50
     assert 0.35 < share_of_name.min() < share_of_name.max() < 0.98
     assert len({tuple(ids.tolist()) for ids in steps}) == 50
-    whole = replace(of, name_dropout=0.0).sample(batch([annotated([5])], []), step_generator(0, 0))
+    undropped = sampler_of(tmp_path, 200, negatives="all")
+    whole = undropped.sample(batch([annotated([5])], []), step_generator(0, 0))
     assert whole.class_ids.tolist() == list(range(200))
 
 

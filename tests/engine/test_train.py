@@ -24,6 +24,8 @@ from ovd.data.report import DataError, DataReport
 from ovd.engine import checkpoint
 from ovd.engine.notes import NO_SAMPLES
 from ovd.engine.optim import NonFiniteError
+from ovd.engine.signals import StopRequest
+from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.note import EvaluationNote, read_note
 from ovd.evaluation.run import measure_results
 from ovd.files import sha256_of
@@ -33,6 +35,7 @@ from ovd.jobs.train import train_from_config
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
+NUM_VAL_IMAGES = 24
 
 
 def end_of(run: Path) -> Path:
@@ -300,8 +303,9 @@ def test_the_configured_negatives_and_noise_reach_the_texts_of_a_step(tmp_path, 
     config = small_config(tmp_path / "run", miniature_world, train=settings)
     train_from_config(config.model_copy(update={"bank": config.bank.model_copy(update={"noise": 0.3})}))
     (texts,) = samplers
-    assert (texts.negatives, texts.sampled_classes, texts.name_dropout, texts.noise) == ("strict", 7, 0.2, 0.3)
-    assert (texts.pair_texts, texts.sampled_texts, texts.pair_negatives) == (None, 0, False)
+    used = texts.train
+    assert (used.negatives, used.sampled_classes, used.name_dropout, texts.noise) == ("strict", 7, 0.2, 0.3)
+    assert (texts.pair_texts, texts.sampled_texts, used.pair_negatives) == (None, 0, False)
 
 
 def test_a_warm_up_longer_than_the_run_is_refused_at_once(tmp_path, miniature_world):
@@ -360,17 +364,84 @@ def test_loading_a_detector_leaves_the_random_state(reference):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_signal_that_kills_the_workers_too_is_a_stop(tmp_path, miniature_world, monkeypatch, capsys):
+def signal_in_an_evaluation(monkeypatch, image: int) -> list[int]:
+    """Send SIGTERM after an image of the evaluations; ids of all that are evaluated."""
+    real, seen = BoxEvaluator.update, list[int]()
+
+    def update(self, image_id, detections):
+        real(self, image_id, detections)
+        seen.append(image_id)
+        if len(seen) == image:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(BoxEvaluator, "update", update)
+    return seen
+
+
+def test_a_signal_in_an_evaluation_ends_it_and_the_run_goes_on_with_it(tmp_path, miniature_world, monkeypatch, capsys):
+    config = small_config(tmp_path / "run", miniature_world, train={"steps": 4, "eval_every": 2, "save_every": 100})
+    steps = []
+    for resume, image in ((False, 3), (True, NUM_VAL_IMAGES + 5)):  # on the way, and at the end
+        with monkeypatch.context() as patch:
+            seen = signal_in_an_evaluation(patch, image)
+            with pytest.raises(SystemExit) as stopped:
+                train_from_config(config, resume=resume)
+        assert stopped.value.code == 143
+        assert len(seen) == image
+        found = checkpoint.latest(config.output)
+        assert found is not None
+        steps.append(found.step)
+        assert f"stopped by a signal after step {found.step}, which is saved" in capsys.readouterr().out
+    assert steps == [2, 4]
+    assert [record["step"] for record in records_of(config.output, "evaluation")] == [2]
+    assert "APr" in train_from_config(config, resume=True)
+    assert [record["step"] for record in records_of(config.output, "evaluation")] == [2, 4]
+    assert len(losses_of(config.output)) == 4
+
+
+def test_an_evaluation_that_the_end_of_a_run_depends_on_is_finished(tmp_path, miniature_world, monkeypatch):
+    train = {"steps": 4, "eval_every": 2, "save_every": 100, "patience": 2}
+    config = small_config(tmp_path / "run", miniature_world, train=train)
+    seen = signal_in_an_evaluation(monkeypatch, 3)
+    with pytest.raises(SystemExit):
+        train_from_config(config)
+    assert len(seen) == NUM_VAL_IMAGES
+    found = checkpoint.latest(config.output)
+    assert found is not None
+    assert found.step == 2
+    assert found.notes.early_stop is not None
+    assert [step for step, _ in found.notes.early_stop.evaluations] == [2]
+
+
+def test_an_error_of_a_loader_is_none_after_a_signal():
+    def items():
+        yield 1
+        signal.raise_signal(number)
+        raise RuntimeError("a worker is killed")
+
+    number = signal.SIGTERM
+    with StopRequest() as stop:
+        assert list(stop.until_received(items())) == [1]
+    number = signal.SIGURG  # means nothing
+    with StopRequest() as stop, pytest.raises(RuntimeError, match="is killed"):
+        list(stop.until_received(items()))
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_signal_that_kills_the_workers_too_is_a_stop(tmp_path, miniature_world, monkeypatch, capsys, steps):
     """As from a batch system that signals every process of a run."""
-    real = ovd.jobs.training_setup.training_batches
+    real, calls = ovd.jobs.training_setup.training_batches, list[int]()
 
     def killed_with_their_workers(*arguments, **options):
         batches_from = real(*arguments, **options)
 
         def batches(step):
-            yield from islice(batches_from(step), 3)
+            calls.append(step)
+            if len(calls) == 1:  # for the bias
+                yield from batches_from(step)
+            yield from islice(batches_from(step), steps)
             os.kill(os.getpid(), signal.SIGTERM)
-            raise RuntimeError("loading step 3 failed: DataLoader worker is killed by signal: Terminated.")
+            raise RuntimeError(f"loading step {steps} failed: DataLoader worker is killed by signal: Terminated.")
 
         return batches
 
@@ -379,5 +450,5 @@ def test_a_signal_that_kills_the_workers_too_is_a_stop(tmp_path, miniature_world
     with pytest.raises(SystemExit) as stopped:
         train_from_config(config, evaluate=False)
     assert stopped.value.code == 143
-    assert "stopped by a signal after step 3, which is saved" in capsys.readouterr().out
-    assert (config.output / "step-000003").is_dir()
+    assert f"stopped by a signal after step {steps}, which is saved" in capsys.readouterr().out
+    assert (config.output / f"step-00000{steps}").is_dir()

@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -84,6 +85,24 @@ def test_group_norm(relu, size):
     torch.testing.assert_close(
         gradients(measured, x, weight, bias), gradients(expected, x, weight, bias), rtol=1e-3, atol=2e-4
     )
+
+
+@pytest.mark.parametrize("mean", [1e2, -1e4])
+@pytest.mark.parametrize("spread", [0.0, 3.0], ids=["one mean", "means apart"])
+def test_group_norm_of_numbers_far_from_zero_is_exact(mean, spread):
+    """Against float64; the corner of the map lies off, as it does behind a padded convolution."""
+    x = mean + spread * random(1, 32, 1, 1, seed=2) + random(2, 32, 33, 70)
+    x[:, :, 0, 0] += 5
+    weight, bias = random(32, seed=3), random(32, seed=4)
+    given = [one.requires_grad_() for one in (x, weight, bias)]
+    measured = GroupNormRelu.apply(*given, 4, 1e-5, False)
+    exact = exact_x, exact_weight, exact_bias = tuple(one.detach().double().requires_grad_() for one in given)
+    expected = F.group_norm(exact_x, 4, exact_weight, exact_bias, 1e-5)
+    nearest = max(1e-5, 2**-23 * abs(mean))  # a float32 mean is no nearer
+    torch.testing.assert_close(measured.double(), expected, rtol=0, atol=4 * nearest)
+    for one, other in zip(gradients(measured, *given), gradients(expected, *exact), strict=True):
+        scale = other.abs().max()
+        torch.testing.assert_close(one.double() / scale, other / scale, rtol=0, atol=4 * nearest)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -180,8 +199,10 @@ def test_a_number_that_is_none_stays_none_behind_a_relu():
     assert torch.equal(measured.isnan(), expected.isnan())
     assert torch.equal(*(torch.autograd.grad(out.nansum(), x)[0] for out in (measured, expected)))
     weight, bias = torch.ones(32, device=DEVICE), torch.zeros(32, device=DEVICE)
-    normed = GroupNormRelu.apply(x, weight, bias, 4, 1e-5, True)
-    assert torch.equal(normed.isnan(), F.relu(F.group_norm(x, 4, weight, bias, 1e-5)).isnan())
+    for broken in (x.detach(), x.detach().nan_to_num(torch.inf)):
+        with np.errstate(invalid="ignore"):  # of the interpreter
+            normed = GroupNormRelu.apply(broken, weight, bias, 4, 1e-5, True)
+        assert torch.equal(normed.isnan(), F.relu(F.group_norm(broken, 4, weight, bias, 1e-5)).isnan())
 
 
 def test_focal_loss_of_embeddings_that_are_too_short_to_be_scaled():

@@ -256,7 +256,8 @@ def train_loader(
     source.encoded(0)  # an index without a folder of images stops here, not in a worker
     dataset = DetectionDataset(source, transform, mosaics)
     pack = partial(_pack, size_divisor=size_divisor, shapes=shapes)
-    return _load(dataset, source, steps, lambda step: order.batch(step)[own], workers, pack, pin_memory)
+    batches = _load(dataset, source, steps, lambda step: order.batch(step)[own], workers, pack, pin_memory)
+    return (replace(batch, shapes=shapes) for batch in batches)
 
 
 def mix_batches(detection: Iterator[Batch], pairs: Iterator[Batch]) -> Iterator[Batch]:

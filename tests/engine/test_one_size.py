@@ -1,0 +1,68 @@
+"""The ranks' parts of a batch get the shape that the whole batch has in one process."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ovd.data.loading.buckets import Shape
+from ovd.data.loading.padding import pad_images
+from ovd.engine.step import of_one_size
+from ovd.structures import Batch, Targets
+
+SHAPES = ((64, 32), (32, 64), (48, 48), (64, 64))
+SIDES = st.tuples(st.integers(1, 64), st.integers(1, 64))
+
+
+def loaded(sides: list[Shape], shapes: tuple[Shape, ...]) -> Batch:
+    """As the loader packs images of these heights and widths."""
+    images = [torch.randint(1, 256, (3, *of), dtype=torch.uint8) for of in sides]
+    padded, sizes = pad_images(images, divisor=16, shapes=shapes)
+    batch = Batch.without_pairs(padded, sizes, (Targets.empty(),) * len(sides), tuple(range(len(sides))))
+    return replace(batch, shapes=shapes)
+
+
+def on_all_ranks(batches: list[Batch]) -> list[Batch]:
+    """What `of_one_size` gives on ranks with these batches."""
+    asked: list[torch.Tensor] = []
+
+    def largest(tensor: torch.Tensor) -> torch.Tensor:
+        asked.append(tensor)
+        return torch.stack(asked).amax(dim=0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ovd.engine.step.world_size", lambda: len(batches))
+        patch.setattr("ovd.engine.step.largest_over_ranks", largest)
+        for batch in batches:  # what each rank asks for does not depend on the answer
+            of_one_size(batch)
+        return [of_one_size(batch) for batch in batches]
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(SIDES, max_size=2), min_size=2, max_size=4), st.sampled_from([(), SHAPES]))
+def test_parts_have_the_shape_of_the_whole(parts, shapes):
+    whole = loaded([sides for part in parts for sides in part], shapes)
+    batches = [loaded(part, shapes) for part in parts]
+    for before, after in zip(batches, on_all_ranks(batches), strict=True):
+        assert after.images.shape[2:] == whole.images.shape[2:]
+        if not before.image_ids:
+            assert len(after.images) == 1
+            continue
+        assert torch.equal(after.sizes, before.sizes)
+        for one, other, (height, width) in zip(before.images, after.images, before.sizes.tolist(), strict=True):
+            assert torch.equal(other[:, :height, :width], one[:, :height, :width])
+            assert other.count_nonzero() == 3 * height * width
+
+
+def test_a_shape_that_no_group_has_is_not_taken():
+    """One rank's images fit best into an upright shape, the other's into a square one; together they fit into it."""
+    parts = [loaded([(50, 30)], SHAPES), loaded([(40, 40)], SHAPES)]
+    assert [part.images.shape[2:] for part in parts] == [(64, 32), (48, 48)]
+    assert [part.images.shape[2:] for part in on_all_ranks(parts)] == [(64, 64)] * 2
+
+
+def test_images_larger_than_any_shape_have_their_own():
+    parts = [loaded([(70, 20)], SHAPES), loaded([(40, 20)], SHAPES)]
+    assert [part.images.shape[2:] for part in on_all_ranks(parts)] == [(80, 32)] * 2
