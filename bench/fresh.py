@@ -18,7 +18,8 @@ from ovd.config.labelling import LabelOptions
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 from ovd.data.images.read import read_image
-from ovd.data.pairs.tar import PairShards, write_pair_shards
+from ovd.data.pairs.tar import PairShards
+from ovd.data.pairs.write import write_pair_shards
 from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings
 from ovd.engine.detector_groups import build_groups

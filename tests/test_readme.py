@@ -37,7 +37,7 @@ from ovd.config.tables import AblationConfig
 from ovd.config.training import TrainConfig
 from ovd.config_files import _known_keys, load_config
 from ovd.cost import MEASURED_UTILIZATION, count_cost
-from ovd.data.pairs.tar import write_pair_shards
+from ovd.data.pairs.write import write_pair_shards
 from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings
 

@@ -25,7 +25,7 @@ from ovd.config.labelling import LabelOptions
 from ovd.config.tables import AblationConfig, AblationRow, LabelsConfig
 from ovd.config.training import TrainConfig
 from ovd.config_files import ConfigError, load_config, parse_config
-from ovd.data.pairs.tar import write_pair_shards
+from ovd.data.pairs.write import write_pair_shards
 from ovd.data.report import DataError
 from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings

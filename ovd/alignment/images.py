@@ -12,7 +12,8 @@ from jaxtyping import Int64
 
 from ovd.data.images.files import READ_SUFFIXES, images_below
 from ovd.data.index import AnnotationIndex, ImageRecord, Labels
-from ovd.data.pairs.tar import PairShards, list_shards
+from ovd.data.pairs.manifest import list_shards
+from ovd.data.pairs.tar import PairShards
 
 
 @dataclass(frozen=True)

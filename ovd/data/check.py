@@ -9,7 +9,8 @@ import numpy as np
 
 from ovd.data.images.read import ImageError, decode_image
 from ovd.data.index import AnnotationIndex, images_per_class
-from ovd.data.pairs.tar import PairShards, caption_fault
+from ovd.data.pairs.pair import caption_fault
+from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataReport
 from ovd.fault import Fault
 from ovd.progress import progress

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovd.data.pairs.tar import write_pair_shards
 from ovd.data.pairs.tsv import read_tsv
+from ovd.data.pairs.write import write_pair_shards
 from ovd.data.report import DataReport
 
 

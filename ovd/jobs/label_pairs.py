@@ -10,7 +10,7 @@ from ovd.build.detector import resolve_device
 from ovd.build.trained import TrainedDetector, build_inference
 from ovd.choices import Templates
 from ovd.config.labelling import LabelOptions
-from ovd.data.pairs.tar import ManifestEntry
+from ovd.data.pairs.manifest import ManifestEntry
 from ovd.data.report import DataReport
 from ovd.experts.inference import ExpertInference
 from ovd.model.detection_options import DetectionOptions

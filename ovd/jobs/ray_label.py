@@ -16,7 +16,8 @@ import torch
 from tqdm import tqdm
 
 from ovd.build.trained import load_detector
-from ovd.data.pairs.tar import ManifestEntry, PairShards
+from ovd.data.pairs.manifest import ManifestEntry
+from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataReport
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.extras import optional

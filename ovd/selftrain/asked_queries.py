@@ -6,7 +6,7 @@ from functools import cached_property
 from itertools import chain
 
 from ovd.config.labelling import LabelOptions
-from ovd.data.pairs.tar import caption_fault
+from ovd.data.pairs.pair import caption_fault
 from ovd.fault import Fault
 from ovd.selftrain.queries import SOURCES
 

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ovd.data.pairs.tar import PairShards, list_shards
+from ovd.data.pairs.manifest import list_shards
+from ovd.data.pairs.tar import PairShards
 from ovd.files import sha256_of, write_json
 from ovd.progress import progress
 from ovd.selftrain.labels import read_shard_index, shard_name

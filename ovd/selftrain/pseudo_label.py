@@ -19,7 +19,8 @@ from jaxtyping import Int64
 
 from ovd.config.labelling import LabelOptions
 from ovd.config_files import differences
-from ovd.data.pairs.tar import ManifestEntry, PairShards, list_shards
+from ovd.data.pairs.manifest import ManifestEntry, list_shards
+from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataReport
 from ovd.fault import Fault
 from ovd.files import remove_abandoned, sha256_of

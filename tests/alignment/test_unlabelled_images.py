@@ -12,7 +12,8 @@ from ovd.build.alignment import load_unlabelled_images
 from ovd.config.alignment import AlignData
 from ovd.config_files import parse_config
 from ovd.data.images.read import read_image
-from ovd.data.pairs.tar import PairShards, write_pair_shards
+from ovd.data.pairs.tar import PairShards
+from ovd.data.pairs.write import write_pair_shards
 from ovd.data.report import DataError
 from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings

@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 from run_files import bytes_of
 
-from ovd.data.pairs.tar import MANIFEST_NAME, Pair, PairShards, list_shards, write_pair_shards
+from ovd.data.pairs.manifest import MANIFEST_NAME, list_shards
+from ovd.data.pairs.pair import Pair
+from ovd.data.pairs.tar import PairShards
+from ovd.data.pairs.write import write_pair_shards
 from ovd.data.report import DataError
 
 

@@ -17,8 +17,10 @@ from ovd.config_files import parse_config
 from ovd.data.annotations import load_annotations
 from ovd.data.check import check_images, check_pairs, class_counts, describe
 from ovd.data.coco_zero_shot import BASE, NOVEL
-from ovd.data.pairs.tar import Pair, PairShards, write_pair_shards
+from ovd.data.pairs.pair import Pair
+from ovd.data.pairs.tar import PairShards
 from ovd.data.pairs.tsv import read_tsv
+from ovd.data.pairs.write import write_pair_shards
 from ovd.data.report import DataReport, Finding
 from ovd.jobs.train import train_from_config
 

@@ -20,7 +20,7 @@ from ovd.build.data import load_training_index, load_validation_index, training_
 from ovd.build.trained import load_detector
 from ovd.config.labelling import LabelOptions
 from ovd.config.training import TrainConfig
-from ovd.data.pairs.tar import write_pair_shards
+from ovd.data.pairs.write import write_pair_shards
 from ovd.data.report import DataReport
 from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings

@@ -15,7 +15,9 @@ from ovd.build.trained import TrainedDetector
 from ovd.choices import QuerySource, Templates
 from ovd.commands import label_pairs
 from ovd.config.labelling import LabelOptions
-from ovd.data.pairs.tar import Pair, PairShards, write_pair_shards
+from ovd.data.pairs.pair import Pair
+from ovd.data.pairs.tar import PairShards
+from ovd.data.pairs.write import write_pair_shards
 from ovd.data.report import DataError
 from ovd.jobs.label_pairs import LabelRequest, device_of_worker, pseudo_label_run
 from ovd.jobs.queries import read_class_names

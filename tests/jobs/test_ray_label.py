@@ -20,7 +20,9 @@ from ovd.clip.load import load_clip
 from ovd.config.labelling import LabelOptions
 from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config
-from ovd.data.pairs.tar import ManifestEntry, Pair, write_pair_shards
+from ovd.data.pairs.manifest import ManifestEntry
+from ovd.data.pairs.pair import Pair
+from ovd.data.pairs.write import write_pair_shards
 from ovd.data.report import DataError, DataReport
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes

@@ -17,7 +17,8 @@ from ovd.config.labelling import LabelOptions
 from ovd.config.training import TrainConfig
 from ovd.data.annotations import load_annotations
 from ovd.data.loading.loader import Loading
-from ovd.data.pairs.tar import Pair, write_pair_shards
+from ovd.data.pairs.pair import Pair
+from ovd.data.pairs.write import write_pair_shards
 from ovd.data.report import DataReport
 from ovd.inference import ImageBatch, Inference
 from ovd.jobs.evaluate import detect_all

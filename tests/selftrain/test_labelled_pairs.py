@@ -13,7 +13,9 @@ from safetensors.numpy import save
 
 from ovd.config.training import BoxFilters
 from ovd.data.index import Ragged
-from ovd.data.pairs.tar import Pair, PairShards, write_pair_shards
+from ovd.data.pairs.pair import Pair
+from ovd.data.pairs.tar import PairShards
+from ovd.data.pairs.write import write_pair_shards
 from ovd.selftrain.kept_labels import KeptLabels
 from ovd.selftrain.labelled_pairs import LabelledPairs, limit_per_text, read_kept_labels
 from ovd.selftrain.labels import ShardLabels, write_labels

@@ -15,8 +15,8 @@ from ragged_rows import ragged
 from safetensors.numpy import load_file
 from torch.nn import functional as F
 
+from ovd.data.pairs.manifest import list_shards
 from ovd.data.pairs.shard_index import ShardIndex
-from ovd.data.pairs.tar import list_shards
 from ovd.fault import Fault
 from ovd.files import atomic_write, remove_abandoned
 from ovd.selftrain.labels import ShardLabels, label_files, read_labels, read_shard_index, write_labels

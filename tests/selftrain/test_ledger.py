@@ -6,7 +6,10 @@ from dataclasses import replace
 import pytest
 from test_labels import SETTINGS, some_labels, some_variants
 
-from ovd.data.pairs.tar import MANIFEST_NAME, Pair, PairShards, write_pair_shards
+from ovd.data.pairs.manifest import MANIFEST_NAME
+from ovd.data.pairs.pair import Pair
+from ovd.data.pairs.tar import PairShards
+from ovd.data.pairs.write import write_pair_shards
 from ovd.selftrain.labels import label_files, write_labels
 from ovd.selftrain.ledger import (
     LabelCounts,

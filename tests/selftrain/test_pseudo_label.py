@@ -19,7 +19,10 @@ from small_trained import small_trained
 from ovd.build.trained import TrainedDetector
 from ovd.config.labelling import LabelOptions
 from ovd.data.images.read import read_image
-from ovd.data.pairs.tar import MANIFEST_NAME, Pair, PairShards, list_shards, write_pair_shards
+from ovd.data.pairs.manifest import MANIFEST_NAME, list_shards
+from ovd.data.pairs.pair import Pair
+from ovd.data.pairs.tar import PairShards
+from ovd.data.pairs.write import write_pair_shards
 from ovd.data.report import DataError, DataReport
 from ovd.inference import Inference
 from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run

@@ -10,7 +10,9 @@ from ragged_rows import ragged
 from scripts import run_tool
 from torchvision.ops import box_iou
 
-from ovd.data.pairs.tar import Pair, PairShards, write_pair_shards
+from ovd.data.pairs.pair import Pair
+from ovd.data.pairs.tar import PairShards
+from ovd.data.pairs.write import write_pair_shards
 from ovd.selftrain.labels import ShardLabels, write_labels
 from ovd.selftrain.ledger import LabelCounts, Ledger
 from ovd.selftrain.quality import QualityRow, TrueObjects, format_quality, measure_quality, read_true_objects

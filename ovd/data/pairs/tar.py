@@ -5,16 +5,14 @@ Shards are read by position through an index (shard_index.py, which has the rule
 """
 
 import json
-import tarfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from io import BytesIO
-from itertools import chain, islice, pairwise
 from pathlib import Path
 
 import numpy as np
 
+from ovd.data.pairs.manifest import MANIFEST_NAME, ManifestEntry, list_shards
+from ovd.data.pairs.pair import Pair
 from ovd.data.pairs.shard_index import (
     MEMBER_NAMES,
     Rejected,
@@ -25,134 +23,13 @@ from ovd.data.pairs.shard_index import (
     read_member,
 )
 from ovd.data.report import DataError
-from ovd.fault import Fault
-from ovd.files import atomic_write, sha256_of, write_json
+from ovd.files import sha256_of
 from ovd.first_of import first_of
 from ovd.progress import progress
-from ovd.warn import warn
 
-MANIFEST_NAME = "manifest.json"
 NUM_THREADS = 4
 NUM_FAULTS = 100
 """Maximum number of faulty shards that an error names."""
-COMPRESSED = ("*.tar.gz", "*.tgz", "*.tar.bz2", "*.tar.xz", "*.tar.zst")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One image and its caption."""
-
-    key: str
-    image: bytes
-    """The encoded file, JPEG unless the shard says otherwise by its suffix."""
-    caption: str
-    info: dict
-    """The sample's JSON member; empty where there is none."""
-
-
-@dataclass(frozen=True)
-class ManifestEntry:
-    """What a folder's manifest says of one shard."""
-
-    num_samples: int
-    sha256: str
-    num_bytes: int
-
-
-def caption_fault(caption: str) -> Fault | None:
-    """What makes a caption useless for training; None for one that can be read."""
-    if not caption.strip():
-        return Fault("F30", "the caption is empty")
-    if "\ufffd" in caption:  # in the place of bad bytes; the embedding would be that of another text
-        return Fault("F30", "the caption is not UTF-8")
-    return None
-
-
-def write_pair_shards(directory: Path, pairs: Iterable[Pair], *, pairs_per_shard: int) -> None:
-    """Writes `00000.tar`, `00001.tar`, ... and, last, `manifest.json`.
-
-    The bytes depend on the pairs alone. Every file appears under its name only when it is whole, and the manifest only
-    when all shards are: a folder without one is an unfinished write.
-
-    Raises:
-        ValueError: the folder already holds shards, a key is not usable as a member name, or the keys do not ascend by
-            length, then by character, as numbers do; so none comes twice, and none needs to be remembered.
-    """
-    if pairs_per_shard < 1:
-        raise ValueError(f"pairs_per_shard is {pairs_per_shard}; it must be at least 1")
-    manifest_path = directory / MANIFEST_NAME
-    present = sorted(path.name for path in directory.glob("*.tar"))
-    if present or manifest_path.exists():
-        raise ValueError(
-            f"{directory} already holds shards ({first_of(present, 3) or MANIFEST_NAME}), and none is overwritten; "
-            "give another folder, or remove what an earlier import left unfinished"
-        )
-    directory.mkdir(parents=True, exist_ok=True)
-
-    last_key = ""
-    entries: list[dict[str, str | int]] = []
-    remaining = iter(pairs)
-    for first in remaining:
-        name = f"{len(entries):05d}.tar"
-        num_samples = 0
-        with (
-            atomic_write(directory / name, "wb") as file,
-            tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive,
-        ):
-            for pair in chain([first], islice(remaining, pairs_per_shard - 1)):
-                _check_key(pair.key, last_key)
-                last_key = pair.key
-                info = json.dumps(pair.info, sort_keys=True, ensure_ascii=False, allow_nan=False)
-                _add_member(archive, f"{pair.key}.jpg", pair.image)
-                _add_member(archive, f"{pair.key}.txt", pair.caption.encode())
-                _add_member(archive, f"{pair.key}.json", info.encode())
-                num_samples += 1
-        sha256, num_bytes = sha256_of(directory / name), (directory / name).stat().st_size
-        entries.append({"file": name, "samples": num_samples, "sha256": sha256, "bytes": num_bytes})
-
-    write_json(manifest_path, {"shards": entries})
-
-
-def list_shards(directory: Path) -> dict[str, ManifestEntry | None]:
-    """The shards of a folder by file name, in order, none of them opened; None where there is no manifest.
-
-    Raises:
-        DataError: F13 no shards, compressed ones, or other shards than the manifest names.
-    """
-    compressed = sorted(path.name for pattern in COMPRESSED for path in directory.glob(pattern))
-    if compressed:
-        raise DataError(
-            "F13",
-            f"{directory}: {len(compressed)} compressed shards ({first_of(compressed, 3)}); shards are read by "
-            f"position, so unpack them first: gunzip {directory}/{compressed[0]}",
-        )
-    manifest = _read_manifest(directory)
-    names = sorted(path.name for path in directory.glob("*.tar"))
-    if manifest is None:
-        if not names:
-            raise DataError("F13", f"{directory}: no .tar shards here")
-        _notice_gaps(directory, names)
-        return dict.fromkeys(names)
-    missing, unknown = sorted(manifest.keys() - set(names)), sorted(set(names) - manifest.keys())
-    if missing or unknown:
-        raise DataError(
-            "F13",
-            f"{directory / MANIFEST_NAME}: shards missing from the folder: {first_of(missing, 20) or 'none'}; "
-            f"shards not in the manifest: {first_of(unknown, 20) or 'none'}",
-        )
-    return {name: manifest[name] for name in names}
-
-
-def _notice_gaps(directory: Path, names: list[str]) -> None:
-    """Warn where shards are numbered and numbers are left out: a download may be unfinished."""
-    numbers = sorted(int(Path(name).stem) for name in names if Path(name).stem.isdecimal())
-    gaps = [number + 1 for number, following in pairwise(numbers) if following > number + 1]
-    if gaps:
-        warn(
-            f"{directory}: the numbers of its shards have {len(gaps)} gaps, the first at {gaps[0]}, and "
-            f"no {MANIFEST_NAME} says whether a shard is missing; the {len(names)} that are there are read",
-            code="F13",
-        )
 
 
 class PairShards:
@@ -311,32 +188,6 @@ class PairShards:
         number = int(np.searchsorted(self._ends, position, side="right"))
         name = self.file_names[number]
         return name, position - int(self._ends[number]) + len(self._indexes[name])
-
-
-def _check_key(key: str, last: str) -> None:
-    # 94 + ".json" fits the 100 bytes of a ustar name; a dot would move the border between key and suffix.
-    if not key or len(key.encode()) > 94 or any(char in "./\\" or not char.isprintable() for char in key):
-        raise ValueError(f"key {key!r}: use 1 to 94 bytes without dots, slashes and control characters")
-    if (len(key), key) <= (len(last), last):
-        raise ValueError(f"key {key!r} comes after {last!r}; give keys that ascend by length, then by character")
-
-
-def _add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # mtime, uid and gid are 0, owner names empty
-    member.size = len(content)
-    member.mode = 0o644
-    archive.addfile(member, BytesIO(content))
-
-
-def _read_manifest(directory: Path) -> dict[str, ManifestEntry] | None:
-    path = directory / MANIFEST_NAME
-    if not path.exists():
-        return None
-    try:
-        rows = json.loads(path.read_bytes())["shards"]
-        return {row["file"]: ManifestEntry(int(row["samples"]), str(row["sha256"]), int(row["bytes"])) for row in rows}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError("F13", f"{path} is not a shard manifest: {error!r}") from error
 
 
 def _check_size(path: Path, index: ShardIndex) -> ShardIndex:

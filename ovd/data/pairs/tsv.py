@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ovd.data.images.read import ImageError, decode_image, read_file
-from ovd.data.pairs.tar import Pair, caption_fault
+from ovd.data.pairs.pair import Pair, caption_fault
 from ovd.data.report import DataReport
 from ovd.progress import progress
 

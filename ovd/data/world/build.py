@@ -24,7 +24,8 @@ import numpy as np
 from PIL import Image
 
 from ovd.data.coco_annotation import coco_annotation
-from ovd.data.pairs.tar import Pair, write_pair_shards
+from ovd.data.pairs.pair import Pair
+from ovd.data.pairs.write import write_pair_shards
 from ovd.data.world.captions import caption
 from ovd.data.world.glyphs import load_glyphs
 from ovd.data.world.layout import Layout, annotate, deal, long_tailed_counts

@@ -24,7 +24,8 @@ import numpy as np
 
 from ovd.choices import Domain
 from ovd.data.coco_annotation import coco_annotation
-from ovd.data.pairs.tar import Pair, write_pair_shards
+from ovd.data.pairs.pair import Pair
+from ovd.data.pairs.write import write_pair_shards
 from ovd.data.world.build import draw_in_parallel, encode_jpeg
 from ovd.data.world.captions import COUNTS, pluralize, with_article
 from ovd.data.world.foreign_drawing import (

@@ -1,0 +1,75 @@
+"""The shards of a folder, and the manifest that says what each holds."""
+
+import json
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from ovd.data.report import DataError
+from ovd.first_of import first_of
+from ovd.warn import warn
+
+MANIFEST_NAME = "manifest.json"
+COMPRESSED = ("*.tar.gz", "*.tgz", "*.tar.bz2", "*.tar.xz", "*.tar.zst")
+
+
+@dataclass(frozen=True)
+class ManifestEntry:
+    """What a folder's manifest says of one shard."""
+
+    num_samples: int
+    sha256: str
+    num_bytes: int
+
+
+def list_shards(directory: Path) -> dict[str, ManifestEntry | None]:
+    """The shards of a folder by file name, in order, none of them opened; None where there is no manifest.
+
+    Raises:
+        DataError: F13 no shards, compressed ones, or other shards than the manifest names.
+    """
+    compressed = sorted(path.name for pattern in COMPRESSED for path in directory.glob(pattern))
+    if compressed:
+        raise DataError(
+            "F13",
+            f"{directory}: {len(compressed)} compressed shards ({first_of(compressed, 3)}); shards are read by "
+            f"position, so unpack them first: gunzip {directory}/{compressed[0]}",
+        )
+    manifest = _read_manifest(directory)
+    names = sorted(path.name for path in directory.glob("*.tar"))
+    if manifest is None:
+        if not names:
+            raise DataError("F13", f"{directory}: no .tar shards here")
+        _notice_gaps(directory, names)
+        return dict.fromkeys(names)
+    missing, unknown = sorted(manifest.keys() - set(names)), sorted(set(names) - manifest.keys())
+    if missing or unknown:
+        raise DataError(
+            "F13",
+            f"{directory / MANIFEST_NAME}: shards missing from the folder: {first_of(missing, 20) or 'none'}; "
+            f"shards not in the manifest: {first_of(unknown, 20) or 'none'}",
+        )
+    return {name: manifest[name] for name in names}
+
+
+def _notice_gaps(directory: Path, names: list[str]) -> None:
+    """Warn where shards are numbered and numbers are left out: a download may be unfinished."""
+    numbers = sorted(int(Path(name).stem) for name in names if Path(name).stem.isdecimal())
+    gaps = [number + 1 for number, following in pairwise(numbers) if following > number + 1]
+    if gaps:
+        warn(
+            f"{directory}: the numbers of its shards have {len(gaps)} gaps, the first at {gaps[0]}, and "
+            f"no {MANIFEST_NAME} says whether a shard is missing; the {len(names)} that are there are read",
+            code="F13",
+        )
+
+
+def _read_manifest(directory: Path) -> dict[str, ManifestEntry] | None:
+    path = directory / MANIFEST_NAME
+    if not path.exists():
+        return None
+    try:
+        rows = json.loads(path.read_bytes())["shards"]
+        return {row["file"]: ManifestEntry(int(row["samples"]), str(row["sha256"]), int(row["bytes"])) for row in rows}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError("F13", f"{path} is not a shard manifest: {error!r}") from error
