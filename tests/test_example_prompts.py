@@ -14,7 +14,7 @@ from ovd.build.detector import untouched_clip
 from ovd.build.prompts import EXAMPLE_VIEWS, Example, Prompt, PromptEncoder
 from ovd.build.text import evaluation_text
 from ovd.build.trained import TrainedDetector
-from ovd.data.images.read import ImageError
+from ovd.data.images.image_file import ImageError
 from ovd.jobs.queries import Query, read_example, with_examples
 from ovd.model.crops import square_crops
 from ovd.predictor import Predictor

@@ -19,7 +19,8 @@ from ovd.build.prompts import Example, Prompt
 from ovd.build.text import evaluation_text, queries_of_names, score_ensemble, text_of_names
 from ovd.build.trained import TrainedDetector, build_inference
 from ovd.data.annotations import load_annotations
-from ovd.data.images.read import ImageError, read_image
+from ovd.data.images.image_file import ImageError
+from ovd.data.images.read import read_image
 from ovd.data.loading.loader import Loading
 from ovd.data.report import DataReport
 from ovd.inference import Inference

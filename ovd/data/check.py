@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from ovd.data.images.read import ImageError, decode_image
+from ovd.data.images.image_file import ImageError
+from ovd.data.images.read import decode_image
 from ovd.data.index import AnnotationIndex, images_per_class
 from ovd.data.pairs.pair import caption_fault
 from ovd.data.pairs.tar import PairShards

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torchvision.ops import box_convert
 
-from ovd.data.images.read import ImageError, read_image
+from ovd.data.images.image_file import ImageError
+from ovd.data.images.read import read_image
 from ovd.data.index import AnnotationIndex
 from ovd.data.truth import Truth
 from ovd.evaluation.groups import rare_rows

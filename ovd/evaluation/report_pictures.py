@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ovd.data.images.read import ImageError, read_image
+from ovd.data.images.image_file import ImageError
+from ovd.data.images.read import read_image
 from ovd.data.images.thumbnails import data_uri
 from ovd.data.index import AnnotationIndex
 from ovd.evaluation.measures import Measures

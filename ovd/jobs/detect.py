@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ovd.build.prompts import Prompt
+from ovd.data.images.image_file import ImageError
 from ovd.data.images.media import Picture, is_video, pictures_of
-from ovd.data.images.read import ImageError, read_image
+from ovd.data.images.read import read_image
 from ovd.data.images.video import describe_video
 from ovd.data.report import DataReport
 from ovd.extras import optional

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from ovd.data.images.read import ImageError, read_image
+from ovd.data.images.image_file import ImageError
+from ovd.data.images.read import read_image
 from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataError, DataReport
 from ovd.fault import Fault

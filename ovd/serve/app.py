@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 from torch import Tensor
 
-from ovd.data.images.read import ALLOWED_FORMATS, ImageError
+from ovd.data.images.image_file import ALLOWED_FORMATS, ImageError
 from ovd.serve.access_log import AccessLog, Metrics
 from ovd.serve.answerer import Answerer, DetectionRequest
 from ovd.serve.batch_queue import BatchedResult, BatchQueue

@@ -11,7 +11,9 @@ import shard_edits
 from noise import damaged
 from PIL import Image
 
-from ovd.data.images.read import ImageError, decode_image, read_sizes
+from ovd.data.images.image_file import ImageError
+from ovd.data.images.read import decode_image
+from ovd.data.images.sizes import read_sizes
 from ovd.data.pairs.shard_index import ShardFault, index_shard
 
 NUM_RUNS = 150

@@ -18,9 +18,11 @@ from encoded_images import encode
 from photo import photo
 from PIL import Image
 
+from ovd.data.images.image_file import ImageError
 from ovd.data.images.jpeg_end import with_end
 from ovd.data.images.jpeg_segments import JpegHeader, jpeg_header
-from ovd.data.images.read import ImageError, decode_image, read_image, read_sizes
+from ovd.data.images.read import decode_image, read_image
+from ovd.data.images.sizes import read_sizes
 
 HEIGHT, WIDTH = 40, 60
 

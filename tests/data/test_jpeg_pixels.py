@@ -9,9 +9,10 @@ from encoded_images import encode
 from photo import photo
 from PIL import Image
 
+from ovd.data.images.image_file import ImageError
 from ovd.data.images.jpeg_pixels import jpeg_pixels
 from ovd.data.images.jpeg_segments import JpegHeader, jpeg_header
-from ovd.data.images.read import DecodedImage, ImageError, decode_image
+from ovd.data.images.read import DecodedImage, decode_image
 
 
 def outcome(content: bytes, **options) -> tuple[DecodedImage | None, str]:

@@ -11,8 +11,8 @@ from encoded_images import encode
 from PIL import Image
 
 from ovd.data.images.files import images_at, images_below
+from ovd.data.images.image_file import ImageError
 from ovd.data.images.media import find_media, is_video, pictures_of
-from ovd.data.images.read import ImageError
 from ovd.data.images.video import VideoWriter, describe_video, read_frames
 
 PATTERN = np.kron(np.indices((4, 6)).sum(axis=0) % 2 * 200, np.ones((16, 16))).astype(np.uint8)

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from ovd.data.images import size_cache
-from ovd.data.images.read import ImageError, read_sizes
+from ovd.data.images.image_file import ImageError
 from ovd.data.images.size_cache import sizes_of
+from ovd.data.images.sizes import read_sizes
 
 
 @pytest.fixture

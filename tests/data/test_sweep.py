@@ -13,7 +13,9 @@ from PIL import Image
 
 from ovd.data.annotations import load_annotations
 from ovd.data.formats.options import FormatOptions
-from ovd.data.images.read import ImageError, decode_image, read_sizes
+from ovd.data.images.image_file import ImageError
+from ovd.data.images.read import decode_image
+from ovd.data.images.sizes import read_sizes
 from ovd.data.index import AnnotationIndex
 from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataError, DataReport

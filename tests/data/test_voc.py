@@ -9,7 +9,7 @@ from real_layouts import voc_object, voc_xml
 
 from ovd.data.annotations import load_annotations, load_truth
 from ovd.data.formats.options import FormatOptions
-from ovd.data.images.read import ImageError
+from ovd.data.images.image_file import ImageError
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport, Finding
 

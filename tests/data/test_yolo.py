@@ -11,7 +11,7 @@ from PIL import Image
 from ovd.data.annotations import load_annotations, load_truth
 from ovd.data.check import check_images
 from ovd.data.formats.options import FormatOptions
-from ovd.data.images.read import ImageError
+from ovd.data.images.image_file import ImageError
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport, Finding
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ovd.data.images.image_file import ImageError
 from ovd.data.images.media import Picture
-from ovd.data.images.read import ImageError
 from ovd.data.images.video import VideoWriter
 from ovd.jobs.detect import detect_in
 from ovd.jobs.detect_output import CocoFile, Found, JsonLines, PictureFiles, output_for, targets

@@ -19,7 +19,7 @@ from small_trained import small_trained
 from ovd.build.text import evaluation_text
 from ovd.build.trained import TrainedDetector
 from ovd.config.training import EnsembleConfig
-from ovd.data.images.read import ImageError
+from ovd.data.images.image_file import ImageError
 from ovd.export.detector import export_detector
 from ovd.export.smaller import quantize, to_half
 from ovd.files import sha256_of

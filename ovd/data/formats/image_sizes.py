@@ -70,7 +70,8 @@ def keep_unturned(
     turned = np.flatnonzero((filled == stated[:, ::-1]).all(axis=1) & (stated[:, 0] != stated[:, 1]))
     if not len(turned):
         return
-    from ovd.data.images.read import ImageError, read_sizes  # here, since it brings Pillow
+    from ovd.data.images.image_file import ImageError  # here, since it brings Pillow
+    from ovd.data.images.sizes import read_sizes
 
     expected = [(height, width) for height, width in stated[turned].tolist()]
     sizes = read_sizes([folder / files[image] for image in turned.tolist()], expected=expected)
@@ -91,7 +92,8 @@ def with_real_sizes(table: AnnotationTable, report: DataReport) -> AnnotationTab
     suspects = np.flatnonzero(np.bincount(table.image_of_object[leaves], minlength=len(table.image_ids)))
     if not len(suspects):
         return table
-    from ovd.data.images.read import ImageError, read_sizes  # here, since it brings Pillow
+    from ovd.data.images.image_file import ImageError  # here, since it brings Pillow
+    from ovd.data.images.sizes import read_sizes
 
     paths = [table.images_root / table.image_files[image] for image in suspects.tolist()]
     stated = [(height, width) for height, width in table.image_sizes[suspects].tolist()]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ovd.data.images.read import ImageError
+from ovd.data.images.image_file import ImageError
 from ovd.data.images.size_cache import sizes_of
 from ovd.data.index import ImageRecord, Labels
 from ovd.data.report import DataReport

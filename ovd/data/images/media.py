@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ovd.data.images.files import READ_SUFFIXES, files_below, is_image_name, named
-from ovd.data.images.read import MAX_BYTES, ImageError, read_image
+from ovd.data.images.image_file import MAX_BYTES, ImageError
+from ovd.data.images.read import read_image
 from ovd.data.images.video import VIDEO_ENDINGS, read_frames
 from ovd.shapes import UInt8
 

@@ -1,62 +1,28 @@
-"""Reading an image file into RGB pixels, or its size from its header; the error names what is wrong with it."""
+"""Decoding an image file to RGB pixels; the error names what is wrong with it."""
 
-import os
-import stat
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from io import BufferedReader, BytesIO
+from io import BytesIO
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
+from ovd.data.images.image_file import MAX_PIXELS, ImageError, opened, read_file
 from ovd.data.images.jpeg_end import with_end
 from ovd.data.images.jpeg_segments import jpeg_header
+from ovd.data.images.orientation import UPRIGHT, orientation_of, shown_size
+from ovd.data.images.pillow_remarks import NO_REMARKS
 from ovd.data.images.sixteen_bits import has_wide_colors, is_inverted, to_eight_bits, with_used_bits
-from ovd.data.report import DataError
 from ovd.fault import Fault
 from ovd.shapes import UInt8
 
-# Pillow reads dozens of formats, some through code that is seldom attacked or fixed. It may be built without the
-# decoder of one of these; such an image is then one that cannot be decoded (F9).
-ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000")
-MAX_PIXELS = 64 * 1024 * 1024
-MAX_BYTES = 256 * 1024 * 1024
 MAX_SCANS = 100
 """Of a progressive JPEG, which has about ten."""
-PILLOWS_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
-"""Images with more pixels are not opened by Pillow."""
-
-_SIZE_THREADS = 8
-_SIZES_IN_FLIGHT = 4096
-
-_PNG_SIGNATURE_BYTES = 8
-_PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
-
 _REDUCTIONS = (8, 4, 2)  # what JPEG decoders can divide the sides by: they leave out the higher frequencies
-
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
 
 JpegDecoder = Callable[[bytes], UInt8[np.ndarray, "H W 3"] | None]
 """The RGB pixels of a JPEG file; None if it cannot be decoded."""
-
-
-class ImageError(DataError):
-    """An image that cannot be used; `code` says which fault it is, the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +85,13 @@ def decode_image(
         raise ImageError("F9", f"{name}: file is empty")
 
     without_end = False
-    with _REMARKS, _opened(BytesIO(content), name, max_pixels) as image:
+    with NO_REMARKS, opened(BytesIO(content), name, max_pixels) as image:
         header = jpeg_header(content, MAX_SCANS)
         if header.num_scans > MAX_SCANS:
             raise ImageError("F10", f"{name}: a JPEG of more than {MAX_SCANS} scans, which takes long; save it again")
         width, height = image.size
         wide = has_wide_colors(image)  # before the metadata, for which Pillow decodes a PNG
-        orientation = _orientation(image)
+        orientation = orientation_of(image)
         unrotated = _is_unrotated((height, width), orientation, expected_size, name)
         reduction = 1 if header.is_lossless else _reduce(image, longest_side)
         is_plain = orientation == reduction == 1 and (image.format, image.mode) == ("JPEG", "RGB")
@@ -148,7 +114,7 @@ def decode_image(
             rgb = to_rgb(Image.open(BytesIO(whole), formats=("JPEG",)))
 
     if orientation != 1 and not unrotated:
-        rgb = rgb.transpose(_UPRIGHT[orientation])
+        rgb = rgb.transpose(UPRIGHT[orientation])
     return DecodedImage(np.asarray(rgb), unrotated, without_end, reduction)
 
 
@@ -160,166 +126,15 @@ def _is_unrotated(
     Raises:
         ImageError: F12, they are neither.
     """
-    shown_size = _shown_size(*stored_size[::-1], orientation)
-    if expected_size is None or shown_size == expected_size:
+    shown = shown_size(*stored_size[::-1], orientation)
+    if expected_size is None or shown == expected_size:
         return False
     if stored_size != expected_size:
         raise ImageError(
-            "F12", f"{name}: height x width is {shown_size[0]} x {shown_size[1]}, the annotation says "
+            "F12", f"{name}: height x width is {shown[0]} x {shown[1]}, the annotation says "
             f"{expected_size[0]} x {expected_size[1]}"
         )  # fmt: skip
     return True
-
-
-def read_sizes(
-    paths: Sequence[Path], *, expected: Sequence[tuple[int, int]] | None = None, max_pixels: int = MAX_PIXELS
-) -> list[tuple[int, int] | ImageError]:
-    """Height and width of each image as `decode_image` would return it, from the headers; or why it cannot be used.
-
-    The errors are those of `decode_image`; damage after a header is found when the image is decoded.
-
-    Args:
-        expected: height and width that the annotation gives to each. Another size is no error; where only the stored,
-            unrotated sides agree with it, these are returned.
-    """
-
-    def read(path: Path, expected_size: tuple[int, int] | None) -> tuple[int, int] | ImageError:
-        try:
-            shown_size, stored_size = _read_size(path, max_pixels)
-        except ImageError as error:
-            return error
-        return stored_size if stored_size == expected_size else shown_size
-
-    sizes: list[tuple[int, int] | ImageError] = []
-    with _REMARKS, ThreadPoolExecutor(_SIZE_THREADS) as pool:
-        for start in range(0, len(paths), _SIZES_IN_FLIGHT):
-            part = slice(start, start + _SIZES_IN_FLIGHT)
-            sizes += pool.map(read, paths[part], [None] * len(paths[part]) if expected is None else expected[part])
-    return sizes
-
-
-def read_file(path: Path) -> bytes:
-    """The bytes of an image file.
-
-    Raises:
-        ImageError: F8 missing; F9 cannot be read, or no ordinary file; F10 over 256 MiB, before memory is taken for it.
-    """
-    with _file_errors(path):
-        _check_file(path)
-        return path.read_bytes()
-
-
-@contextmanager
-def _file_errors(path: Path) -> Iterator[None]:
-    """Turns what the file system raises into an ImageError."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise ImageError("F8", f"{path}: file is missing") from None
-    except ImageError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a name with a null character
-        raise ImageError("F9", f"{path}: cannot be read: {error}") from error
-
-
-def _check_file(path: Path) -> int:
-    """The size of a file in bytes, if it is one that may be opened."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageError("F9", f"{path}: not an ordinary file")
-    if status.st_size > MAX_BYTES:
-        raise ImageError("F10", f"{path}: {status.st_size} bytes are more than {MAX_BYTES}")
-    return status.st_size
-
-
-class _Remarks:
-    """A context without Pillow's remarks on odd metadata, and on sizes, which are checked here: what matters raises.
-
-    Filters of warnings belong to the process. So the first thread that comes silences them, and the last that leaves
-    puts back what there was: threads that did so each for itself could leave another's behind. In a process that is
-    forked meanwhile nobody is inside.
-    """
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._num_inside = 0
-        self._filters: warnings.catch_warnings[None] | None = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._num_inside == 0:
-                self._filters = warnings.catch_warnings()
-                self._filters.__enter__()
-                warnings.simplefilter("ignore")
-            self._num_inside += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._num_inside -= 1
-            if self._num_inside == 0 and self._filters is not None:
-                self._filters.__exit__(None, None, None)
-                self._filters = None
-
-    def forget(self) -> None:
-        """Begin anew, in a forked process."""
-        self._lock = Lock()
-        if self._num_inside and self._filters is not None:
-            self._filters.__exit__(None, None, None)
-        self._num_inside, self._filters = 0, None
-
-
-_REMARKS = _Remarks()
-os.register_at_fork(after_in_child=_REMARKS.forget)
-
-
-@contextmanager
-def _opened(file: BufferedReader | BytesIO, name: str, max_pixels: int) -> Iterator[Image.Image]:
-    """An image whose header is read; whatever Pillow raises until the block ends becomes an ImageError."""
-    try:
-        with Image.open(file, formats=ALLOWED_FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageError("F10", f"{name}: {height} x {width} pixels are more than {max_pixels}")
-            yield image
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        least = min(max_pixels, PILLOWS_MAX_PIXELS)
-        raise ImageError("F10", f"{name}: its header says more than {least} pixels") from error
-    except UnidentifiedImageError as error:
-        raise ImageError("F9", f"{name}: not a {', '.join(ALLOWED_FORMATS)} image") from error
-    except Exception as error:  # on broken bytes Pillow's decoders raise nearly anything, SyntaxError included
-        reason = str(error) if isinstance(error, ValueError) and str(error) else repr(error)
-        raise ImageError("F9", f"{name}: cannot be decoded: {reason}") from error
-
-
-def _read_size(path: Path, max_pixels: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Height and width as a viewer shows the image, and as it is stored."""
-    with _file_errors(path):
-        if _check_file(path) == 0:
-            raise ImageError("F9", f"{path}: file is empty")
-        with path.open("rb") as file, _opened(file, str(path), max_pixels) as image:
-            width, height = image.size
-            if image.format == "PNG" and not _has_late_metadata(path):
-                # Pillow would decode the pixels to look for metadata after them.
-                orientation = _orientation(image, Image.Image.getexif)
-            else:
-                orientation = _orientation(image)
-            return _shown_size(width, height, orientation), (height, width)
-
-
-def _has_late_metadata(path: Path) -> bool:
-    """Whether a PNG file has metadata after its first pixels, where it is legal but rare."""
-    with path.open("rb") as file:
-        file.seek(_PNG_SIGNATURE_BYTES)
-        has_pixels = False
-        while len(head := file.read(8)) == 8:
-            length, kind = int.from_bytes(head[:4], "big"), head[4:]
-            has_pixels |= kind == b"IDAT"
-            if has_pixels and kind in _PNG_METADATA:
-                return True
-            file.seek(length + 4, 1)  # over the content and its checksum
-    return False
 
 
 def _reduce(image: Image.Image, longest_side: int | None) -> int:
@@ -335,24 +150,6 @@ def _reduce(image: Image.Image, longest_side: int | None) -> int:
             reduced = image.draft(None, (width // reduction, height // reduction))  # None for other formats
             return 1 if reduced is None else reduction
     return 1
-
-
-def _shown_size(width: int, height: int, orientation: int) -> tuple[int, int]:
-    """Height and width after the EXIF rotation."""
-    return (width, height) if orientation >= 5 else (height, width)
-
-
-def _orientation(
-    image: Image.Image, read_exif: Callable[[Image.Image], Image.Exif] = lambda image: image.getexif()
-) -> int:
-    """1 (upright) to 8; damaged EXIF data counts as none, since the pixels are sound."""
-    if image.format == "TIFF":  # Pillow turns these itself, their size too
-        return 1
-    try:
-        orientation = read_exif(image).get(_EXIF_ORIENTATION, 1)
-    except Exception:  # the EXIF parser raises as freely as the decoders
-        return 1
-    return orientation if orientation in _UPRIGHT else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ovd.data.images.read import ImageError, read_sizes
+from ovd.data.images.image_file import ImageError
+from ovd.data.images.sizes import read_sizes
 from ovd.files import atomic_write, cache_folder
 from ovd.progress import progress
 from ovd.shapes import Int64

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ovd.data.images.read import MAX_PIXELS, ImageError
+from ovd.data.images.image_file import MAX_PIXELS, ImageError
 from ovd.extras import optional
 from ovd.shapes import UInt8
 

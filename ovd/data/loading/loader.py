@@ -19,8 +19,9 @@ from jaxtyping import Float64, Int, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ovd.data.images.image_file import ImageError
 from ovd.data.images.jpeg_pixels import jpeg_pixels
-from ovd.data.images.read import ImageError, decode_image
+from ovd.data.images.read import decode_image
 from ovd.data.index import AnnotationIndex, ImageRecord, Labels, images_per_class
 from ovd.data.loading.buckets import Shape, batch_like_with_like, batches_of_like_shape
 from ovd.data.loading.mosaic import Mosaics, join_tiles

@@ -4,7 +4,8 @@ import base64
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ovd.data.images.read import ImageError, decode_image, read_file
+from ovd.data.images.image_file import ImageError, read_file
+from ovd.data.images.read import decode_image
 from ovd.data.pairs.pair import Pair, caption_fault
 from ovd.data.report import DataReport
 from ovd.progress import progress
