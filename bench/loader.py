@@ -25,7 +25,8 @@ from torchvision.transforms import v2
 from ovd.data.annotations import load_annotations
 from ovd.data.images.read import read_image
 from ovd.data.index import AnnotationIndex
-from ovd.data.loading.loader import TrainOrder, train_loader
+from ovd.data.loading.loader import train_loader
+from ovd.data.loading.order import TrainOrder
 from ovd.data.loading.padding import pad_images
 from ovd.data.loading.transforms import TrainTransform
 from ovd.data.report import DataReport

@@ -18,7 +18,7 @@ from measured import save
 from ovd.choices import DataFormatName
 from ovd.data.annotations import load_annotations
 from ovd.data.loading.buckets import padded_shape, shape_groups
-from ovd.data.loading.loader import TrainOrder
+from ovd.data.loading.order import TrainOrder
 from ovd.data.report import DataReport
 from ovd.precision import describe_machine
 

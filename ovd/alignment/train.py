@@ -20,7 +20,8 @@ from ovd.alignment.distill import DenseFeature, distillation_losses
 from ovd.alignment.images import UnlabelledImages
 from ovd.alignment.proposals import Proposals
 from ovd.config.alignment import AlignConfig, AlignSection
-from ovd.data.loading.loader import TrainOrder, image_loader, train_loader
+from ovd.data.loading.loader import image_loader, train_loader
+from ovd.data.loading.order import TrainOrder
 from ovd.data.loading.transforms import augmenting_transform
 from ovd.data.report import DataError, DataReport
 from ovd.distributed import (

@@ -20,8 +20,10 @@ from ovd.data.formats.options import NO_OPTIONS, FormatOptions, SharedOptions
 from ovd.data.held_out import held_out_images, held_out_names
 from ovd.data.index import AnnotationIndex
 from ovd.data.loading.buckets import shape_groups
-from ovd.data.loading.loader import ImageSource, Loading, TrainOrder, mix_batches, repeat_factors, train_loader
+from ovd.data.loading.dataset import ImageSource
+from ovd.data.loading.loader import Loading, mix_batches, train_loader
 from ovd.data.loading.mosaic import Mosaics
+from ovd.data.loading.order import TrainOrder, repeat_factors
 from ovd.data.loading.small_objects import SampleSizes, count_small_objects, small_objects
 from ovd.data.loading.transforms import augmenting_transform
 from ovd.data.report import DataError, DataReport

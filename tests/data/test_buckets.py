@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovd.data.loading.buckets import batch_like_with_like, padded_shape, round_up, shape_groups
-from ovd.data.loading.loader import TrainOrder
+from ovd.data.loading.order import TrainOrder
 
 
 @given(

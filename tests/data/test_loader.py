@@ -16,18 +16,9 @@ import ovd.data.loading.loader
 from ovd.data.annotations import load_annotations
 from ovd.data.images.read import read_image
 from ovd.data.index import AnnotationIndex, Labels
-from ovd.data.loading.loader import (
-    Batch,
-    EvalLoader,
-    Loading,
-    TrainOrder,
-    epoch_length,
-    epoch_order,
-    mix_batches,
-    repeat_factors,
-    train_loader,
-)
+from ovd.data.loading.loader import Batch, EvalLoader, Loading, mix_batches, train_loader
 from ovd.data.loading.mosaic import Mosaics
+from ovd.data.loading.order import TrainOrder, epoch_length, epoch_order, repeat_factors
 from ovd.data.loading.transforms import TrainTransform
 from ovd.data.report import DataError, DataReport
 
