@@ -18,6 +18,7 @@ from ovd.data.images.pixels import checked_size, warn_of_other_size
 from ovd.distributed import is_main
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
+from ovd.engine.weights_file import check_fit, load_into, load_weights
 from ovd.experts.folder import DESCRIPTION
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.inference import BatchDetector, Inference
@@ -68,16 +69,16 @@ class TrainedDetector:
 
 
 def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
-    """The newest checkpoint of a run folder, or that of a checkpoint folder.
+    """The newest checkpoint of a run folder, or that of a checkpoint folder, to be evaluated or started from.
 
     Raises:
-        ValueError: there is no intact checkpoint.
+        ValueError: there is none with intact weights.
     """
     if (path / checkpoint.MANIFEST).is_file():
-        return checkpoint.read(path)
+        return checkpoint.read(path, whole=False)
     if not path.exists():
         raise ValueError(f"{path} does not exist; name the folder of a run (`make quickstart` makes runs/quickstart)")
-    found = checkpoint.latest(path)
+    found = checkpoint.latest(path, whole=False)
     if found is None:
         raise ValueError(f"{path} is neither a run folder nor a checkpoint: no step-*/manifest.json in it")
     return found
@@ -126,7 +127,7 @@ def load_detector(
     check_text_tower(found, clip)
     classes = found.notes.classes
     detector = _to_be_loaded(config, clip, num_classes=len(classes))
-    checkpoint.load_into(detector, found.weights)
+    load_into(detector, found.weights)
     attached = found.attached()
     calibration = stored_calibration(found.notes, attached)
     if experts.folders:  # else the weights need not be hashed
@@ -186,14 +187,14 @@ def initialize(detector: Detector, init_from: Path, clip: Clip) -> Path:
     if init_from.is_file():
         path = init_from
     else:
-        found = find_checkpoint(init_from)  # reads all its files, to see that it is intact
+        found = find_checkpoint(init_from)  # reads the weights, to see that they are intact
         check_text_tower(found, clip)
         path = found.weights
-    tensors = with_adapter_names(checkpoint.load_weights(path), detector)
+    tensors = with_adapter_names(load_weights(path), detector)
     for name, tensor in detector.state_dict().items():
         if name == "name_offsets" or name.startswith("side."):
             tensors.setdefault(name, tensor)
-    checkpoint.check_fit(detector, tensors, source=path)
+    check_fit(detector, tensors, source=path)
     detector.load_state_dict(tensors)
     return path
 

@@ -23,15 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ovd.engine.notes import Notes
+from ovd.engine.optimizer_state import flatten, metadata_of, unflatten
 from ovd.engine.train_state import TrainState
+from ovd.engine.weights_file import check_fit, load_into, load_weights
 from ovd.files import sha256_of, usual_permissions
-from ovd.first_of import first_of
 from ovd.warn import warn
 
 CLIP_FOLDER = "clip"
@@ -43,7 +43,6 @@ _EMA = "ema.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
 _ATTACHED = "attached.safetensors"
 _STATE = "state.json"
-_NUM_LISTED = 20
 NO_NOTES = Notes()
 
 
@@ -112,7 +111,7 @@ def save(
     """
     if state.step < 0 or keep < 1:
         raise ValueError(f"step {state.step} must be at least 0 and keep {keep} at least 1")
-    optimizer_tensors, optimizer_rest = _flatten(state.optimizer)
+    optimizer_tensors, optimizer_rest = flatten(state.optimizer)
     tensor_files = {
         _MODEL: (_storable(state.module.state_dict()), None),
         _OPTIMIZER: (_storable(optimizer_tensors), {"rest": _to_json(optimizer_rest, "optimizer options")}),
@@ -191,10 +190,15 @@ def _write(
     return folder
 
 
-def latest(run_dir: Path, *, strict: bool = False) -> Checkpoint | None:
+def latest(run_dir: Path, *, strict: bool = False, whole: bool = True) -> Checkpoint | None:
     """The newest intact checkpoint of a run; None if the run has no checkpoint.
 
     Damaged ones are skipped; a line on stderr names them and the one used.
+
+    Args:
+        strict: do not fall back to an older one.
+        whole: whether all of it has to be intact, to be resumed. Otherwise the weights to evaluate and the caller's
+            other tensors are enough, and no other file is read: the optimizer's state is twice as large as they are.
 
     Raises:
         ValueError: checkpoints exist but all are damaged, or, if `strict`, the newest one is.
@@ -202,13 +206,13 @@ def latest(run_dir: Path, *, strict: bool = False) -> Checkpoint | None:
     """
     damaged: list[str] = []
     for folder in reversed(_folders(run_dir)):
-        damage = _damage(folder)
+        damage = _damage(folder, whole=whole)
         if damage is None:
             if damaged:
                 warn(f"damaged checkpoint {'; '.join(damaged)}; falling back to {folder}")
             return _read_state(folder)
         if not folder.exists():  # a training that goes on has replaced it by a newer one
-            return latest(run_dir, strict=strict)
+            return latest(run_dir, strict=strict, whole=whole)
         damaged.append(f"{folder}: {damage}")
         if strict:
             break
@@ -217,13 +221,16 @@ def latest(run_dir: Path, *, strict: bool = False) -> Checkpoint | None:
     return None
 
 
-def read(folder: Path) -> Checkpoint:
+def read(folder: Path, *, whole: bool = True) -> Checkpoint:
     """Check one checkpoint folder against its manifest and read its state.
+
+    Args:
+        whole: as for `latest`.
 
     Raises:
         ValueError: names what is damaged.
     """
-    damage = _damage(folder)
+    damage = _damage(folder, whole=whole)
     if damage is not None:
         raise ValueError(f"damaged checkpoint {folder}: {damage}")
     return _read_state(folder)
@@ -248,70 +255,9 @@ def restore(found: Checkpoint, state: TrainState) -> None:
             raise ValueError(f"{found.folder} was saved without a weight average; switch the average off")
         tensors = load_weights(path)
         check_fit(state.module, tensors, source=path)
-        state.ema.load_state_dict(tensors, int(_metadata(path)["num_updates"]))
+        state.ema.load_state_dict(tensors, int(metadata_of(path)["num_updates"]))
     load_into(state.module, found.folder / _MODEL)
-    _unflatten(state.optimizer, found.folder / _OPTIMIZER)
-
-
-def load_into(module: nn.Module, path: Path) -> None:
-    """Load a weights file into a module that it fits exactly.
-
-    Raises:
-        ValueError: lists the keys that do not fit.
-    """
-    tensors = load_weights(path)
-    check_fit(module, tensors, source=path)
-    module.load_state_dict(tensors, strict=True)
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read named tensors from .safetensors, or from .pt, .pth or .bin without running any code in them.
-
-    Returns:
-        Tensors on the CPU by name.
-
-    Raises:
-        ValueError: no such file, an unknown ending, a damaged file, or one with content other than named tensors.
-    """
-    if not path.is_file():
-        raise ValueError(f"no weights file at {path}")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    if path.suffix not in (".pt", ".pth", ".bin"):
-        raise ValueError(f"{path}: weights are read from .safetensors, .pt, .pth or .bin")
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged or hostile bytes can raise anything inside torch's unpickler
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is refused: it is damaged or contains more than tensors: {reason}") from error
-    if not isinstance(weights, dict):
-        raise ValueError(f"{path} contains a {type(weights).__name__} instead of tensors by name; save a state_dict")
-    others = [str(name) for name, value in weights.items() if not isinstance(value, Tensor)]
-    if others:
-        named = first_of(others, _NUM_LISTED)
-        raise ValueError(f"{path} contains more than tensors by name ({named}); save the module's state_dict alone")
-    return weights
-
-
-def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], *, source: Path | str = "weights") -> None:
-    """Check that tensors fit a module's state_dict.
-
-    Raises:
-        ValueError: lists up to 20 missing, unexpected or misshaped keys.
-    """
-    expected = module.state_dict()
-    problems = [f"missing {name} {tuple(tensor.shape)}" for name, tensor in expected.items() if name not in tensors]
-    for name, tensor in tensors.items():
-        if name not in expected:
-            problems.append(f"unexpected {name} {tuple(tensor.shape)}")
-        elif tensor.shape != expected[name].shape:
-            problems.append(f"{name} is {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}")
-    if problems:
-        named = first_of(problems, _NUM_LISTED, separator="; ")
-        raise ValueError(f"{source} does not fit {type(module).__name__}: {named}")
+    unflatten(state.optimizer, found.folder / _OPTIMIZER)
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -325,51 +271,9 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    state = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    others: dict[str, Any] = {}
-    for index, values in state["state"].items():
-        for name, value in values.items():
-            (tensors if isinstance(value, Tensor) else others)[f"{index}.{name}"] = value
-    return tensors, {"state": others, "param_groups": state["param_groups"]}
-
-
-def _unflatten(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    rest = json.loads(_metadata(path)["rest"])
-    here = [(group.get("name"), len(group["params"])) for group in optimizer.param_groups]
-    there = [(group.get("name"), len(group["params"])) for group in rest["param_groups"]]
-    if here != there:
-        raise ValueError(f"{path}: parameter groups (name, number of parameters) are {there}, the run's are {here}")
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in (rest["state"] | load_weights(path)).items():
-        index, name = key.split(".", 1)
-        parameter = parameters[int(index)]
-        if isinstance(value, Tensor) and value.ndim == 0:
-            value = value.clone()  # loaded tensors may be views of the file
-        elif isinstance(value, Tensor):
-            if value.shape != parameter.shape:
-                raise ValueError(
-                    f"{path}: {key} is {tuple(value.shape)}, its parameter is {tuple(parameter.shape)}; "
-                    "build the module and its parameter groups as when this was saved"
-                )
-            # Fused AdamW reads raw memory on the CPU: a state in another memory format than its parameter (channels
-            # last against contiguous) gives wrong steps without an error.
-            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        state.setdefault(int(index), {})[name] = value
-    # The run's own groups are kept: their rates and weight decay may differ from the checkpoint's.
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
 def _read_state(folder: Path) -> Checkpoint:
     state = json.loads((folder / _STATE).read_text())
     return Checkpoint(folder, state["step"], state["config"], Notes.from_json(state["extra"]))
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    with safe_open(path, framework="pt") as file:
-        return file.metadata()
 
 
 def _to_json(value: object, what: str) -> str:
@@ -379,14 +283,16 @@ def _to_json(value: object, what: str) -> str:
         raise ValueError(f"{what} cannot be stored in a checkpoint: {error}") from error
 
 
-def _damage(folder: Path) -> str | None:
+def _damage(folder: Path, *, whole: bool = True) -> str | None:
+    """What is wrong with a checkpoint, or with the part of it that is evaluated; None if nothing is."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         needed = {_MODEL, _STATE}
         if not isinstance(manifest, dict) or not needed <= manifest.keys() <= needed | {_OPTIMIZER, _EMA, _ATTACHED}:
             return f"{MANIFEST} does not name the files of a checkpoint"
+        unread = set() if whole else {_OPTIMIZER, _MODEL if _EMA in manifest else _EMA}
         for name, expected in manifest.items():
-            if sha256_of(folder / name) != expected:
+            if name not in unread and sha256_of(folder / name) != expected:
                 return f"{name} differs from its sha256 in {MANIFEST}"
     except PermissionError:
         raise

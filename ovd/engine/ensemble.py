@@ -15,6 +15,7 @@ from ovd.engine import checkpoint
 from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.early_stop import without_early_stop
 from ovd.engine.notes import Averaged
+from ovd.engine.weights_file import load_weights
 from ovd.files import sha256_of
 from ovd.first_of import first_of
 from ovd.text.names import are_among
@@ -60,7 +61,7 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
             f"{first.folder} and {second.folder} cannot be averaged, they differ in: {'; '.join(different)}"
         )
     try:
-        tensors = interpolate(checkpoint.load_weights(first.weights), checkpoint.load_weights(second.weights), weight)
+        tensors = interpolate(load_weights(first.weights), load_weights(second.weights), weight)
     except ValueError as error:
         raise ValueError(f"{first.weights} and {second.weights}: {error}") from error
     sources = Averaged(

@@ -20,6 +20,8 @@ from ovd.engine.notes import Averaged, EarlyStopNotes, Notes, SampleCounts
 from ovd.engine.optim import build_optimizer
 from ovd.engine.parameter_groups import GroupSpec, parameter_groups
 from ovd.engine.train_state import TrainState
+from ovd.engine.weights_file import check_fit, load_into, load_weights
+from ovd.files import sha256_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
@@ -149,7 +151,7 @@ def test_averaged_weights_are_a_weights_file_of_the_module(tmp_path):
     saved = checkpoint.latest(tmp_path)
     assert saved is not None
     module = Run(seed=1).module
-    checkpoint.load_into(module, saved.weights)
+    load_into(module, saved.weights)
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, run.ema.state_dict()[name])
 
@@ -203,12 +205,12 @@ def test_a_checkpoint_that_a_training_replaces_meanwhile_is_not_damaged(tmp_path
     first = run.save(tmp_path)
     real = checkpoint._damage
 
-    def damage(folder):
+    def damage(folder, **options):
         if folder == first and first.exists():
             run.train(1)
             run.save(tmp_path)
             shutil.rmtree(first)
-        return real(folder)
+        return real(folder, **options)
 
     monkeypatch.setattr(checkpoint, "_damage", damage)
     found = checkpoint.latest(tmp_path)
@@ -301,6 +303,27 @@ def test_damaged_attached_tensors_are_damage_of_the_checkpoint(tmp_path, capsys,
     assert "attached.safetensors" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"step-000002.*attached\.safetensors"):
         checkpoint.read(tmp_path / "step-000002")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_evaluation_needs_and_reads_the_averaged_weights_alone(tmp_path, monkeypatch, name):
+    run = Run()
+    for _ in range(2):
+        run.train(1)
+        run.save(tmp_path)
+    (tmp_path / "step-000002" / name).unlink()
+    read = set()
+
+    def notice(path: Path) -> str:
+        read.add(path.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr(checkpoint, "sha256_of", notice)
+    saved = checkpoint.latest(tmp_path, whole=False)
+    assert saved is not None
+    assert saved.step == (2 if name in ("model.safetensors", "optimizer.safetensors") else 1)
+    assert not {"model.safetensors", "optimizer.safetensors"} & read
+    assert checkpoint.read(saved.folder, whole=False) == saved
 
 
 def test_all_damaged_stops_instead_of_starting_over(tmp_path):
@@ -450,7 +473,7 @@ def test_malicious_pickle_is_refused_and_not_run(tmp_path, ending):
     path = tmp_path / f"weights{ending}"
     torch.save({"weight": Payload()}, path)
     with pytest.raises(ValueError, match=r"weights\.\w+ "):
-        checkpoint.load_weights(path)
+        load_weights(path)
     assert not witness.exists()
     path = path.rename(tmp_path / "renamed.pt")
     torch.load(path, weights_only=False)  # the payload is a working one
@@ -466,7 +489,7 @@ def test_weights_of_every_format_are_equal(tmp_path):
         paths.append(tmp_path / f"weights{ending}")
         torch.save(state, paths[-1])
     for path in paths:
-        found = checkpoint.load_weights(path)
+        found = load_weights(path)
         assert found.keys() == state.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
 
@@ -483,27 +506,27 @@ def test_other_content_is_a_clear_error(tmp_path):
         (tmp_path / "absent.pt", "no weights file"),
     ):
         with pytest.raises(ValueError, match=message):
-            checkpoint.load_weights(path)
+            load_weights(path)
     (tmp_path / "model.pkl").write_bytes(b"")
     with pytest.raises(ValueError, match="read from"):
-        checkpoint.load_weights(tmp_path / "model.pkl")
+        load_weights(tmp_path / "model.pkl")
 
 
 def test_misfits_are_listed_up_to_twenty():
     module = nn.Sequential(*[nn.Linear(2, 2) for _ in range(15)])
-    checkpoint.check_fit(module, module.state_dict())
+    check_fit(module, module.state_dict())
     state = dict(module.state_dict())
     state["3.weight"] = torch.zeros(2, 3)
     state["text.proj"] = torch.zeros(4)
     del state["0.bias"]
     with pytest.raises(ValueError, match="does not fit") as caught:
-        checkpoint.check_fit(module, state, source="file.pt")
+        check_fit(module, state, source="file.pt")
     message = str(caught.value)
     assert message.startswith("file.pt does not fit Sequential: ")
     for problem in ("missing 0.bias (2,)", "unexpected text.proj (4,)", "3.weight is (2, 3) instead of (2, 2)"):
         assert problem in message
     with pytest.raises(ValueError, match=r"and 10 more$") as caught:
-        checkpoint.check_fit(module, {})
+        check_fit(module, {})
     assert str(caught.value).count("missing") == 20
 
 

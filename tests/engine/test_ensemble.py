@@ -19,6 +19,7 @@ from ovd.engine.ema import Ema
 from ovd.engine.ensemble import interpolate, save_ensemble
 from ovd.engine.notes import Averaged, EarlyStopNotes, Notes
 from ovd.engine.train_state import TrainState
+from ovd.engine.weights_file import load_weights
 from ovd.files import sha256_of
 from ovd.text.encoder import text_tower_fingerprint
 
@@ -46,7 +47,7 @@ def save_run(run_dir: Path, seed: int, *, config=CONFIG, notes=NOTES, width: int
 def weights_of(run_dir: Path) -> dict[str, Tensor]:
     found = checkpoint.latest(run_dir)
     assert found is not None
-    return checkpoint.load_weights(found.weights)
+    return load_weights(found.weights)
 
 
 def bits(tensors: dict[str, Tensor]) -> dict[str, bytes]:
@@ -58,7 +59,7 @@ def test_an_ensemble_is_the_mean_of_the_averaged_weights(tmp_path):
     folder = save_ensemble(first, second, weight=0.25, output=tmp_path / "c")
     assert folder == tmp_path / "c" / "step-000000"
     found = weights_of(tmp_path / "c")
-    one, other = (checkpoint.load_weights(item.folder / "ema.safetensors") for item in (first, second))
+    one, other = (load_weights(item.folder / "ema.safetensors") for item in (first, second))
     assert found.keys() == one.keys()
     for name, tensor in found.items():
         assert tensor.dtype == one[name].dtype
@@ -107,7 +108,7 @@ def test_its_ends_are_the_two_runs_bit_for_bit(tmp_path):
     first, second = save_run(tmp_path / "a", 0), save_run(tmp_path / "b", 1)
     for weight, end in ((0, first), (1, second)):
         save_ensemble(first, second, weight=weight, output=tmp_path / str(weight))
-        assert bits(weights_of(tmp_path / str(weight))) == bits(checkpoint.load_weights(end.weights))
+        assert bits(weights_of(tmp_path / str(weight))) == bits(load_weights(end.weights))
     signed = {"a": torch.tensor([-0.0, math.inf, 1e-45])}
     negated = {"a": -signed["a"]}
     assert bits(interpolate(signed, negated, 0)) == bits(signed)

@@ -1,0 +1,74 @@
+"""Files of weights: read without running any code in them, and loaded into a module that they fit exactly."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ovd.first_of import first_of
+
+_NUM_LISTED = 20
+
+
+def load_into(module: nn.Module, path: Path) -> None:
+    """Load a weights file into a module that it fits exactly.
+
+    Raises:
+        ValueError: lists the keys that do not fit.
+    """
+    tensors = load_weights(path)
+    check_fit(module, tensors, source=path)
+    module.load_state_dict(tensors, strict=True)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read named tensors from .safetensors, or from .pt, .pth or .bin without running any code in them.
+
+    Returns:
+        Tensors on the CPU by name.
+
+    Raises:
+        ValueError: no such file, an unknown ending, a damaged file, or one with content other than named tensors.
+    """
+    if not path.is_file():
+        raise ValueError(f"no weights file at {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    if path.suffix not in (".pt", ".pth", ".bin"):
+        raise ValueError(f"{path}: weights are read from .safetensors, .pt, .pth or .bin")
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged or hostile bytes can raise anything inside torch's unpickler
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is refused: it is damaged or contains more than tensors: {reason}") from error
+    if not isinstance(weights, dict):
+        raise ValueError(f"{path} contains a {type(weights).__name__} instead of tensors by name; save a state_dict")
+    others = [str(name) for name, value in weights.items() if not isinstance(value, Tensor)]
+    if others:
+        named = first_of(others, _NUM_LISTED)
+        raise ValueError(f"{path} contains more than tensors by name ({named}); save the module's state_dict alone")
+    return weights
+
+
+def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], *, source: Path | str = "weights") -> None:
+    """Check that tensors fit a module's state_dict.
+
+    Raises:
+        ValueError: lists up to 20 missing, unexpected or misshaped keys.
+    """
+    expected = module.state_dict()
+    problems = [f"missing {name} {tuple(tensor.shape)}" for name, tensor in expected.items() if name not in tensors]
+    for name, tensor in tensors.items():
+        if name not in expected:
+            problems.append(f"unexpected {name} {tuple(tensor.shape)}")
+        elif tensor.shape != expected[name].shape:
+            problems.append(f"{name} is {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}")
+    if problems:
+        named = first_of(problems, _NUM_LISTED, separator="; ")
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {named}")
