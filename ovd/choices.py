@@ -13,7 +13,7 @@ DataFormatName = Literal["lvis", "coco", "coco_zero_shot", "objects365", "voc", 
 ImportFormatName = Literal["coco", "voc", "yolo", "labelme", "cvat", "csv", "via", "open_images"]
 """What `ovd import-boxes` reads (data/import_boxes.py)."""
 ExportFormatName = Literal["coco", "yolo", "voc", "label_studio"]
-"""What `ovd label` writes (data/export_boxes.py)."""
+"""What `ovd label` writes (data/export/boxes.py)."""
 DetectionForm = Literal["pictures", "coco", "lines"]
 """What `ovd detect` writes (jobs/detect_output.py)."""
 Domain = Literal["shapes", "strokes", "composites"]

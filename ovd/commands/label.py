@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, get_args
 
 from ovd.choices import ExportFormatName
 from ovd.commands.arguments import add_detector_options, load_asked, number_from_0_to_1, positive_number, whole_number
-from ovd.data.export_boxes import LOCAL_FILES, check_files, check_names
+from ovd.data.export.boxes import check_files, check_names
+from ovd.data.export.label_studio import LOCAL_FILES
 from ovd.data.images.files import images_at, name_below
 from ovd.jobs.label_output import LabelOutput
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ovd.data.coco_annotation import rounded_xywh
-from ovd.data.export_boxes import LabelledSet
+from ovd.data.export.labelled_set import LabelledSet
 from ovd.data.images.read import read_image
 from ovd.data.images.thumbnails import data_uri
 from ovd.files import atomic_write

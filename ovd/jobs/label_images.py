@@ -10,7 +10,8 @@ from torchvision.ops import box_iou
 
 from ovd.build.text import queries_of_names
 from ovd.build.trained import TrainedDetector
-from ovd.data.export_boxes import SMALLEST_EXPORTED_PX, LabelledImage, LabelledSet
+from ovd.data.export.boxes import SMALLEST_EXPORTED_PX
+from ovd.data.export.labelled_set import LabelledImage, LabelledSet
 from ovd.data.images.files import ImageFiles, name_below, readable_sizes
 from ovd.data.loading.buckets import batches_of_like_shape
 from ovd.data.loading.loader import Loading, image_loader

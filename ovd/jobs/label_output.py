@@ -7,7 +7,9 @@ from pathlib import Path
 
 from ovd.choices import ExportFormatName
 from ovd.data.check import describe_findings
-from ovd.data.export_boxes import LOCAL_FILES, LabelledSet, export_boxes, is_folder, outputs_of
+from ovd.data.export.boxes import export_boxes, is_folder, outputs_of
+from ovd.data.export.label_studio import LOCAL_FILES
+from ovd.data.export.labelled_set import LabelledSet
 from ovd.data.report import DataReport
 from ovd.data.review_page import write_review
 from ovd.files import make_folder_of, refuse_existing

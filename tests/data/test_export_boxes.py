@@ -18,7 +18,8 @@ from pycocotools.coco import COCO
 
 from ovd.choices import DataFormatName
 from ovd.data.annotations import load_annotations
-from ovd.data.export_boxes import LabelledImage, LabelledSet, check_files, check_names, export_boxes
+from ovd.data.export.boxes import check_files, check_names, export_boxes
+from ovd.data.export.labelled_set import LabelledImage, LabelledSet
 from ovd.data.formats.options import FormatOptions
 from ovd.data.import_boxes import import_boxes
 from ovd.data.index import AnnotationIndex

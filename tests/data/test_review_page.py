@@ -11,7 +11,7 @@ from page_data import data_of
 from PIL import Image
 
 from ovd.data.annotations import load_annotations
-from ovd.data.export_boxes import LabelledImage, LabelledSet
+from ovd.data.export.labelled_set import LabelledImage, LabelledSet
 from ovd.data.report import DataReport
 from ovd.data.review_page import crop_around, write_review
 

@@ -1,0 +1,143 @@
+"""Boxes of images in the formats that annotation tools and trainers read: the inverse of the readers.
+
+| format | files | boxes | scores |
+|---|---|---|---|
+| coco | one JSON file | [x, y, width, height], two decimals | `score` beside each box |
+| label_studio | JSON tasks, and the labelling setup in NAME.config.xml | percent of the image | `score` of each box |
+| yolo | a folder: data.yaml, labels/, images/ | centre and sides in fractions, six decimals | scores.csv |
+| voc | a folder: Annotations/, ImageSets/Main/train.txt, class_names.txt | whole pixels that count from 1 | `<score>` |
+
+What is written appears whole or not at all, and nothing that exists is replaced.
+"""
+
+import os
+import posixpath
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ovd.choices import ExportFormatName
+from ovd.data.export.coco import coco_content
+from ovd.data.export.label_studio import LOCAL_FILES, label_studio_setup, label_studio_tasks
+from ovd.data.export.labelled_set import LabelledSet
+from ovd.data.export.voc import write_voc
+from ovd.data.export.yolo import write_yolo
+from ovd.data.images.files import is_drawn, is_image_name
+from ovd.files import atomic_write, refuse_existing, write_json
+
+SMALLEST_EXPORTED_PX = 2.0
+"""Smaller boxes are left out by whoever makes a `LabelledSet`: once rounded, readers may find them under 1 px."""
+_JOINERS = re.compile("[\u200c\u200d]")
+"""Characters of Persian, Indian and other scripts that have no width."""
+_NOT_IN_XML = re.compile(r"[\x00-\x1f\ud800-\udfff\ufffe\uffff]")
+"""Control characters, halves of characters (which stand for bytes that are not UTF-8), and noncharacters. XML may have
+tabs and line ends, but readers change them."""
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Check that class names can be written in every format.
+
+    Raises:
+        ValueError: none, a blank one, one twice, or one with a character that cannot be printed.
+    """
+    if not names:
+        raise ValueError("give at least one class name")
+    before = set[str]()
+    for number, name in enumerate(names, start=1):
+        if not name.strip() or not _JOINERS.sub("", name).isprintable():
+            raise ValueError(f"class name {number} is {name!r}: blank, or with characters that cannot be printed")
+        if name in before:
+            raise ValueError(f"the class name {name!r} is given twice")
+        before.add(name)
+
+
+def check_files(files: Sequence[str], format: ExportFormatName) -> None:
+    """Check that image files of these names can be written in a format, and are found by its readers. JSON has escapes
+    for any name; readers of folders go by endings.
+
+    Raises:
+        ValueError: some cannot.
+    """
+    if not is_folder(format):
+        return
+    unread = [file for file in files if not is_image_name(posixpath.basename(file)) or is_drawn(Path(file))]
+    if unread:
+        raise ValueError(
+            f"readers of {format} pass over {len(unread):,} of {len(files):,} images, which are not named as images, "
+            f"are hidden or were drawn by ovd detect, the first {unread[0]!r}; rename them, or take coco"
+        )
+    if format != "voc":
+        return
+    spaced = [file for file in files if (stem := os.path.splitext(file)[0]) != stem.strip()]
+    unwritable = [file for file in files if _NOT_IN_XML.search(file)]
+    for verb, faulty, why in (
+        ("list", spaced, "which begin or end with a space"),
+        ("hold", unwritable, "with control characters or bytes that are not UTF-8"),
+    ):
+        if faulty:
+            raise ValueError(
+                f"voc cannot {verb} the names of {len(faulty):,} of {len(files):,} images, {why}, the first "
+                f"{faulty[0]!r}; rename them, or take another format (coco, yolo)"
+            )
+
+
+def is_folder(format: ExportFormatName) -> bool:
+    """Whether the format is a folder of files."""
+    return format in ("yolo", "voc")
+
+
+def outputs_of(output: Path, format: ExportFormatName) -> list[Path]:
+    """What `export_boxes` writes: the output first."""
+    return [output, *([output.with_suffix(".config.xml")] if format == "label_studio" else [])]
+
+
+def export_boxes(
+    labelled: LabelledSet,
+    output: Path,
+    format: ExportFormatName,
+    *,
+    source: str,
+    copy_images: bool = False,
+    image_url: str = LOCAL_FILES,
+) -> None:
+    """Write a set.
+
+    Args:
+        output: the file, or the folder for `yolo` and `voc`.
+        source: what made the boxes; Label Studio shows it as the version of the model.
+        copy_images: yolo: copy images instead of linking to them.
+        image_url: label_studio: what stands before an image's name in its address.
+
+    Raises:
+        ValueError: the output exists, or a name cannot be written.
+        OSError: it cannot be written; for yolo also that links cannot be made here.
+    """
+    check_names(labelled.names)
+    check_files([image.file for image in labelled.images], format)
+    for path in outputs_of(output, format):
+        refuse_existing(path)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    match format:
+        case "coco":
+            write_json(output, coco_content(labelled), indent=None)
+        case "label_studio":
+            write_json(output, label_studio_tasks(labelled, source=source, image_url=image_url), indent=None)
+            with atomic_write(outputs_of(output, format)[1]) as file:
+                file.write(label_studio_setup(labelled.names))
+        case "yolo":
+            _whole_folder(output, lambda folder: write_yolo(labelled, folder, copy_images=copy_images))
+        case "voc":
+            _whole_folder(output, lambda folder: write_voc(labelled, folder))
+
+
+def _whole_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder under another name, and rename it once it is complete."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        write(temporary)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise

@@ -1,0 +1,43 @@
+"""Images with boxes of some classes, as they are exported."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ovd.shapes import Float32, Float64, Int64
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image and its boxes: xyxy in pixels, inside the image, in any order."""
+
+    file: str
+    """Relative to the set's folder, with `/`."""
+    height: int
+    width: int
+    boxes: Float32[np.ndarray, "K 4"]
+    classes: Int64[np.ndarray, " K"]
+    """Rows of the set's names."""
+    scores: Float32[np.ndarray, " K"]
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Images with boxes of some classes."""
+
+    root: Path
+    names: tuple[str, ...]
+    images: tuple[LabelledImage, ...]
+
+    @property
+    def num_boxes(self) -> int:
+        return sum(len(image.boxes) for image in self.images)
+
+
+def rows_of(
+    boxes: Float64[np.ndarray, "K 4"], image: LabelledImage
+) -> list[tuple[tuple[float, float, float, float], int, float]]:
+    """Box, class row and score of each object."""
+    scores = image.scores.astype(np.float64).round(4).tolist()
+    return list(zip(map(tuple, boxes.tolist()), image.classes.tolist(), scores, strict=True))

@@ -1,0 +1,8 @@
+"""An XML tree as text."""
+
+from xml.etree.ElementTree import Element, indent, tostring
+
+
+def xml_text(root: Element) -> str:
+    indent(root)
+    return tostring(root, encoding="unicode") + "\n"

@@ -1,0 +1,44 @@
+"""Boxes in YOLO's form."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from ovd.data.export.flat_names import flat_names
+from ovd.data.export.labelled_set import LabelledSet, rows_of
+
+
+def write_yolo(labelled: LabelledSet, folder: Path, *, copy_images: bool) -> None:
+    """data.yaml, labels/, and images/ with links to the images, or copies: readers look for labels beside them."""
+    files = flat_names([image.file for image in labelled.images])
+    for part in ("images", "labels"):
+        (folder / part).mkdir()
+    # surrogateescape: a name that is not UTF-8 is written with its own bytes.
+    with (folder / "scores.csv").open("w", encoding="utf-8", errors="surrogateescape", newline="") as scores_file:
+        table = csv.writer(scores_file, lineterminator="\n")
+        table.writerow(["labels", "line", "class", "score"])
+        for image, file in zip(labelled.images, files, strict=True):
+            link, labels = folder / "images" / file, (folder / "labels" / file).with_suffix(".txt")
+            _place(labelled.root / image.file, link, copy=copy_images)
+            boxes = image.boxes.astype(np.float64) / ([image.width, image.height] * 2)
+            centers, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+            lines = []
+            for numbers, name, score in rows_of(np.concatenate([centers, sides], axis=1), image):
+                lines.append(f"{name} " + " ".join(f"{number:.6f}" for number in numbers) + "\n")
+                table.writerow([str(labels.relative_to(folder)), len(lines), labelled.names[name], score])
+            labels.write_text("".join(lines), encoding="utf-8")
+    content = {"train": "images", "val": "images", "nc": len(labelled.names), "names": dict(enumerate(labelled.names))}
+    (folder / "data.yaml").write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False), encoding="utf-8")
+
+
+def _place(image: Path, link: Path, *, copy: bool) -> None:
+    if copy:
+        shutil.copyfile(image, link)
+        return
+    try:
+        link.symlink_to(image.absolute())
+    except OSError as error:
+        raise OSError(f"{link}: cannot link to {image} ({error}); --copy-images copies images instead") from error
