@@ -18,6 +18,8 @@ from torch import Tensor, nn
 import ovd.clip.tiny_net  # noqa: F401  registers the tiny backbone with timm
 from ovd.choices import Activation
 from ovd.clip.kept_words import keep_few_words
+from ovd.clip.load_errors import hub_errors, weights_errors
+from ovd.clip.trained_with import check_activation, normalization_of, tag_needs_quick
 from ovd.precision import check_default_dtype
 from ovd.root_logger import root_logger_left_alone
 
@@ -59,9 +61,6 @@ class Clip:
 BEFORE_ALIGNMENT = "image_side_before_alignment.safetensors"
 """In the folder of an aligned model, the weights of the image side that taught it."""
 
-MOST_LINES = 21
-"""Lines shown of torch's error about weights that do not fit: the first, then one per weight."""
-
 
 @root_logger_left_alone()
 def load_clip(
@@ -94,7 +93,7 @@ def load_clip(
     is_file = weights is not None and Path(weights).is_file()
     if not is_file and (activation, mean, std) != (None, None, None):
         if weights not in (None, "random"):
-            _tag_needs_quick(name, weights)  # unless it is meant to be a file, and there is none
+            tag_needs_quick(name, weights)  # unless it is meant to be a file, and there is none
         raise ValueError(
             f"clip.activation, clip.mean and clip.std are for weights in a local file; {weights or name} has its own"
         )
@@ -113,7 +112,7 @@ def load_clip(
     if weights is None:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
         raise ValueError(f"clip.weights is missing for {name}; give a local file, `random`, or one of: {tags}")
-    with _hub_errors(f"the tokenizer of {name}"):
+    with hub_errors(f"the tokenizer of {name}"):
         tokenizer = open_clip.get_tokenizer(name)
     if weights == "random":
         with _without_weights():
@@ -148,24 +147,24 @@ def _model_of_file(
     std: tuple[float, ...] | None,
 ) -> nn.Module:
     if activation is not None:
-        _check_activation(name, weights, activation == "quick_gelu")
+        check_activation(name, weights, activation == "quick_gelu")
     elif "timm_model_name" not in open_clip.get_model_config(name)["vision_cfg"]:  # timm's all have GELU
         raise ValueError(
             f"{weights} does not record which activation its weights were trained with, and the wrong one makes "
             "them silently worse; give clip.activation=gelu or quick_gelu (OpenAI's have quick_gelu)"
         )
-    preprocessing = _normalization(name, weights, mean, std)
-    with _weights_errors(f"clip.weights {weights!r}", name):
+    preprocessing = normalization_of(name, weights, mean, std)
+    with weights_errors(f"clip.weights {weights!r}", name):
         return open_clip.create_model(name, pretrained=weights, force_preprocess_cfg=preprocessing)
 
 
 def _model_of_tag(name: str, tag: str) -> nn.Module:
-    needs_quick = _tag_needs_quick(name, tag)
+    needs_quick = tag_needs_quick(name, tag)
     if needs_quick is not None:
-        _check_activation(name, tag, needs_quick)
-    with _hub_errors(f"clip.weights {tag!r} of {name}", "; or give clip.weights=FILE"):
+        check_activation(name, tag, needs_quick)
+    with hub_errors(f"clip.weights {tag!r} of {name}", "; or give clip.weights=FILE"):
         open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, tag))
-    with _weights_errors(f"clip.weights {tag!r}", name):
+    with weights_errors(f"clip.weights {tag!r}", name):
         return open_clip.create_model(name, pretrained=tag)
 
 
@@ -206,99 +205,6 @@ def _without_weights() -> Iterator[None]:
         root.removeFilter(is_other)
 
 
-@contextmanager
-def _hub_errors(what: str, way_out: str = "") -> Iterator[None]:
-    """Turns what is raised where a hub cannot be reached into a ValueError that names what is missing."""
-    try:
-        yield
-    except Exception as error:  # the hub's client and those who call it raise what they like
-        raise ValueError(
-            f"{what} is not in the cache and cannot be fetched ({_first_line(error)}). Fetch it where there is a "
-            f"network, with HF_HUB_OFFLINE unset, and name the cache in HF_HOME{way_out}"
-        ) from error
-
-
-@contextmanager
-def _weights_errors(weights: str, name: str) -> Iterator[None]:
-    """Turns what damaged, hostile or other weights raise into a ValueError that names them."""
-    try:
-        yield
-    except Exception as error:  # torch's unpickler raises nearly anything on such bytes; it runs no code in them
-        lines = str(error).splitlines()
-        if "TorchScript archive" in str(error):
-            raise ValueError(
-                f"{weights} is a TorchScript archive; docs/backbones.md shows how to convert it"
-            ) from error
-        if isinstance(error, AssertionError) or (lines and lines[0].startswith("Error(s) in loading state_dict")):
-            shown = "\n".join(lines[:MOST_LINES])
-            raise ValueError(f"{weights} does not fit clip.name {name!r}: {shown}") from error
-        raise ValueError(
-            f"{weights} is refused: it is damaged, or contains more than tensors by name: {_first_line(error)}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    """The first sentence of what an error says."""
-    return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
-
-
-def _other_activation(name: str) -> str:
-    """Name of the same model with the other activation; open_clip need not have it."""
-    return name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
-
-
-def _tag_needs_quick(name: str, tag: str) -> bool | None:
-    """Whether a tag's weights were trained with QuickGELU; None if the model exists with one activation only.
-
-    Raises:
-        ValueError: no such tag.
-    """
-    for of_model in (name, _other_activation(name)):
-        if tag in open_clip.list_pretrained_tags_by_model(of_model):
-            is_one_of_two = _other_activation(name) in open_clip.list_models()
-            return bool(open_clip.get_pretrained_cfg(of_model, tag).get("quick_gelu")) if is_one_of_two else None
-    tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-    raise ValueError(f"clip.weights {tag!r} is neither a file, nor `random`, nor one of the tags of {name}: {tags}")
-
-
-def _check_activation(name: str, weights: str, needs_quick: bool) -> None:
-    """Check the activation: weights trained with QuickGELU are silently worse in a model with GELU, and vice versa.
-
-    Raises:
-        ValueError: the weights were not trained with the named model's activation.
-    """
-    has_quick = bool(open_clip.get_model_config(name).get("quick_gelu"))
-    if has_quick != needs_quick:
-        other, kinds = _other_activation(name), ("GELU", "QuickGELU")
-        known = other in open_clip.list_models()
-        raise ValueError(
-            f"clip.weights {weights!r} was trained with {kinds[needs_quick]}, {name} has {kinds[has_quick]}; "
-            + (f"use clip.name={other}" if known else "open_clip has no such model with the other")
-        )
-
-
-def _normalization(
-    name: str, weights: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
-) -> dict[str, tuple[float, ...]]:
-    """open_clip's preprocessing options with the normalization for the weights of a local file.
-
-    Raises:
-        ValueError: it is not given, and open_clip has no weights of this name, or they differ in normalization.
-    """
-    if mean is not None and std is not None:
-        return {"mean": mean, "std": std}
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    published = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
-    kinds = sorted({(tuple(config["mean"]), tuple(config["std"])) for config in published})
-    if len(kinds) != 1:
-        known = " or ".join(f"{mean} and {std}" for mean, std in kinds)
-        raise ValueError(
-            f"open_clip's weights of {name} have {len(kinds)} normalizations, and {weights} does not record its own; "
-            f"give clip.mean and clip.std{f': {known}' if known else ''}"
-        )
-    return {"mean": kinds[0][0], "std": kinds[0][1]}
-
-
 def _embed_dim(name: str) -> int:
     return int(open_clip.get_model_config(name)["embed_dim"])
 
@@ -312,7 +218,7 @@ def _load_folder(folder: Path, *, load_weights: bool = True) -> Clip:
         raise ValueError(
             f"{folder} has a config and no weights, which open_clip looks for in {', '.join(WEIGHTS)} files"
         )
-    with _weights_errors(f"the model in {folder}", str(folder)):
+    with weights_errors(f"the model in {folder}", str(folder)):
         model = open_clip.create_model(f"local-dir:{folder}", load_weights=load_weights)
     merges = folder / "merges.txt.gz"
     if merges.exists():

@@ -13,7 +13,7 @@ import torch
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME
 from safetensors.torch import save_file
 
-from ovd.clip.load import CONFIG, TINY_CLIP, _normalization, build_on_meta, build_untrained_tiny_clip, load_clip
+from ovd.clip.load import CONFIG, TINY_CLIP, build_on_meta, build_untrained_tiny_clip, load_clip
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 SMALL = "ViT-S-32-alt"
@@ -49,8 +49,8 @@ def test_a_local_files_normalization_is_that_of_its_name_or_given(weights_file, 
     for name, count in (("ViT-L-14", 2), (SMALL, 0), ("NFNet-F0", 0)):
         with pytest.raises(ValueError, match=f"weights of {name} have {count} normalizations.* give clip.mean"):
             load_clip(name, elsewhere, activation="gelu")
-    assert _normalization("ViT-B-32", elsewhere, None, None)["mean"] == OPENAI_MEAN
-    assert _normalization("ViT-B-16-SigLIP", elsewhere, None, None)["mean"] == (0.5, 0.5, 0.5)
+    assert normalization_of("ViT-B-32", elsewhere, None, None)["mean"] == OPENAI_MEAN
+    assert normalization_of("ViT-B-16-SigLIP", elsewhere, None, None)["mean"] == (0.5, 0.5, 0.5)
 
 
 def test_weights_of_another_model_are_refused(weights_file):
