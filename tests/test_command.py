@@ -184,7 +184,12 @@ def test_an_evaluation_is_not_replaced_by_one_of_another_data_set(tmp_path, monk
     monkeypatch.setattr("ovd.build.trained.load_detector", lambda *_, **__: SimpleNamespace(experts=NO_EXPERTS))
     monkeypatch.setattr("ovd.build.data.load_evaluation_index", lambda *_, **__: None)
     outputs = []
-    monkeypatch.setattr("ovd.jobs.evaluate.evaluate_run", lambda _, *, output, **__: outputs.append(output))
+
+    def evaluate_run(_, *, output: Path, **__) -> None:
+        outputs.append(output)
+        (output / "results.json").write_text("[]")
+
+    monkeypatch.setattr("ovd.jobs.evaluate.evaluate_run", evaluate_run)
 
     def evaluate(folder: str, *options: str) -> None:
         data = ["--format", "coco", "--annotations", f"{folder}/annotations/val.json", "--images", "images"]
@@ -449,6 +454,17 @@ def test_an_evaluation_whose_folder_cannot_be_written_to_says_what_to_give(tmp_p
     with pytest.raises(ValueError, match="eval cannot be written to; give another --output"):
         claim_folder(tmp_path / "eval", {})
     assert not list((tmp_path / "eval").iterdir())
+
+
+def test_an_evaluation_without_results_does_not_keep_its_folder_from_another(tmp_path):
+    claim_folder(tmp_path, {"images": "mistyped"})
+    claim_folder(tmp_path, {"images": "right"})
+    for name in ("results.json", "metrics.json"):
+        (tmp_path / name).touch()
+        with pytest.raises(ValueError, match="holds an evaluation with another images; give another --output"):
+            claim_folder(tmp_path, {"images": "others"})
+        claim_folder(tmp_path, {"images": "right"})
+        (tmp_path / name).unlink()
 
 
 def test_a_file_of_names_that_is_not_there_is_said_to_be_one(tmp_path):

@@ -12,6 +12,10 @@ from unittest.mock import MagicMock
 import pytest
 import yaml
 from scripts import module_of
+from small_run import small_config
+
+from ovd.config.training import TrainConfig
+from ovd.config_files import load_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,6 +52,22 @@ def test_everything_that_the_api_page_names_is_there():
     for name in names:
         module, _, attribute = name.rpartition(".")
         assert hasattr(importlib.import_module(module), attribute), name
+
+
+def test_the_training_loop_of_the_api_page_runs(tmp_path, miniature_world, monkeypatch, capsys):
+    (loop,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "api.md").read_text(), re.M | re.DOTALL)
+
+    def load(path: str, overrides: list[str], kind: type[TrainConfig]) -> TrainConfig:
+        load_config(ROOT / path, overrides, kind)
+        return small_config(tmp_path, miniature_world, train={"steps": 2, "warmup_steps": 0})
+
+    monkeypatch.setattr("ovd.config_files.load_config", load)
+    names: dict[str, Any] = {}
+    exec(compile(loop, "api.md", "exec"), names)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(" ", 1)[0] for line in printed if re.match(r"\d+ {'class'", line)] == ["0", "1"]
+    assert 0 <= names["evaluator"].compute()["AP"] <= 1
+    assert all(weight.requires_grad for weight in names["detector"].pyramid.parameters())
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from ovd.commands import split
 from ovd.data.split import draw_parts
+from ovd.jobs.split import split_annotations
 
 
 def content(classes: Iterable[Iterable[int]], box: tuple[float, ...] = (2, 3, 10, 12)) -> dict[str, Any]:
@@ -46,6 +47,16 @@ def test_a_file_of_corners_is_split_as_it_is(tmp_path, monkeypatch):
     assert [len(part["images"]) for part in parts] == [8, 2]
     assert all(row["bbox"] == list(corners) for part in parts for row in part["annotations"])
     assert sorted(row["id"] for part in parts for row in part["annotations"]) == list(range(10))
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_with_the_file(tmp_path):
+    (tmp_path / "all.json").write_text(json.dumps(content([[1]] * 10)))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file/b\.json: its folder cannot be made \("):
+        split_annotations(
+            tmp_path / "all.json", tmp_path / "a.json", tmp_path / "file" / "b.json", share=0.8, seed=0, xyxy=False
+        )
+    assert not (tmp_path / "a.json").exists()
 
 
 def test_classes_of_one_part_alone_are_named(tmp_path, monkeypatch, capsys):

@@ -125,14 +125,15 @@ def _in_data_root(path: Path, key: str) -> Path:
     """Where a path of a config's `data.source` is.
 
     Raises:
-        DataError: F1 it is not below the data root, and is there from the current folder.
+        DataError: F1 it is relative, and not below the data root.
     """
     place = data_root() / path
-    if not place.exists() and path.exists():
+    if not place.exists() and not path.is_absolute():
+        advice = f", and is there from the current folder: give {path.absolute()}" if path.exists() else ""
         raise DataError(
             "F1",
-            f"{place} does not exist: data.source.{key}={path} starts at the data root, {data_root()} (OVD_DATA), and "
-            f"is there from the current folder: give {path.absolute()}",
+            f"{place} does not exist: data.source.{key}={path} starts at the data root, {data_root()} (OVD_DATA)"
+            f"{advice}",
         )
     return place
 

@@ -14,6 +14,11 @@ from ovd.visualize.palette import LINES
 GATE_QUANTITIES = {"added": "learned / shortcut", "gate": "mean |gate|", "filter": "mean |filter weight|"}
 """What the log calls the quantities of the gates (engine/gate_statistics.py), and the words for them."""
 
+LINE_STYLES = ("-", "--", ":", "-.")
+"""One after the other, where there are more lines than colors."""
+LEGEND_ROWS = 13
+"""Of a legend beside a panel: as many as it is high."""
+
 
 def draw_training_curves(records: list[dict[str, Any]], image: Path) -> None:
     """Draw log records: losses (running means over 2 % of the steps), learning rate and, if any were logged, evaluation
@@ -31,7 +36,7 @@ def draw_training_curves(records: list[dict[str, Any]], image: Path) -> None:
     lr_axes.plot([record["step"] for record in training], [record["lr"] for record in training], color=LINES[0])
     lr_axes.set_ylabel("learning rate")
     if evaluations:
-        _plot_by_name(further_axes[0], evaluations, "metrics", window=1, marker="o")
+        _plot_by_name(further_axes[0], evaluations, "metrics", window=1, marker=".")
         further_axes[0].set_ylabel("metrics of an evaluation")
     if gates:
         _plot_by_name(further_axes[-1], gates, "gates", window=1, marker="." if len(gates) == 1 else "")
@@ -53,9 +58,18 @@ def _plot_by_name(axes: Any, records: list[dict[str, Any]], field: str, *, windo
             continue
         steps, values = np.array(points, dtype=float).T
         smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
-        axes.plot(steps[window - 1 :], smooth, marker=marker, label=name, color=LINES[len(axes.lines) % len(LINES)])
-    if axes.lines:
+        styles, number = divmod(len(axes.lines), len(LINES))
+        style = LINE_STYLES[styles % len(LINE_STYLES)]
+        axes.plot(steps[window - 1 :], smooth, marker=marker, label=name, color=LINES[number], linestyle=style)
+    if len(axes.lines) > len(LINES):
+        _add_legend_beside(axes)
+    elif axes.lines:
         axes.legend(loc="best", fontsize="small")
+
+
+def _add_legend_beside(axes: Any) -> None:
+    columns = -(-len(axes.lines) // LEGEND_ROWS)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", ncols=columns, handlelength=3)
 
 
 def _style_gates(axes: Any) -> None:
@@ -67,4 +81,4 @@ def _style_gates(axes: Any) -> None:
         line.set(color=LINES[parts.index(part) % len(LINES)], linestyle=("-", "--", ":")[quantities.index(quantity)])
         line.set_label(f"{GATE_QUANTITIES.get(quantity, quantity)}, {part}")
     if axes.lines:
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+        _add_legend_beside(axes)

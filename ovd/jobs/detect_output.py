@@ -17,7 +17,7 @@ from ovd.data.coco_annotation import coco_annotation
 from ovd.data.images.files import DRAWN, is_image_name, name_below
 from ovd.data.images.media import STANDARD_INPUT, Picture, is_video
 from ovd.data.images.video import VideoWriter, describe_video
-from ovd.files import make_folder_of, write_json
+from ovd.files import make_folder, make_folder_of, write_json
 from ovd.structures import Detections
 from ovd.visualize.boxes import draw_detections
 
@@ -118,14 +118,16 @@ class PictureFiles:
                 it has the folders below the one that all sources lie in.
 
         Raises:
-            ValueError: the files of two sources would have the same name, or the folder of a source cannot be written
-                to and would have to.
+            ValueError: the files of two sources would have the same name; the folder cannot be made or written to, nor,
+                without one, that of a source.
         """
         self._names = list(names)
         self._folder = folder
         self._targets = targets(sources, folder)
         if folder is None:
             _check_places({target.parent for target in self._targets.values()})
+        else:
+            make_folder(folder, f"--output {folder}")
         self._video: _OpenVideo | None = None
         self.written: list[Path] = []
 
@@ -236,10 +238,12 @@ def _new_file(path: Path) -> Path:
     """A file that is to be written, whose folder is made if it does not exist.
 
     Raises:
-        ValueError: it is there already, or its folder cannot be made or written to.
+        ValueError: it is there already, also as a folder or a device, or its folder cannot be made or written to.
     """
     if path.is_dir():
         raise ValueError(f"--output {path} is a folder; name a file, such as {path / 'detections.json'}")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"--output {path} is no file; --write lines without --output writes to standard output")
     if path.exists():
         raise ValueError(f"{path} exists; delete it, or name another file with --output")
     make_folder_of(path)

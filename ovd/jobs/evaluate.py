@@ -96,11 +96,13 @@ def claim_folder(output: Path, options: Mapping[str, str]) -> None:
 def _check_same(output: Path, before: EvaluationNote, options: Mapping[str, str]) -> None:
     """Check that the evaluation in a folder may be replaced by one with these options; see `claim_folder`."""
     results = output / "results.json"
+    if not any((output / name).exists() for name in (results.name, "metrics.json")):
+        return  # an earlier one ended before its results: for want of an image, say
     if before.options:
         names = {*before.options, *options}
         if different := sorted(name for name in names if before.options.get(name) != options.get(name)):
             raise ValueError(f"{output} holds an evaluation with another {', '.join(different)}; give another --output")
-    elif results.exists() and not before.is_of_own_set:
+    elif not before.is_of_own_set:
         raise ValueError(f"{results} is not of an earlier evaluation of a run; move it, or give another --output")
 
 

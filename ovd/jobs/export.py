@@ -7,6 +7,7 @@ from pathlib import Path
 from ovd.build.trained import load_detector
 from ovd.export.detector import export_detector
 from ovd.export.smaller import calibration_images, quantize, to_half
+from ovd.files import make_folder_of
 from ovd.onnx.text import text_files
 
 
@@ -32,12 +33,13 @@ def export_run(
         with_text, plain: as for `export_detector`.
 
     Raises:
-        ValueError: as `load_detector`, `export_detector` and `quantize`, or the folder has no images.
+        ValueError: as `load_detector`, `export_detector` and `quantize`, the folder has no images, or that of the model
+            cannot be made or written to.
         ImageError: an image cannot be read.
     """
     calibration = [] if int8_images is None else calibration_images(int8_images)
     trained = load_detector(run, "cpu", warns=False)  # export_detector refuses what would be warned of
-    model.parent.mkdir(parents=True, exist_ok=True)
+    make_folder_of(model)
     with tempfile.TemporaryDirectory(dir=model.parent) as folder:
         draft = Path(folder) / model.name
         files = export_detector(trained, draft, with_text=with_text, plain=plain)

@@ -9,7 +9,7 @@ from typing import Any
 from ovd.data.annotations import load_truth
 from ovd.data.formats.options import FormatOptions
 from ovd.data.split import draw_parts
-from ovd.files import refuse_existing, write_json
+from ovd.files import make_folder_of, refuse_existing, write_json
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ def split_annotations(
 
     Raises:
         DataError: as `load_truth`.
-        ValueError: a file has several image records, a part would have no image, or a file to write exists.
+        ValueError: a file has several image records, a part would have no image, a file to write exists, or its folder
+            cannot be made or written to.
     """
     load_truth(annotations, format="coco", options=FormatOptions(xyxy=xyxy))  # says what is wrong, where anything is
     content = json.loads(annotations.read_text(encoding="utf-8-sig"))
@@ -48,7 +49,7 @@ def split_annotations(
         refuse_existing(file)
         if not rows:
             raise ValueError(f"{file} would have none of the {len(images)} images; give another --share")
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder_of(file)
     in_first, in_second = (set[int]().union(*(classes[row] for row in rows)) for rows in drawn)
     return (
         _write_part(first, content, drawn[0], only_here=in_first - in_second),

@@ -160,6 +160,13 @@ def labelme(folder: Path, image_path: str = "{}.jpg") -> None:
         )  # fmt: skip
 
 
+@pytest.mark.parametrize(("name", "reason"), [("none", "no folder; give that of"), ("images", "no .json file in this")])
+def test_labelme_without_files_says_what_is_missing(name, reason, tmp_path):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DataError, match=rf"^\S+{name}: .*{reason}"):
+        imported(tmp_path / name, None, "labelme")
+
+
 def test_labelme(tmp_path, images):
     labelme(images)
     objects, _, report = imported(images, None, "labelme")

@@ -299,6 +299,21 @@ def test_curves_are_running_means(tmp_path, monkeypatch):
     np.testing.assert_array_equal(line.get_xdata(), np.arange(2, 101))
 
 
+def test_many_metrics_have_lines_of_their_own_and_a_legend_beside_them(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    training = {"kind": "train", "step": 1, "lr": 0.1, "losses": {"class": 1.0}}
+    for number in (7, 12, 26):  # as many as colors, of COCO, of LVIS with fixed and exhaustive AP
+        metrics = {f"AP{row}": row / 100 for row in range(number)}
+        records = [training, {"kind": "evaluation", "step": 1, "metrics": metrics}]
+        curves.draw_training_curves(records, tmp_path / "curves.png")
+        panel = drawn[-1].axes[2]
+        assert len({(line.get_color(), line.get_linestyle()) for line in panel.lines}) == number
+        drawn[-1].draw_without_rendering()
+        beside = panel.get_legend().get_window_extent().x0 >= panel.get_window_extent().x1
+        assert beside == (number > 7)
+
+
 def gates_of(step: int) -> dict[str, float]:
     return {"added/P3": step / 10, "added/head": step / 5, "gate/P3": 1.0, "gate/head": 0.9, "filter/head": 0.1}
 

@@ -183,6 +183,21 @@ def test_no_file_is_written_over(output, photos, tmp_path):
     assert not (tmp_path / "new.json").exists()
 
 
+@pytest.mark.parametrize("output", [CocoFile, JsonLines])
+def test_a_device_is_no_file_to_delete(output):
+    with pytest.raises(ValueError, match=r"^--output /dev/null is no file; --write lines without --output"):
+        output(Path("/dev/null"), NAMES)
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_folder_of_pictures_is_made_before_the_first_picture(photos, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"^--output .*file/out cannot be made \(Not a directory\)"):
+        PictureFiles([str(photos / "a.png")], NAMES, tmp_path / "file" / "out")
+    PictureFiles([str(photos / "a.png")], NAMES, tmp_path / "out")
+    assert (tmp_path / "out").is_dir()
+
+
 def test_frames_before_the_damage_of_the_only_video_are_kept(tmp_path, monkeypatch):
     def damaged(source: str) -> Iterator[Picture]:
         yield Picture(source, scene(4), 0, 0.0)

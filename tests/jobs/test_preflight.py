@@ -179,3 +179,9 @@ def test_a_path_from_the_current_folder_is_named_with_the_data_root(tmp_path, mi
     config = small_config(tmp_path / "run", miniature_world, data={"source": source, "classes": "all"})
     with pytest.raises(DataError, match=r"starts at the data root, data \(OVD_DATA\), and is there from the current"):
         preflight(config)
+    layout.train_annotations.unlink()
+    words = (
+        r"data/mine/\S+ does not exist: data.source.train_annotations=\S+ starts at the data root, data \(OVD_DATA\)$"
+    )
+    with pytest.raises(DataError, match=words):
+        preflight(config)

@@ -43,12 +43,14 @@ def read_labelme(request: ReadRequest, report: DataReport) -> AnnotationTable:
             is missing.
 
     Raises:
-        DataError: F1 no JSON files, or one that is not LabelMe's; F2 an image twice; F6 a shape that is not finite
-            points, or of an unknown type.
+        DataError: F1 no folder, no JSON files in it, or one that is not LabelMe's; F2 an image twice; F6 a shape that
+            is not finite points, or of an unknown type.
     """
     paths = without_drawn(sorted(files_below(request.annotations, _is_annotation)))
     if not paths:
-        raise DataError("F1", f"{request.annotations}: no .json file in this folder")
+        is_folder = request.annotations.is_dir()
+        reason = "no .json file in this folder" if is_folder else "this is no folder; give that of the .json files"
+        raise DataError("F1", f"{request.annotations}: {reason}")
     root = request.images or request.annotations
     return table_of_images(request, root, [_read_image(path, root, report) for path in paths], report)
 
