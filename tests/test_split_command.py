@@ -87,6 +87,16 @@ def test_each_class_of_several_images_is_in_both_parts_and_the_seed_decides():
         assert in_first ^ in_second == {99}
 
 
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_one_image_of_a_class_that_a_part_lacks_is_exchanged_for_one_of_that_part(lacking: int):
+    order = np.random.default_rng(5).permutation(20).tolist()
+    drawn = [set(order[:12]), set(order[12:])]
+    classes: list[set[int]] = [set() if row in drawn[lacking] else {1} for row in range(20)]
+    parts = draw_parts(classes, 12, 5)
+    assert [len(part) for part in parts] == [12, 8]
+    assert [len(set(part) - before) for part, before in zip(parts, drawn, strict=True)] == [1, 1]
+
+
 def test_images_are_exchanged_only_for_a_class_that_a_part_lacks():
     """Where chance has shared the classes, the parts are those of chance."""
     classes = [{1, 2}] * 20

@@ -84,7 +84,7 @@ def text_in_caption(labels: ShardLabels, captions: Sequence[str]) -> Bool[np.nda
     combinations, row = np.unique(_pair_and_text(labels), return_inverse=True)
     occurs = [
         padded_texts[text] in padded_captions[pair]
-        for pair, text in zip(*(part.tolist() for part in np.divmod(combinations, len(labels.texts) or 1)), strict=True)
+        for pair, text in zip(*(part.tolist() for part in np.divmod(combinations, len(labels.texts))), strict=True)
     ]
     return np.array(occurs, dtype=bool)[row]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ovd.data.category import Category
-from ovd.data.formats.table import AnnotationTable, available_part
+from ovd.data.formats.table import AnnotationTable, FederatedLabels, available_part, clean_boxes, index_of, truth_of
 from ovd.data.report import DataReport
 
 TABLE = AnnotationTable(
@@ -47,3 +47,69 @@ def test_boxes_of_images_that_are_not_available_are_counted() -> None:
     assert len(found.boxes_xywh) == 1
     assert (report.num_used("box"), report.num_seen("box")) == (0, 2)
     assert available_part(TABLE, report) is TABLE
+
+
+@pytest.mark.parametrize(
+    ("box", "clean", "counts"),
+    [
+        ([1, 2, 1, 4], [1, 2, 2, 6], {}),
+        ([1, 2, 0.999, 4], None, {("F4", "skipped"): 1}),
+        ([40, 2, 5, 4], None, {("F5", "skipped"): 1}),
+        ([1, -4, 5, 4], None, {("F5", "skipped"): 1}),
+        ([39.5, 2, 5, 4], None, {("F4", "skipped"): 1}),
+        ([39, 2, 1.0005, 4], [39, 2, 40, 6], {}),
+        ([39.0005, 2, 5, 4], [39.0005, 2, 40, 6], {("F5", "repaired"): 1}),
+        ([30, 15, 20, 20], [30, 15, 40, 20], {("F5", "repaired"): 1}),
+    ],
+)
+def test_boxes_at_the_border_of_an_image_and_of_a_pixel(box, clean, counts) -> None:
+    """In an image of 20 x 40 pixels, after a box that is whole."""
+    table = replace(
+        TABLE, image_of_object=TABLE.image_of_object[:2], class_of_object=TABLE.class_of_object[:2],
+        boxes_xywh=np.array([[1.0, 2, 3, 4], box]), is_crowd=TABLE.is_crowd[:2],
+    )  # fmt: skip
+    report = DataReport()
+    boxes, is_kept = clean_boxes(table, np.array([[20, 40]] * 2), report)
+    assert is_kept.tolist() == [True, clean is not None]
+    np.testing.assert_allclose(boxes[is_kept], [[1, 2, 4, 6], *([] if clean is None else [clean])], atol=1e-5)
+    assert report.counts() == counts
+    assert (report.num_used("box"), report.num_seen("box")) == (is_kept.sum(), 2)
+
+
+def test_crowd_regions_are_cleaned_as_boxes_are() -> None:
+    boxes = np.array([[1.0, 2, 3, 4], [1, 2, 0.5, 4], [15, 2, 30, 4]])
+    table = replace(TABLE, boxes_xywh=boxes, is_crowd=np.array([False, True, True]))
+    index = index_of(table, "coco", DataReport(stops=False))
+    assert index.boxes.values.tolist() == [[1, 2, 4, 6]]
+    assert index.crowd_boxes.values.tolist() == [[15, 2, 20, 6]]
+    assert index.crowd_boxes.offsets.tolist() == [0, 0, 1]
+
+
+def test_the_images_that_are_available_keep_their_objects_names_and_labels() -> None:
+    labels = FederatedLabels(((4,), ()), ((), (1,)))
+    table = replace(TABLE, areas_px=np.array([1.0, 2, 3]), federated=labels, is_available=np.array([False, True]))
+    found = available_part(table, DataReport())
+    assert [found.name_of_object(row) for row in range(2)] == ["line 2", "line 3"]
+    assert found.image_of_object.tolist() == [0, 0]
+    assert found.class_of_object.tolist() == [1, 0]
+    assert found.areas_px is not None
+    assert found.areas_px.tolist() == [2, 3]
+    assert found.federated == FederatedLabels(((),), ((1,),))
+
+
+@pytest.mark.parametrize("is_federated", [True, False])
+def test_a_federated_truth_has_neither_crowds_nor_boxes_without_area(is_federated: bool) -> None:
+    labels = FederatedLabels(((4,), ()), ((), (1,)))
+    table = replace(
+        TABLE, image_ids=np.array([8, 7]), areas_px=np.array([12.0, 0, 5]), is_crowd=np.array([True, False, False]),
+        federated=labels if is_federated else None,
+    )  # fmt: skip
+    truth = truth_of(table)
+    assert [(image.id, image.negative_category_ids) for image in truth.images] == [(7, ()), (8, (4,) * is_federated)]
+    assert truth.areas_px.tolist() == ([12, 5] if is_federated else [12, 0, 5])
+    assert truth.crowd.tolist() == ([False, False] if is_federated else [True, False, False])
+    assert truth.image_ids.tolist() == ([8, 7] if is_federated else [8, 7, 7])
+    assert truth.category_ids.tolist() == ([1, 1] if is_federated else [1, 4, 1])
+    assert truth.num_without_area == (1 if is_federated else 0)
+    counts = {category.name: category.image_count for category in truth.categories}
+    assert counts == ({"cat": 2, "dog": 0} if is_federated else {"cat": 1, "dog": 1})

@@ -110,9 +110,10 @@ def test_objects_that_the_crop_leaves_too_little_of_are_dropped_and_regions_are_
 
 def test_objects_under_two_pixels_are_dropped():
     transform = TrainTransform(size=50, scale=(1, 1), flip=0, color=0)
-    _, moved = transform(*sample(100, 100, [[0, 0, 3.9, 50], [0, 0, 4.1, 50]], classes=[7, 8]), 0)
-    assert moved.classes.tolist() == [8]
-    np.testing.assert_allclose(moved.boxes, [[0, 0, 2.05, 25]], atol=1e-4)
+    boxes = [[0, 0, 3.9, 50], [0, 0, 4.1, 50], [8, 0, 12, 50]]
+    _, moved = transform(*sample(100, 100, boxes, classes=[7, 8, 9]), 0)
+    assert moved.classes.tolist() == [8, 9]
+    np.testing.assert_allclose(moved.boxes, [[0, 0, 2.05, 25], [4, 0, 6, 25]], atol=1e-4)
 
 
 def test_no_objects_and_boxes_over_the_border():
@@ -126,6 +127,23 @@ def test_no_objects_and_boxes_over_the_border():
     )
     np.testing.assert_allclose(moved.boxes, [[0, 0, 57, 33]], atol=1e-4)
     assert len(moved.crowd_boxes) == 0
+
+
+def test_a_crop_of_an_enlarged_image_is_that_of_the_whole_to_its_last_row_and_column():
+    image, labels = sample(30, 40)
+    whole = cv2.resize(image, (160, 120), interpolation=cv2.INTER_LINEAR).astype(int)
+    for seed in range(10):
+        pixels, _ = TrainTransform(size=40, scale=(4, 4), flip=0, color=0)(image, labels, seed)
+        generator = np.random.default_rng(seed)
+        top, left = (4 * (int(generator.integers(side - 40 + 1)) // 4) for side in (120, 160))
+        # Before its first pixel a crop repeats that one.
+        assert np.abs(whole[top : top + 40, left : left + 40] - pixels)[2:, 2:].max() <= 1
+
+
+def test_what_lies_outside_the_image_is_no_part_of_what_a_crop_cuts_off():
+    transform = TrainTransform(size=57, scale=(1, 1), flip=0, color=0)
+    _, moved = transform(*sample(33, 57, [[-90, 0, 10, 33], [50, 20, 157, 133]]), 0)
+    np.testing.assert_allclose(moved.boxes, [[0, 0, 10, 33], [50, 20, 57, 33]], atol=1e-4)
 
 
 def test_the_result_is_a_function_of_sample_and_seed_alone():

@@ -1,5 +1,6 @@
 """Checkpoints survive kills, full disks, damage and hostile files, and restore every bit."""
 
+import contextlib
 import errno
 import json
 import os
@@ -389,6 +390,46 @@ def test_no_space_at_any_flush_leaves_a_checkpoint(tmp_path, monkeypatch, failin
         assert saved.step == 2
 
 
+class Killed(BaseException):
+    """As a process that is killed: nobody catches it."""
+
+
+def test_killed_at_any_operation_on_the_disk_the_newest_or_the_one_before_remains(tmp_path, monkeypatch):
+    rename, remove = Path.rename, shutil.rmtree
+    calls, killed_in, found = 0, 0, []
+
+    def count() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == killed_in:
+            raise Killed
+
+    def remove_one_file_first(folder: Path, **_: object) -> None:
+        (folder / "model.safetensors").unlink()
+        count()
+        remove(folder)
+
+    while calls >= killed_in:
+        run_dir, run = tmp_path / str(killed_in), Run()
+        run.train(1)
+        run.save(run_dir, keep=1)
+        run.train(1)
+        calls, killed_in = 0, killed_in + 1
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(os, "fsync", lambda _: count())
+            patch.setattr(Path, "rename", lambda path, other: [count(), rename(path, other)][1])
+            patch.setattr(shutil, "rmtree", remove_one_file_first)
+            run.save(run_dir, keep=1)
+        newest = checkpoint.latest(run_dir, strict=True)
+        assert newest is not None
+        found.append(newest.step)
+        run.train(1)
+        run.save(run_dir, keep=1)
+        assert [path.name for path in run_dir.iterdir()] == ["step-000003"]
+    # Six flushes come before the rename; a flush, and the rename and removal of the older one, after it.
+    assert found == [1] * 7 + [2] * 4
+
+
 KILL_SAVES = """
 import os, random, signal, sys, time
 from pathlib import Path
@@ -540,6 +581,19 @@ def test_optimizer_of_another_build_is_refused(tmp_path):
         checkpoint.restore(saved, TrainState(run.module, other_groups))
 
 
+@pytest.mark.parametrize(("names", "split"), [(("head", "backbone"), 2), (("backbone", "head"), 1)])
+def test_as_many_groups_of_other_names_or_sizes_are_refused(tmp_path, names, split):
+    run = Run()
+    run.train(1)
+    run.save(tmp_path)
+    parts = list(run.module[:split]), list(run.module[split:])
+    specs = {name: GroupSpec(part) for name, part in zip(names, parts, strict=True)}
+    others = build_optimizer(parameter_groups(run.module, specs), lr=0.01)
+    assert len(others.param_groups) == len(run.optimizer.param_groups)
+    with pytest.raises(ValueError, match=r"parameter groups \(name, number of parameters\) are"):
+        checkpoint.restore(checkpoint.read(tmp_path / "step-000001"), TrainState(run.module, others))
+
+
 def test_optimizer_over_parameters_in_another_order_is_refused(tmp_path):
     module = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 2, bias=False))
     there, here = (
@@ -562,6 +616,15 @@ def test_tied_parameters_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"0\.weight and 1\.weight are one tensor"):
         checkpoint.save(tmp_path, TrainState(module, optimizer), config={})
     assert not list(tmp_path.iterdir())
+
+
+def test_tensors_without_elements_are_not_one_tensor(tmp_path):
+    module = nn.Linear(2, 2)
+    module.register_buffer("first", torch.zeros(0))
+    module.register_buffer("second", torch.zeros(0, 3))
+    checkpoint.save(tmp_path, TrainState(module, torch.optim.AdamW(module.parameters(), fused=True)), config={})
+    found = checkpoint.load_weights(tmp_path / "step-000000" / "model.safetensors")
+    assert (found["first"].shape, found["second"].shape) == ((0,), (0, 3))
 
 
 def test_bad_arguments_write_nothing(tmp_path):

@@ -77,8 +77,9 @@ def test_average_resumes_bit_identically():
     assert all(torch.equal(tensor, second.state_dict()[name]) for name, tensor in whole.state_dict().items())
     with pytest.raises(ValueError, match="one side only: bias"):
         second.load_state_dict({"weight": torch.zeros(2, 3)}, 1)
-    with pytest.raises(ValueError, match="decay"):
-        Ema(nn.Linear(3, 2), decay=1.0)
+    for decay in (-0.1, 1.0):
+        with pytest.raises(ValueError, match="decay"):
+            Ema(nn.Linear(3, 2), decay=decay)
 
 
 def test_an_average_of_other_weights_is_refused():

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ovd.engine.optim import (
+    FINAL_FACTOR,
     NonFiniteError,
     build_optimizer,
     check_finite,
@@ -23,6 +24,7 @@ def test_learning_rates_follow_group_factors():
     net = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 2))
     specs = {"backbone": GroupSpec([net[0]], lr_factor=0.1), "rest": GroupSpec([net[1]])}
     optimizer = build_optimizer(parameter_groups(net, specs), lr=0.01)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.001, 0.001, 0.01, 0.01])
     for factor in (0.5, 0.25):  # set, not multiplied onto the rate before
         set_learning_rate(optimizer, factor)
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
@@ -178,3 +180,26 @@ def test_a_step_raises_the_versions_of_what_it_changes():
 def test_a_run_of_one_step_has_the_whole_rate():
     assert learning_rate_factor(0, warmup_steps=0, total_steps=1, decay="cosine") == 1
     assert learning_rate_factor(3, warmup_steps=3, total_steps=4, decay="cosine") == 1
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 3])
+def test_a_cosine_of_two_steps_ends_at_its_end(warmup_steps):
+    factors = [
+        learning_rate_factor(
+            warmup_steps + step, warmup_steps=warmup_steps, total_steps=warmup_steps + 2, decay="cosine"
+        )
+        for step in range(2)
+    ]
+    assert factors == pytest.approx([1, FINAL_FACTOR])
+
+
+def test_a_warm_up_may_last_the_whole_run():
+    assert learning_rate_factor(3, warmup_steps=4, total_steps=4, decay="cosine") == 1
+
+
+def test_the_numbers_of_a_step_do_not_keep_its_graph():
+    net = nn.Linear(3, 2)
+    optimizer = build_optimizer(parameter_groups(net, {"all": GroupSpec([net])}), lr=0.01)
+    loss = net(torch.ones(1, 3)).sum()
+    loss.backward()
+    assert not step_if_finite(optimizer, {"loss": loss}, gradient_norm(net.parameters()), max_norm=1.0).requires_grad

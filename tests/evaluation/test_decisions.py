@@ -307,6 +307,19 @@ def test_a_detection_at_the_threshold_is_reported():
         assert evaluator.verdicts((threshold, threshold)).is_found.all() == bool(pmF1)
 
 
+def test_a_detection_at_the_floor_takes_part_and_none_below_whatever_the_threshold():
+    truth, everything = every_image_has_one(1), np.ones(1, bool)
+    scores = np.where(np.arange(20) < 10, FLOOR, 0.99 * FLOOR)
+    results = Results(truth.image_ids, truth.category_ids, truth.boxes_xywh, scores)
+    evaluator = DecisionEvaluator(truth, results, base=everything)
+    for threshold in (0.0, FLOOR):
+        verdicts = evaluator.verdicts((threshold, threshold))
+        assert verdicts.reported.image_ids.tolist() == list(range(10))
+        assert verdicts.is_right.all()
+        assert verdicts.is_found.tolist() == [True] * 10 + [False] * 10
+        assert evaluator.decide(everything, (threshold, threshold)).pmF1 == pytest.approx(2 / 3)
+
+
 def test_a_large_set_is_judged_in_seconds():
     rng = np.random.default_rng(0)
     num_images, num_classes, each = 2000, 80, 300

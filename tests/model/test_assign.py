@@ -126,6 +126,22 @@ def test_no_boxes_and_a_batch_of_different_images() -> None:
     assert not assignment.ignored[0].any()
 
 
+@pytest.mark.parametrize("pairs_at_a_time", [1, 2 * 2 * 171, 3 * 2 * 171])
+def test_images_of_a_batch_are_matched_alike_however_many_at_a_time(monkeypatch, pairs_at_a_time: int) -> None:
+    points, sizes = make_points(64, 128), torch.tensor([[64, 128], [40, 100], [64, 64], [50, 128], [64, 90]])
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(5, 2, 2, generator=generator) * 40
+    boxes = torch.cat([corners, corners + 10 + 50 * torch.rand(5, 2, 2, generator=generator)], dim=2).tolist()
+    targets = tuple(make_targets(boxes[row][: row % 3], boxes[row][:1]) for row in range(5))
+    monkeypatch.setattr("ovd.model.assign.PAIRS_AT_A_TIME", pairs_at_a_time)
+    found = assign_fcos(points, targets, sizes=sizes)
+    assert found.matched.shape == (5, len(points.centers))
+    for row, (target, size) in enumerate(zip(targets, sizes.tolist(), strict=True)):
+        matched, ignored = reference(points, target, tuple(size), radius=1.5)
+        assert found.matched[row].tolist() == matched
+        assert found.ignored[row].tolist() == ignored
+
+
 @pytest.mark.parametrize(("box", "expected"), [([3.0, 3.0, 5.0, 5.0], 1), ([9.0, 9.0, 11.0, 11.0], 0)])
 def test_box_smaller_than_a_stride(box: list[float], expected: int) -> None:
     """It is found if a point happens to lie inside; the finest level's points are at 4, 12, 20 ..."""
@@ -410,3 +426,21 @@ def test_task_aligned_knows_the_unmatched_points_in_the_middle_of_a_box() -> Non
     distances = side_distances(points.centers, targets.boxes.expand(len(points.centers), 4))
     central = (distances > 0).all(dim=1) & (offsets < 1.5 * points.strides)
     assert torch.equal(assignment.unmatched_center[0], central & (assignment.matched[0] < 0))
+
+
+def test_alignments_are_targets_that_nothing_is_learned_through() -> None:
+    points = make_points(64, 96)
+    centers = points.centers[None]
+    predictions = Predictions(
+        torch.randn(1, len(points.centers), 8, requires_grad=True),
+        torch.cat([centers - 20, centers + 20], dim=2).requires_grad_(),
+        torch.zeros(1, len(points.centers)),
+    )
+    classifier = TextClassifier(
+        torch.eye(8)[:1], torch.tensor([0]), torch.tensor(5.0, requires_grad=True), torch.zeros(())
+    )
+    targets = (make_targets([[4, 4, 90, 60]]),)
+    found = assign_task_aligned(points, targets, predictions, sizes=torch.tensor([[64, 96]]), classifier=classifier)
+    assert found.alignment is not None
+    assert found.alignment.any()
+    assert not found.alignment.requires_grad

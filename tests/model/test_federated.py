@@ -127,6 +127,19 @@ def test_classes_that_are_left_out_are_never_scored_and_all_others_are_as_before
     assert len(sampled) == len(wanted) + num_drawn
 
 
+@pytest.mark.parametrize("negatives", ["sampled", "strict"])
+def test_a_batch_without_objects_scores_the_most_frequent_class_that_is_not_left_out(negatives: NegativeRule) -> None:
+    found = sample_class_ids(
+        torch.arange(0),
+        torch.tensor([5, 9, 3]),
+        negatives=negatives,
+        sampled_classes=0,
+        left_out=torch.tensor([False, True, False]),
+        generator=torch.Generator(),
+    )
+    assert found.tolist() == [0]
+
+
 def test_draws_follow_the_root_of_the_image_count() -> None:
     counts = torch.tensor([100, 400, 1600, 0])
     generator = torch.Generator().manual_seed(0)

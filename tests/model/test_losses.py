@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.models.detection._utils import BoxLinearCoder
-from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
+from torchvision.ops import generalized_box_iou, generalized_box_iou_loss, sigmoid_focal_loss
 
 from ovd.model.assign import assign_fcos
 from ovd.model.focal import MIN_TEXT_NUMBERS, _background_focal_, chunked_focal_loss, point_focal_loss
@@ -650,3 +650,30 @@ def test_the_rougher_form_of_the_loss_is_finite_at_large_logits() -> None:
     slopes, losses = _background_focal_(logits, [torch.empty(2), torch.empty(2)], 1.0)
     assert slopes.isfinite().all()
     assert losses.isfinite().all()
+
+
+def test_box_and_quality_losses_of_low_precision_predictions_are_computed_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    true_boxes = torch.tensor([[3.0, 5.0, 211.0, 97.0], [40.0, 10.0, 75.0, 45.0]])
+    boxes = (true_boxes + torch.randn(2, 4, generator=generator)).bfloat16()
+    quality, others = torch.randn(2, 2, generator=generator).bfloat16()
+    weights = torch.tensor([0.7, 0.2])
+    found, expected = (
+        box_and_quality_losses(
+            boxes.to(dtype), quality.to(dtype), true_boxes=true_boxes, weights=weights,
+            unmatched_center_quality=others.to(dtype),
+        )
+        for dtype in (torch.bfloat16, torch.float32)
+    )  # fmt: skip
+    for loss, in_float32 in zip(found, expected, strict=True):
+        assert loss.dtype == torch.float32
+        assert torch.equal(loss, in_float32)
+
+
+def test_the_box_loss_of_a_single_point_is_its_whole_giou_loss() -> None:
+    predictions, true_box = make_predictions(1), torch.tensor([9.0, 9.0, 14.0, 15.0])
+    result = losses_of(predictions, (make_targets([true_box.tolist()], [8]),))
+    (point,) = (result["assignment"].matched[0] == 0).nonzero()[:, 0].tolist()
+    assert result["normalizers"][1] < 1
+    expected = generalized_box_iou_loss(predictions.boxes[0, point], true_box)
+    torch.testing.assert_close(result["losses"]["box"], expected)

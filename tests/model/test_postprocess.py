@@ -1,6 +1,7 @@
 """From predictions to detections: the pairs that are kept are those of a full sort of all scores."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -115,6 +116,19 @@ def test_equals_a_full_sort(num_classes: int, options: dict, monkeypatch: pytest
         expected = naive(predictions, image, text, INPUT_SIZES[image], ORIGINAL_SIZES[image], **options)
         assert_equal(detections[image], expected)
         assert len(expected) > 0
+
+
+def test_boxes_of_low_precision_are_clipped_and_rescaled_in_float32() -> None:
+    predictions, text = make_predictions(2, 40), make_text(5)
+    low = replace(predictions, boxes=predictions.boxes.bfloat16())
+    rounded = replace(predictions, boxes=low.boxes.float())
+    found, expected = (
+        detections_of(each, text, torch.tensor(INPUT_SIZES), torch.tensor(ORIGINAL_SIZES)) for each in (low, rounded)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert one.boxes.dtype == torch.float32
+        assert torch.equal(one.boxes, other.boxes)
+        assert len(one.boxes) > 0
 
 
 @pytest.mark.parametrize("count", [1, 7, 60, 1000])

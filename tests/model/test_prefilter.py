@@ -1,5 +1,7 @@
 """A prefilter leaves points out, and changes nothing of what it keeps."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch import Tensor
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.pair_scores import PointPredictions
 from ovd.model.postprocess import postprocess
-from ovd.model.prefilter import FEWEST_NAMES, promising_points
+from ovd.model.prefilter import FEWEST_NAMES, SAMPLED_NAMES, promising_points
 from ovd.model.similarity import TextClassifier, unit_embeddings
 from ovd.structures import Detections, Predictions
 
@@ -70,6 +72,26 @@ def test_points_are_chosen_by_their_scores_and_stay_in_order(hidden: int) -> Non
     assert len(chosen) == POINTS // 4
     assert (chosen.diff() > 0).all()
     assert torch.isin(objects[objects >= hidden], chosen).all()
+
+
+@pytest.mark.parametrize("lowers", [False, True])
+@pytest.mark.parametrize("share", [0.25, 0.333])
+def test_they_are_the_points_that_score_best_for_their_best_sampled_name(
+    monkeypatch, lowers: bool, share: float
+) -> None:
+    monkeypatch.setattr("ovd.model.prefilter.fast_low_precision", lambda _: False)
+    classifier = make_classifier(FEWEST_NAMES, lowers=lowers)
+    predictions, _ = make_predictions(classifier, objects=30)
+    predictions.embeddings[0, 7] = 0
+    image = PointPredictions(predictions.embeddings[0], predictions.boxes[0], predictions.quality[0], dense=None)
+    sampled = slice(0, None, FEWEST_NAMES // SAMPLED_NAMES)
+    embeddings = image.embeddings.double()
+    cosines = embeddings @ classifier.text[sampled].double().T / embeddings.norm(dim=1).clamp(min=1e-9)[:, None]
+    if classifier.name_penalty is not None:
+        cosines -= classifier.name_penalty[sampled]
+    scores = (50 * cosines.amax(dim=1) - 45).sigmoid() * image.quality.double().sigmoid()
+    expected = scores.argsort(descending=True)[: math.ceil(share * POINTS)]
+    assert promising_points(image, classifier, share).tolist() == sorted(expected.tolist())
 
 
 def test_a_small_vocabulary_keeps_all_points() -> None:

@@ -107,6 +107,8 @@ def test_a_map_does_not_apply_with_another_value_of_a_setting(name: str, value: 
     assert not make_calibration().applies_to(others)
     assert not make_calibration(**{name: value}).applies_to(DetectionOptions())
     assert make_calibration(**{name: value}).applies_to(others)
+    assert make_calibration().threshold_for(others) is None
+    assert make_calibration(**{name: value}).threshold_for(others) == 0.31
 
 
 @pytest.mark.parametrize("score_map", [ScoreMap(1.3, 0.2, -0.7, -1.9), ScoreMap(0.4, 2.0, 1.5, 0.8)])
@@ -119,6 +121,10 @@ def test_a_least_score_leaves_out_no_detection_above_a_probability(score_map: Sc
     assert not is_above[scores < least].any()
     if probability > 0:
         assert is_above[scores > least + 1e-4].all()  # and it is no lower than it has to be
+
+
+def test_no_score_reaches_a_probability_of_one() -> None:
+    assert ScoreMap(1.3, 0.2, -0.7, -1.9).least_score(1.0, torch.tensor([0.5])) == 1
 
 
 def test_settings_that_only_leave_out_boxes_do_not_matter() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from small_run import small_config
+from torchvision.ops import generalized_box_iou_loss
 
 from ovd.config_files import ConfigError
 from ovd.jobs.train import train_from_config
@@ -69,6 +70,14 @@ def test_without_free_points_the_losses_are_zero_with_a_gradient() -> None:
     losses = start_losses(now, predictions(2), torch.zeros(2, 6, dtype=torch.bool))
     assert [loss.item() for loss in losses.values()] == [0, 0, 0]
     losses["keep_class"].backward()
+
+
+def test_one_box_that_is_half_sure_counts_half() -> None:
+    now, start = predictions(1), replace(predictions(2), quality=torch.zeros(2, 6))
+    free = torch.zeros(2, 6, dtype=torch.bool)
+    free[1, 4] = True
+    expected = 0.5 * generalized_box_iou_loss(now.boxes[1, 4], start.boxes[1, 4])
+    assert start_losses(now, start, free)["keep_box"].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_two_parts_divided_by_their_joint_points_are_one_batch(monkeypatch) -> None:

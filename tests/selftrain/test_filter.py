@@ -122,6 +122,12 @@ def test_a_text_whose_best_place_is_taken_gets_its_next_best():
     assert counts["one_to_one"] == 2
 
 
+@pytest.mark.parametrize(("right", "is_kept"), [(50.0, True), (51.0, False)])
+def test_boxes_are_in_one_place_above_an_iou_of_a_half(right: float, is_kept: bool):
+    shard = shard_of([[(0, 0.9, (0.0, 0.0, 100.0, 40.0)), (2, 0.8, (0.0, 0.0, right, 40.0))]])
+    assert filter_labels(shard, BoxFilters(keep="one_to_one"))[0].tolist() == [True, is_kept]
+
+
 @given(some_rows, some_filters)
 @settings(deadline=None)
 def test_the_same_is_kept_as_by_looking_at_one_box_after_another(rows, filters):
@@ -226,6 +232,11 @@ def test_without_boxes_nothing_is_kept(shard, keep):
     mask, counts = filter_labels(shard, BoxFilters(keep=keep, caption_match=True), captions=captions_of(shard))
     assert len(mask) == 0
     assert set(counts.values()) == {0}
+
+
+def test_a_shard_without_texts_has_none_in_its_captions():
+    shard = dataclasses.replace(shard_of([[], []]), texts=())
+    assert text_in_caption(shard, ["a cat", "a dog"]).tolist() == []
 
 
 def test_matching_captions_needs_captions():

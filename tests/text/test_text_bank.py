@@ -41,12 +41,36 @@ def test_rows_of_no_class(bank):
 
 
 def test_same_inputs_open_the_same_file_and_others_another(bank, untrained_clip, tmp_path):
+    written = bank.path.stat()
     again = build_bank(untrained_clip, NAMES, SYNONYMS, TextSources(), folder=tmp_path)
     assert again.path == bank.path
+    assert (again.path.stat().st_ino, again.path.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
     with torch.no_grad():
         untrained_clip.model.token_embedding.weight[0] += 1
     other_tower = build_bank(untrained_clip, NAMES, SYNONYMS, TextSources(), folder=tmp_path)
     assert other_tower.path != bank.path
+
+
+def test_other_names_texts_or_sources_make_another_file(untrained_clip, tmp_path):
+    plain = {"templates": "none", "num_synonyms": 1}
+    random = {**plain, "draws": 2, "token_drop": 0.1}
+    spaced = [name.replace("_", " ") for name in NAMES]  # of the same texts
+    banks = [
+        build_bank(untrained_clip, names, synonyms, TextSources(**sources), folder=tmp_path, paraphrases=paraphrases)
+        for names, synonyms, sources, paraphrases in [
+            (NAMES, SYNONYMS, plain, None),
+            (spaced, SYNONYMS, plain, None),
+            (NAMES, [("brolly",), (), ()], plain, None),
+            (NAMES, SYNONYMS, plain, [("keeps rain off",), (), ()]),
+            (NAMES, SYNONYMS, {**plain, "templates": "short"}, None),
+            (NAMES, SYNONYMS, random, None),
+            (NAMES, SYNONYMS, {**random, "draws": 3}, None),
+            (NAMES, SYNONYMS, {**random, "token_drop": 0.2}, None),
+            (NAMES, SYNONYMS, {**random, "tower_dropout": 0.1}, None),
+            (NAMES, SYNONYMS, {**random, "seed": 1}, None),
+        ]
+    ]
+    assert len({bank.path for bank in banks}) == len(banks)
 
 
 def test_the_backbone_does_not_change_the_bank(bank, untrained_clip, tmp_path):
