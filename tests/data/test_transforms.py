@@ -113,7 +113,7 @@ def test_objects_under_two_pixels_are_dropped():
     boxes = [[0, 0, 3.9, 50], [0, 0, 4.1, 50], [8, 0, 12, 50]]
     _, moved = transform(*sample(100, 100, boxes, classes=[7, 8, 9]), 0)
     assert moved.classes.tolist() == [8, 9]
-    np.testing.assert_allclose(moved.boxes, [[0, 0, 2.05, 25], [4, 0, 6, 25]], atol=1e-4)
+    np.testing.assert_allclose(moved.boxes, [[0, 0, 2.05, 25], [4.0, 0, 6, 25]], atol=1e-4)
 
 
 def test_no_objects_and_boxes_over_the_border():

@@ -1,5 +1,6 @@
 """The true boxes of a data set: where their images and categories stand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,3 +30,35 @@ def test_rows_are_those_of_a_search_whatever_the_gaps(known):
     assert truth.ids_of_images.tolist() == truth.ids_of_categories.tolist() == known
     part = truth.only(np.array(known[1:], np.int64), np.array(known[:1], np.int64))
     assert (part.ids_of_images.tolist(), part.ids_of_categories.tolist()) == (known[1:], known[:1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"is_federated": True},
+        {"images": (JudgedImage(1, (4,), ()), JudgedImage(2, (), ()))},
+        {"images": (JudgedImage(1, (), (4,)), JudgedImage(2, (), ()))},
+        {"categories": (Category(3, "cat"), Category(4, "wolf"))},
+        {"image_ids": np.array([1, 1])},
+        {"category_ids": np.array([4, 3])},
+        {"boxes_xywh": np.array([[1.0, 2, 3, 4], [1, 2, 3, 5]])},
+        {"areas_px": np.array([12.0, 11])},
+        {"crowd": np.array([False, True])},
+    ],
+    ids=str,
+)
+def test_a_fingerprint_is_of_all_that_metrics_depend_on(change):
+    truth = Truth(
+        path=Path("truth.json"),
+        is_federated=False,
+        images=(JudgedImage(1, (), ()), JudgedImage(2, (), ())),
+        categories=(Category(3, "cat"), Category(4, "dog")),
+        image_ids=np.array([1, 2]),
+        category_ids=np.array([3, 4]),
+        boxes_xywh=np.array([[1.0, 2, 3, 4]] * 2),
+        areas_px=np.array([12.0, 12]),
+        crowd=np.zeros(2, bool),
+        num_without_area=0,
+    )
+    assert replace(truth, path=Path("elsewhere.json")).fingerprint() == truth.fingerprint()
+    assert replace(truth, **change).fingerprint() != truth.fingerprint()

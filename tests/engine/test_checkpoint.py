@@ -404,6 +404,10 @@ def test_killed_at_any_operation_on_the_disk_the_newest_or_the_one_before_remain
         if calls == killed_in:
             raise Killed
 
+    def count_and_rename(path: Path, other: Path) -> Path:
+        count()
+        return rename(path, other)
+
     def remove_one_file_first(folder: Path, **_: object) -> None:
         (folder / "model.safetensors").unlink()
         count()
@@ -417,7 +421,7 @@ def test_killed_at_any_operation_on_the_disk_the_newest_or_the_one_before_remain
         calls, killed_in = 0, killed_in + 1
         with monkeypatch.context() as patch, contextlib.suppress(Killed):
             patch.setattr(os, "fsync", lambda _: count())
-            patch.setattr(Path, "rename", lambda path, other: [count(), rename(path, other)][1])
+            patch.setattr(Path, "rename", count_and_rename)
             patch.setattr(shutil, "rmtree", remove_one_file_first)
             run.save(run_dir, keep=1)
         newest = checkpoint.latest(run_dir, strict=True)

@@ -1,5 +1,7 @@
 """The file of text embeddings: rows equal the text tower's, variants are repeatable, and other files are refused."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -52,7 +54,7 @@ def test_same_inputs_open_the_same_file_and_others_another(bank, untrained_clip,
 
 
 def test_other_names_texts_or_sources_make_another_file(untrained_clip, tmp_path):
-    plain = {"templates": "none", "num_synonyms": 1}
+    plain: dict[str, Any] = {"templates": "none", "num_synonyms": 1}
     random = {**plain, "draws": 2, "token_drop": 0.1}
     spaced = [name.replace("_", " ") for name in NAMES]  # of the same texts
     banks = [
