@@ -92,7 +92,7 @@ def test_the_images_that_are_available_keep_their_objects_names_and_labels() -> 
     assert [found.name_of_object(row) for row in range(2)] == ["line 2", "line 3"]
     assert found.image_of_object.tolist() == [0, 0]
     assert found.class_of_object.tolist() == [1, 0]
-    assert found.areas_px is not None
+    assert isinstance(found.areas_px, np.ndarray)
     assert found.areas_px.tolist() == [2, 3]
     assert found.federated == FederatedLabels(((),), ((1,),))
 
