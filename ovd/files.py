@@ -31,6 +31,16 @@ def refuse_existing(path: Path) -> None:
         raise ValueError(f"{path} exists; give another name, or remove it")
 
 
+def refuse_missing_run(path: Path) -> None:
+    """Check that the folder of a run or a checkpoint exists, which commands do before torch is imported to read it.
+
+    Raises:
+        ValueError: there is nothing of that name.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; name the folder of a run (`make quickstart` makes runs/quickstart)")
+
+
 def make_folder_of(output: Path) -> None:
     """Make the folder that a file will be written to.
 

@@ -35,6 +35,15 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     command.main()
 
 
+@pytest.fixture
+def runs(tmp_path, monkeypatch) -> Path:
+    """Folders of runs, in the current folder; who loads what is in them is another's test."""
+    for name in ("run", "another_run", "runs/one", "runs/quickstart"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def test_every_module_is_a_command_and_every_command_a_module():
     files = {path.stem.replace("_", "-") for path in (ROOT / "ovd" / "commands").glob("*.py")}
     assert files - {"--init--", "arguments"} == set(NAMES)
@@ -134,6 +143,32 @@ for name, config in zip(sys.argv[1::2], sys.argv[2::2]):
 """
 
 
+OF_A_RUN = [
+    "detect x.jpg --classes cup --run", "label x --classes cup --output y.json --run", "eval", "experts who", "export",
+    "label-pairs", "serve",
+]  # fmt: skip
+READS_A_RUN = """
+import sys
+from ovd.__main__ import main
+
+AFTER = {"experts": ["x", "--classes", "cup"], "export": ["x.onnx"], "label-pairs": ["--pairs", "x", "--output", "y"]}
+for line in sys.argv[1:]:
+    words = line.split()
+    sys.argv = ["ovd", *words, "none-such", *AFTER.get(words[0], [])]
+    try:
+        main()
+    except SystemExit as stopped:
+        print(stopped.code, "torch" in sys.modules, file=sys.stderr)
+"""
+
+
+def test_a_run_that_is_not_there_is_named_before_torch_is_imported():
+    done = subprocess.run([sys.executable, "-c", READS_A_RUN, *OF_A_RUN], capture_output=True, text=True, check=True)
+    lines = done.stderr.splitlines()
+    assert [line.partition(";")[0] for line in lines[::2]] == ["error: none-such does not exist"] * len(OF_A_RUN)
+    assert lines[1::2] == ["2 False"] * len(OF_A_RUN)
+
+
 def test_a_mistyped_setting_is_named_before_torch_is_imported():
     arguments = [word for pair in OF_A_CONFIG.items() for word in pair]
     assert output_of("-c", READS_A_TYPO, *arguments).split() == ["2", "False"] * len(OF_A_CONFIG)
@@ -170,8 +205,7 @@ def test_a_bad_input_is_one_line(monkeypatch, capsys):
         ("--expert runs/mine --output runs/elsewhere", "../elsewhere"),
     ],
 )
-def test_evaluations_that_differ_go_into_different_folders(options, folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_evaluations_that_differ_go_into_different_folders(options, folder, runs, monkeypatch):
     monkeypatch.setattr("ovd.build.trained.load_detector", lambda *_, **__: SimpleNamespace(experts=NO_EXPERTS))
     outputs = []
     monkeypatch.setattr("ovd.jobs.evaluate.evaluate_run", lambda _, *, output, **__: outputs.append(output))
@@ -179,8 +213,7 @@ def test_evaluations_that_differ_go_into_different_folders(options, folder, tmp_
     assert outputs[0].resolve() == Path("runs/one", folder).resolve()
 
 
-def test_an_evaluation_is_not_replaced_by_one_of_another_data_set(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_an_evaluation_is_not_replaced_by_one_of_another_data_set(runs, monkeypatch, capsys):
     monkeypatch.setattr("ovd.build.trained.load_detector", lambda *_, **__: SimpleNamespace(experts=NO_EXPERTS))
     monkeypatch.setattr("ovd.build.data.load_evaluation_index", lambda *_, **__: None)
     outputs = []
@@ -212,10 +245,10 @@ def test_an_evaluation_is_not_replaced_by_one_of_another_data_set(tmp_path, monk
     assert "submission/results.json is not of an earlier evaluation of a run" in capsys.readouterr().err
     assert Path("submission/results.json").read_text() == "[]"
     monkeypatch.chdir("/")  # a path from elsewhere to the same file
-    run(monkeypatch, "eval", str(tmp_path / "run"), "--format", "coco", "--images", str(tmp_path / "images"),
-        "--annotations", str(tmp_path / "one/annotations/val.json"))  # fmt: skip
+    run(monkeypatch, "eval", str(runs / "run"), "--format", "coco", "--images", str(runs / "images"),
+        "--annotations", str(runs / "one/annotations/val.json"))  # fmt: skip
     same = "run/eval-annotations-val"
-    assert [str(path) for path in outputs] == [same, same, "elsewhere", str(tmp_path / same)]
+    assert [str(path) for path in outputs] == [same, same, "elsewhere", str(runs / same)]
 
 
 class Called(BaseException):
@@ -234,8 +267,7 @@ class Called(BaseException):
         ("detect photo.jpg --classes gear", "--prefilter 0.2", "ovd.predictor.Predictor", "prefilter", None, 0.2),
     ],
 )  # fmt: skip
-def test_an_option_reaches_the_job(words, options, job, keyword, without, given, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_an_option_reaches_the_job(words, options, job, keyword, without, given, runs, monkeypatch):
     Image.new("RGB", (8, 8)).save("photo.jpg")
     keywords = []
 
@@ -378,7 +410,7 @@ def test_the_cost_of_a_config_for_a_cpu_has_no_gpus_and_no_time_that_nobody_know
         assert words in capsys.readouterr().err
 
 
-def test_an_interrupt_is_one_line(monkeypatch, capsys):
+def test_an_interrupt_is_one_line(runs, monkeypatch, capsys):
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -405,7 +437,7 @@ class FakePredictor(Predictor):
         return Detections(boxes, of_picture, torch.ones(len(of_picture), dtype=torch.int64))
 
 
-def test_the_lowest_minimum_starts_a_track_and_what_is_written_is_counted(monkeypatch, capsys):
+def test_the_lowest_minimum_starts_a_track_and_what_is_written_is_counted(runs, monkeypatch, capsys):
     given, report = {}, DataReport(stops=False)
     report.used()
     report.used(3, unit="box")
@@ -472,7 +504,7 @@ def test_a_file_of_names_that_is_not_there_is_said_to_be_one(tmp_path):
         read_queries(None, tmp_path / "words.txt")
 
 
-def test_without_a_box_the_best_score_is_told(monkeypatch, capsys, tmp_path):
+def test_without_a_box_the_best_score_is_told(runs, monkeypatch, capsys, tmp_path):
     for name in ("one.png", "two.png"):
         Image.new("RGB", (40, 30)).save(tmp_path / name)
     predictor = FakePredictor([[0.31, 0.2], [0.44]], is_calibrated=True)

@@ -21,6 +21,7 @@ from ovd.engine.notes import Notes
 from ovd.engine.weights_file import check_fit, load_into, load_weights
 from ovd.experts.folder import DESCRIPTION
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
+from ovd.files import refuse_missing_run
 from ovd.inference import BatchDetector, Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
@@ -76,8 +77,7 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
     """
     if (path / checkpoint.MANIFEST).is_file():
         return checkpoint.read(path, whole=False)
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; name the folder of a run (`make quickstart` makes runs/quickstart)")
+    refuse_missing_run(path)
     found = checkpoint.latest(path, whole=False)
     if found is None:
         raise ValueError(f"{path} is neither a run folder nor a checkpoint: no step-*/manifest.json in it")

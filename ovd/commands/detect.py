@@ -32,6 +32,7 @@ from ovd.choices import DetectionForm
 from ovd.cli import EXIT_BAD_INPUT
 from ovd.commands.arguments import add_detector_options, load_asked, number_from_0_to_1, positive_number
 from ovd.data.images.media import find_media, is_video
+from ovd.files import refuse_missing_run
 from ovd.warn import warn
 
 if TYPE_CHECKING:  # torch, which takes seconds to import
@@ -109,6 +110,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parser().parse_args()
+    refuse_missing_run(arguments.run)
     import torch
 
     from ovd.jobs.detect import read_examples

@@ -10,6 +10,8 @@ optimizer state: it cannot be resumed, but a new run can start from it with init
 import argparse
 from pathlib import Path
 
+from ovd.files import refuse_missing_run
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -18,6 +20,8 @@ def main() -> None:
     parser.add_argument("--weight", type=float, default=0.5, help="weight of the second run, 0 to 1 (%(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="run folder to write")
     arguments = parser.parse_args()
+    for run in (arguments.first, arguments.second):
+        refuse_missing_run(run)
     from ovd.build.trained import find_checkpoint
     from ovd.engine.ensemble import save_ensemble
 

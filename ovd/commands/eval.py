@@ -21,6 +21,7 @@ from ovd.choices import DataFormatName, Engine
 from ovd.commands.arguments import add_detector_options, add_format_options, format_options, load_asked, positive_number
 from ovd.evaluation.note import EvaluationNote
 from ovd.evaluation.run import evaluate_results_file
+from ovd.files import refuse_missing_run
 from ovd.jobs.evaluation_subject import EvaluationSubject
 
 OF_A_RUN = ("expert", "same_place", "nearest", "onnx", "size", "device")
@@ -65,6 +66,7 @@ def main() -> None:
             html=arguments.html,
         )
         return
+    refuse_missing_run(arguments.run)
     subject = EvaluationSubject(
         arguments.run,
         arguments.annotations,

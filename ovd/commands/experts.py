@@ -13,6 +13,8 @@ no other's answers.
 import argparse
 from pathlib import Path
 
+from ovd.files import refuse_missing_run
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -29,6 +31,8 @@ def main() -> None:
     remove = commands.add_parser("remove", help="remove an expert's files; the run that made it stays")
     remove.add_argument("expert", type=Path, help="expert folder, or the run that it is in")
     arguments = parser.parse_args()
+    if arguments.command in ("check", "who"):
+        refuse_missing_run(arguments.run)
     from ovd.jobs.experts import check_expert, describe_expert, format_answerers, remove_expert
     from ovd.jobs.queries import read_queries
 

@@ -14,6 +14,8 @@ Files of an earlier export to the same name are replaced once all of the new one
 import argparse
 from pathlib import Path
 
+from ovd.files import refuse_missing_run
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -36,6 +38,7 @@ def main() -> None:
         raise ValueError("--int8 needs --images FOLDER")
     if arguments.images is not None and not arguments.int8:
         raise ValueError("--images needs --int8")
+    refuse_missing_run(arguments.run)
 
     from ovd.jobs.export import export_run  # here, since importing torch takes seconds
 

@@ -22,6 +22,7 @@ from ovd.commands.arguments import add_detector_options, load_asked, number_from
 from ovd.data.export.boxes import check_files, check_names
 from ovd.data.export.label_studio import LOCAL_FILES
 from ovd.data.images.files import images_at, name_below
+from ovd.files import refuse_missing_run
 from ovd.jobs.label_output import LabelOutput
 
 if TYPE_CHECKING:  # torch, which takes seconds to import
@@ -56,6 +57,7 @@ def _arguments() -> argparse.Namespace:
         parser.error("--copy-images needs --to yolo")
     if arguments.image_url != LOCAL_FILES and arguments.to != "label_studio":
         parser.error("--image-url needs --to label_studio")
+    refuse_missing_run(arguments.run)
     return arguments
 
 

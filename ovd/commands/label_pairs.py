@@ -21,6 +21,7 @@ from ovd.choices import QuerySource, Templates
 from ovd.commands.arguments import add_expert_options, expert_group, positive_number
 from ovd.config.labelling import LabelOptions
 from ovd.config_files import parse_config
+from ovd.files import refuse_missing_run
 
 if TYPE_CHECKING:  # torch, which takes seconds to import
     from ovd.jobs.label_pairs import LabelRequest
@@ -153,6 +154,7 @@ def main() -> None:
     arguments = _arguments()
     if arguments.workers is not None and arguments.ray is None:
         raise ValueError("--workers needs --ray; without it, start one process for each --rank of --world")
+    refuse_missing_run(arguments.run)
     options = label_options(arguments)
     done = label_here(arguments, options) if arguments.ray is None else label_on_cluster(arguments, options)
     print(f"{arguments.output}: {done}")

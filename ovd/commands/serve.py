@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ovd.commands.arguments import add_detector_options, load_asked, number_above_0, number_from_0, positive_number
+from ovd.files import refuse_missing_run
 from ovd.serve.hosts import host_name, is_address, is_loopback, known_hosts
 from ovd.serve.limits import Limits
 from ovd.serve.settings import Settings
@@ -99,6 +100,7 @@ def main() -> None:
     check_host(arguments.host, public=arguments.public)
     if missing := [package for package in _PACKAGES if find_spec(package) is None]:
         raise ValueError(f"ovd serve needs {', '.join(missing)}: pip install 'ovd[serve]'")
+    refuse_missing_run(arguments.run)
     from ovd.serve.answerer import Answerer
     from ovd.serve.app import build_app
     from ovd.serve.server import address, open_socket, run_server
