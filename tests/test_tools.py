@@ -160,20 +160,39 @@ def test_demo_takes_any_words_and_writes_picture_and_json(trained, custom_data, 
     assert "score of at least 0.00, or the one after its name" in result.stdout
 
 
+AT_A_RUN = ("--run", "configs")
+"""A folder that is there; what is in it is looked at after all other arguments."""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("tools/demo.py", "no.png", "--classes", " , "), "has no class name"),
-        (("tools/demo.py", "no.png", "--classes", "umbrella, anchor:1.5"), "'anchor:1.5': write it as NAME:0.8"),
-        (("tools/demo.py", "no.png", "--classes", "a", "--track"), "--track needs a video"),
-        (("tools/demo.py", "no.png", "--classes", "a", "--nearest"), "--nearest needs --expert"),
-        (("tools/demo.py", "no.png", "--classes", "a", "--prompt", "b=none.png"), "none.png: file is missing"),
-        (("tools/demo.py", "no.png", "--classes", "a", "--size", "-5"), "'-5' is not a whole number of at least 1"),
-        (("tools/demo.py", "no.png", "--classes", "a", "--top", "-1"), "'-1' is not a whole number of at least 1"),
-        (("tools/demo.py", "no.png", "--classes", "a", "--threshold", "nan"), "'nan' is not a number from 0 to 1"),
+        (("tools/demo.py", *AT_A_RUN, "no.png", "--classes", " , "), "has no class name"),
+        (
+            ("tools/demo.py", *AT_A_RUN, "no.png", "--classes", "umbrella, anchor:1.5"),
+            "'anchor:1.5': write it as NAME:0.8",
+        ),
+        (("tools/demo.py", *AT_A_RUN, "no.png", "--classes", "a", "--track"), "--track needs a video"),
+        (("tools/demo.py", *AT_A_RUN, "no.png", "--classes", "a", "--nearest"), "--nearest needs --expert"),
+        (
+            ("tools/demo.py", *AT_A_RUN, "no.png", "--classes", "a", "--prompt", "b=none.png"),
+            "none.png: file is missing",
+        ),
+        (
+            ("tools/demo.py", *AT_A_RUN, "no.png", "--classes", "a", "--size", "-5"),
+            "'-5' is not a whole number of at least 1",
+        ),
+        (
+            ("tools/demo.py", *AT_A_RUN, "no.png", "--classes", "a", "--top", "-1"),
+            "'-1' is not a whole number of at least 1",
+        ),
+        (
+            ("tools/demo.py", *AT_A_RUN, "no.png", "--classes", "a", "--threshold", "nan"),
+            "'nan' is not a number from 0 to 1",
+        ),
         (("tools/pseudo_label.py", "runs/none-such", "--size", "-5"), "'-5' is not a whole number of at least 1"),
         (("tools/eval.py", "runs/none-such", "--size", "0"), "'0' is not a whole number of at least 1"),
-        (("tools/eval.py", "runs/none-such", "--same-place", "both"), "--same-place needs --expert"),
+        (("tools/eval.py", "configs", "--same-place", "both"), "--same-place needs --expert"),
         (("tools/eval.py", "runs/none-such"), "runs/none-such does not exist; name the folder of a run"),
         (("tools/check_data.py", "coco", "--annotations", "x", "--no-images", "--split", "val"), "has no option split"),
         (("tools/check_data.py", "yolo", "--annotations", "none.yaml"), "error[F1]: none.yaml: cannot be read"),

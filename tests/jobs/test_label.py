@@ -197,7 +197,7 @@ def test_file_names_that_are_not_utf8_are_written_or_refused_before_anything_is_
     shutil.copy(photos / "0.png", folder / os.fsdecode(b"fot\xf6.png"))
     asked = [folder, "--classes", f"anchor:{LOW}", "--threads", 1, "--workers", 0, "--review", 0]
     with pytest.raises(ValueError, match=r"voc cannot hold the names of 1 of 1 images, .* 'fot\\udcf6\.png'"):
-        run(monkeypatch, *asked, "--run", tmp_path / "none", "--output", tmp_path / "voc", "--to", "voc")
+        run(monkeypatch, *asked, "--run", tmp_path, "--output", tmp_path / "voc", "--to", "voc")
     for output in ("boxes.json", "labels"):
         to = "yolo" if output == "labels" else "coco"
         run(monkeypatch, *asked, "--run", start, "--output", tmp_path / output, "--to", to)

@@ -194,8 +194,8 @@ def test_a_process_of_torchrun_labels_on_its_own_gpu(monkeypatch, has_gpu, devic
 def test_a_class_name_that_reads_as_blank_is_refused_with_its_line(tmp_path, monkeypatch, name):
     names = tmp_path / "names.txt"
     names.write_text(f"anchor\n\n{name}\n")
-    monkeypatch.setattr(sys, "argv", ["x", "run", "--pairs", "p", "--output", "o", "--queries", "classes", "--classes",
-                                      str(names)])  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["x", str(tmp_path), "--pairs", "p", "--output", "o", "--queries", "classes",
+                                      "--classes", str(names)])  # fmt: skip
     with pytest.raises(ValueError, match=r"names\.txt: line 3: .* reads as blank"):
         label_pairs.main()
 

@@ -245,7 +245,8 @@ def test_markup_in_names_comes_back_as_text(served: Running):
     name = "<img src=x onerror=alert(1)>"
     answer = served.detect(names=name)
     assert answer.status_code == 200
-    assert answer.json()["categories"] == [{"id": 1, "name": name}]
+    (category,) = answer.json()["categories"]
+    assert category["name"] == name
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-content-type-options"] == "nosniff"
 
