@@ -20,10 +20,11 @@ from jaxtyping import Float
 from measured import save
 from torch import Tensor
 
-from ovd.build.data import draw_world, hold_out, load_training_index, load_validation_index
+from ovd.build.data import hold_out, load_training_index, load_validation_index
 from ovd.build.prompts import SHARE_OF_IMAGES, Example, PromptEncoder
 from ovd.build.text import evaluation_text, score_ensemble
 from ovd.build.trained import TrainedDetector, load_detector
+from ovd.build.world import draw_world
 from ovd.config.training import TrainConfig
 from ovd.data.annotations import load_annotations
 from ovd.data.index import AnnotationIndex

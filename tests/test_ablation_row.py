@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import ovd.build.data
+import ovd.build.world
 import ovd.data.world.build
 from ovd.ablation.row import read_row, run_row
 from ovd.config.tables import AblationRow, LabelsConfig
@@ -24,7 +24,7 @@ LABELS = LabelsConfig(queries="nouns", shards=1)
 def small_world(monkeypatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        ovd.build.data,
+        ovd.build.world,
         "Settings",
         partial(Settings, max_images_per_class=30, val_boxes_per_class=1, num_pairs=12, num_transfer_images=8),
     )

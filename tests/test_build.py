@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from ovd.build.batches import training_batches
 from ovd.build.crops import views_of
-from ovd.build.data import load_evaluation_index, load_training_index, load_validation_index, training_batches
+from ovd.build.data import load_evaluation_index, load_training_index, load_validation_index
 from ovd.build.detector import build_backbone, build_detector
 from ovd.build.text import build_class_bank, read_paraphrases
 from ovd.build.trained import TrainedDetector, build_own_inference
@@ -159,7 +160,7 @@ def test_images_are_drawn_as_often_as_their_repeat_factor(world_index, monkeypat
         thresholds.append(threshold)
         return np.array([1.0, 1.0, 9.0, 1.0])
 
-    monkeypatch.setattr("ovd.build.data.repeat_factors", factors)
+    monkeypatch.setattr("ovd.build.batches.repeat_factors", factors)
     few = world_index.take(np.arange(4))
     epoch = batches(few, steps=3, batch_size=4, repeat_threshold=0.25)
     assert thresholds == [0.25]

@@ -28,7 +28,7 @@ from kept_images import keep_images
 from PIL import Image
 from scripts import module_of
 
-import ovd.build.data
+import ovd.build.world
 import ovd.data.world.build
 from ovd.__main__ import COMMANDS
 from ovd.config.alignment import AlignConfig
@@ -283,7 +283,7 @@ def few_scenes(monkeypatch) -> None:
     for variable in ("OVD_DATA", "DETECTRON2_DATASETS", "OVD_START", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(variable, raising=False)
     given = {name: value for name, value in vars(TINY_WORLD).items() if name != "seed"}
-    monkeypatch.setattr(ovd.build.data, "Settings", partial(Settings, **given))
+    monkeypatch.setattr(ovd.build.world, "Settings", partial(Settings, **given))
     monkeypatch.setattr(
         ovd.data.world.build, "draw_in_parallel", lambda function, count, _: map(function, range(count))
     )

@@ -15,10 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_run import small_config
 
-import ovd.build.data
 import ovd.build.trained
+import ovd.build.world
 from ovd.ablation.row import RowStages, at_length, read_row, run_row
-from ovd.build.data import load_labelled_pairs, samples_drawn, samples_per_step
+from ovd.build.batches import samples_drawn, samples_per_step
+from ovd.build.pairs import load_labelled_pairs
 from ovd.build.text import score_ensemble
 from ovd.build.trained import load_detector
 from ovd.config.labelling import LabelOptions
@@ -243,7 +244,7 @@ def test_a_frozen_backbone_with_score_ensembling_evaluates_with_the_base_classes
 @pytest.fixture
 def small_world(monkeypatch, tmp_path):
     """The ablation's world, drawn with a few scenes."""
-    monkeypatch.setattr(ovd.build.data, "Settings", lambda seed: replace(SMALL_WORLD, seed=seed))
+    monkeypatch.setattr(ovd.build.world, "Settings", lambda seed: replace(SMALL_WORLD, seed=seed))
     return [
         f"data.source.root={tmp_path / 'world'}",
         f"bank.cache={tmp_path / 'banks'}",

@@ -22,9 +22,10 @@ import torch
 from PIL import Image
 from torchvision.ops import box_convert, box_iou
 
-from ovd.build.data import draw_world, load_evaluation_index, load_validation_index
+from ovd.build.data import load_evaluation_index, load_validation_index
 from ovd.build.detector import resolve_device
 from ovd.build.trained import TrainedDetector, load_detector
+from ovd.build.world import draw_world
 from ovd.cli import add_overrides, run_tool
 from ovd.config.labelling import LabelOptions
 from ovd.config.training import TrainConfig

@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 import torch
 
 from ovd.ablation.records import Record
-from ovd.build.data import draw_world, hold_out, load_evaluation_index, load_training_index
+from ovd.build.data import hold_out, load_evaluation_index, load_training_index
 from ovd.build.detector import resolve_device
 from ovd.build.text import queries_of_index
 from ovd.build.trained import TrainedDetector, load_detector
+from ovd.build.world import draw_world
 from ovd.config.alignment import AlignConfig
 from ovd.config.labelling import LabelOptions
 from ovd.config.tables import AblationRow, LabelsConfig

@@ -6,7 +6,8 @@ from ovd.alignment.images import UnlabelledImages, images_of_folder, images_of_i
 from ovd.alignment.proposals import DetectorProposals, EdgeProposals, Proposals
 from ovd.alignment.train import Distillation, sides_px
 from ovd.build.crops import build_crop_encoder
-from ovd.build.data import data_root, load_whole_training_set
+from ovd.build.data import load_whole_training_set
+from ovd.build.data_root import data_root
 from ovd.build.detector import resolve_compute, resolve_device
 from ovd.build.text import evaluation_text
 from ovd.build.trained import build_own_inference, load_detector

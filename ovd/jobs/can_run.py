@@ -3,7 +3,7 @@
 import os
 from importlib.util import find_spec
 
-from ovd.build.data import samples_per_step
+from ovd.build.batches import samples_per_step
 from ovd.config.alignment import AlignConfig
 from ovd.config.training import TrainConfig
 from ovd.distributed import is_main, world_size

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ovd.build.data import samples_per_step, small_training_objects
+from ovd.build.batches import samples_per_step, small_training_objects
 from ovd.config.training import TrainConfig
 from ovd.data.check import check_images, describe, describe_findings
 from ovd.data.index import AnnotationIndex

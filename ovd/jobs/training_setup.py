@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ovd.build.data import load_labelled_pairs, training_batches
+from ovd.build.batches import training_batches
 from ovd.build.learner import Learner, build_learner
+from ovd.build.pairs import load_labelled_pairs
 from ovd.build.text import check_bank
 from ovd.config.training import TrainConfig
 from ovd.distributed import all_gather

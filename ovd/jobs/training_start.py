@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovd.build.data import samples_drawn
+from ovd.build.batches import samples_drawn
 from ovd.build.learner import Learner
 from ovd.build.trained import check_text_tower, find_checkpoint, initialize
 from ovd.config.training import TrainConfig

@@ -17,7 +17,8 @@ from cores import THREADS
 from PIL import Image
 from real_layouts import voc_object, voc_xml, yolo_row
 
-from ovd.build.data import load_evaluation_index, load_training_index, training_batches
+from ovd.build.batches import training_batches
+from ovd.build.data import load_evaluation_index, load_training_index
 from ovd.choices import DataFormatName
 from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config

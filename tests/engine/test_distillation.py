@@ -10,8 +10,9 @@ import torch
 from run_files import losses_of, tensors_of
 from small_run import small_config
 
+from ovd.build.batches import training_batches
 from ovd.build.crops import build_region_teacher
-from ovd.build.data import load_training_index, training_batches
+from ovd.build.data import load_training_index
 from ovd.build.detector import build_detector, configured_clip
 from ovd.clip.load import TINY_CLIP, Clip
 from ovd.config.training import ClipConfig, TrainConfig

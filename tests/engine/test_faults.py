@@ -18,10 +18,11 @@ from forked import Ranks, training
 from run_files import assert_same_step, losses_of, records_of
 from small_run import small_config, source_of
 
-import ovd.build.data
 import ovd.engine.step
 import ovd.files
 import ovd.jobs.train
+from ovd.build.batches import training_batches
+from ovd.build.data import load_training_index
 from ovd.config.training import TrainConfig
 from ovd.data.loading import loader
 from ovd.data.report import DataReport
@@ -245,8 +246,8 @@ def test_data_that_stop_one_rank_stop_all_with_its_exit_code_and_its_words(minia
     shutil.copytree(miniature_world / "images", images)
     source = {**source_of(miniature_world, validated=False), "train_images": str(images)}
     config = faults_config(run, miniature_world, data={"source": source}, steps=6)
-    index = ovd.build.data.load_training_index(config, DataReport())
-    batches = ovd.build.data.training_batches(config, index, first_samples=NO_SAMPLES, size_divisor=128)(0)
+    index = load_training_index(config, DataReport())
+    batches = training_batches(config, index, first_samples=NO_SAMPLES, size_divisor=128)(0)
     for batch in list(batches)[:5]:
         (images / "train" / f"{batch.image_ids[1]:012d}.jpg").write_bytes(b"")  # of the second rank
     with training(config, ranks=2) as ranks:

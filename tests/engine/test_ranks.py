@@ -16,7 +16,8 @@ from run_files import assert_same_step, losses_of
 from small_run import small_config, source_of
 
 import ovd.jobs.train
-from ovd.build.data import load_training_index, load_validation_index, training_batches
+from ovd.build.batches import training_batches
+from ovd.build.data import load_training_index, load_validation_index
 from ovd.build.trained import load_detector
 from ovd.config.labelling import LabelOptions
 from ovd.config.training import TrainConfig

@@ -17,7 +17,8 @@ from small_run import small_config, source_of
 
 import ovd.engine.step
 import ovd.jobs.training_setup
-from ovd.build.data import load_training_index, training_batches
+from ovd.build.batches import training_batches
+from ovd.build.data import load_training_index
 from ovd.build.detector import build_detector
 from ovd.build.trained import find_checkpoint, load_detector
 from ovd.data.report import DataError, DataReport

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ovd.build.data import samples_drawn
+from ovd.build.batches import samples_drawn
 from ovd.build.trained import load_detector
 from ovd.config.training import TrainConfig
 from ovd.config_files import RENAMED, ConfigError

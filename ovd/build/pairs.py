@@ -1,0 +1,55 @@
+"""Build the labelled image-text pairs of a config."""
+
+from pathlib import Path
+
+from ovd.build.data_root import data_root
+from ovd.build.world import world_folder
+from ovd.clip.load import Clip
+from ovd.config.training import FileData, PairsConfig, WorldData
+from ovd.distributed import is_main
+from ovd.selftrain.labelled_pairs import LabelledPairs, limit_per_text, read_kept_labels
+from ovd.selftrain.labels import label_files
+from ovd.selftrain.ledger import open_labelled_shards
+from ovd.text.bank import TextBank
+from ovd.text.encoder import text_tower_fingerprint
+from ovd.text.pair_texts import PairTexts
+from ovd.warn import warn
+
+
+def pair_shards_folder(config: PairsConfig, source: WorldData | FileData) -> Path:
+    """Folder of the pairs' shards; the embedded world's are drawn on first use.
+
+    Raises:
+        ValueError: the config has no folder, and its data is not the world.
+    """
+    if config.shards is not None:
+        return data_root() / config.shards
+    if isinstance(source, FileData):
+        raise ValueError("data.pairs.shards is missing: only the embedded world has pairs of its own")
+    return world_folder(source, "pairs") / "pairs"
+
+
+def load_labelled_pairs(config: PairsConfig, source: WorldData | FileData, clip: Clip, first_id: int) -> LabelledPairs:
+    """Load the pairs to train on. A warning counts the shards that have no labels.
+
+    Args:
+        first_id: id of the first of their texts; lower ids are those of the training vocabulary.
+
+    Raises:
+        ValueError: the labels were made with another text tower or from other shards, or nothing passes the filters.
+    """
+    files = label_files(config.labels)
+    folder = pair_shards_folder(config, source)
+    text_tower = text_tower_fingerprint(clip)
+    shards = open_labelled_shards(folder, files, text_tower=text_tower)
+    if (unlabelled := shards.left_out) and is_main():
+        num_shards = len(unlabelled) + len(shards.file_names)
+        warn(f"{len(unlabelled)} of {num_shards} shards of {folder} have no labels, the first: {unlabelled[0]}")
+    kept, counts = read_kept_labels(files, config, shards)
+    banks = (TextBank(file, text_tower=text_tower) for file in files)
+    texts = PairTexts(banks, [of_shard.pair_counts for of_shard in kept], first_id=first_id)
+    num_left = counts.pop("kept")
+    if config.max_per_text is not None:
+        kept, counts["max_per_text"] = limit_per_text(kept, texts, config.max_per_text)
+    counts["kept"] = num_left - counts["max_per_text"]
+    return LabelledPairs(shards, kept, texts, with_boxes=config.use == "boxes", box_counts=counts)
