@@ -4,32 +4,22 @@ Under torchrun every rank runs the loop on its part of each batch; losses, gradi
 whole batch.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from ovd.alignment.boxes import boxes_of_step
-from ovd.alignment.distill import DenseFeature, distillation_losses
-from ovd.alignment.images import UnlabelledImages
-from ovd.alignment.proposals import Proposals
-from ovd.config.alignment import AlignConfig, AlignSection
-from ovd.data.loading.loader import image_loader, train_loader
-from ovd.data.loading.order import TrainOrder
-from ovd.data.loading.transforms import augmenting_transform
-from ovd.data.report import DataError, DataReport
+from ovd.alignment.data import AlignmentData
+from ovd.alignment.distillation import Distillation
+from ovd.alignment.losses import DenseFeature
+from ovd.config.alignment import AlignSection
+from ovd.data.report import DataReport
 from ovd.distributed import (
     data_parallel,
-    device_of_rank,
     failing_together,
-    pins_memory,
-    rank,
     sum_over_ranks,
     world_size,
 )
@@ -51,180 +41,7 @@ from ovd.engine.signals import StopRequest, exit_stopped
 from ovd.engine.step import of_one_size
 from ovd.engine.train_state import TrainState
 from ovd.model.backbone import Backbone
-from ovd.model.crop_encoder import CropEncoder
-from ovd.precision import Compute
 from ovd.structures import Batch
-
-MIN_IMAGES_TO_HOLD_OUT = 100
-"""In a smaller set every image is trained on."""
-_HELD_OUT_STREAM = 2**32
-"""Added to the number of a batch of held-out images: its boxes differ from those of any step."""
-
-
-@dataclass(frozen=True)
-class AlignmentData:
-    """The batches of an alignment."""
-
-    batches_from: Callable[[int], Iterator[Batch]]
-    """The batches from a step on, as a pure function of the step."""
-    held_out: Callable[[], Iterator[Batch]]
-    """Batches of images that are not trained on; of a small set, of those that are."""
-    num_images: int
-    """Number of images trained on."""
-    num_held_out: int
-    """Number of images not trained on."""
-    report: DataReport
-    """Counts of the images that were used and left out."""
-
-
-def alignment_data(
-    images: UnlabelledImages, config: AlignConfig, report: DataReport, *, size_divisor: int
-) -> AlignmentData:
-    """Split the images into those to train on and those to measure on, and load this rank's part of their batches.
-
-    Args:
-        size_divisor: divisor of the padded image sides.
-
-    Raises:
-        ValueError: the batch size cannot be divided among the ranks.
-    """
-    data, train = config.data, config.train
-    num_held_out = min(train.held_out, len(images) // 10) if len(images) >= MIN_IMAGES_TO_HOLD_OUT else 0
-    is_held_out = np.zeros(len(images), dtype=bool)
-    is_held_out[np.linspace(0, len(images) - 1, num_held_out).round().astype(np.int64)] = True
-    trained = images.take(np.flatnonzero(~is_held_out))
-    measured = images.take(np.flatnonzero(is_held_out)) if num_held_out else images
-    augment = augmenting_transform(data, size=data.size)
-    pin_memory = pins_memory(device_of_rank(train.device))
-    order = TrainOrder(
-        num_images=len(trained), repeat=np.ones(len(trained)), seed=train.seed, batch_size=train.batch_size
-    )
-
-    def load_trained(start: int) -> Iterator[Batch]:
-        return train_loader(
-            trained,
-            order,
-            augment,
-            range(start, train.steps),
-            workers=data.workers,
-            part=(rank(), world_size()),
-            size_divisor=size_divisor,
-            pin_memory=pin_memory,
-        )
-
-    def load_measured() -> Iterator[Batch]:
-        positions = range(min(len(measured), train.held_out))
-        batches = [positions[first : first + train.batch_size] for first in positions[:: train.batch_size]]
-        return image_loader(
-            measured,
-            [batch[rank() :: world_size()] for batch in batches],
-            size=data.size,
-            workers=data.workers,
-            size_divisor=size_divisor,
-            pin_memory=pin_memory,
-        )
-
-    return AlignmentData(
-        load_trained,
-        load_measured,
-        num_images=len(trained),
-        num_held_out=num_held_out,
-        report=report,
-    )
-
-
-class Distillation:
-    """A student backbone, its frozen teacher, and how a batch of images becomes a loss."""
-
-    def __init__(
-        self,
-        student: Backbone,
-        teacher: CropEncoder,
-        proposals: Proposals | None,
-        config: AlignConfig,
-        compute: Compute,
-    ):
-        """
-        Args:
-            student: trained in place; moved to the device.
-            teacher: CLIP on crops; on the same device.
-            proposals: finds boxes where an object may be; without it all boxes are random.
-        """
-        self.config = config
-        self.compute = compute
-        self.student = compute.place(student).train()
-        self._teacher = teacher
-        self._proposals = proposals
-        self.size_divisor = math.lcm(student.size_divisor, 1 if proposals is None else proposals.size_divisor)
-
-    def losses(self, dense_feature: nn.Module, batch: Batch, number: int) -> dict[str, Tensor]:
-        """Sums of the losses over the boxes of a batch; sums over ranks are those of the whole batch.
-
-        Args:
-            dense_feature: the student's (`DenseFeature`), wrapped if there are several ranks.
-            number: of the step, which the random boxes depend on.
-        """
-        batch = batch.to(self.compute.device)
-        boxes = self._boxes(batch, number)
-        pixels = self._teacher.normalization(batch.images)
-        targets = torch.cat(self._teacher(batch.images, batch.sizes, boxes))
-        with self.compute.autocast():
-            dense = dense_feature(pixels.contiguous(memory_format=self.compute.memory_format))
-        return distillation_losses(dense, boxes, targets, self.student.strides[-1])
-
-    def num_boxes(self, batch: Batch) -> int:
-        """Number of boxes of a batch on this rank."""
-        return len(batch.image_ids) * (self.config.boxes.random + self.config.boxes.proposals)
-
-    @torch.no_grad()
-    def measure(self, batches: Iterator[Batch]) -> dict[str, float]:
-        """Mean of 1 - cosine over the boxes of images, at their centres (`point`) and over them (`box`).
-
-        The student is in eval mode meanwhile.
-
-        Raises:
-            DataError: none of the images can be read.
-        """
-        drops_paths = self.student.drops_paths
-        self.student.eval()
-        try:
-            return self._measure(batches)
-        finally:
-            self.student.train(drops_paths)
-
-    def _measure(self, batches: Iterator[Batch]) -> dict[str, float]:
-        dense_feature = DenseFeature(self.student)
-        totals, count = torch.zeros(2, dtype=torch.float64), 0
-        for number, batch in enumerate(map(of_one_size, batches)):
-            if batch.image_ids:
-                losses = self.losses(dense_feature, batch, _HELD_OUT_STREAM + number)
-                totals += torch.stack([losses["point"], losses["box"]]).cpu().double()
-                count += self.num_boxes(batch)
-        num_boxes = int(sum_over_ranks(torch.tensor(count)))
-        if num_boxes == 0:
-            raise DataError("F9", "none of the images to measure on can be read; data_report.json says why")
-        point, box = (sum_over_ranks(totals) / num_boxes).tolist()
-        return {"point": point, "box": box}
-
-    def _boxes(self, batch: Batch, number: int) -> list[Float[Tensor, "K 4"]]:
-        proposals = [torch.zeros(0, 4)] * len(batch.images)
-        if self._proposals is not None:
-            proposals = self._proposals(batch.images, batch.sizes)
-        boxes = boxes_of_step(
-            batch.sizes.cpu(),
-            batch.image_ids,
-            proposals,
-            self.config.boxes,
-            sides_px=sides_px(self.config),
-            seeds=(self.config.train.seed, number),
-        )
-        return [of_image.to(self.compute.device) for of_image in boxes]
-
-
-def sides_px(config: AlignConfig) -> tuple[float, float]:
-    """Smallest and largest mean side of a box in pixels."""
-    smallest, largest = config.boxes.sides
-    return smallest * config.data.size, largest * config.data.size
 
 
 def build_groups(student: Backbone, settings: AlignSection) -> list[dict[str, Any]]:

@@ -2,9 +2,9 @@
 
 from typing import assert_never
 
+from ovd.alignment.distillation import Distillation, sides_px
 from ovd.alignment.images import UnlabelledImages, images_of_folder, images_of_index, images_of_shards
 from ovd.alignment.proposals import DetectorProposals, EdgeProposals, Proposals
-from ovd.alignment.train import Distillation, sides_px
 from ovd.build.crops import build_crop_encoder
 from ovd.build.data import load_whole_training_set
 from ovd.build.data_root import data_root

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ovd.evaluation.groups import Group
-from ovd.evaluation.naming import WAYS, BoxNaming, NamingReport, PointNaming, Shares
+from ovd.evaluation.naming_figures import WAYS, BoxNaming, NamingReport, PointNaming, Shares
 from ovd.files import write_json
 from ovd.visualize.palette import LINES
 

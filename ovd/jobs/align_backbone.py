@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from ovd.alignment.train import align, alignment_data
+from ovd.alignment.data import alignment_data
+from ovd.alignment.train import align
 from ovd.build.alignment import build_distillation, load_unlabelled_images
 from ovd.build.detector import configured_clip
 from ovd.build.trained import weights_file

@@ -2,7 +2,7 @@
 
 from small_alignment import small_align_config, write_clip_folder, write_images
 
-from ovd.alignment.train import alignment_data
+from ovd.alignment.data import alignment_data
 from ovd.build.alignment import build_distillation, load_unlabelled_images
 from ovd.build.detector import configured_clip
 from ovd.data.report import DataReport

@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from small_alignment import small_align_config, write_clip_folder, write_images
 from small_backbones import AVERAGE_POOLING, FAMILIES, SLOW, dense_and_pooled_of_a_constant_map
 
-import ovd.alignment.train
-from ovd.alignment.distill import DenseFeature
-from ovd.alignment.train import align, alignment_data
+import ovd.alignment.data
+from ovd.alignment.data import alignment_data
+from ovd.alignment.losses import DenseFeature
+from ovd.alignment.train import align
 from ovd.build.alignment import build_distillation, load_unlabelled_images
 from ovd.build.detector import configured_clip
 from ovd.clip.load import load_clip
@@ -105,7 +106,7 @@ def test_a_signal_stops_after_a_checkpoint_even_if_it_kills_the_workers_too(
 ):
     """The first as from a terminal, the second as from a batch system that signals every process of a run."""
     config = small_align_config(tmp_path / "run", images, train={"keep_checkpoints": 9})
-    real = ovd.alignment.train.train_loader
+    real = ovd.alignment.data.train_loader
 
     def signalled(*arguments: Any, **options: Any) -> Iterator[Batch]:
         for number, batch in enumerate(real(*arguments, **options)):
@@ -116,7 +117,7 @@ def test_a_signal_stops_after_a_checkpoint_even_if_it_kills_the_workers_too(
             yield batch
 
     with monkeypatch.context() as patched:
-        patched.setattr(ovd.alignment.train, "train_loader", signalled)
+        patched.setattr(ovd.alignment.data, "train_loader", signalled)
         with pytest.raises(SystemExit) as stopped:
             align_backbone(config, command="")
     assert stopped.value.code == 143

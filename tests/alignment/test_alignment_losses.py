@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ovd.alignment.distill import dense_at_boxes, distillation_losses
+from ovd.alignment.losses import dense_at_boxes, distillation_losses
 
 BOXES = [
     torch.tensor([[0.0, 0.0, 32.0, 48.0], [5.0, 9.0, 71.0, 44.0]]),

@@ -1,0 +1,119 @@
+"""A student backbone, its frozen teacher, and how a batch of images becomes a loss."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ovd.alignment.boxes import boxes_of_step
+from ovd.alignment.losses import DenseFeature, distillation_losses
+from ovd.alignment.proposals import Proposals
+from ovd.config.alignment import AlignConfig
+from ovd.data.report import DataError
+from ovd.distributed import (
+    sum_over_ranks,
+)
+from ovd.engine.step import of_one_size
+from ovd.model.backbone import Backbone
+from ovd.model.crop_encoder import CropEncoder
+from ovd.precision import Compute
+from ovd.structures import Batch
+
+_HELD_OUT_STREAM = 2**32
+"""Added to the number of a batch of held-out images: its boxes differ from those of any step."""
+
+
+class Distillation:
+    """A student backbone, its frozen teacher, and how a batch of images becomes a loss."""
+
+    def __init__(
+        self,
+        student: Backbone,
+        teacher: CropEncoder,
+        proposals: Proposals | None,
+        config: AlignConfig,
+        compute: Compute,
+    ):
+        """
+        Args:
+            student: trained in place; moved to the device.
+            teacher: CLIP on crops; on the same device.
+            proposals: finds boxes where an object may be; without it all boxes are random.
+        """
+        self.config = config
+        self.compute = compute
+        self.student = compute.place(student).train()
+        self._teacher = teacher
+        self._proposals = proposals
+        self.size_divisor = math.lcm(student.size_divisor, 1 if proposals is None else proposals.size_divisor)
+
+    def losses(self, dense_feature: nn.Module, batch: Batch, number: int) -> dict[str, Tensor]:
+        """Sums of the losses over the boxes of a batch; sums over ranks are those of the whole batch.
+
+        Args:
+            dense_feature: the student's (`DenseFeature`), wrapped if there are several ranks.
+            number: of the step, which the random boxes depend on.
+        """
+        batch = batch.to(self.compute.device)
+        boxes = self._boxes(batch, number)
+        pixels = self._teacher.normalization(batch.images)
+        targets = torch.cat(self._teacher(batch.images, batch.sizes, boxes))
+        with self.compute.autocast():
+            dense = dense_feature(pixels.contiguous(memory_format=self.compute.memory_format))
+        return distillation_losses(dense, boxes, targets, self.student.strides[-1])
+
+    def num_boxes(self, batch: Batch) -> int:
+        """Number of boxes of a batch on this rank."""
+        return len(batch.image_ids) * (self.config.boxes.random + self.config.boxes.proposals)
+
+    @torch.no_grad()
+    def measure(self, batches: Iterator[Batch]) -> dict[str, float]:
+        """Mean of 1 - cosine over the boxes of images, at their centres (`point`) and over them (`box`).
+
+        The student is in eval mode meanwhile.
+
+        Raises:
+            DataError: none of the images can be read.
+        """
+        drops_paths = self.student.drops_paths
+        self.student.eval()
+        try:
+            return self._measure(batches)
+        finally:
+            self.student.train(drops_paths)
+
+    def _measure(self, batches: Iterator[Batch]) -> dict[str, float]:
+        dense_feature = DenseFeature(self.student)
+        totals, count = torch.zeros(2, dtype=torch.float64), 0
+        for number, batch in enumerate(map(of_one_size, batches)):
+            if batch.image_ids:
+                losses = self.losses(dense_feature, batch, _HELD_OUT_STREAM + number)
+                totals += torch.stack([losses["point"], losses["box"]]).cpu().double()
+                count += self.num_boxes(batch)
+        num_boxes = int(sum_over_ranks(torch.tensor(count)))
+        if num_boxes == 0:
+            raise DataError("F9", "none of the images to measure on can be read; data_report.json says why")
+        point, box = (sum_over_ranks(totals) / num_boxes).tolist()
+        return {"point": point, "box": box}
+
+    def _boxes(self, batch: Batch, number: int) -> list[Float[Tensor, "K 4"]]:
+        proposals = [torch.zeros(0, 4)] * len(batch.images)
+        if self._proposals is not None:
+            proposals = self._proposals(batch.images, batch.sizes)
+        boxes = boxes_of_step(
+            batch.sizes.cpu(),
+            batch.image_ids,
+            proposals,
+            self.config.boxes,
+            sides_px=sides_px(self.config),
+            seeds=(self.config.train.seed, number),
+        )
+        return [of_image.to(self.compute.device) for of_image in boxes]
+
+
+def sides_px(config: AlignConfig) -> tuple[float, float]:
+    """Smallest and largest mean side of a box in pixels."""
+    smallest, largest = config.boxes.sides
+    return smallest * config.data.size, largest * config.data.size
