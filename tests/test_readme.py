@@ -290,7 +290,7 @@ def few_scenes(monkeypatch) -> None:
 
 
 PROMISED = [
-    "runs/quickstart/example.detections.png",
+    "runs/quickstart/example.detections.jpg",
     "runs/quickstart/example.detections.json",
     "runs/quickstart/naming.json",
     "runs/quickstart/naming.png",
@@ -319,7 +319,7 @@ def test_every_command_runs_from_top_to_bottom(monkeypatch, checkout):
     monkeypatch.chdir(checkout)
     run_page(README, monkeypatch)
     assert [path for path in PROMISED if not Path(path).is_file()] == []
-    with Image.open("runs/quickstart/example.detections.png") as picture:
+    with Image.open("runs/quickstart/example.detections.jpg") as picture:
         picture.load()
 
 

@@ -148,7 +148,7 @@ def test_demo_takes_any_words_and_writes_picture_and_json(trained, custom_data, 
         assert 0 <= x0 < x1 <= 140
         assert 0 <= y0 < y1 <= 90
         assert row["class"] in {"umbrella", "red tile", "naïve café"}
-    with Image.open(tmp_path / "3.detections.png") as picture:
+    with Image.open(tmp_path / "3.detections.jpg") as picture:
         assert picture.width >= 384
     assert "5 objects" in result.stdout
     result = run_tool(

@@ -6,7 +6,7 @@ continue training on both, evaluate on its validation set and on two data sets o
 
 Writes runs/quickstart_base/ (first stage) and runs/quickstart/: metrics.json, eval-coco/, eval-objects365/,
 examples.png (the first eight validation images with rare objects, with detections of all classes of the world),
-example.jpg and example.detections.png (the first of them alone), predictions.jpg, training_images.jpg, curves.png, and
+example.jpg and example.detections.jpg (the first of them alone), predictions.jpg, training_images.jpg, curves.png, and
 stages.json, the seconds of each stage.
 """
 
@@ -37,6 +37,7 @@ from ovd.data.world.build import TRANSFER_PARTS
 from ovd.engine.log import format_duration
 from ovd.evaluation.groups import rare_rows
 from ovd.files import write_json
+from ovd.jobs.detect_output import PICTURE
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run
 from ovd.jobs.train import train_from_config
@@ -105,7 +106,7 @@ def missed_objects(truth: Truth, image_id: int, shown: Detections) -> Detections
 
 
 def draw_examples(trained: TrainedDetector, index: AnnotationIndex, output: Path) -> None:
-    """Draw examples.png of the first images with rare objects, and example.detections.png of the first of them."""
+    """Draw examples.png of the first images with rare objects, and example.detections.jpg of the first of them."""
     names = [category.name.replace("_", " ") for category in index.categories]
     predictor, truth, rare = Predictor(trained), index.exhaustive_truth, rare_rows(index.categories)
     assert truth is not None, "the world knows all of its objects"
@@ -120,12 +121,12 @@ def draw_examples(trained: TrainedDetector, index: AnnotationIndex, output: Path
     write_grid([draw(row, in_grid=True) for row in range(len(records))], output / "examples.png", MEANING_OF_RARE)
     first = records[0]
     shutil.copyfile(first.path, output / "example.jpg")
-    draw(0, in_grid=False).save(output / "example.detections.png")
+    draw(0, in_grid=False).save(output / "example.detections.jpg", **PICTURE)
     scored = choose_shown(found[0], predictor.threshold, overlapping=True)
     hits, total = count_rare_found(index, first, scored)
     wanted = sorted({names[c] for c in first.labels.classes if c in rare})
     print(
-        f"{output}/example.detections.png: validation image {first.id}, {hits} of {total} rare objects found "
+        f"{output}/example.detections.jpg: validation image {first.id}, {hits} of {total} rare objects found "
         f"({', '.join(wanted)}) among {len(names)} classes at threshold {predictor.threshold:.2f}; the picture "
         "shows the best class at every place, rare ones in yellow, and in white and parentheses what it missed"
     )

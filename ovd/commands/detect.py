@@ -14,7 +14,7 @@ probabilities.
 --prompt asks by an example: a picture, or the box x,y,width,height of one. Several of one name count together, and if
 the name is among --classes its text counts, too.
 
-Writes photo.detections.png and photo.detections.json beside the image (or into the folder --output, in the folders
+Writes photo.detections.jpg and photo.detections.json beside the image (or into the folder --output, in the folders
 below it where sources have one name); of a video film.detections.mp4 and film.detections.jsonl, with a line per frame.
 A folder or a pattern does not stand for such files when it is given again. --write coco gives one file in COCO's form
 for all sources, --write lines a line of JSON per picture on standard output. What cannot be read is counted and named,

@@ -21,6 +21,9 @@ from ovd.files import make_folder, make_folder_of, write_json
 from ovd.structures import Detections
 from ovd.visualize.boxes import draw_detections
 
+PICTURE: dict[str, Any] = {"format": "JPEG", "quality": 95, "subsampling": 0}
+"""How pictures are saved. As PNG those of a phone (12 million pixels) take a hundred times as long."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -140,8 +143,8 @@ class PictureFiles:
         target.parent.mkdir(parents=True, exist_ok=True)
         drawn = self._drawn(found)
         if picture.frame is None:
-            file = target.with_name(f"{target.name}{DRAWN}.png")
-            drawn.save(file)
+            file = target.with_name(f"{target.name}{DRAWN}.jpg")
+            drawn.save(file, **PICTURE)
             content = {"image": picture.source, "detections": found.rows(self._names)}
             write_json(file.with_suffix(".json"), content)
             self.written.append(file)
@@ -202,8 +205,8 @@ class _OpenVideo:
 def targets(sources: Sequence[str], folder: Path | None) -> dict[str, Path]:
     """The path, without an ending, of the files that are written for each source.
 
-    Sources of one name keep their own ending in it: x.jpg and x.png give x.jpg.detections.png and
-    x.png.detections.png. Where that does not tell them apart in the folder, as train/x.jpg and val/x.jpg, all sources
+    Sources of one name keep their own ending in it: x.jpg and x.png give x.jpg.detections.jpg and
+    x.png.detections.jpg. Where that does not tell them apart in the folder, as train/x.jpg and val/x.jpg, all sources
     keep their path below the folder that they all lie in.
 
     Raises:
@@ -220,7 +223,7 @@ def targets(sources: Sequence[str], folder: Path | None) -> dict[str, Path]:
     for source, target in chosen.items():
         if target in of_path:
             raise ValueError(
-                f"{of_path[target]} and {source} would both be written to {target}.detections.png; give one after the "
+                f"{of_path[target]} and {source} would both be written to {target}.detections.jpg; give one after the "
                 "other, or write one file for all with --write coco or --write lines"
             )
         of_path[target] = source

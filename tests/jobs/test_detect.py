@@ -58,7 +58,7 @@ def test_pictures_and_json_beside_each_image(photos):
     report = detect_in(sources, detect, output)
     assert report.num_used() == 4
     assert report.num_used("box") == 3
-    assert output.written == [Path(source).with_suffix(".detections.png") for source in sources]
+    assert output.written == [Path(source).with_suffix(".detections.jpg") for source in sources]
     found = [json.loads(path.with_suffix(".json").read_text())["detections"] for path in output.written]
     assert found[0] == [{"class": "light thing", "score": 0.75, "box_xyxy": [4.0, 10.0, 20.0, 22.0]}]
     assert found[1][0]["class"] == "dark thing"
@@ -72,7 +72,7 @@ def test_one_that_cannot_be_read_is_counted_and_the_others_go_on(photos):
     report = detect_in(sources, detect, output)
     assert report.num_used() == 2
     assert report.counts() == {("F8", "skipped"): 1, ("F9", "skipped"): 1}
-    assert [path.name for path in output.written] == ["a.detections.png", "b.detections.png"]
+    assert [path.name for path in output.written] == ["a.detections.jpg", "b.detections.jpg"]
     with pytest.raises(ImageError, match=r"broken\.png"):
         detect_in(sources[1:2], detect, PictureFiles(sources[1:2], NAMES, None))
 
@@ -103,8 +103,8 @@ def test_sources_of_one_name_in_several_folders_keep_their_folders(photos, tmp_p
     assert list(targets(others, out).values()) == [out / "b", out / "a.png", out / "a.jpg"]
     output = PictureFiles(alike, NAMES, out)
     detect_in(alike, detect, output)
-    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png")) == [
-        "a.detections.png", "b.detections.png", "below/a.jpg.detections.png", "below/a.png.detections.png"
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.jpg")) == [
+        "a.detections.jpg", "b.detections.jpg", "below/a.jpg.detections.jpg", "below/a.png.detections.jpg"
     ]  # fmt: skip
     assert output.where() == f" in 4 sources; see {out}"
 
@@ -130,7 +130,7 @@ def test_a_folder_of_pictures_with_the_name_of_a_file_is_refused(name, photos, t
     for folder in (tmp_path / name, tmp_path / "run.v2"):
         output = output_for("pictures", folder, sources, NAMES)
         detect_in(sources, detect, output)
-        assert (folder / "b.detections.png").is_file()
+        assert (folder / "b.detections.jpg").is_file()
 
 
 def test_one_file_in_cocos_form(photos, tmp_path):
@@ -267,7 +267,7 @@ def test_each_video_has_its_own_files_which_end_before_the_next_source(tmp_path,
         "a.detections.mp4 at 10", "a.detections.mp4 frame", "a.detections.mp4 frame", "a.detections.mp4 ends",
         "b.detections.mp4 at 10", "b.detections.mp4 frame", "b.detections.mp4 ends",
     ]  # fmt: skip
-    endings = ("a.detections.mp4", "b.detections.mp4", "c.detections.png")
+    endings = ("a.detections.mp4", "b.detections.mp4", "c.detections.jpg")
     assert output.written == [tmp_path / name for name in endings]
     frames = [
         [json.loads(line)["frame"] for line in (tmp_path / f"{film}.detections.jsonl").read_text().splitlines()]
