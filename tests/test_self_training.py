@@ -113,7 +113,7 @@ def test_the_configured_texts_of_pairs_reach_a_step(tmp_path, miniature_world, t
     settings = config.train.model_copy(update={"pair_negatives": True})
     train_from_config(config.model_copy(update={"train": settings}), evaluate=False)
     (texts,) = samplers
-    assert (texts.sampled_texts, texts.pair_negatives) == (5, True)
+    assert (texts.sampled_texts, texts.train.pair_negatives) == (5, True)
     assert len(texts.pair_texts) > 0
 
 
