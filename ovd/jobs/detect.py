@@ -13,6 +13,7 @@ from ovd.data.report import DataReport
 from ovd.extras import optional
 from ovd.jobs.detect_output import Found, Output
 from ovd.jobs.track import Tracker, tracking_package
+from ovd.number_of import number_of
 from ovd.progress import progress
 from ovd.structures import Detections
 
@@ -87,12 +88,13 @@ def _detect_in_each(
 
 def _close_after_an_error(output: Output, report: DataReport) -> None:
     """Write what was found before an error, and say so; another error here does not take the place of the first."""
+    found = f"what was found in {number_of(report.num_used(), 'picture')}"
     try:
         output.close()
     except Exception as error:
-        print(f"what was found in {report.num_used()} pictures could not be written: {error}", file=sys.stderr)
+        print(f"{found} could not be written: {error}", file=sys.stderr)
     else:
-        print(f"what was found in {report.num_used()} pictures before is kept{output.where()}", file=sys.stderr)
+        print(f"{found} before is kept{output.where()}", file=sys.stderr)
 
 
 def _with_bar(source: str) -> Iterator[Picture]:

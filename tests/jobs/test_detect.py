@@ -166,7 +166,7 @@ def test_what_was_found_before_an_error_is_kept(photos, tmp_path, capsys):
         detect_in(sources, detect_until_b, CocoFile(tmp_path / "boxes.json", NAMES))
     before = (tmp_path / "boxes.json").read_text()
     assert len(json.loads(before)["annotations"]) == 1
-    assert f"found in 1 pictures before is kept; see {tmp_path / 'boxes.json'}" in capsys.readouterr().err
+    assert f"found in 1 picture before is kept; see {tmp_path / 'boxes.json'}" in capsys.readouterr().err
     with pytest.raises(ImageError, match="file is missing"):
         detect_in([str(photos / "gone.png")], detect, CocoFile(tmp_path / "others.json", NAMES))
     assert not (tmp_path / "others.json").exists()
