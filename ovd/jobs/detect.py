@@ -87,14 +87,16 @@ def _detect_in_each(
 
 
 def _close_after_an_error(output: Output, report: DataReport) -> None:
-    """Write what was found before an error, and say so; another error here does not take the place of the first."""
+    """Write what was found before an error, and say so where it is in files; another error here does not take the place
+    of the first."""
     found = f"what was found in {number_of(report.num_used(), 'picture')}"
     try:
         output.close()
     except Exception as error:
         print(f"{found} could not be written: {error}", file=sys.stderr)
     else:
-        print(f"{found} before is kept{output.where()}", file=sys.stderr)
+        if where := output.where():
+            print(f"{found} before is kept{where}", file=sys.stderr)
 
 
 def _with_bar(source: str) -> Iterator[Picture]:

@@ -230,6 +230,21 @@ def test_lines_of_json_come_at_once(photos, capsys):
     assert json.loads(capsys.readouterr().out)["detections"] == []
 
 
+@pytest.mark.parametrize("name", [None, "boxes.jsonl"])
+def test_of_lines_before_an_error_it_is_said_where_they_are(name, photos, tmp_path, capsys):
+    def stop(picture: Picture) -> Detections:
+        if picture.source.endswith("b.png"):
+            raise BrokenPipeError
+        return detect(picture)
+
+    output = JsonLines(None if name is None else tmp_path / name, NAMES)
+    with pytest.raises(BrokenPipeError):
+        detect_in([str(photos / "a.png"), str(photos / "b.png")], stop, output)
+    told = capsys.readouterr().err
+    assert ("is kept" in told) == (name is not None)
+    assert name is None or f"found in 1 picture before is kept; see {tmp_path / name}\n" in told
+
+
 @pytest.fixture
 def film(tmp_path) -> Path:
     """A light thing moves to the right; it is hidden in the first frame."""
