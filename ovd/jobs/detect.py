@@ -7,7 +7,6 @@ from pathlib import Path
 from ovd.build.prompts import Prompt
 from ovd.data.images.image_file import ImageError
 from ovd.data.images.media import Picture, is_video, pictures_of
-from ovd.data.images.read import read_image
 from ovd.data.images.video import describe_video
 from ovd.data.report import DataReport
 from ovd.extras import optional
@@ -113,9 +112,8 @@ def read_examples(prompts: Sequence[str | Prompt]) -> None:
     """Read the example pictures once before all others, so that a bad one is not taken for a bad source.
 
     Raises:
-        ImageError: the file of an example is missing or not an image.
+        ImageError, ValueError: as `Example.read`.
     """
     examples = [example for prompt in prompts if isinstance(prompt, Prompt) for example in prompt.images]
     for example in examples:
-        if isinstance(example.image, str | Path):
-            read_image(Path(example.image))
+        example.read()
