@@ -185,12 +185,15 @@ class Assignment:
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """One image's boxes in pixels of the original image, best first."""
+    """One image's boxes in pixels of the original image, best first; `len` is their number, and 0 is false."""
 
     boxes: Float[Tensor, "K 4"]
     scores: Float[Tensor, " K"]
     classes: Int[Tensor, " K"]
     """Rows of the vocabulary that was detected with."""
+
+    def __len__(self) -> int:
+        return len(self.scores)
 
     @classmethod
     def empty(cls) -> "Detections":

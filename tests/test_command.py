@@ -504,6 +504,25 @@ def test_a_file_of_names_that_is_not_there_is_said_to_be_one(tmp_path):
         read_queries(None, tmp_path / "words.txt")
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--prompt", "gear=photo.png:10,10,90,5"],
+            "photo.png: the box from (10, 10) to (100, 15) is empty",
+        ),
+        (["--prefilter", "7"], "argument --prefilter: '7' is not a number between 0 and 1"),
+        (["--size", "7"], "size is the longest side in pixels, a whole number from 32 on, not 7"),
+    ],
+)
+def test_what_can_be_seen_before_a_detector_is_loaded_is_said_before(options, words, runs, monkeypatch, capsys):
+    Image.new("RGB", (40, 30)).save("photo.png")
+    monkeypatch.setattr("ovd.build.trained.load_detector", lambda *_, **__: pytest.fail("it is loaded"))
+    with pytest.raises((ValueError, SystemExit)) as stopped:
+        run(monkeypatch, "detect", "photo.png", "--classes", "anchor", *options)
+    assert words in f"{stopped.value}{capsys.readouterr().err}"
+
+
 def test_without_a_box_the_best_score_is_told(runs, monkeypatch, capsys, tmp_path):
     for name in ("one.png", "two.png"):
         Image.new("RGB", (40, 30)).save(tmp_path / name)

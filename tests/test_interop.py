@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
+from ovd.onnx.session import Detections as OnnxDetections
 from ovd.structures import Detections
 
 FOUND = Detections(
@@ -18,6 +19,16 @@ FOUND = Detections(
     torch.tensor([2, 0]),
 )
 NAMES = ["anchor", "umbrella", "coffee cup"]
+
+
+def test_number_of_detections():
+    """As detectron2's Instances and supervision's Detections have it."""
+    assert len(FOUND) == 2 == len(FOUND.boxes)
+    assert len(FOUND.take(FOUND.scores > 0.5)) == 1
+    assert len(Detections.empty()) == 0
+    assert not Detections.empty()
+    boxes, scores, classes = (values.numpy() for values in (FOUND.boxes, FOUND.scores, FOUND.classes))
+    assert len(OnnxDetections(boxes, scores, classes)) == 2
 
 
 def test_supervision():

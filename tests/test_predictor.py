@@ -202,6 +202,15 @@ def test_a_size_that_is_none_is_refused(trained, size):
         Predictor(trained, size=size)
 
 
+def test_the_size_of_a_calibration_is_told_of_sizes_that_are_taken(trained, monkeypatch, capsys):
+    monkeypatch.setattr(TrainedDetector, "threshold", 0.4)
+    with pytest.raises(ValueError, match="whole number from 32 on, not 7"):
+        Predictor(trained, size=7)
+    assert capsys.readouterr().err == ""
+    Predictor(trained, size=64)
+    assert "at 64 px they are worse probabilities" in capsys.readouterr().err
+
+
 def test_options_of_experts_need_experts_and_known_words():
     with pytest.raises(ValueError, match="same_place and nearest are for experts"):
         Predictor.load("none", nearest=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,6 +28,7 @@ from ovd.model.crop_encoder import CropEncoder
 from ovd.model.crop_options import CropOptions
 from ovd.model.query_texts import QueryTexts
 from ovd.model.similarity import unit_embeddings
+from ovd.shapes import UInt8
 from ovd.text.names import are_among, name_key
 from ovd.warn import warn
 
@@ -44,6 +46,27 @@ class Example:
     image: AnyImage
     box: tuple[float, float, float, float] | None = None
     """xyxy in pixels of the image; None for the whole image."""
+
+    def read(self) -> tuple[UInt8[np.ndarray, "H W 3"], tuple[float, float, float, float]]:
+        """The pixels of the picture, and the box in it.
+
+        Raises:
+            ImageError: the file is missing or not an image.
+            ValueError: an image in memory that `pixels_of` does not read, or a box that is empty or outside the image.
+        """
+        pixels = pixels_of(self.image)
+        height, width = pixels.shape[:2]
+        where = self.image if isinstance(self.image, str | PathLike) else "an example"
+        box = (0.0, 0.0, float(width), float(height)) if self.box is None else self.box
+        if len(box) != 4:
+            raise ValueError(f"{where}: a box has four numbers, x0, y0, x1, y1, not {len(box)}: {box}")
+        x0, y0, x1, y1 = box
+        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+            raise ValueError(
+                f"{where}: the box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) is empty or reaches out of the image, "
+                f"which is {width} x {height} px"
+            )
+        return pixels, box
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,25 +129,12 @@ class PromptEncoder:
         """The unit embedding of an example, as CLIP gives it.
 
         Raises:
-            ImageError: its file is missing or not an image.
-            ValueError: its box is empty or outside its image.
+            ImageError, ValueError: as `Example.read`.
         """
-        given = example.image
-        pixels = pixels_of(given)
-        height, width = pixels.shape[:2]
-        where = given if isinstance(given, str | PathLike) else "an example"
-        box = (0.0, 0.0, float(width), float(height)) if example.box is None else example.box
-        if len(box) != 4:
-            raise ValueError(f"{where}: a box has four numbers, x0, y0, x1, y1, not {len(box)}: {box}")
-        x0, y0, x1, y1 = box
-        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-            raise ValueError(
-                f"{where}: the box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) is empty or reaches out of the image, "
-                f"which is {width} x {height} px"
-            )
+        pixels, box = example.read()
         device = resolve_device(self._trained.config)
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device)
-        size, boxes = torch.tensor([[height, width]], device=device), torch.tensor([[x0, y0, x1, y1]], device=device)
+        size, boxes = torch.tensor([pixels.shape[:2]], device=device), torch.tensor([box], device=device)
         ((row,),) = self._crops(image, size, [boxes])
         return row.float().cpu()
 

@@ -264,12 +264,13 @@ def build_own_inference(
     used: DetectionOptions = options or config.eval
     if prefilter is not None:
         used = used.with_prefilter(prefilter)
-    if size is not None and trained.threshold is not None:
-        warn_of_other_size(config.data.size, size)
+    longest_side = config.data.size if size is None else checked_size(size)
+    if trained.threshold is not None:
+        warn_of_other_size(config.data.size, longest_side)
     compute = resolve_compute(config)
     return Inference(
         compute.freeze(trained.detector),
-        size=config.data.size if size is None else checked_size(size),
+        size=longest_side,
         options=used,
         low_precision=compute.low_precision,
         second_look=build_second_look(config, used.second_look),

@@ -82,11 +82,15 @@ def load_asked(arguments: Namespace) -> "TrainedDetector":
     """Load the detector of a command line (`add_detector_options`) as `load_detector` does.
 
     Raises:
-        ValueError: as `load_detector` and `expert_group`.
+        ValueError: as `load_detector` and `expert_group`, or as `checked_size`, before the seconds that loading takes.
     """
+    experts = expert_group(arguments)
     from ovd.build.trained import load_detector
+    from ovd.data.images.pixels import checked_size
 
-    return load_detector(arguments.run, arguments.device, experts=expert_group(arguments))
+    if arguments.size is not None:
+        checked_size(arguments.size)
+    return load_detector(arguments.run, arguments.device, experts=experts)
 
 
 def positive_number(text: str) -> int:
@@ -120,6 +124,11 @@ def number_from_0(text: str) -> float:
 def number_from_0_to_1(text: str) -> float:
     """The type of an option that is a score or a share."""
     return _number(text, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
+def number_between_0_and_1(text: str) -> float:
+    """The type of an option that is a share, neither nothing nor all."""
+    return _number(text, lambda value: 0 < value < 1, "a number between 0 and 1")
 
 
 def _number(text: str, is_wanted: Callable[[float], bool], words: str) -> float:

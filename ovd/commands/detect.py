@@ -30,7 +30,13 @@ from typing import TYPE_CHECKING, get_args
 
 from ovd.choices import DetectionForm
 from ovd.cli import EXIT_BAD_INPUT
-from ovd.commands.arguments import add_detector_options, load_asked, number_from_0_to_1, positive_number
+from ovd.commands.arguments import (
+    add_detector_options,
+    load_asked,
+    number_between_0_and_1,
+    number_from_0_to_1,
+    positive_number,
+)
 from ovd.data.images.media import find_media, is_video
 from ovd.files import refuse_missing_run
 from ovd.warn import warn
@@ -87,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--track", action="store_true", help="number the objects of a video through its frames")
     parser.add_argument(
         "--prefilter",
-        type=float,
+        type=number_between_0_and_1,
         metavar="SHARE",
         help="score all names at this share of a picture's points only, such as 0.15: faster with tens of thousands of "
         "names, and nearly the same boxes (default: the run's eval.prefilter, or all points)",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ovd.first_of import first_of
 from ovd.jobs.split import split_annotations
+from ovd.number_of import number_of
 from ovd.warn import warn
 
 
@@ -37,7 +38,9 @@ def main() -> None:
         xyxy=arguments.xyxy,
     )
     for part in parts:
-        print(f"{part.file}: {part.num_images:,} images, {part.num_annotations:,} annotations")
+        images, annotations = number_of(part.num_images, "image"), number_of(part.num_annotations, "annotation")
+        print(f"{part.file}: {images}, {annotations}")
     for part in parts:
         if part.only_here:
-            warn(f"{part.file} alone has objects of {len(part.only_here)} classes: {first_of(part.only_here)}")
+            classes = number_of(len(part.only_here), "class", "classes")
+            warn(f"{part.file} alone has objects of {classes}: {first_of(part.only_here)}")

@@ -14,6 +14,7 @@ from ovd.data.pairs.pair import caption_fault
 from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataReport
 from ovd.fault import Fault
+from ovd.number_of import number_of
 from ovd.progress import progress
 from ovd.shapes import Int64
 from ovd.threads import map_ahead
@@ -110,10 +111,12 @@ def describe(index: AnnotationIndex, report: DataReport, usable: AnnotationIndex
     groups = ", ".join(f"{classes_by_frequency[letter]} {letter}" for letter in "rcf" if letter in classes_by_frequency)
     sides = f", {index.image_sizes.min()} to {index.image_sizes.max()} px a side" if len(index) else ""
     empty = int((np.diff(index.boxes.offsets) == 0).sum())
+    objects, crowds = len(index.boxes.values), len(index.crowd_boxes.values)
+    classes = f"{number_of(len(counts), 'class', 'classes')}{f' ({groups})' if groups else ''}"
     lines = [
-        f"{len(index):,} images{sides}, {empty:,} of them without objects",
-        f"{len(index.boxes.values):,} objects and {len(index.crowd_boxes.values):,} crowd regions",
-        f"{len(counts):,} classes{f' ({groups})' if groups else ''}, {without:,} of them without objects",
+        f"{number_of(len(index), 'image')}{sides}, {empty:,} of them without objects",
+        f"{number_of(objects, 'object')} and {number_of(crowds, 'crowd region')}",
+        f"{classes}, {without:,} of them without objects",
         "",
         *describe_findings(report),
         "",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from ovd.fault import Fault
 from ovd.files import write_json
+from ovd.number_of import number_of
 from ovd.warn import warn
 
 if TYPE_CHECKING:  # torch, which evaluating a results file does not need
@@ -123,7 +124,8 @@ class DataReport:
         self._used[unit] -= count
         finding = Finding(code, "left out at this size")
         self._counts[finding] += count
-        warn(f"{count:,} objects are left out at this size; the first: {first[0]}", code=code)
+        are = "is" if count == 1 else "are"
+        warn(f"{number_of(count, 'object')} {are} left out at this size; the first: {first[0]}", code=code)
         for where in first:
             self._keep(finding, where)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from ovd.build.prompts import Prompt
 from ovd.data.images.image_file import ImageError
 from ovd.data.images.media import Picture, is_video, pictures_of
-from ovd.data.images.read import read_image
 from ovd.data.images.video import describe_video
 from ovd.data.report import DataReport
 from ovd.extras import optional
 from ovd.jobs.detect_output import Found, Output
 from ovd.jobs.track import Tracker, tracking_package
+from ovd.number_of import number_of
 from ovd.progress import progress
 from ovd.structures import Detections
 
@@ -86,13 +86,16 @@ def _detect_in_each(
 
 
 def _close_after_an_error(output: Output, report: DataReport) -> None:
-    """Write what was found before an error, and say so; another error here does not take the place of the first."""
+    """Write what was found before an error, and say so where it is in files; another error here does not take the place
+    of the first."""
+    found = f"what was found in {number_of(report.num_used(), 'picture')}"
     try:
         output.close()
     except Exception as error:
-        print(f"what was found in {report.num_used()} pictures could not be written: {error}", file=sys.stderr)
+        print(f"{found} could not be written: {error}", file=sys.stderr)
     else:
-        print(f"what was found in {report.num_used()} pictures before is kept{output.where()}", file=sys.stderr)
+        if where := output.where():
+            print(f"{found} before is kept{where}", file=sys.stderr)
 
 
 def _with_bar(source: str) -> Iterator[Picture]:
@@ -109,9 +112,8 @@ def read_examples(prompts: Sequence[str | Prompt]) -> None:
     """Read the example pictures once before all others, so that a bad one is not taken for a bad source.
 
     Raises:
-        ImageError: the file of an example is missing or not an image.
+        ImageError, ValueError: as `Example.read`.
     """
     examples = [example for prompt in prompts if isinstance(prompt, Prompt) for example in prompt.images]
     for example in examples:
-        if isinstance(example.image, str | Path):
-            read_image(Path(example.image))
+        example.read()

@@ -321,8 +321,8 @@ class JsonLines:
             self._file.close()
 
     def where(self) -> str:
-        """Nothing to add: lines are seen, or in the file that was asked for."""
-        return ""
+        """The file, if there is one."""
+        return "" if self._path is None else f"; see {self._path}"
 
 
 def _line(found: Found, names: Sequence[str]) -> str:

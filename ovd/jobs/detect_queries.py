@@ -8,6 +8,7 @@ from ovd.data.report import DataReport
 from ovd.jobs.detect import detect_in
 from ovd.jobs.detect_output import Output
 from ovd.jobs.queries import Query
+from ovd.number_of import number_of
 from ovd.predictor import Predictor
 from ovd.structures import Detections
 from ovd.visualize.boxes import choose_shown
@@ -51,7 +52,7 @@ class SearchResult:
     def words(self) -> str:
         """One line for people to read."""
         num_boxes, (best, of_best) = self.report.num_used("box"), self.best
-        text = f"{num_boxes} objects with a {self.limit}{self.where}"
+        text = f"{number_of(num_boxes, 'object')} with a {self.limit}{self.where}"
         if num_boxes == 0 and best > 0:
             text += f"; the best box has {best:.2f}, {of_best} (--threshold)"
         return text

@@ -9,6 +9,7 @@ from ovd.data.formats.options import FormatOptions
 from ovd.data.import_boxes import ImportedBoxes, import_boxes, write_boxes
 from ovd.data.report import DataReport
 from ovd.files import refuse_existing
+from ovd.number_of import number_of
 from ovd.warn import warn
 
 
@@ -23,7 +24,10 @@ class ImportedFile:
     @property
     def words(self) -> str:
         """A few lines for people to read."""
-        counts = ", ".join(f"{len(rows):,} {name}" for name, rows in self.boxes.content.items())
+        counts = ", ".join(
+            number_of(len(self.boxes.content[many]), one, many)
+            for one, many in (("image", "images"), ("annotation", "annotations"), ("category", "categories"))
+        )
         written = f"{self.path}: {counts}; file names start at {self.boxes.images_root}"
         return "\n".join([*describe_findings(self.report), written])
 

@@ -13,6 +13,7 @@ from ovd.data.export.labelled_set import LabelledSet
 from ovd.data.report import DataReport
 from ovd.data.review_page import write_review
 from ovd.files import make_folder_of, refuse_existing
+from ovd.number_of import number_of
 
 _NUM_CLASSES_NAMED = 20
 
@@ -134,16 +135,17 @@ class WrittenLabels:
         yield from describe_findings(report)
         yield from (f"{count:>8,}  {name}" for name, count in counts.most_common(_NUM_CLASSES_NAMED))
         if len(counts) > _NUM_CLASSES_NAMED:
-            yield f"          and {len(counts) - _NUM_CLASSES_NAMED} more classes"
+            yield f"          and {number_of(len(counts) - _NUM_CLASSES_NAMED, 'more class', 'more classes')}"
         num_unread = report.num_seen() - report.num_used()
-        unread = f"; {num_unread:,} images could not be read: {output.report.name}" if num_unread else ""
+        unread = f"; {number_of(num_unread, 'image')} could not be read: {output.report.name}" if num_unread else ""
         without = sum(len(image.boxes) == 0 for image in kept.images)
+        boxes = f"{number_of(kept.num_boxes, 'box', 'boxes')} of {number_of(len(counts), 'class', 'classes')}"
         yield (
-            f"{output.path}: {len(kept.images):,} images, {kept.num_boxes:,} boxes of {len(counts):,} classes with a "
-            f"{self.limit}, {without:,} images without any{unread}; file names start at {kept.root}"
+            f"{output.path}: {number_of(len(kept.images), 'image')}, {boxes} with a {self.limit}, "
+            f"{number_of(without, 'image')} without any{unread}; file names start at {kept.root}"
         )
         if output.review is not None:
-            yield f"{output.review} shows the {self.num_shown} boxes nearest to the threshold"
+            yield f"{output.review} shows the {number_of(self.num_shown, 'box', 'boxes')} nearest to the threshold"
 
 
 def printable(text: str) -> str:

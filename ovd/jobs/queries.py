@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ovd.build.prompts import Example, Prompt
 from ovd.data.formats.text_files import read_lines
+from ovd.number_of import number_of
 from ovd.text.names import name_key
 from ovd.warn import warn
 
@@ -112,8 +113,9 @@ def each_once(queries: Sequence[Query]) -> list[Query]:
         before = first.setdefault(name_key(query.name), query)
         if before.min_score != query.min_score:
             raise ValueError(f"{before.name!r} and {query.name!r} are one name with two minimum scores; give it once")
-    if len(first) < len(queries):
-        warn(f"{len(queries) - len(first)} names are given twice, and asked for once")
+    if num_repeats := len(queries) - len(first):
+        are = "is" if num_repeats == 1 else "are"
+        warn(f"{number_of(num_repeats, 'name')} {are} given twice, and asked for once")
     return list(first.values())
 
 

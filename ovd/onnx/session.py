@@ -17,13 +17,16 @@ METADATA = "ovd"
 
 @dataclass(frozen=True)
 class Detections:
-    """One image's boxes, best first."""
+    """One image's boxes, best first; `len` is their number."""
 
     boxes: Float32[np.ndarray, "K 4"]
     """xyxy in pixels."""
     scores: Float32[np.ndarray, " K"]
     classes: Int64[np.ndarray, " K"]
     """Rows of the text, or positions in the list of names."""
+
+    def __len__(self) -> int:
+        return len(self.scores)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def draw_detections(
             labels.append(Label(text, box, class_color(names[row]), WHITE))
     hidden = [
         Label(f"({RARE_MARK} {names[row]})" if row in rare else f"({names[row]})", box, WHITE, BLACK, below=True)
-        for box, _, row in _rows(missed or Detections.empty(), zoom)
+        for box, _, row in _rows(Detections.empty() if missed is None else missed, zoom)
     ]
     for label in hidden:
         _draw_box(draw, label, 1)

@@ -195,7 +195,7 @@ def test_what_detect_wrote_among_labelmes_files_is_left_out_and_counted(images, 
     written.write_text(json.dumps({"image": "a.jpg", "detections": []}))
     objects, _, _ = imported(images, None, "labelme")
     assert objects == EXPECTED
-    assert f"1 files with detections are left out; the first: {written}\n" in capsys.readouterr().err
+    assert f"1 file with detections is left out; the first: {written}\n" in capsys.readouterr().err
 
 
 def test_xanylabeling_writes_four_corners(images):

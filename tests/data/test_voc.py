@@ -145,7 +145,7 @@ def test_an_image_without_size_that_cannot_be_read(folder, damage, code):
     report = DataReport()
     index = load(folder, report=report)
     assert report.counts() == {(code, "skipped"): 1, ("F12", "repaired"): 1}
-    assert "1 images have no height and width" in report.first_records()[Finding("F12", "repaired")][0]
+    assert "1 image has no height and width" in report.first_records()[Finding("F12", "repaired")][0]
     assert (index.image_ids.tolist(), index.image_files, len(index.boxes.values)) == ([1], ("b.jpg",), 1)
     assert [category.name for category in index.categories] == ["cat", "dog"]  # ids do not depend on it
     with pytest.raises(ImageError, match=r"a\.jpg") as caught:

@@ -166,7 +166,7 @@ def test_what_was_found_before_an_error_is_kept(photos, tmp_path, capsys):
         detect_in(sources, detect_until_b, CocoFile(tmp_path / "boxes.json", NAMES))
     before = (tmp_path / "boxes.json").read_text()
     assert len(json.loads(before)["annotations"]) == 1
-    assert f"found in 1 pictures before is kept; see {tmp_path / 'boxes.json'}" in capsys.readouterr().err
+    assert f"found in 1 picture before is kept; see {tmp_path / 'boxes.json'}" in capsys.readouterr().err
     with pytest.raises(ImageError, match="file is missing"):
         detect_in([str(photos / "gone.png")], detect, CocoFile(tmp_path / "others.json", NAMES))
     assert not (tmp_path / "others.json").exists()
@@ -228,6 +228,21 @@ def test_lines_of_json_come_at_once(photos, capsys):
     detect_in([str(photos / "a.png"), str(photos / "nothing.png")], detect_and_look, output)
     assert seen == [0, 1]
     assert json.loads(capsys.readouterr().out)["detections"] == []
+
+
+@pytest.mark.parametrize("name", [None, "boxes.jsonl"])
+def test_of_lines_before_an_error_it_is_said_where_they_are(name, photos, tmp_path, capsys):
+    def stop(picture: Picture) -> Detections:
+        if picture.source.endswith("b.png"):
+            raise BrokenPipeError
+        return detect(picture)
+
+    output = JsonLines(None if name is None else tmp_path / name, NAMES)
+    with pytest.raises(BrokenPipeError):
+        detect_in([str(photos / "a.png"), str(photos / "b.png")], stop, output)
+    told = capsys.readouterr().err
+    assert ("is kept" in told) == (name is not None)
+    assert name is None or f"found in 1 picture before is kept; see {tmp_path / name}\n" in told
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def test_candidates_are_below_the_threshold_and_at_a_place_of_their_own():
 
 def test_images_in_folders_below_are_named_where_they_are_left_out(photos, capsys):
     images_at([str(photos)], recursive=False)
-    words = f"warning: {photos}: 1 images in folders below it are left out; the first: {photos}/deeper/6.png"
+    words = f"warning: {photos}: 1 image in folders below it is left out; the first: {photos}/deeper/6.png"
     assert capsys.readouterr().err == f"{words} (--recursive takes them, too)\n"
     images_at([str(photos)], recursive=True)
     images_at([str(photos / "deeper")], recursive=False)
@@ -201,7 +201,7 @@ def test_file_names_that_are_not_utf8_are_written_or_refused_before_anything_is_
     for output in ("boxes.json", "labels"):
         to = "yolo" if output == "labels" else "coco"
         run(monkeypatch, *asked, "--run", start, "--output", tmp_path / output, "--to", to)
-        assert "1 images" in capsys.readouterr().out
+        assert "1 image, " in capsys.readouterr().out
     assert os.listdir(os.fsencode(tmp_path / "labels" / "labels")) == [b"fot\xf6.txt"]
 
 

@@ -12,6 +12,7 @@ from ovd.data.images.image_file import ImageError
 from ovd.data.images.size_cache import sizes_of
 from ovd.data.index import ImageRecord, Labels
 from ovd.data.report import DataReport
+from ovd.number_of import number_of
 from ovd.shapes import Int64
 from ovd.warn import warn
 
@@ -41,7 +42,8 @@ def without_drawn(files: Iterable[Path]) -> list[Path]:
     found = list(files)
     drawn = list(filter(is_drawn, found))
     if drawn:
-        warn(f"{len(drawn)} files with detections are left out; the first: {drawn[0]}")
+        are = "is" if len(drawn) == 1 else "are"
+        warn(f"{number_of(len(drawn), 'file')} with detections {are} left out; the first: {drawn[0]}")
     return [file for file in found if not is_drawn(file)]
 
 
@@ -149,10 +151,10 @@ def _warn_of_images_below(folder: Path) -> None:
             break
     is_cut = num_seen >= LOOKED_AT
     if left_out:
-        count = f"at least {len(left_out)}" if is_cut else len(left_out)
+        least, are = "at least " if is_cut else "", "is" if len(left_out) == 1 else "are"
         warn(
-            f"{folder}: {count} images in folders below it are left out; the first: {min(left_out)} "
-            "(--recursive takes them, too)"
+            f"{folder}: {least}{number_of(len(left_out), 'image')} in folders below it {are} left out; the first: "
+            f"{min(left_out)} (--recursive takes them, too)"
         )
     elif is_cut:
         warn(
