@@ -12,6 +12,7 @@ is a crowd region. A pair with nothing but a crowd region is not judged, as in C
 All arrays are sparse: only pairs with a true box or with a detection have an entry.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -366,36 +367,53 @@ def _match(
 
     A pair's detections are matched best score first, each to the true box it overlaps most of those that are left, so
     a higher threshold never changes the matches of what remains. All pairs are matched together: first the best
-    detection of each, then the second, and so on.
+    detection of each, then the second, and so on. In such a turn no two detections want the same true box.
     """
-    overlap, found = np.zeros(len(pair), bool), np.zeros(len(true_pair), bool)
     hits, taken = np.zeros((len(pair), len(IOUS)), bool), np.zeros((len(true_pair), len(IOUS)), bool)
+    overlap, found = np.zeros(len(pair), bool), np.zeros(len(true_pair), bool)
     score_of_true = np.full(len(true_pair), -1.0)
     rows, true_rows, iou = overlaps(true_pair, true_boxes, pair, boxes, scores, least_iou=IOUS[0])
     overlap[rows] = found[true_rows] = True
-    rank = _ranks(rows, pair[rows])
-    by_rank = np.argsort(rank, kind="stable")
-    for turn in np.split(by_rank, np.flatnonzero(np.diff(rank[by_rank])) + 1) if len(rows) else ():
-        true = true_rows[turn]
+    for turn in _turns(rows, pair[rows]):
+        detection, true = rows[turn], true_rows[turn]
         free = np.where((iou[turn, None] >= IOUS) & ~taken[true], iou[turn, None], -1)
-        starts = np.flatnonzero(np.diff(rows[turn], prepend=-1))
-        best = np.maximum.reduceat(free, starts)
-        is_best = (free == np.repeat(best, np.diff(starts, append=len(turn)), axis=0)) & (free >= 0)
-        # Of equally good true boxes the first is taken.
-        position = np.where(is_best, np.arange(len(turn))[:, None], len(turn))
-        detection, column = np.nonzero(best >= 0)
-        chosen = np.minimum.reduceat(position, starts)[detection, column]
-        taken[true[chosen], column] = True
-        hits[rows[turn][chosen], column] = True
+        best, entry = _best_of_runs(free, detection)
+        is_matched = best >= 0
+        chosen, column = entry[is_matched], np.nonzero(is_matched)[1]
+        taken[true[chosen], column] = hits[detection[chosen], column] = True
         at_lowest = chosen[column == 0]
-        score_of_true[true[at_lowest]] = scores[rows[turn][at_lowest]]
+        score_of_true[true[at_lowest]] = scores[detection[at_lowest]]
     return _Matches(overlap, hits, found, score_of_true)
 
 
-def _ranks(rows: Int64[np.ndarray, " E"], pairs: Int64[np.ndarray, " E"]) -> Int64[np.ndarray, " E"]:
-    """Of each entry, how many other detections of its pair come before its own; both are in order."""
+def _turns(rows: Int64[np.ndarray, " E"], pairs: Int64[np.ndarray, " E"]) -> Iterator[Int64[np.ndarray, " e"]]:
+    """Yield which overlaps are of the best detection of each pair that has any, then which of the second, and so on.
+
+    Args:
+        rows: the detection of each overlap; of a pair the best first.
+        pairs: the pair of each overlap, ascending.
+    """
     if not len(rows):
-        return rows
-    position = np.cumsum(np.diff(rows, prepend=rows[0]) != 0)
-    starts = np.flatnonzero(np.diff(pairs, prepend=-1))
-    return position - np.repeat(position[starts], np.diff(starts, append=len(rows)))
+        return
+    number = np.cumsum(np.diff(rows, prepend=rows[0]) != 0)  # of the detection, over all pairs
+    starts, lengths = _runs(pairs)
+    rank = number - np.repeat(number[starts], lengths)
+    by_rank = np.argsort(rank, kind="stable")
+    yield from np.split(by_rank, np.flatnonzero(np.diff(rank[by_rank])) + 1)
+
+
+def _best_of_runs(
+    values: Float64[np.ndarray, "e T"], owners: Int64[np.ndarray, " e"]
+) -> tuple[Float64[np.ndarray, "n T"], Int64[np.ndarray, "n T"]]:
+    """Of each run of equal owners, the highest value in every column, and the first entry that has it."""
+    starts, lengths = _runs(owners)
+    best = np.maximum.reduceat(values, starts)
+    is_best = values == np.repeat(best, lengths, axis=0)
+    entries = np.where(is_best, np.arange(len(values))[:, None], len(values))
+    return best, np.minimum.reduceat(entries, starts)
+
+
+def _runs(values: Int64[np.ndarray, " E"]) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Start and length of each run of equal values, which are not negative."""
+    starts = np.flatnonzero(np.diff(values, prepend=-1))
+    return starts, np.diff(starts, append=len(values))
