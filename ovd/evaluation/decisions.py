@@ -12,6 +12,7 @@ is a crowd region. A pair with nothing but a crowd region is not judged, as in C
 All arrays are sparse: only pairs with a true box or with a detection have an entry.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -94,6 +95,51 @@ class _Matches:
     """Score of the detection that each is matched with at IoU 0.5, or -1."""
 
 
+@dataclass(frozen=True)
+class _JudgedPairs:
+    """Which of all pairs of an image and a class are judged, and which of those may have objects without a box."""
+
+    listed: Int64[np.ndarray, " P"] | None
+    """Numbers of the judged pairs of a federated truth; None if all are judged but those `left_out`."""
+    left_out: Int64[np.ndarray, " U"]
+    """Of an exhaustive truth, the pairs with nothing but a crowd region."""
+    incomplete: Int64[np.ndarray, " I"]
+    """The pairs in which boxes do not count."""
+
+    @classmethod
+    def of(cls, truth: Truth, pairs: ImageClassPairs, true_numbers: Int64[np.ndarray, " R"]) -> "_JudgedPairs":
+        """The pairs that a truth can judge.
+
+        Args:
+            true_numbers: pair of each true box, crowds left out.
+        """
+        if truth.is_federated:
+            return cls(pairs.known(), np.zeros(0, np.int64), pairs.incomplete())
+        with_crowd = np.unique(pairs.numbers(truth.image_ids[truth.crowd], truth.category_ids[truth.crowd]))
+        return cls(None, np.setdiff1d(with_crowd, true_numbers), with_crowd)
+
+    def contain(self, numbers: Int64[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
+        """Which pairs are judged."""
+        return ~np.isin(numbers, self.left_out) if self.listed is None else np.isin(numbers, self.listed)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The S pairs with a true box or a detection, ascending by number."""
+
+    numbers: Int64[np.ndarray, " S"]
+    num_true: Int64[np.ndarray, " S"]
+    """Number of true boxes."""
+    best_scores: Float64[np.ndarray, " S"]
+    """Score of the best detection; 0 without one."""
+    is_present: Bool[np.ndarray, " S"]
+    """Whether the class is known to be in the image."""
+    is_absent: Bool[np.ndarray, " S"]
+    """Whether it is known not to be. A pair that is not judged is neither."""
+    is_complete: Bool[np.ndarray, " S"]
+    """Whether the pair is judged and all its objects have boxes, so that boxes count."""
+
+
 class DecisionEvaluator:
     """Compares the detections of a data set with its truth; groups of classes are then looked at without new matching.
 
@@ -106,43 +152,41 @@ class DecisionEvaluator:
 
     def __init__(self, truth: Truth, results: Results, *, base: Bool[np.ndarray, " C"], floor: float = FLOOR):
         self._base, self._results, self._floor = base, results, floor
-        pairs = ImageClassPairs(truth)
-        self._num_images, self._num_classes = pairs.num_images, pairs.num_classes
-        real = ~truth.crowd
-        self._true_rows = np.flatnonzero(real)
-        numbers_of_true = pairs.numbers(truth.image_ids[real], truth.category_ids[real])
-        numbers = pairs.numbers(results.image_ids, results.category_ids)
-        self._halves = numbers // max(1, self._num_classes) % 2
+        self._all_pairs = ImageClassPairs(truth)
+        is_box = ~truth.crowd
+        true_numbers = self._all_pairs.numbers(truth.image_ids[is_box], truth.category_ids[is_box])
+        numbers = self._all_pairs.numbers(results.image_ids, results.category_ids)
+        self._judged = _JudgedPairs.of(truth, self._all_pairs, true_numbers)
+        self._half_of_result = self._halves(numbers)
+
         takes_part = results.scores >= floor
-        self._known: Int64[np.ndarray, " J"] | None = None
         if truth.is_federated:  # most detections are of pairs that are not judged
-            self._known = pairs.known()
-            takes_part &= np.isin(numbers, self._known)
-        self._rows = np.flatnonzero(takes_part)
+            takes_part &= self._judged.contain(numbers)
+        # Of R true boxes and of K detections that take part: rows of the truth and of the results, positions in the S
+        # pairs.
+        self._true_rows, self._rows = np.flatnonzero(is_box), np.flatnonzero(takes_part)
         numbers, self._scores = numbers[self._rows], results.scores[self._rows]
-        # The pairs with a true box or a detection, ascending, and which of them each detection and each true box is of.
-        self._pair_numbers = np.unique(np.concatenate([numbers_of_true, numbers]))
-        self._pair_of_detection = np.searchsorted(self._pair_numbers, numbers)
-        self._pair_of_true = np.searchsorted(self._pair_numbers, numbers_of_true)
-        true_boxes, boxes = to_xyxy(truth.boxes_xywh[real]), to_xyxy(results.boxes_xywh[self._rows])
+        pair_numbers = np.unique(np.concatenate([true_numbers, numbers]))
+        self._pair_of_true = np.searchsorted(pair_numbers, true_numbers)
+        self._pair_of_detection = np.searchsorted(pair_numbers, numbers)
+        self._pairs = self._compared(pair_numbers)
+        true_boxes, boxes = to_xyxy(truth.boxes_xywh[is_box]), to_xyxy(results.boxes_xywh[self._rows])
         self._matches = _match(self._pair_of_true, true_boxes, self._pair_of_detection, boxes, self._scores)
 
-        self._num_true = np.bincount(self._pair_of_true, minlength=len(self._pair_numbers))
-        self._best: Float64[np.ndarray, " S"] = np.zeros(len(self._pair_numbers))
-        np.maximum.at(self._best, self._pair_of_detection, self._scores)
-        self._judge(truth, pairs, numbers_of_true)
-
-    def _judge(self, truth: Truth, pairs: ImageClassPairs, numbers_of_true: Int64[np.ndarray, " R"]) -> None:
-        """Find out which pairs are judged, and in which of them boxes count."""
-        self._unknown: Int64[np.ndarray, " J"] = np.zeros(0, np.int64)
-        if truth.is_federated:
-            incomplete = pairs.incomplete()
-            self._judged = np.ones(len(self._pair_numbers), bool)
-        else:
-            incomplete = np.unique(pairs.numbers(truth.image_ids[truth.crowd], truth.category_ids[truth.crowd]))
-            self._judged = (self._num_true > 0) | ~np.isin(self._pair_numbers, incomplete)
-            self._unknown = np.setdiff1d(incomplete, numbers_of_true)
-        self._is_complete = self._judged & ~np.isin(self._pair_numbers, incomplete)
+    def _compared(self, numbers: Int64[np.ndarray, " S"]) -> _Pairs:
+        """What is true of these pairs, and reported of them."""
+        num_true = np.bincount(self._pair_of_true, minlength=len(numbers))
+        best_scores: Float64[np.ndarray, " S"] = np.zeros(len(numbers))
+        np.maximum.at(best_scores, self._pair_of_detection, self._scores)
+        is_judged = self._judged.contain(numbers)
+        return _Pairs(
+            numbers,
+            num_true,
+            best_scores,
+            is_present=is_judged & (num_true > 0),
+            is_absent=is_judged & (num_true == 0),
+            is_complete=is_judged & ~np.isin(numbers, self._judged.incomplete),
+        )
 
     def thresholds(self) -> tuple[float, float]:
         """The threshold for the even images and for the odd ones: each the best for base classes on the others.
@@ -166,8 +210,8 @@ class DecisionEvaluator:
             thresholds: for the even images and for the odd ones; at least the floor is taken.
         """
         thresholds = max(thresholds[0], self._floor), max(thresholds[1], self._floor)
-        parts = [self._count(classes, half, np.array([threshold])) for half, threshold in enumerate(thresholds)]
-        total = _Counts(*(sum(getattr(part, field.name) for part in parts) for field in fields(_Counts)))
+        even, odd = (self._count(classes, half, np.array([threshold])) for half, threshold in enumerate(thresholds))
+        total = even + odd
         mcc, f1 = float(_mcc(total)[0]), float(_f1(total)[0])
         hits = np.sum([self._hits(classes, half, threshold) for half, threshold in enumerate(thresholds)], axis=0)
         mean_f1 = float(_f1(replace(total, hits=hits.mean(keepdims=True)))[0])
@@ -177,7 +221,7 @@ class DecisionEvaluator:
             cgF1_50_95=100 * mean_f1 * mcc if is_known else None,
             pmF1=f1,
             IL_MCC=mcc if is_known else None,
-            absent_per_image=float(total.false_present[0]) / max(1, self._num_images),
+            absent_per_image=float(total.false_present[0]) / max(1, self._all_pairs.num_images),
         )
 
     def reliability(self, classes: Bool[np.ndarray, " C"]) -> Reliability:
@@ -185,7 +229,8 @@ class DecisionEvaluator:
 
         Of detections of equal scores, each bin has the share that is right, whatever their order.
         """
-        chosen = (classes[self._class_rows()] & self._is_complete)[self._pair_of_detection]
+        is_of_classes = classes[self._all_pairs.class_rows(self._pairs.numbers)]
+        chosen = (is_of_classes & self._pairs.is_complete)[self._pair_of_detection]
         scores, right = self._scores[chosen], self._matches.overlap[chosen]
         order = np.argsort(scores, kind="stable")
         bins = [part for part in np.array_split(order, NUM_BINS) if len(part)]
@@ -193,7 +238,7 @@ class DecisionEvaluator:
         means = np.array([scores[part].mean() for part in bins])
         outcomes = np.array([share_right[part].mean() for part in bins])
         weights = np.array([len(part) for part in bins]) / max(1, len(order))
-        chosen_true = classes[self._class_rows()][self._pair_of_true]
+        chosen_true = is_of_classes[self._pair_of_true]
         return Reliability(
             error=float((weights * np.abs(means - outcomes)).sum()),
             brier=float(((scores - right) ** 2).mean()) if len(scores) else 0.0,
@@ -209,59 +254,63 @@ class DecisionEvaluator:
             thresholds: for the even images and for the odd ones.
         """
         half_thresholds = np.maximum(thresholds, self._floor)
-        chosen = self._results.scores >= half_thresholds[self._halves]
-        counted = self._is_complete[self._pair_of_true]
-        true_halves = self._pair_numbers[self._pair_of_true] // self._num_classes % 2
+        is_reported = self._results.scores >= half_thresholds[self._half_of_result]
+        counted = self._pairs.is_complete[self._pair_of_true]
+        threshold_of_true = half_thresholds[self._halves(self._pairs.numbers[self._pair_of_true])]
 
-        def of_chosen(judged: Bool[np.ndarray, " J"]) -> Bool[np.ndarray, " K"]:
-            whole = np.zeros(len(chosen), bool)
-            whole[self._rows] = judged
-            return whole[chosen]
+        def of_reported(is_so: Bool[np.ndarray, " J"]) -> Bool[np.ndarray, " K"]:
+            """From detections that take part to those that are reported; False for one that takes no part."""
+            of_all = np.zeros(len(is_reported), bool)
+            of_all[self._rows] = is_so
+            return of_all[is_reported]
 
         return Verdicts(
-            reported=self._results.take(chosen),
-            is_right=of_chosen(self._matches.hits[:, 0]),
-            is_counted=of_chosen(self._is_complete[self._pair_of_detection]),
-            is_absent=of_chosen((self._judged & (self._num_true == 0))[self._pair_of_detection]),
+            reported=self._results.take(is_reported),
+            is_right=of_reported(self._matches.hits[:, 0]),
+            is_counted=of_reported(self._pairs.is_complete[self._pair_of_detection]),
+            is_absent=of_reported(self._pairs.is_absent[self._pair_of_detection]),
             true_rows=self._true_rows[counted],
-            is_found=(self._matches.score_of_true >= half_thresholds[true_halves])[counted],
+            is_found=(self._matches.score_of_true >= threshold_of_true)[counted],
         )
 
-    def _class_rows(self) -> Int64[np.ndarray, " S"]:
-        return self._pair_numbers % self._num_classes
+    def _halves(self, pairs: Int64[np.ndarray, " Q"]) -> Int64[np.ndarray, " Q"]:
+        """0 for the pairs, by number, of the even images, and 1 for those of the odd ones."""
+        return self._all_pairs.image_rows(pairs) % 2
 
     def _in(self, classes: Bool[np.ndarray, " C"], half: int, pairs: Int64[np.ndarray, " Q"]) -> Bool[np.ndarray, " Q"]:
         """Which pairs, by number, are of these classes and of the even (0) or odd (1) images."""
-        return classes[pairs % self._num_classes] & (pairs // self._num_classes % 2 == half)
+        return classes[self._all_pairs.class_rows(pairs)] & (self._halves(pairs) == half)
 
     def _num_judged(self, classes: Bool[np.ndarray, " C"], half: int) -> int:
-        if self._known is not None:
-            return int(self._in(classes, half, self._known).sum())
-        num_images = len(range(half, self._num_images, 2))
-        return num_images * int(classes.sum()) - int(self._in(classes, half, self._unknown).sum())
+        """Number of judged pairs, those without a true box or a detection among them."""
+        if self._judged.listed is not None:
+            return int(self._in(classes, half, self._judged.listed).sum())
+        num_images = len(range(half, self._all_pairs.num_images, 2))
+        return num_images * int(classes.sum()) - int(self._in(classes, half, self._judged.left_out).sum())
 
     def _count(self, classes: Bool[np.ndarray, " C"], half: int, thresholds: Float64[np.ndarray, " T"]) -> "_Counts":
-        chosen = self._in(classes, half, self._pair_numbers)
-        present = chosen & self._judged & (self._num_true > 0)
-        absent = chosen & self._judged & (self._num_true == 0)
-        counted = present & self._is_complete
-        reported = counted[self._pair_of_detection]
-        true_present = _num_at_least(self._best[present], thresholds)
-        false_present = _num_at_least(self._best[absent], thresholds)
+        pairs = self._pairs
+        chosen = self._in(classes, half, pairs.numbers)
+        present, absent = chosen & pairs.is_present, chosen & pairs.is_absent
+        counted = present & pairs.is_complete
+        is_counted = counted[self._pair_of_detection]
         num_present = int(present.sum())
+        true_present = _num_at_least(pairs.best_scores[present], thresholds)
+        false_present = _num_at_least(pairs.best_scores[absent], thresholds)
         return _Counts(
             true_present=true_present,
             false_present=false_present,
             false_absent=num_present - true_present,
             true_absent=self._num_judged(classes, half) - num_present - false_present,
-            hits=_num_at_least(self._scores[reported & self._matches.hits[:, 0]], thresholds),
-            reported=_num_at_least(self._scores[reported], thresholds),
-            true=np.full(len(thresholds), self._num_true[counted].sum(), np.float64),
+            hits=_num_at_least(self._scores[is_counted & self._matches.hits[:, 0]], thresholds),
+            reported=_num_at_least(self._scores[is_counted], thresholds),
+            true=np.full(len(thresholds), pairs.num_true[counted].sum(), np.float64),
         )
 
     def _hits(self, classes: Bool[np.ndarray, " C"], half: int, threshold: float) -> Int64[np.ndarray, " T"]:
         """Number of right boxes at each of `IOUS`, in the pairs whose class is present and whose boxes count."""
-        counted = self._in(classes, half, self._pair_numbers) & self._is_complete & (self._num_true > 0)
+        pairs = self._pairs
+        counted = self._in(classes, half, pairs.numbers) & pairs.is_present & pairs.is_complete
         return self._matches.hits[counted[self._pair_of_detection] & (self._scores >= threshold)].sum(axis=0)
 
 
@@ -276,6 +325,9 @@ class _Counts:
     hits: Float64[np.ndarray, " T"]
     reported: Float64[np.ndarray, " T"]
     true: Float64[np.ndarray, " T"]
+
+    def __add__(self, other: "_Counts") -> "_Counts":
+        return _Counts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(_Counts)))
 
 
 def _num_at_least(
@@ -315,36 +367,53 @@ def _match(
 
     A pair's detections are matched best score first, each to the true box it overlaps most of those that are left, so
     a higher threshold never changes the matches of what remains. All pairs are matched together: first the best
-    detection of each, then the second, and so on.
+    detection of each, then the second, and so on. In such a turn no two detections want the same true box.
     """
-    overlap, found = np.zeros(len(pair), bool), np.zeros(len(true_pair), bool)
     hits, taken = np.zeros((len(pair), len(IOUS)), bool), np.zeros((len(true_pair), len(IOUS)), bool)
+    overlap, found = np.zeros(len(pair), bool), np.zeros(len(true_pair), bool)
     score_of_true = np.full(len(true_pair), -1.0)
     rows, true_rows, iou = overlaps(true_pair, true_boxes, pair, boxes, scores, least_iou=IOUS[0])
     overlap[rows] = found[true_rows] = True
-    rank = _ranks(rows, pair[rows])
-    by_rank = np.argsort(rank, kind="stable")
-    for turn in np.split(by_rank, np.flatnonzero(np.diff(rank[by_rank])) + 1) if len(rows) else ():
-        true = true_rows[turn]
+    for turn in _turns(rows, pair[rows]):
+        detection, true = rows[turn], true_rows[turn]
         free = np.where((iou[turn, None] >= IOUS) & ~taken[true], iou[turn, None], -1)
-        starts = np.flatnonzero(np.diff(rows[turn], prepend=-1))
-        best = np.maximum.reduceat(free, starts)
-        is_best = (free == np.repeat(best, np.diff(starts, append=len(turn)), axis=0)) & (free >= 0)
-        # Of equally good true boxes the first is taken.
-        position = np.where(is_best, np.arange(len(turn))[:, None], len(turn))
-        detection, column = np.nonzero(best >= 0)
-        chosen = np.minimum.reduceat(position, starts)[detection, column]
-        taken[true[chosen], column] = True
-        hits[rows[turn][chosen], column] = True
+        best, entry = _best_of_runs(free, detection)
+        is_matched = best >= 0
+        chosen, column = entry[is_matched], np.nonzero(is_matched)[1]
+        taken[true[chosen], column] = hits[detection[chosen], column] = True
         at_lowest = chosen[column == 0]
-        score_of_true[true[at_lowest]] = scores[rows[turn][at_lowest]]
+        score_of_true[true[at_lowest]] = scores[detection[at_lowest]]
     return _Matches(overlap, hits, found, score_of_true)
 
 
-def _ranks(rows: Int64[np.ndarray, " E"], pairs: Int64[np.ndarray, " E"]) -> Int64[np.ndarray, " E"]:
-    """Of each entry, how many other detections of its pair come before its own; both are in order."""
+def _turns(rows: Int64[np.ndarray, " E"], pairs: Int64[np.ndarray, " E"]) -> Iterator[Int64[np.ndarray, " e"]]:
+    """Yield which overlaps are of the best detection of each pair that has any, then which of the second, and so on.
+
+    Args:
+        rows: the detection of each overlap; of a pair the best first.
+        pairs: the pair of each overlap, ascending.
+    """
     if not len(rows):
-        return rows
-    position = np.cumsum(np.diff(rows, prepend=rows[0]) != 0)
-    starts = np.flatnonzero(np.diff(pairs, prepend=-1))
-    return position - np.repeat(position[starts], np.diff(starts, append=len(rows)))
+        return
+    number = np.cumsum(np.diff(rows, prepend=rows[0]) != 0)  # of the detection, over all pairs
+    starts, lengths = _runs(pairs)
+    rank = number - np.repeat(number[starts], lengths)
+    by_rank = np.argsort(rank, kind="stable")
+    yield from np.split(by_rank, np.flatnonzero(np.diff(rank[by_rank])) + 1)
+
+
+def _best_of_runs(
+    values: Float64[np.ndarray, "e T"], owners: Int64[np.ndarray, " e"]
+) -> tuple[Float64[np.ndarray, "n T"], Int64[np.ndarray, "n T"]]:
+    """Of each run of equal owners, the highest value in every column, and the first entry that has it."""
+    starts, lengths = _runs(owners)
+    best = np.maximum.reduceat(values, starts)
+    is_best = values == np.repeat(best, lengths, axis=0)
+    entries = np.where(is_best, np.arange(len(values))[:, None], len(values))
+    return best, np.minimum.reduceat(entries, starts)
+
+
+def _runs(values: Int64[np.ndarray, " E"]) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Start and length of each run of equal values, which are not negative."""
+    starts = np.flatnonzero(np.diff(values, prepend=-1))
+    return starts, np.diff(starts, append=len(values))

@@ -25,6 +25,14 @@ class ImageClassPairs:
         """The number of each pair; all ids are the truth's."""
         return self._truth.image_rows(image_ids) * self.num_classes + self._truth.category_rows(category_ids)
 
+    def image_rows(self, numbers: Int64[np.ndarray, " R"]) -> Int64[np.ndarray, " R"]:
+        """The row of each pair's image."""
+        return numbers // self.num_classes
+
+    def class_rows(self, numbers: Int64[np.ndarray, " R"]) -> Int64[np.ndarray, " R"]:
+        """The row of each pair's class."""
+        return numbers % self.num_classes
+
     def known(self) -> Int64[np.ndarray, " P"]:
         """The pairs of which a federated truth says whether the class is in the image, ascending, each once."""
         true = self.numbers(self._truth.image_ids, self._truth.category_ids)

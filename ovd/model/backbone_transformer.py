@@ -2,7 +2,8 @@
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from ovd.model.backbone import Backbone, BackboneOutput, disable_drop_paths, tim
 
 LOCATIONS_AT_A_TIME = 2**15
 """Number of sequences in one attention call: CUDA's kernels take fewer than 65,536."""
+
+_BlockCall = tuple[Callable[..., Tensor], Tensor | None]
+"""How a block is run, with which rotary position embeddings."""
 
 
 class TransformerBackbone(Backbone):
@@ -121,34 +125,39 @@ class TransformerBackbone(Backbone):
 
     def _run(self, tokens: Float[Tensor, "B N C"], grid: tuple[int, int], num_blocks: int) -> Float[Tensor, "B N C"]:
         """Run the first `num_blocks` blocks."""
-        everywhere = self.rotary(grid)
-        in_window = self.rotary(window_sides(grid, self._window)) if self._window else None
-        # Global blocks are evenly spread over those up to the last map and include the last of them; a block after the
-        # last map attends to all.
-        num_before = len(self._blocks) - self.takes_class_token
-        attend_to_all = {round((place + 1) * num_before / self._num_global) - 1 for place in range(self._num_global)}
+        everywhere: _BlockCall = (self.run_block, self.rotary(grid))
+        in_windows = everywhere
+        if self._window:
+            in_windows = (partial(self._run_in_windows, grid=grid), self.rotary(window_sides(grid, self._window)))
+        windowed = self._windowed_blocks()
         for number, block in enumerate(self._blocks[:num_blocks]):
-            windowed = self._window > 0 and number < num_before and number not in attend_to_all
-            arguments = (block, tokens, in_window if windowed else everywhere, grid if windowed else None)
+            run, rotary = in_windows if number in windowed else everywhere
             if self.recomputes and torch.is_grad_enabled():
-                result = checkpoint(self._run_one, *arguments, use_reentrant=False)
+                result = checkpoint(run, block, tokens, rotary, use_reentrant=False)
             else:
-                result = self._run_one(*arguments)
+                result = run(block, tokens, rotary)
             rate = self._drop_path_rate * number / max(1, len(self._blocks) - 1)
             tokens = tokens + drop_path(result - tokens, rate, training=True) if self.drops_paths and rate else result
         return tokens
 
-    def _run_one(
-        self,
-        block: nn.Module,
-        tokens: Float[Tensor, "B N C"],
-        rotary: Tensor | None,
-        windows_of: tuple[int, int] | None,
+    def _windowed_blocks(self) -> set[int]:
+        """The numbers of the blocks whose attention is limited to windows.
+
+        Global blocks are evenly spread over those up to the last map and include the last of them; a block after the
+        last map attends to all.
+        """
+        if not self._window:
+            return set()
+        num_before = len(self._blocks) - self.takes_class_token
+        attend_to_all = {round((place + 1) * num_before / self._num_global) - 1 for place in range(self._num_global)}
+        return set(range(num_before)) - attend_to_all
+
+    def _run_in_windows(
+        self, block: nn.Module, tokens: Float[Tensor, "B N C"], rotary: Tensor | None, grid: tuple[int, int]
     ) -> Float[Tensor, "B N C"]:
-        if windows_of is None:
-            return self.run_block(block, tokens, rotary)
-        windows = split_windows(tokens, windows_of, self._window, self.num_prefix)
-        return join_windows(self.run_block(block, windows, rotary), windows_of, self._window, self.num_prefix)
+        """The output tokens of one block within each window."""
+        windows = split_windows(tokens, grid, self._window, self.num_prefix)
+        return join_windows(self.run_block(block, windows, rotary), grid, self._window, self.num_prefix)
 
 
 def window_sides(grid: tuple[int, int], window: int) -> tuple[int, int]:

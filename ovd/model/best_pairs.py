@@ -119,33 +119,57 @@ def _of_high_cosines(scores: PairScores, needed: Float[Tensor, ""], count: int |
     Args:
         count: only those that may be among so many of the best ones; None for all.
     """
-    rough, num_classes = scores.rough_cosines, scores.num_classes
-    values, missing = rough.values, -rough.values.shape[1] % CLASSES_IN_GROUP
-    if missing > 0:
-        values = F.pad(values, (0, missing), value=-torch.inf)
-    groups = values.shape[1] // CLASSES_IN_GROUP
-    highest = _highest_of_groups(values, groups)
-    if count is not None:
-        high = _highest_of_larger_groups(highest, BOUNDS_PER_PAIR * count)
-        needed = torch.maximum(needed, _last_of_best(scores.scores_at_least(rough.exact_at_least(high)), count))
+    rough = scores.rough_cosines
+    groups = _Groups.of(rough.values)
+    if count is not None:  # each group's highest is a pair of its own: `count` of them are certain to score this much
+        some = _highest_of_larger_groups(groups.highest, BOUNDS_PER_PAIR * count)
+        certain = scores.scores_at_least(rough.exact_at_least(some))
+        needed = torch.maximum(needed, _last_of_best(certain, count))
     values_needed = not_nan(rough.values_needed(scores.cosines_needed(needed)))
-    rows, columns = (not_nan(highest) >= values_needed[:, None]).nonzero().unbind(dim=1)
-
-    classes = columns[:, None] + groups * torch.arange(CLASSES_IN_GROUP, device=rows.device)
-    rows, classes = torch.broadcast_tensors(rows[:, None], classes)
-    passes = values[rows, classes].float() >= values_needed[rows]
-    pairs = (num_classes * rows + classes)[passes & (classes < num_classes)].sort().values
-    rows, classes = pairs // num_classes, pairs % num_classes
+    rows, classes = groups.pairs_with_at_least(values_needed, scores.num_classes)
     return Pairs(rows, classes, scores.of(rows, classes))
 
 
-def _highest_of_groups(values: Float[Tensor, "P M"], groups: int) -> Float[Tensor, "P G"]:
-    """The highest value of every group, which has each `groups`-th class; in float32."""
-    if values.device.type != "cpu":
-        return values.unflatten(1, (CLASSES_IN_GROUP, groups)).amax(dim=1).float()
-    # On a CPU pooling is three times as fast.
-    as_map = values.view(-1, CLASSES_IN_GROUP, 1, groups).permute(0, 3, 1, 2)
-    return F.max_pool2d(as_map, (CLASSES_IN_GROUP, 1)).flatten(1).float()
+@dataclass(frozen=True)
+class _Groups:
+    """Rough cosines in G groups of `CLASSES_IN_GROUP` classes: the group g has the classes g, g + G, g + 2 G, ..."""
+
+    values: Float[Tensor, "P M"]
+    """Of all classes, and negative infinity in the padding that makes the groups equally large."""
+    highest: Float[Tensor, "P G"]
+    """The highest value of every group, in float32."""
+
+    @classmethod
+    def of(cls, values: Float[Tensor, "P M"]) -> "_Groups":
+        missing = -values.shape[1] % CLASSES_IN_GROUP
+        if missing > 0:
+            values = F.pad(values, (0, missing), value=-torch.inf)
+        num_groups = values.shape[1] // CLASSES_IN_GROUP
+        if values.device.type != "cpu":
+            return cls(values, values.unflatten(1, (CLASSES_IN_GROUP, num_groups)).amax(dim=1).float())
+        # On a CPU pooling is three times as fast.
+        as_map = values.view(-1, CLASSES_IN_GROUP, 1, num_groups).permute(0, 3, 1, 2)
+        return cls(values, F.max_pool2d(as_map, (CLASSES_IN_GROUP, 1)).flatten(1).float())
+
+    def pairs_with_at_least(
+        self, values_needed: Float[Tensor, " P"], num_classes: int
+    ) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+        """Points and classes of the pairs whose value is that of their point or higher, by point, then class.
+
+        Args:
+            num_classes: number of columns that are not padding.
+
+        Raises:
+            ValueError: a value is NaN.
+        """
+        num_groups = self.highest.shape[1]
+        rows, group = (not_nan(self.highest) >= values_needed[:, None]).nonzero().unbind(dim=1)
+        # Of the groups whose highest is high enough, all classes.
+        classes = group[:, None] + num_groups * torch.arange(CLASSES_IN_GROUP, device=rows.device)
+        rows, classes = torch.broadcast_tensors(rows[:, None], classes)
+        passes = self.values[rows, classes].float() >= values_needed[rows]
+        pairs = (num_classes * rows + classes)[passes & (classes < num_classes)].sort().values
+        return pairs // num_classes, pairs % num_classes
 
 
 def _highest_of_larger_groups(highest: Float[Tensor, "P G"], count: int) -> Float[Tensor, "P N"]:

@@ -4,6 +4,7 @@ The forward pass computes the gradients as well, block by block of points, with 
 """
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -143,64 +144,46 @@ def _focal_loss_and_gradients(
     *,
     needs_gradient: tuple[bool, ...],
 ) -> tuple[Float[Tensor, ""], tuple[Tensor | None, ...]]:
-    """The loss, and its gradients with respect to embeddings, text, scale and bias where needed."""
+    """The loss, and its gradients with respect to embeddings, text, scale and bias where needed.
+
+    The logits are rows @ text.T + bias, where the rows are the embeddings at the length of the scale. With the slopes
+    d loss / d logit, the gradient of the bias is their sum, that of the text slopes.T @ rows, that of the rows slopes
+    @ text. Rows and their gradient, logits and slopes share their memory.
+    """
     needs_embeddings, needs_text, needs_scale, needs_bias = needs_gradient
-    device, dtype = embeddings.device.type, text.dtype
-    low_dtype = product_dtype(text)
-    is_low = low_dtype != dtype
-    product_text = text.to(low_dtype)
-    if is_low:  # what all rows have in common is most of CLIP's logits, which round less without it
-        mean = text.mean(dim=0)
-        centered = (text - mean).to(low_dtype)
-    weights, group = _weights_of_negatives(labels, class_mask, group, dtype)
+    text_rows = _TextRows.of(text)
+    targets = _Targets.of(labels, class_mask, group, text.dtype)
 
     gradient_embeddings = torch.empty_like(embeddings) if needs_embeddings else None
     gradient_text = torch.zeros_like(text) if needs_text else None
     starts = range(0, len(embeddings), block_size)
     # Sums of a block's sums are more precise than one running total.
     sums_loss, sums_scale, sums_bias = text.new_zeros(3, len(starts))
-    products_of_block = text.new_empty(min(block_size, len(embeddings)), len(text), dtype=low_dtype)
+    logits_of_block = text.new_empty(min(block_size, len(embeddings)), len(text), dtype=text_rows.rounded.dtype)
     row_buffers = _row_buffers(embeddings, gradient_embeddings, text, block_size)
     buffers = text.new_empty(3, min(chunk_size, len(embeddings)), len(text))
 
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(embeddings.device.type, enabled=False):
         for i, start in enumerate(starts):
             block = slice(start, start + block_size)
-            # An embedding e of length 1 / r has the cosine r * e @ t, so that no normalized copy is needed.
-            exact, row_buffer = embeddings[block].to(dtype), row_buffers[i]
-            length = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
-            inverse = 1 / length.clamp(min=EPSILON)
-            factor = scale * inverse
-            products = products_of_block[: len(exact)]
-            rows = torch.mul(exact, factor, out=row_buffer).to(low_dtype)
-            if is_low:
-                torch.mm(rows, centered.T, out=products)
-                offsets = torch.addmv(bias, row_buffer, mean)
-            else:
-                torch.addmm(bias, rows, text.T, out=products)
-                offsets = None
+            points = _Normalized.of(embeddings[block].to(text.dtype), scale)
+            rows = torch.mul(points.embeddings, points.factor, out=row_buffers[i])
+            rounded = rows.to(text_rows.rounded.dtype)  # the rows themselves but in low precision
+            logits = logits_of_block[: len(rows)]
+            offsets = text_rows.logits(rows, rounded, bias, out=logits)
             sums_loss[i], sums_bias[i] = _focal_of_block_(
-                products,
-                offsets,
-                labels[block],
-                weights=weights,
-                group=group[block],
-                buffers=buffers,
-                chunk_size=chunk_size,
-                needs_bias=needs_bias,
+                logits, offsets, targets[block], buffers=buffers, chunk_size=chunk_size, needs_bias=needs_bias
             )
+            slopes = logits  # as they are now
             if gradient_text is not None:
-                gradient_text += products.T @ rows
-            if needs_embeddings or needs_scale:  # whose gradient takes the place of the rows
-                torch.mm(products, product_text, out=rows)
-                gradient = row_buffer.copy_(rows) if is_low else rows
-                along = inverse * torch.linalg.vecdot(gradient, exact)[:, None]  # each point's slopes times cosines
+                gradient_text += slopes.T @ rounded
+            if needs_embeddings or needs_scale:
+                torch.mm(slopes, text_rows.rounded, out=rounded)
+                gradient_of_rows = rows.copy_(rounded)
+                along = points.along(gradient_of_rows)
                 sums_scale[i] = along.sum()
                 if gradient_embeddings is not None:
-                    # With scale and length, the part along the embedding is gone; a shorter one is not normalized.
-                    along = along.masked_fill(length < EPSILON, 0)
-                    gradient.addcmul_(exact, inverse * along, value=-1)
-                    torch.mul(gradient, factor, out=gradient_embeddings[block])
+                    points.backward_(gradient_of_rows, along, out=gradient_embeddings[block])
 
     gradients = (
         gradient_embeddings,
@@ -209,6 +192,73 @@ def _focal_loss_and_gradients(
         sums_bias.sum() if needs_bias else None,
     )
     return sums_loss.sum(), gradients
+
+
+@dataclass(frozen=True)
+class _TextRows:
+    """Text rows as matrix products take them."""
+
+    exact: Float[Tensor, "C D"]
+    rounded: Float[Tensor, "C D"]
+    """In the dtype of products: autocast's in low precision, else the rows themselves."""
+    mean: Float[Tensor, " D"] | None
+    """In low precision, what all rows have in common: it is most of CLIP's logits, which round less without it."""
+    centered: Float[Tensor, "C D"] | None
+    """The rounded rows without their mean, in low precision."""
+
+    @classmethod
+    def of(cls, text: Float[Tensor, "C D"]) -> "_TextRows":
+        low_dtype = product_dtype(text)
+        if low_dtype == text.dtype:
+            return cls(text, text, None, None)
+        mean = text.mean(dim=0)
+        return cls(text, text.to(low_dtype), mean, (text - mean).to(low_dtype))
+
+    def logits(
+        self,
+        rows: Float[Tensor, "n D"],
+        rounded: Float[Tensor, "n D"],
+        bias: Float[Tensor, ""],
+        *,
+        out: Float[Tensor, "n C"],
+    ) -> Float[Tensor, " n"] | None:
+        """Compute the logits of points; in low precision without what is returned, to be added to all of a point."""
+        if self.mean is None or self.centered is None:
+            torch.addmm(bias, rounded, self.exact.T, out=out)
+            return None
+        torch.mm(rounded, self.centered.T, out=out)
+        return torch.addmv(bias, rows, self.mean)
+
+
+@dataclass(frozen=True)
+class _Normalized:
+    """Embeddings e that are normalized without a copy: with their inverse length r, the cosines are r * e @ t."""
+
+    embeddings: Float[Tensor, "n D"]
+    length: Float[Tensor, "n 1"]
+    inverse: Float[Tensor, "n 1"]
+    factor: Float[Tensor, "n 1"]
+    """scale * r, from embeddings to rows."""
+
+    @classmethod
+    def of(cls, embeddings: Float[Tensor, "n D"], scale: Float[Tensor, ""]) -> "_Normalized":
+        length = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
+        inverse = 1 / length.clamp(min=EPSILON)
+        return cls(embeddings, length, inverse, scale * inverse)
+
+    def along(self, gradient: Float[Tensor, "n D"]) -> Float[Tensor, "n 1"]:
+        """The part of the rows' gradient along each unit row, the sum of a point's slopes times cosines: what the
+        scale's gradient is made of."""
+        return self.inverse * torch.linalg.vecdot(gradient, self.embeddings)[:, None]
+
+    def backward_(
+        self, gradient: Float[Tensor, "n D"], along: Float[Tensor, "n 1"], *, out: Float[Tensor, "n D"]
+    ) -> None:
+        """Compute the embeddings' gradient from that of the rows, which is overwritten, and its part along them."""
+        # Nothing changes along an embedding, but for one that is too short to be normalized.
+        along = along.masked_fill(self.length < EPSILON, 0)
+        gradient.addcmul_(self.embeddings, self.inverse * along, value=-1)
+        torch.mul(gradient, self.factor, out=out)
 
 
 def _row_buffers(
@@ -221,21 +271,37 @@ def _row_buffers(
     return tuple(buffer[: len(part)] for part in embeddings.split(block_size))
 
 
-def _weights_of_negatives(
-    labels: Int[Tensor, " N"], class_mask: Bool[Tensor, "G C"], group: Int[Tensor, " N"], dtype: torch.dtype
-) -> tuple[Float[Tensor, "G+1 C"], Int[Tensor, " N"]]:
-    """The weight of each class as a negative in each group of points, and the groups: those left out have their own."""
-    weights = (1 - ALPHA) * F.pad(class_mask, (0, 0, 0, 1)).to(dtype)
-    return weights, group.masked_fill(labels == IGNORED, len(class_mask))
+@dataclass(frozen=True)
+class _Targets:
+    """What each point should be: a positive of one class or of none, and a negative of others."""
+
+    labels: Int[Tensor, " N"]
+    """The class that a point is a positive of; negative for none."""
+    group: Int[Tensor, " N"]
+    weights: Float[Tensor, "H C"]
+    """The weight of each class as a negative in each group of points."""
+
+    @classmethod
+    def of(
+        cls, labels: Int[Tensor, " N"], class_mask: Bool[Tensor, "G C"], group: Int[Tensor, " N"], dtype: torch.dtype
+    ) -> "_Targets":
+        """The targets of `chunked_focal_loss`; points that are left out get a group of their own, without weight."""
+        weights = (1 - ALPHA) * F.pad(class_mask, (0, 0, 0, 1)).to(dtype)
+        return cls(labels, group.masked_fill(labels == IGNORED, len(class_mask)), weights)
+
+    def __getitem__(self, points: slice) -> "_Targets":
+        return _Targets(self.labels[points], self.group[points], self.weights)
+
+    def weights_of(self, points: slice) -> Float[Tensor, "n C"]:
+        """The weight of each class as a negative at some points."""
+        return self.weights.index_select(0, self.group[points])
 
 
 def _focal_of_block_(
     logits: Float[Tensor, "N C"],
     offsets: Float[Tensor, " N"] | None,
-    labels: Int[Tensor, " N"],
+    targets: _Targets,
     *,
-    weights: Float[Tensor, "H C"],
-    group: Int[Tensor, " N"],
     buffers: Float[Tensor, "3 n C"],
     chunk_size: int,
     needs_bias: bool,
@@ -245,22 +311,21 @@ def _focal_of_block_(
     Args:
         logits: complete if they have the buffers' dtype; in low precision without `offsets`.
         offsets: to be added to each point's logits, if anything.
-        weights, group: `_weights_of_negatives`.
         buffers: for n points at a time: `chunk_size`, or all if they are fewer.
         needs_bias: whether the sum of the derivatives is used.
     """
     # Nearly all pairs are negatives. A positive's logit is put aside: -inf has neither loss nor derivative.
-    row = (labels >= 0).nonzero().squeeze(1)
-    own = (row, labels[row])
+    row = (targets.labels >= 0).nonzero().squeeze(1)
+    own = (row, targets.labels[row])
     logits_of_positives = logits[own]
     logits[own] = -torch.inf
     loss, sum_of_slopes = buffers.new_zeros(2)
     for first in range(0, len(logits), chunk_size):
         chunk = slice(first, first + chunk_size)
         values, spare = logits[chunk], list(buffers[:, : len(logits[chunk])])
-        if offsets is not None:
+        if offsets is not None:  # in the buffers' dtype, in one of them
             values = spare.pop().copy_(values).add_(offsets[chunk, None])
-        slopes, losses = _background_focal_(values, spare, weights.index_select(0, group[chunk]))
+        slopes, losses = _background_focal_(values, spare, targets.weights_of(chunk))
         loss += losses.sum()
         if needs_bias:
             sum_of_slopes += slopes.sum()
@@ -271,7 +336,7 @@ def _focal_of_block_(
     negated = -logits_of_positives.to(buffers.dtype)
     if offsets is not None:
         negated -= offsets[row]
-    spare = [torch.empty_like(negated) for _ in spare]
+    spare = [torch.empty_like(negated) for _ in range(3 if offsets is None else 2)]
     slopes, losses = _background_focal_(negated, spare, ALPHA)
     logits[own] = -slopes.to(logits.dtype)
     return loss + losses.sum(), sum_of_slopes - slopes.sum()
