@@ -130,12 +130,12 @@ def _in_data_root(path: Path, key: str) -> Path:
     place = data_root() / path
     if not place.exists() and not path.is_absolute():
         advice = f", and is there from the current folder: give {path.absolute()}" if path.exists() else ""
-        raise DataError(
-            "F1",
-            f"{place} does not exist: data.source.{key}={path} starts at the data root, {data_root()} (OVD_DATA)"
-            f"{advice}",
-        )
+        raise DataError("F1", f"{place} does not exist: {_starts_at_root(path, key)}{advice}")
     return place
+
+
+def _starts_at_root(path: Path, key: str) -> str:
+    return f"data.source.{key}={path} starts at the data root, {data_root()} (OVD_DATA)"
 
 
 def load_whole_training_set(source: WorldData | FileData, report: DataReport) -> AnnotationIndex:
@@ -201,12 +201,25 @@ def check_all_exist(index: AnnotationIndex, source: WorldData | FileData, *, all
     """
     by_base_name = isinstance(source, FileData) and source.by_base_name
     has_option = "by_base_name" in FORMATS[index.format].options and not by_base_name
-    num_missing = check_images_exist(
-        index.path, index.image_files, index.images_root, all_needed=all_needed, has_option=has_option
-    )
+    try:
+        num_missing = check_images_exist(
+            index.path, index.image_files, index.images_root, all_needed=all_needed, has_option=has_option
+        )
+    except DataError as error:
+        raise DataError(error.code, f"{error}{_of_missing_folder(index.images_root, source)}") from None
     if num_missing and is_main():
         where = f"{num_missing} of its {len(index):,} images are missing, and will be left out and counted"
         warn(f"{index.path}: {where}", code="F8")
+
+
+def _of_missing_folder(root: Path | None, source: WorldData | FileData) -> str:
+    """Where the config says that the images are, to end an error with; empty where the folder is there."""
+    if root is None or root.is_dir() or isinstance(source, WorldData):
+        return ""
+    for key, folder in (("train_images", source.train_images), ("val_images", source.val_images)):
+        if folder is not None and not folder.is_absolute() and data_root() / folder == root:
+            return f": {_starts_at_root(folder, key)}"
+    return ""
 
 
 def _images_folder(folder: Path | None, format: DataFormatName) -> Path | None:
