@@ -5,7 +5,7 @@ import gc
 import os
 import select
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from io import TextIOWrapper
 
@@ -18,9 +18,23 @@ EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
 
 
 def add_overrides(parser: ArgumentParser, *, help: str) -> None:
-    """Adds `overrides`, settings that replace those of a config file; parse with `parse_intermixed_args`."""
+    """Adds `overrides`, settings that replace those of a config file; parse with `parse_with_overrides`."""
     # With a default, argparse does not call them required.
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=help)
+
+
+def parse_with_overrides(parser: ArgumentParser) -> Namespace:
+    """Parse a command line with `add_overrides`; of options that there are not it is said how settings are given."""
+    arguments, unknown = parser.parse_known_intermixed_args()
+    if unknown:
+        settings = []
+        for word, following in zip(unknown, [*unknown[1:], "-"], strict=True):
+            if word.startswith("--"):
+                value = "" if "=" in word else f"={'VALUE' if following.startswith('-') else following}"
+                settings.append(f"{word.removeprefix('--')}{value}")
+        advice = f"; settings of the config are given as {' '.join(settings)}" if settings else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{advice}")
+    return arguments
 
 
 def run_tool(main: Callable[[], None]) -> None:

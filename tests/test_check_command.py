@@ -206,3 +206,11 @@ def test_a_folder_of_yolo_that_has_no_splits(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["check", "yolo", "--annotations", str(tmp_path)])
     check.main()
     assert "evaluation: takes all 2 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["labelme", "cvat", "via"])
+def test_of_a_format_that_is_only_imported_it_is_said_how(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["check", name, "--annotations", "photos"])
+    with pytest.raises(SystemExit):
+        check.main()
+    assert f"{name} is read by `ovd import-boxes {name}` alone" in capsys.readouterr().err

@@ -507,6 +507,23 @@ def test_a_file_of_names_that_is_not_there_is_said_to_be_one(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (["--output=runs/x"], "--output=runs/x; settings of the config are given as output=runs/x"),
+        (["--output", "runs/x"], "--output runs/x; settings of the config are given as output=runs/x"),
+        (["--tf32", "--output"], "settings of the config are given as tf32=VALUE output=VALUE"),
+        (["-q"], "unrecognized arguments: -q\n"),
+    ],
+)
+@pytest.mark.parametrize("name", ["train", "cost"])
+def test_a_setting_that_is_written_as_an_option_is_named_as_it_is_given(name, options, words, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, name, "config.yaml", *options)
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
         (
             ["--prompt", "gear=photo.png:10,10,90,5"],
             "photo.png: the box from (10, 10) to (100, 15) is empty",

@@ -20,6 +20,7 @@ from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import real_layouts
@@ -160,17 +161,17 @@ def parse(monkeypatch: pytest.MonkeyPatch, name: str, arguments: list[str]) -> a
     """The arguments as the tool's own parser reads them; nothing else of the tool runs."""
     parsed = argparse.Namespace()
 
-    def stopping(original: Callable[..., argparse.Namespace]) -> Callable[..., argparse.Namespace]:
-        def parse_and_stop(parser: argparse.ArgumentParser) -> argparse.Namespace:
-            original(parser, namespace=parsed)
+    def stopping(original: Callable[..., Any]) -> Callable[..., Any]:
+        def parse_and_stop(parser: argparse.ArgumentParser) -> Any:
+            found = original(parser, namespace=parsed)
+            assert not (isinstance(found, tuple) and found[1]), f"unknown: {found}"
             raise _ParsedError
 
         return parse_and_stop
 
     with monkeypatch.context() as patched:
-        parsers = argparse.ArgumentParser.parse_args, argparse.ArgumentParser.parse_intermixed_args
-        patched.setattr(argparse.ArgumentParser, "parse_args", lambda parser: stopping(parsers[0])(parser))
-        patched.setattr(argparse.ArgumentParser, "parse_intermixed_args", lambda parser: stopping(parsers[1])(parser))
+        for each in ("parse_args", "parse_known_intermixed_args"):
+            patched.setattr(argparse.ArgumentParser, each, stopping(getattr(argparse.ArgumentParser, each)))
         patched.setattr(sys, "argv", [f"tools/{name}", *arguments])
         with pytest.raises(_ParsedError):
             tool(name).main()

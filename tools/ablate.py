@@ -19,7 +19,7 @@ from ovd.ablation.record_file import append_record, read_records
 from ovd.ablation.records import Record, missing_runs, select
 from ovd.ablation.row import RowStages, at_length, read_row, run_row
 from ovd.ablation.tables import format_lengths, format_report, write_between_markers
-from ovd.cli import add_overrides, run_tool
+from ovd.cli import add_overrides, parse_with_overrides, run_tool
 from ovd.config.tables import AblationConfig
 from ovd.config_files import load_config
 
@@ -50,7 +50,7 @@ def main() -> None:
                         "picture have the table's seeds")  # fmt: skip
     parser.add_argument("--report", action="store_true", help="run nothing, only write tables and picture")
     parser.add_argument("--results", type=Path, help="Markdown file to write the tables into (default: only print)")
-    arguments = parser.parse_intermixed_args()
+    arguments = parse_with_overrides(parser)
     config = load_config(arguments.config, [], AblationConfig)
     unknown = sorted(set(arguments.rows or ()) - config.rows.keys())
     if unknown:

@@ -23,7 +23,7 @@ from ovd.ablation.record_file import read_records
 from ovd.ablation.records import missing_runs
 from ovd.ablation.row import read_row
 from ovd.ablation.tables import write_between_markers
-from ovd.cli import add_overrides, run_tool
+from ovd.cli import add_overrides, parse_with_overrides, run_tool
 from ovd.config.tables import AblationConfig, FineTuningTable
 from ovd.config_files import load_config
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="run these (default: the table's)")
     parser.add_argument("--report", action="store_true", help="run nothing, only write table and picture")
     parser.add_argument("--results", type=Path, help="Markdown file to write the table into (default: only print)")
-    arguments = parser.parse_intermixed_args()
+    arguments = parse_with_overrides(parser)
     table = load_config(arguments.table, arguments.overrides, FineTuningTable)
     folder = arguments.table.parent
     unknown = sorted(set(arguments.rows or ()) - table.rows.keys())

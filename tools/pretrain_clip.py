@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from ovd.cli import add_overrides, run_tool
+from ovd.cli import add_overrides, parse_with_overrides, run_tool
 from ovd.clip.load import TINY_CLIP, build_untrained_tiny_clip, load_clip
 from ovd.config.pretraining import PretrainConfig
 from ovd.config_files import load_config
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     add_overrides(parser, help="for example steps=100")
     parser.add_argument("--install", action="store_true", help=f"write the weights to {TINY_CLIP}")
-    arguments = parser.parse_intermixed_args()
+    arguments = parse_with_overrides(parser)
     config = load_config(arguments.config, arguments.overrides, PretrainConfig)
 
     torch.set_num_threads(config.threads)

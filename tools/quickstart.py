@@ -26,7 +26,7 @@ from ovd.build.data import load_evaluation_index, load_validation_index
 from ovd.build.detector import resolve_device
 from ovd.build.trained import TrainedDetector, load_detector
 from ovd.build.world import draw_world
-from ovd.cli import add_overrides, run_tool
+from ovd.cli import add_overrides, parse_with_overrides, run_tool
 from ovd.config.labelling import LabelOptions
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
@@ -154,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_overrides(parser, help="for both stages, for example train.steps=50")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
-    arguments = parser.parse_intermixed_args()
+    arguments = parse_with_overrides(parser)
     stages = StageTimes()
     if "OVD_START" in os.environ:  # set by make before the installation
         stages.add("installing", time.time() - int(os.environ["OVD_START"]))

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from ovd.build.batches import _sample_sizes
-from ovd.build.data_root import data_root, in_data_root
+from ovd.build.data_root import data_root, in_data_root, starts_at_root
 from ovd.build.world import world_folder
 from ovd.choices import DataFormatName
 from ovd.config.training import FileData, TrainConfig, WorldData
@@ -146,12 +146,25 @@ def check_all_exist(index: AnnotationIndex, source: WorldData | FileData, *, all
     """
     by_base_name = isinstance(source, FileData) and source.by_base_name
     has_option = "by_base_name" in FORMATS[index.format].options and not by_base_name
-    num_missing = check_images_exist(
-        index.path, index.image_files, index.images_root, all_needed=all_needed, has_option=has_option
-    )
+    try:
+        num_missing = check_images_exist(
+            index.path, index.image_files, index.images_root, all_needed=all_needed, has_option=has_option
+        )
+    except DataError as error:
+        raise DataError(error.code, f"{error}{_of_missing_folder(index.images_root, source)}") from None
     if num_missing and is_main():
         where = f"{num_missing} of its {len(index):,} images are missing, and will be left out and counted"
         warn(f"{index.path}: {where}", code="F8")
+
+
+def _of_missing_folder(root: Path | None, source: WorldData | FileData) -> str:
+    """Where the config says that the images are, to end an error with; empty where the folder is there."""
+    if root is None or root.is_dir() or isinstance(source, WorldData):
+        return ""
+    for key, folder in (("train_images", source.train_images), ("val_images", source.val_images)):
+        if folder is not None and not folder.is_absolute() and data_root() / folder == root:
+            return f": {starts_at_root(folder, key)}"
+    return ""
 
 
 def _images_folder(folder: Path | None, format: DataFormatName) -> Path | None:

@@ -20,9 +20,10 @@ def in_data_root(path: Path, key: str) -> Path:
     place = data_root() / path
     if not place.exists() and not path.is_absolute():
         advice = f", and is there from the current folder: give {path.absolute()}" if path.exists() else ""
-        raise DataError(
-            "F1",
-            f"{place} does not exist: data.source.{key}={path} starts at the data root, {data_root()} (OVD_DATA)"
-            f"{advice}",
-        )
+        raise DataError("F1", f"{place} does not exist: {starts_at_root(path, key)}{advice}")
     return place
+
+
+def starts_at_root(path: Path, key: str) -> str:
+    """For messages: that a path of a config's `data.source` is relative, and to what."""
+    return f"data.source.{key}={path} starts at the data root, {data_root()} (OVD_DATA)"

@@ -14,7 +14,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from ovd.cli import add_overrides
+from ovd.cli import add_overrides, parse_with_overrides
 from ovd.config.alignment import AlignConfig
 from ovd.config_files import load_config
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="a YAML file, see configs/align_tiny.yaml")
     add_overrides(parser, help="for example train.steps=50")
-    arguments = parser.parse_intermixed_args()
+    arguments = parse_with_overrides(parser)
     config = load_config(arguments.config, arguments.overrides, AlignConfig)  # before what takes seconds to import
     from ovd.jobs.align_backbone import align_backbone, format_report
 

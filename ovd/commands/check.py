@@ -19,7 +19,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
-from ovd.choices import DataFormatName
+from ovd.choices import DataFormatName, ImportFormatName
 from ovd.cli import EXIT_BAD_INPUT
 from ovd.commands.arguments import add_format_options, format_options
 from ovd.data.formats.known import FORMATS
@@ -27,10 +27,20 @@ from ovd.data.formats.options import FormatOptions
 from ovd.jobs.check import check_annotations, check_shards
 
 
+def _dataset(name: str) -> str:
+    """The type of the format, which says what to do with one that is only imported."""
+    if name in set(get_args(ImportFormatName)) - set(get_args(DataFormatName)):
+        raise argparse.ArgumentTypeError(
+            f"{name} is read by `ovd import-boxes {name}` alone, which reports what is wrong with it and writes a JSON "
+            "file, whose format is coco"
+        )
+    return name
+
+
 def _arguments() -> argparse.Namespace:
     """The command line, read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", choices=[*get_args(DataFormatName), "pairs"])
+    parser.add_argument("dataset", type=_dataset, choices=[*get_args(DataFormatName), "pairs"])
     parser.add_argument("--annotations", type=Path, help="annotation file, or folder where the format has one")
     parser.add_argument("--images", type=Path, help="folder of images, see data/README.md for which")
     parser.add_argument("--no-images", action="store_true", help="check only the annotation file")

@@ -14,7 +14,7 @@ Memory is a lower bound: activations are counted as if all were bfloat16, and lo
 import argparse
 from pathlib import Path
 
-from ovd.cli import add_overrides
+from ovd.cli import add_overrides, parse_with_overrides
 from ovd.commands.arguments import number_above_0, number_from_0_to_1, positive_number
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument(
         "--utilization", type=number_from_0_to_1, help="share of the peak that is reached, 0 to 1 (default: measured)"
     )
-    arguments = parser.parse_intermixed_args()
+    arguments = parse_with_overrides(parser)
     if arguments.utilization == 0:
         parser.error("--utilization 0: nothing would be computed")
     config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before what takes seconds to import

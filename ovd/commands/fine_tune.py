@@ -15,7 +15,7 @@ continues an interrupted run.
 import argparse
 from pathlib import Path
 
-from ovd.cli import add_overrides
+from ovd.cli import add_overrides, parse_with_overrides
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 
@@ -30,7 +30,7 @@ def main() -> None:
                         f"none ({WEIGHT}; an expert is not averaged)")  # fmt: skip
     parser.add_argument("--no-kept", action="store_true", help="do not evaluate on the data set of the detector to "
                         "start from, which may be large, or on another machine")  # fmt: skip
-    arguments = parser.parse_intermixed_args()
+    arguments = parse_with_overrides(parser)
     config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before what takes seconds to import
     from ovd.distributed import is_main, process_group
     from ovd.jobs.fine_tune import fine_tune, format_outcomes

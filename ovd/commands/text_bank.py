@@ -11,7 +11,7 @@ file is not built again.
 import argparse
 from pathlib import Path
 
-from ovd.cli import add_overrides
+from ovd.cli import add_overrides, parse_with_overrides
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 from ovd.data.formats.text_files import read_lines
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("config", type=Path, help="its `clip` and `bank` sections are used")
     add_overrides(parser, help="for example bank.templates=full")
     parser.add_argument("--classes", type=Path, help="text file of class names, one per line (default: the config's)")
-    arguments = parser.parse_intermixed_args()
+    arguments = parse_with_overrides(parser)
     config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before what takes seconds to import
     from ovd.build.data import load_training_index
     from ovd.build.detector import configured_clip

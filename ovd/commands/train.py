@@ -13,7 +13,7 @@ per_class.csv, precision_recall.png and predictions.jpg (some images with what w
 import argparse
 from pathlib import Path
 
-from ovd.cli import EXIT_BAD_INPUT, add_overrides
+from ovd.cli import EXIT_BAD_INPUT, add_overrides, parse_with_overrides
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 
@@ -30,7 +30,7 @@ def main() -> None:
         help="do not train: read both sets, every image and the vocabulary, build the detector, say what training "
         "would do; exit with 2 if it would stop",
     )
-    arguments = parser.parse_intermixed_args()
+    arguments = parse_with_overrides(parser)
     config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before what takes seconds to import
     from ovd.jobs.preflight import preflight
     from ovd.jobs.train import train_from_config

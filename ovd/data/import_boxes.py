@@ -19,7 +19,7 @@ from ovd.data.formats.options import NO_OPTIONS, FormatOptions
 from ovd.data.formats.table import AnnotationTable, ReadRequest, available_part, checked_areas, clean_boxes, with_images
 from ovd.data.formats.via import read_via
 from ovd.data.report import DataReport
-from ovd.files import refuse_existing, write_json
+from ovd.files import make_folder_of, refuse_existing, write_json
 
 ROBOFLOW_NAME = "_annotations.coco.json"
 
@@ -93,10 +93,10 @@ def write_boxes(path: Path, imported: ImportedBoxes) -> None:
     """Writes the records; the file appears whole or not at all.
 
     Raises:
-        ValueError: the file exists.
+        ValueError: the file exists, or its folder cannot be made or written to.
     """
     refuse_existing(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder_of(path)
     write_json(path, imported.content, indent=None)
 
 

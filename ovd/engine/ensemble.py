@@ -16,7 +16,7 @@ from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.early_stop import without_early_stop
 from ovd.engine.notes import Averaged
 from ovd.engine.weights_file import load_weights
-from ovd.files import sha256_of
+from ovd.files import make_folder, sha256_of
 from ovd.first_of import first_of
 from ovd.text.names import are_among
 
@@ -41,7 +41,7 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
 
     Raises:
         ValueError: the weight is outside 0 to 1, the runs differ in detector, CLIP or text tower, one alone is that of
-            an expert, or `output` already holds a run.
+            an expert, or `output` already holds a run, or cannot be made or written to.
         SaveError: writing failed.
     """
     experts = [found.folder for found in (first, second) if found.config_here().get("expert") is not None]
@@ -64,6 +64,7 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
         tensors = interpolate(load_weights(first.weights), load_weights(second.weights), weight)
     except ValueError as error:
         raise ValueError(f"{first.weights} and {second.weights}: {error}") from error
+    make_folder(output, str(output))
     sources = Averaged(
         first=str(first.folder),
         second=str(second.folder),

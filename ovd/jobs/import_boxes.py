@@ -8,7 +8,7 @@ from ovd.data.check import describe_findings
 from ovd.data.formats.options import FormatOptions
 from ovd.data.import_boxes import ImportedBoxes, import_boxes, write_boxes
 from ovd.data.report import DataReport
-from ovd.files import refuse_existing
+from ovd.files import make_folder_of, refuse_existing
 from ovd.number_of import number_of
 from ovd.warn import warn
 
@@ -44,11 +44,13 @@ def import_into_file(
     """Write OUTPUT and OUTPUT.report.json; a set without a box is a warning.
 
     Raises:
-        ValueError: one of them exists, or as `import_boxes`, before anything is written.
+        ValueError: one of them exists, their folder cannot be made or written to, or as `import_boxes`, before anything
+            is written.
     """
     report, report_file = DataReport(), output.with_name(output.name + ".report.json")
     for path in (output, report_file):
         refuse_existing(path)
+    make_folder_of(output)
     imported = import_boxes(annotations, images, format, report, options=options, crowds_as_objects=crowds_as_objects)
     write_boxes(output, imported)
     report.used(len(imported.content["images"]))

@@ -77,7 +77,7 @@ def _detect(info: Json) -> Json:
             "minimum": 0,
             "maximum": 1,
             "default": least,
-            "description": "Least score of a box.",
+            "description": "Least score of a box, for all names; a name such as 'keyboard:0.95' sets none.",
         },
         "limit": {
             "type": "integer",

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovd.clip.load import Clip
-from ovd.files import atomic_write
+from ovd.files import atomic_write, make_folder
 from ovd.first_of import first_of
 from ovd.progress import progress
 from ovd.text.encoder import BATCH, encode_tokens, text_tower_fingerprint
@@ -165,7 +165,7 @@ def build_bank(
         names, synonyms, paraphrases: those of the same classes, in the same order; by default no paraphrases.
 
     Raises:
-        ValueError: a class is given twice.
+        ValueError: a class is given twice, or the folder cannot be made or written to.
     """
     text_tower = text_tower_fingerprint(clip)
     paraphrases = paraphrases or [()] * len(names)
@@ -179,7 +179,7 @@ def build_bank(
     description = [FORMAT_VERSION, text_tower, names, texts, random]
     path = folder / f"{hashlib.sha256(json.dumps(description).encode()).hexdigest()[:16]}.safetensors"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, f"{folder}, the folder of text banks,", "; give another bank.cache")
         with atomic_write(path, "wb") as file:
             _write(file, clip, {"tower": text_tower, "names": json.dumps(names)}, texts, sources)
     return TextBank(path)

@@ -12,9 +12,10 @@ from test_tools import run_tool
 
 from ovd.choices import ImportFormatName
 from ovd.data.annotations import load_annotations
-from ovd.data.formats.options import FormatOptions
+from ovd.data.formats.options import NO_OPTIONS, FormatOptions
 from ovd.data.import_boxes import import_boxes
 from ovd.data.report import DataError, DataReport, Finding
+from ovd.jobs.import_boxes import import_into_file
 
 # Two images of 60 x 40 and 30 x 50 (width x height) with a cat, a dog, and a cat that leaves the image.
 SIZES = {"a": (60, 40), "b": (30, 50)}
@@ -380,3 +381,33 @@ def test_an_option_that_a_format_lacks_is_refused(images):
     labelme(images)
     with pytest.raises(ValueError, match=r"format labelme has no option xyxy; it is for coco$"):
         imported(images, None, "labelme", xyxy=True)
+
+
+@pytest.mark.parametrize(
+    ("format", "ending", "kind"), [("coco", "json", "a JSON file"), ("cvat", "xml", "CVAT's XML file")]
+)
+def test_a_folder_in_place_of_a_file_is_told_of_the_files_in_it(format, ending, kind, images):
+    with pytest.raises(DataError, match=f"images is a folder, but {kind} is wanted; see"):
+        read_folder(images, format)
+    (images / "below").mkdir()
+    file = images / "below" / f"annotations.{ending}"
+    file.touch()
+    with pytest.raises(DataError, match=f"is a folder, but {kind} is wanted: there is {file}"):
+        read_folder(images, format)
+
+
+def read_folder(folder: Path, format: ImportFormatName) -> None:
+    """As `ovd check` reads COCO's form, and `ovd import-boxes` the others."""
+    if format == "coco":
+        load_annotations(folder, folder, format="coco", report=DataReport())
+    else:
+        import_boxes(folder, folder, format, DataReport())
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_before_anything_is_read(tmp_path, images, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ValueError, match=r"mine/train\.json: its folder cannot be written to"):
+        import_into_file(
+            tmp_path / "gone", images, "coco", tmp_path / "mine" / "train.json", options=NO_OPTIONS,
+            crowds_as_objects=False,
+        )  # fmt: skip

@@ -54,6 +54,14 @@ def bits(tensors: dict[str, Tensor]) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
 
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+    first, second = save_run(tmp_path / "a", 0), save_run(tmp_path / "b", 1)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="/c cannot be written to"):
+        save_ensemble(first, second, weight=0.25, output=tmp_path / "c")
+    assert not list((tmp_path / "c").iterdir())
+
+
 def test_an_ensemble_is_the_mean_of_the_averaged_weights(tmp_path):
     first, second = save_run(tmp_path / "a", 0), save_run(tmp_path / "b", 1)
     folder = save_ensemble(first, second, weight=0.25, output=tmp_path / "c")

@@ -185,3 +185,16 @@ def test_a_path_from_the_current_folder_is_named_with_the_data_root(tmp_path, mi
     )
     with pytest.raises(DataError, match=words):
         preflight(config)
+
+
+def test_a_folder_of_images_that_is_missing_is_named_with_key_and_data_root(tmp_path, miniature_world, monkeypatch):
+    layout = real_layouts.coco(miniature_world, tmp_path / "data" / "mine")
+    monkeypatch.setenv("OVD_DATA", str(tmp_path / "data"))
+    source = {"kind": "files", "format": "coco"} | {name: str(value) for name, value in vars(layout).items()}
+    source["train_images"] = "mine/gone"
+    config = small_config(tmp_path / "run", miniature_world, data={"source": source, "classes": "all"})
+    words = (
+        rf"mine/gone, does not exist: data.source.train_images=mine/gone starts at the data root, {tmp_path}/data \("
+    )
+    with pytest.raises(DataError, match=words):
+        preflight(config)

@@ -26,6 +26,13 @@ def bank(untrained_clip, tmp_path):
     return build_bank(untrained_clip, NAMES, SYNONYMS, TextSources(), folder=tmp_path)
 
 
+def test_a_folder_that_cannot_be_written_to_is_named(bank, untrained_clip, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    build_bank(untrained_clip, NAMES, SYNONYMS, TextSources(), folder=tmp_path)  # which has it
+    with pytest.raises(ValueError, match=r"the folder of text banks, cannot be written to; give another bank\.cache"):
+        build_bank(untrained_clip, NAMES[:1], SYNONYMS[:1], TextSources(), folder=tmp_path)
+
+
 def test_rows_equal_the_text_tower(bank, untrained_clip):
     rows = bank.rows(np.array([2, 0]), np.array([2, 0]))
     expected = encode_texts(untrained_clip, ["a photo of an anchor", "umbrella"])

@@ -7,7 +7,7 @@ from ovd.data.formats.box_form import check_box_form, check_no_shares, notice_do
 from ovd.data.formats.kept_tables import keep_table, kept_table
 from ovd.data.formats.parents import without_parents
 from ovd.data.formats.table import AnnotationTable, ReadRequest
-from ovd.data.formats.text_files import read_bytes
+from ovd.data.formats.text_files import read_bytes, refuse_folder
 from ovd.data.report import DataReport
 
 
@@ -31,11 +31,12 @@ def read_coco_json(request: ReadRequest, report: DataReport, *, federated: bool)
         federated: whether images have LVIS's federated labels. `iscrowd` does not count in the evaluation then.
 
     Raises:
-        DataError: F1 not whole JSON, or a record without a required field; F2 an id of an image or a category twice; F3
-            unknown images or categories; F5 boxes of another form; F6 a box that is not four finite numbers or not in
-            pixels, or an area that is none; F7 LVIS without its federated labels, or with a field that its evaluators
-            disagree on.
+        DataError: F1 a folder, not whole JSON, or a record without a required field; F2 an id of an image or a category
+            twice; F3 unknown images or categories; F5 boxes of another form; F6 a box that is not four finite numbers
+            or not in pixels, or an area that is none; F7 LVIS without its federated labels, or with a field that its
+            evaluators disagree on.
     """
+    refuse_folder(request.annotations, "a JSON file", ".json")
     table = kept_table(request, federated=federated)
     if table is None:
         content = read_bytes(request.annotations, sys.maxsize)

@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element
 from ovd.data.formats.drawn_shapes import Box, around_ellipse, around_points, around_turned_box
 from ovd.data.formats.named_objects import NamedImage, NamedObject, table_of_images
 from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
-from ovd.data.formats.text_files import finite_number, finite_numbers, whole_number
+from ovd.data.formats.text_files import finite_number, finite_numbers, refuse_folder, whole_number
 from ovd.data.formats.xml_tree import read_xml
 from ovd.data.images.files import images_below
 from ovd.data.report import DataError, DataReport
@@ -31,11 +31,12 @@ def read_cvat(request: ReadRequest, report: DataReport) -> AnnotationTable:
         report: counts shapes without a box.
 
     Raises:
-        DataError: F1 not whole XML or not CVAT's, or videos of several tasks; F2 an image twice; F6 a shape that is not
-            finite numbers, or of an unknown type; F8 a frame without an image.
+        DataError: F1 a folder, not whole XML or not CVAT's, or videos of several tasks; F2 an image twice; F6 a shape
+            that is not finite numbers, or of an unknown type; F8 a frame without an image.
         ValueError: no folder of images.
     """
     path = request.annotations
+    refuse_folder(path, "CVAT's XML file", ".xml")
     if request.images is None:
         raise ValueError(f"{path}: CVAT's file needs the folder of images (--images)")
     root = read_xml(path, _MAX_XML_BYTES)

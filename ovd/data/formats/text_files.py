@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ovd.data.report import DataError
+from ovd.first_of import first_of
 
+_NUM_NAMED = 3
 MAX_TEXT_BYTES = 64 * 1024 * 1024
 
 # What float() takes besides (nan, inf, 1_000, digits of other scripts) is damage in an annotation.
@@ -39,6 +41,22 @@ def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
             raise
         reason = getattr(error, "strerror", None) or error
         raise DataError("F1", f"{path}: annotation file cannot be read ({reason}); see data/README.md") from error
+
+
+def refuse_folder(path: Path, wanted: str, ending: str) -> None:
+    """Check that annotations are no folder, where a file is read.
+
+    Args:
+        wanted: what is read, in words.
+        ending: of such files, which are named where there are some in the folder or in those in it.
+
+    Raises:
+        DataError: F1 it is one.
+    """
+    if path.is_dir():
+        inside = sorted(path.glob(f"*{ending}")) + sorted(path.glob(f"*/*{ending}"))
+        named = f": there is {first_of(inside, _NUM_NAMED)}" if inside else ""
+        raise DataError("F1", f"{path} is a folder, but {wanted} is wanted{named}; see data/README.md")
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
