@@ -19,7 +19,7 @@ from ovd.data.held_out import held_out_images, held_out_names
 from ovd.data.index import AnnotationIndex
 from ovd.data.loading.loader import Loading
 from ovd.data.loading.small_objects import count_small_objects
-from ovd.data.report import DataReport
+from ovd.data.report import DataError, DataReport
 from ovd.data.verdict import check_trainable
 from ovd.distributed import is_main
 from ovd.warn import warn
