@@ -108,17 +108,7 @@ def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple
     if new is None and is_main():
         warn("no validation set (data.source.val_annotations): the gain on the new data is not measured")
 
-    found = latest_of_all_ranks(config.output)
-    if found is not None:
-        check_same_run(found.config, config)
-        check_same_start(found, config)
-    index = load_training_index(config)
-    if found is not None and is_finished(found, config):
-        trained_on, _ = hold_out(config, index)
-        stored = found.notes.data
-        check_same_data(stored, {"annotations": trained_on.fingerprint(), **_labels_now(config, stored)}, config.output)
-    else:
-        train_from_config(config, resume=found is not None, evaluate=config.train.eval_every > 0)
+    index = _finish_training(config)
     validation = _Validation(config, new, home)
     if config.expert is not None:
         outcomes = _with_expert(validation, start, index)
@@ -130,6 +120,26 @@ def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple
             made = "the expert is in" if config.expert is not None else "the fine-tuned detector is"
             print(f"{made} {config.output}")
     return outcomes
+
+
+def _finish_training(config: TrainConfig) -> AnnotationIndex:
+    """Train, or go on with a training, or check that a finished one is of this config and data; return its data.
+
+    Raises:
+        ValueError: an earlier call had another config, another detector to start from or other boxes.
+    """
+    found = latest_of_all_ranks(config.output)
+    if found is not None:
+        check_same_run(found.config, config)
+        check_same_start(found, config)
+    index = load_training_index(config)
+    if found is not None and is_finished(found, config):
+        trained_on, _ = hold_out(config, index)
+        stored = found.notes.data
+        check_same_data(stored, {"annotations": trained_on.fingerprint(), **_labels_now(config, stored)}, config.output)
+    else:
+        train_from_config(config, resume=found is not None, evaluate=config.train.eval_every > 0)
+    return index
 
 
 def _check_start(start: TrainConfig, path: Path, config: TrainConfig) -> None:

@@ -8,7 +8,7 @@ not harm training.
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -70,6 +70,40 @@ class _Hits:
     objects: Int64[np.ndarray, " H"]
     is_named: Bool[np.ndarray, " H"]
     """Whether the label's text names the object."""
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Numbers of the labels that a rule keeps, and of the true objects that they find."""
+
+    labels: int = 0
+    right_in_place: int = 0
+    right_in_name: int = 0
+    found_in_place: int = 0
+    """Objects that a kept label overlaps."""
+    found_in_name: int = 0
+    rare_in_place: int = 0
+    """Rare objects among those found."""
+    rare_in_name: int = 0
+
+    @classmethod
+    def of(cls, hits: _Hits, is_kept: Bool[np.ndarray, " M"], is_rare: Bool[np.ndarray, " K"]) -> "_Counts":
+        """The counts of a shard's M labels and K objects."""
+        in_place = is_kept[hits.labels]
+        in_name = in_place & hits.is_named
+        found, found_with_name = np.unique(hits.objects[in_place]), np.unique(hits.objects[in_name])
+        return cls(
+            labels=int(is_kept.sum()),
+            right_in_place=len(np.unique(hits.labels[in_place])),
+            right_in_name=len(np.unique(hits.labels[in_name])),
+            found_in_place=len(found),
+            found_in_name=len(found_with_name),
+            rare_in_place=int(is_rare[found].sum()),
+            rare_in_name=int(is_rare[found_with_name].sum()),
+        )
+
+    def __add__(self, other: "_Counts") -> "_Counts":
+        return _Counts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(_Counts)))
 
 
 def read_true_objects(pairs: PairShards, positions: Sequence[int]) -> TrueObjects:
@@ -142,7 +176,7 @@ def measure_quality(
     names_of = {normalized(name): tuple(others) for name, others in (synonyms or {}).items()}
     rare_names = {normalized(name) for name in rare}
     rules = [(keep, threshold) for keep in keeps for threshold in thresholds]
-    counts = np.zeros((len(rules), 7), dtype=np.int64)  # columns as in `_counts`
+    counts = [_Counts()] * len(rules)
     num_objects = num_rare_objects = 0
     for labels, objects in zip(shards, truth, strict=True):
         names = [normalized(name) for name in objects.names]
@@ -153,7 +187,7 @@ def measure_quality(
         counts_at_all = objects.is_known[labels.boxes.images_of_values()]
         for rule, (keep, threshold) in enumerate(rules):
             is_kept, _ = filter_labels(labels, BoxFilters(keep=keep, min_score=threshold))
-            counts[rule] += _counts(hits, is_kept & counts_at_all, is_rare)
+            counts[rule] += _Counts.of(hits, is_kept & counts_at_all, is_rare)
     can_name = not whole_captions
 
     def share(count: int, total: int, is_meaningful: bool = True) -> float | None:
@@ -163,20 +197,18 @@ def measure_quality(
         QualityRow(
             keep=keep,
             min_score=threshold,
-            num_labels=num_labels,
-            precision_in_place=share(right_in_place, num_labels),
-            precision_in_name=share(right_in_name, num_labels, can_name),
+            num_labels=counted.labels,
+            precision_in_place=share(counted.right_in_place, counted.labels),
+            precision_in_name=share(counted.right_in_name, counted.labels, can_name),
             num_objects=num_objects,
-            recall_in_place=share(found_in_place, num_objects),
-            recall_in_name=share(found_in_name, num_objects, can_name),
+            recall_in_place=share(counted.found_in_place, num_objects),
+            recall_in_name=share(counted.found_in_name, num_objects, can_name),
             num_rare_objects=num_rare_objects,
-            rare_recall_in_place=share(rare_in_place, num_rare_objects),
-            rare_recall_in_name=share(rare_in_name, num_rare_objects, can_name),
+            rare_recall_in_place=share(counted.rare_in_place, num_rare_objects),
+            rare_recall_in_name=share(counted.rare_in_name, num_rare_objects, can_name),
         )
-        for (keep, threshold), (
-            num_labels, right_in_place, right_in_name, found_in_place, found_in_name, rare_in_place, rare_in_name
-        ) in zip(rules, counts.tolist(), strict=True)
-    )  # fmt: skip
+        for (keep, threshold), counted in zip(rules, counts, strict=True)
+    )
 
 
 def format_quality(rows: Sequence[QualityRow]) -> str:
@@ -228,23 +260,3 @@ def _are_same(one: str, other: str) -> bool:
     """Whether two names are the same, but for a sense that only one of them has."""
     first, second = normalized(one), normalized(other)
     return first == second or first == normalized(without_sense(other)) or second == normalized(without_sense(one))
-
-
-def _counts(hits: _Hits, is_kept: Bool[np.ndarray, " M"], is_rare: Bool[np.ndarray, " K"]) -> Int64[np.ndarray, "7"]:
-    """Number of labels, of those correct in place and in name; of objects found in place and with name; the same for
-    rare objects."""
-    in_place = is_kept[hits.labels]
-    in_name = in_place & hits.is_named
-    found, found_with_name = np.unique(hits.objects[in_place]), np.unique(hits.objects[in_name])
-    return np.array(
-        [
-            is_kept.sum(),
-            len(np.unique(hits.labels[in_place])),
-            len(np.unique(hits.labels[in_name])),
-            len(found),
-            len(found_with_name),
-            is_rare[found].sum(),
-            is_rare[found_with_name].sum(),
-        ],
-        dtype=np.int64,
-    )

@@ -23,7 +23,7 @@ from ovd.data.formats.text_files import finite_number, whole_characters
 from ovd.data.report import DataError, DataReport
 from ovd.files import GZIP
 from ovd.first_of import first_of
-from ovd.shapes import Float64
+from ovd.shapes import Float64, Int64
 from ovd.text.names import name_key
 
 _NUM_NAMED = 20
@@ -48,12 +48,7 @@ def read_records(request: ReadRequest, content: bytes, report: DataReport, *, fe
     category_rows = sorted(category_rows, key=lambda row: source.field(row, "categories", "id"))
     row_of_image = source.rows_by_id(images, "images")
     row_of_category = source.rows_by_id(category_rows, "categories")
-    if _name_nothing([row.get("id") for row in objects]):
-        report.repaired("F2", f"{path}: annotations have no ids of their own, and are numbered from 1")
-        for number, row in enumerate(objects, start=1):
-            row["id"] = number
-    for row in objects:
-        source.field(row, "annotations", "id")
+    source.number_objects(objects, report)
     if federated:
         source.check_federated_labels(images)
     source.check_references(images if request.index else [], objects, row_of_image, row_of_category)
@@ -62,26 +57,14 @@ def read_records(request: ReadRequest, content: bytes, report: DataReport, *, fe
 
     sizes, files, is_available = None, None, None
     if request.index:
-        files = tuple(request.file_of(source.image_file(row, federated)) for row in images)
-        if request.options.by_base_name:
-            files = files_by_base_name(path, files, request.images)
-        if request.options.sizes_from_images and request.images is not None:
-            stated = [_stated_size(row) for row in images]
-        else:
-            stated = [source.size(row, required=request.images is None) for row in images]
-        sizes, is_available = fill_sizes(np.array(stated, np.int64).reshape(-1, 2), files, request, report)
+        files = source.image_files(images, request, federated)
+        sizes, is_available = fill_sizes(source.sizes(images, request), files, request, report)
     else:
-        known = np.array([_stated_size(row) for row in images], np.int64).reshape(-1, 2)
-        sizes = known if known.all() else None
+        stated = _stated_sizes(images)
+        sizes = stated if stated.all() else None
     limit = LARGEST_COORDINATE if request.index else math.inf
     boxes = source.boxes(objects, limit, report, xyxy=request.options.xyxy)
     object_ids = [row["id"] for row in objects]
-    areas: Float64[np.ndarray, " M"] | DataError | None = None
-    if request.truth:
-        try:
-            areas = source.areas(objects, boxes, federated)
-        except DataError as error:  # whoever makes a truth of the table stops at it; training has no use for areas
-            areas = error
     return AnnotationTable(
         path=path,
         categories=source.categories(category_rows, request, federated),
@@ -91,7 +74,7 @@ def read_records(request: ReadRequest, content: bytes, report: DataReport, *, fe
         boxes_xywh=boxes,
         is_crowd=np.array([source.crowd(row) for row in objects], dtype=bool),
         name_of_object=lambda row: f"{path}: annotation {object_ids[row]}",
-        areas_px=areas,
+        areas_px=source.areas_or_fault(objects, boxes, federated) if request.truth else None,
         images_root=request.images,
         image_files=files,
         image_sizes=sizes,
@@ -185,6 +168,15 @@ class Source:
             if first != position:
                 raise DataError("F2", f"{self.path}: {name} records {first} and {position} share the id {row['id']}")
         return by_id
+
+    def number_objects(self, objects: list[dict[str, Any]], report: DataReport) -> None:
+        """Number the annotations of a file whose own ids tell no two apart; all have an id then."""
+        if _name_nothing([row.get("id") for row in objects]):
+            report.repaired("F2", f"{self.path}: annotations have no ids of their own, and are numbered from 1")
+            for number, row in enumerate(objects, start=1):
+                row["id"] = number
+        for row in objects:
+            self.field(row, "annotations", "id")
 
     def check_federated_labels(self, images: list[dict[str, Any]]) -> None:
         for row in images:
@@ -303,6 +295,15 @@ class Source:
             areas.append(area)
         return np.array(areas, dtype=np.float64)
 
+    def areas_or_fault(
+        self, objects: list[dict[str, Any]], boxes: Float64[np.ndarray, "M 4"], federated: bool
+    ) -> Float64[np.ndarray, " M"] | DataError:
+        """The areas, or what is wrong with one: whoever makes a truth stops at it, and training has no use for them."""
+        try:
+            return self.areas(objects, boxes, federated)
+        except DataError as error:
+            return error
+
     def categories(self, rows: list[dict[str, Any]], request: ReadRequest, federated: bool) -> tuple[Category, ...]:
         parents = Counter(parent for row in rows if isinstance(parent := row.get("supercategory"), str))
         return tuple(self._category(row, parents, request, federated) for row in rows)
@@ -332,6 +333,18 @@ class Source:
             image_count = self.field(row, "categories", "image_count")
         is_parent = not federated and parents[name] > (row.get("supercategory") == name)  # of others than itself
         return Category(row["id"], name, synonyms, frequency, image_count, is_parent)
+
+    def image_files(self, images: list[dict[str, Any]], request: ReadRequest, federated: bool) -> tuple[str, ...]:
+        """The path of every image under the folder of images, where the request looks for it."""
+        files = tuple(request.file_of(self.image_file(row, federated)) for row in images)
+        return files_by_base_name(self.path, files, request.images) if request.options.by_base_name else files
+
+    def sizes(self, images: list[dict[str, Any]], request: ReadRequest) -> Int64[np.ndarray, "N 2"]:
+        """Height and width of every image; zeros for those to be read from the images that are there."""
+        if request.options.sizes_from_images and request.images is not None:
+            return _stated_sizes(images)
+        required = request.images is None
+        return np.array([self.size(row, required=required) for row in images], np.int64).reshape(-1, 2)
 
     def image_file(self, row: dict[str, Any], federated: bool) -> str:
         """The path under the folder of images."""
@@ -373,6 +386,10 @@ def _stated_size(row: dict[str, Any]) -> tuple[int, int]:
     height, width = (whole_number_of(row.get(side)) for side in ("height", "width"))
     are_sides = all(type(side) is int and 0 < side < LARGEST_COORDINATE for side in (height, width))
     return (height, width) if are_sides else (0, 0)
+
+
+def _stated_sizes(images: list[dict[str, Any]]) -> Int64[np.ndarray, "N 2"]:
+    return np.array([_stated_size(row) for row in images], np.int64).reshape(-1, 2)
 
 
 def _name_nothing(ids: list[Any]) -> bool:

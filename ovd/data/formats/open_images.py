@@ -1,7 +1,7 @@
 """Reader of Open Images' boxes: a CSV file of boxes for all images, and one of class names."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,24 +50,8 @@ def read_open_images(request: ReadRequest, report: DataReport) -> AnnotationTabl
         raise ValueError(f"{path}: Open Images needs the folder of images and the CSV file of class names")
     names = _class_names(request.options.class_names)
     files = _files_by_stem(request.images)
-    rows, absent = [], set()
-    for row in _rows(path):
-        if row.label not in names:
-            source = request.options.class_names
-            raise DataError("F3", f"{path}: line {row.line} is of {row.label!r}, of which {source} has no name")
-        if row.image in files:
-            if len(files[row.image]) > 1:
-                both = " or ".join(map(str, files[row.image][:2]))
-                raise DataError("F2", f"{path}: image {row.image} may be {both}; take one of them out")
-            rows.append(row)
-        else:
-            absent.add(row.image)
+    rows = _rows_of_files(request, names, files, report)
     wanted = list(dict.fromkeys(row.image for row in rows))
-    if not wanted:
-        raise DataError("F8", f"{path}: none of its {len(absent)} images is in {request.images}")
-    if absent:
-        where = f"{len(absent):,} of {len(absent) + len(wanted):,} images are not in {request.images}, and left out"
-        report.repaired("F8", f"{path}: {where}")
     kept, sizes = readable_sizes([files[image][0] for image in wanted], report, stops=request.is_for_evaluation)
     position = {wanted[image]: row for row, image in enumerate(kept.tolist())}
     num_rows = len(rows)
@@ -91,6 +75,37 @@ def read_open_images(request: ReadRequest, report: DataReport) -> AnnotationTabl
         image_files=tuple(files[wanted[image]][0].relative_to(request.images).as_posix() for image in kept.tolist()),
         image_sizes=sizes,
     )
+
+
+def _rows_of_files(
+    request: ReadRequest, names: Mapping[str, str], files: Mapping[str, Sequence[Path]], report: DataReport
+) -> list[_Row]:
+    """The boxes of the images that are in the folder; `report` counts the other images.
+
+    Args:
+        names: name by label.
+        files: of the folder, by stem.
+    """
+    path = request.annotations
+    rows, absent = [], set()
+    for row in _rows(path):
+        if row.label not in names:
+            source = request.options.class_names
+            raise DataError("F3", f"{path}: line {row.line} is of {row.label!r}, of which {source} has no name")
+        if row.image not in files:
+            absent.add(row.image)
+            continue
+        if len(files[row.image]) > 1:
+            both = " or ".join(map(str, files[row.image][:2]))
+            raise DataError("F2", f"{path}: image {row.image} may be {both}; take one of them out")
+        rows.append(row)
+    if not rows:
+        raise DataError("F8", f"{path}: none of its {len(absent)} images is in {request.images}")
+    if absent:
+        num_images = len(absent) + len({row.image for row in rows})
+        where = f"{len(absent):,} of {num_images:,} images are not in {request.images}, and left out"
+        report.repaired("F8", f"{path}: {where}")
+    return rows
 
 
 def _files_by_stem(folder: Path) -> dict[str, list[Path]]:

@@ -99,36 +99,17 @@ def index_shard(file: BinaryIO) -> tuple[ShardIndex, Rejected]:
         ShardFault: a header is damaged, the end is missing, a sample has an image and no caption, one of them twice, or
             a name that means two things; or most samples have no image.
     """
-    rows: dict[str, _Sample] = {}
-    keys_with_rejected: set[str] = set()
-    rejected: list[str] = []
-    for member in _members(file, rows):
-        name = member.name.removeprefix("./")
-        key, suffix, first_key = _split_name(name)
-        slot = _MEMBER_OF_SUFFIX.get(suffix)
-        is_unsafe = not _is_safe(name) or not (member.isreg() or member.isdir()) or member.issparse()
-        if is_unsafe:
-            keys_with_rejected |= {key, first_key}
-        elif member.isdir():
-            continue
-        if is_unsafe or slot is None:
-            rejected.append(member.name)
-            continue
-        sample = rows.setdefault(key, _Sample(first_key))
-        sample.names.append(member.name)
-        if sample.offsets[slot] != _ABSENT:
-            raise ShardFault(f"sample {key!r} has its {MEMBER_NAMES[slot]} member twice", len(rows), "F14")
-        sample.offsets[slot], sample.sizes[slot] = member.offset_data, member.size
+    members = _sorted_members(file)
     num_bytes = file.tell()  # every byte of the end has been looked at
 
-    num_failed = 0
-    found = dict(rows)
-    for key, sample in found.items():
+    rows = dict(members.samples)  # of which those that are not whole are taken out
+    rejected, num_failed = list(members.rejected), 0
+    for key, sample in members.samples.items():
         _take_caption_from_info(file, sample)
         has_image, has_caption = (offset != _ABSENT for offset in sample.offsets[:2])
         is_part = sample.first_key != key
         if has_image and has_caption:
-            if is_part and sample.first_key in found:
+            if is_part and sample.first_key in members.samples:
                 raise ShardFault(
                     f"{sample.names[0]} may be sample {key!r} or a part of sample {sample.first_key!r}; rename one",
                     len(rows),
@@ -136,7 +117,7 @@ def index_shard(file: BinaryIO) -> tuple[ShardIndex, Rejected]:
                 )
             continue
         del rows[key]
-        if is_part or key in keys_with_rejected:
+        if is_part or key in members.keys_with_unsafe:
             rejected += sample.names
         elif has_image:
             raise ShardFault(f"sample {key!r} has no caption member, nor a text `caption` in its json", len(rows))
@@ -162,6 +143,46 @@ class _Sample:
     names: list[str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=lambda: [_ABSENT] * 3)
     sizes: list[int] = field(default_factory=lambda: [0] * 3)
+
+
+@dataclass(frozen=True)
+class _SortedMembers:
+    """The members of a shard: those of samples by key, and the others."""
+
+    samples: dict[str, _Sample] = field(default_factory=dict)
+    """Whole or not, in the order of their first members."""
+    rejected: list[str] = field(default_factory=list)
+    """Names of members that are unsafe, or of a suffix that is not used."""
+    keys_with_unsafe: set[str] = field(default_factory=set)
+    """Keys, by both rules, of members that are no plain files or have names outside the archive's folder."""
+
+
+def _sorted_members(file: BinaryIO) -> _SortedMembers:
+    """Read all headers of a shard.
+
+    Raises:
+        ShardFault: a header is damaged, the end is missing, or a sample has a member twice.
+    """
+    found = _SortedMembers()
+    for member in _members(file, found.samples):
+        name = member.name.removeprefix("./")
+        key, suffix, first_key = _split_name(name)
+        if not _is_safe(name) or not (member.isreg() or member.isdir()) or member.issparse():
+            found.keys_with_unsafe.update((key, first_key))
+            found.rejected.append(member.name)
+            continue
+        if member.isdir():
+            continue
+        slot = _MEMBER_OF_SUFFIX.get(suffix)
+        if slot is None:
+            found.rejected.append(member.name)
+            continue
+        sample = found.samples.setdefault(key, _Sample(first_key))
+        sample.names.append(member.name)
+        if sample.offsets[slot] != _ABSENT:
+            raise ShardFault(f"sample {key!r} has its {MEMBER_NAMES[slot]} member twice", len(found.samples), "F14")
+        sample.offsets[slot], sample.sizes[slot] = member.offset_data, member.size
+    return found
 
 
 def _take_caption_from_info(file: BinaryIO, sample: _Sample) -> None:
