@@ -1,1 +1,1 @@
-"""From an index of images to batches: loader.py, and on its way augmentation, grouping by shape and padding."""
+"""From an index of images to batches: in which order (order.py), read and transformed (dataset.py), by loader.py."""
