@@ -37,9 +37,9 @@ from ovd.data.world.build import TRANSFER_PARTS
 from ovd.engine.log import format_duration
 from ovd.evaluation.groups import rare_rows
 from ovd.files import write_json
-from ovd.jobs.detect_output import PICTURE
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run
+from ovd.jobs.picture_files import PICTURE
 from ovd.jobs.train import train_from_config
 from ovd.precision import describe_machine
 from ovd.predictor import Predictor

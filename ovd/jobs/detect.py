@@ -10,7 +10,7 @@ from ovd.data.images.media import Picture, is_video, pictures_of
 from ovd.data.images.video import describe_video
 from ovd.data.report import DataReport
 from ovd.extras import optional
-from ovd.jobs.detect_output import Found, Output
+from ovd.jobs.found import Found, Output
 from ovd.jobs.track import Tracker, tracking_package
 from ovd.number_of import number_of
 from ovd.progress import progress

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ovd.data.images.media import Picture
 from ovd.data.report import DataReport
 from ovd.jobs.detect import detect_in
-from ovd.jobs.detect_output import Output
+from ovd.jobs.found import Output
 from ovd.jobs.queries import Query
 from ovd.number_of import number_of
 from ovd.predictor import Predictor

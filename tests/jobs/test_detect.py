@@ -15,7 +15,9 @@ from ovd.data.images.image_file import ImageError
 from ovd.data.images.media import Picture
 from ovd.data.images.video import VideoWriter
 from ovd.jobs.detect import detect_in
-from ovd.jobs.detect_output import CocoFile, Found, JsonLines, PictureFiles, output_for, targets
+from ovd.jobs.detect_output import CocoFile, JsonLines, output_for
+from ovd.jobs.found import Found
+from ovd.jobs.picture_files import PictureFiles, targets
 from ovd.structures import Detections
 
 NAMES = ["dark thing", "light thing"]
@@ -271,8 +273,8 @@ def test_each_video_has_its_own_files_which_end_before_the_next_source(tmp_path,
         def close(self) -> None:
             events.append(f"{self._name} ends")
 
-    monkeypatch.setattr("ovd.jobs.detect_output.VideoWriter", Writer)
-    monkeypatch.setattr("ovd.jobs.detect_output.describe_video", lambda path: (Fraction(10), 2))
+    monkeypatch.setattr("ovd.jobs.picture_files.VideoWriter", Writer)
+    monkeypatch.setattr("ovd.jobs.picture_files.describe_video", lambda path: (Fraction(10), 2))
     sources = [str(tmp_path / name) for name in ("a.mp4", "b.mp4", "c.png")]
     output = PictureFiles(sources, NAMES, None)
     for source, frame in ((sources[0], 0), (sources[0], 1), (sources[1], 0), (sources[2], None)):
