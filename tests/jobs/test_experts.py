@@ -294,7 +294,7 @@ def test_the_run_of_an_expert_that_is_taken_for_a_detector_is_told_of_once(start
         "use {start} with --expert {run} (from Python experts=)\n"
     )
     run = experts[0]
-    asked: dict[str, Any] = {"device": None, "expert": [], "same_place": None, "nearest": False}
+    asked: dict[str, Any] = {"device": None, "expert": [], "same_place": None, "nearest": False, "size": None}
     for path in (run, find_checkpoint(run).folder):
         for load in (Predictor.load, lambda path: load_asked(Namespace(run=path, **asked))):
             load(path)
