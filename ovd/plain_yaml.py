@@ -17,7 +17,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
     values = read_value(text, str(path))
     if not isinstance(values, dict):
