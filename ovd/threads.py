@@ -1,5 +1,6 @@
-"""Work that threads do ahead of the one that needs it."""
+"""Work that threads do ahead of the one that needs it, and the cores that there are for it."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,11 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def num_cores() -> int:
+    """Number of the cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def map_ahead(

@@ -28,10 +28,11 @@ PAIRS_SEED_OFFSET = 2**32
 
 def small_training_objects(config: TrainConfig, index: AnnotationIndex) -> Int64[np.ndarray, " K"]:
     """Rows of the objects of a training set that no sample has, since they are too small."""
-    return small_objects(index, _sample_sizes(config))
+    return small_objects(index, sample_sizes(config))
 
 
-def _sample_sizes(config: TrainConfig) -> SampleSizes:
+def sample_sizes(config: TrainConfig) -> SampleSizes:
+    """How large images are in the samples that a config trains on."""
     # The tiles of mosaics are half as large, and here no sample is anything else.
     tile = 0.5 if config.data.mosaic == 1 else 1.0
     return SampleSizes(config.data.size, config.data.scale[1], tile)

@@ -1,4 +1,4 @@
-"""Build the data of a config: annotation indexes, labelled pairs, batches."""
+"""Build the data sets of a config: the annotation indexes that it trains on and is evaluated with."""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from ovd.build.batches import _sample_sizes
+from ovd.build.batches import sample_sizes
 from ovd.build.data_root import data_root, in_data_root, starts_at_root
 from ovd.build.world import world_folder
 from ovd.choices import DataFormatName
@@ -47,7 +47,7 @@ def load_training_index(config: TrainConfig, report: DataReport | None = None) -
         )
     index = split(load_whole_training_set(source, report))
     check_trainable(index, report, needs_boxes=config.data.pairs is None)
-    count_small_objects(index, report, _sample_sizes(config))
+    count_small_objects(index, report, sample_sizes(config))
     return index
 
 

@@ -290,7 +290,9 @@ def _damage(folder: Path, *, whole: bool = True) -> str | None:
         needed = {_MODEL, _STATE}
         if not isinstance(manifest, dict) or not needed <= manifest.keys() <= needed | {_OPTIMIZER, _EMA, _ATTACHED}:
             return f"{MANIFEST} does not name the files of a checkpoint"
-        unread = set() if whole else {_OPTIMIZER, _MODEL if _EMA in manifest else _EMA}
+        unread = set[str]() if whole else {_OPTIMIZER}
+        if not whole and _EMA in manifest:  # which is evaluated in place of the module's own weights
+            unread.add(_MODEL)
         for name, expected in manifest.items():
             if name not in unread and sha256_of(folder / name) != expected:
                 return f"{name} differs from its sha256 in {MANIFEST}"

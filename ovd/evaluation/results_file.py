@@ -7,7 +7,6 @@ Large files are read by several processes, a part each.
 import codecs
 import json
 import multiprocessing
-import os
 import re
 import signal
 import warnings
@@ -26,6 +25,7 @@ import numpy as np
 from ovd.data.formats.coco_records import whole_number_of
 from ovd.evaluation.results import Results, concatenate
 from ovd.files import GZIP, atomic_write
+from ovd.threads import num_cores
 
 _PROCESS_BYTES = 2**24
 """For less than this no process is started."""
@@ -55,7 +55,7 @@ def reading_results(path: Path) -> Iterator[Callable[[], Results]]:
     It is given a function that reads that part, waits for the others, and raises what `load_results` does.
     """
     size = path.stat().st_size if path.is_file() else 0
-    own, *others = _divide(path, size, min(_num_cores(), size // _PROCESS_BYTES))
+    own, *others = _divide(path, size, min(num_cores(), size // _PROCESS_BYTES))
     if not others:
         yield lambda: _load_whole(path)
         return
@@ -75,10 +75,6 @@ def reading_results(path: Path) -> Iterator[Callable[[], Results]]:
                 return _load_whole(path)  # which says what is at fault
 
         yield results
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _ignore_interrupts() -> None:

@@ -1,4 +1,4 @@
-"""What is found in a picture, and who takes it."""
+"""What is found in a picture, and where it goes."""
 
 import json
 from collections.abc import Sequence

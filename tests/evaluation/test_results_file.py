@@ -160,7 +160,7 @@ def test_the_end_of_a_piece_that_is_none_of_a_record_does_no_harm(tmp_path, monk
 def divided(monkeypatch) -> None:
     """Files of a few records are read by four processes."""
     monkeypatch.setattr(results_file, "_PROCESS_BYTES", 100)
-    monkeypatch.setattr(results_file, "_num_cores", lambda: 4)
+    monkeypatch.setattr(results_file, "num_cores", lambda: 4)
 
 
 @pytest.mark.parametrize("start", ["", "\ufeff"])

@@ -1,4 +1,4 @@
-"""Samples packed into a batch on its way from a worker, and unpacked by who trains."""
+"""Samples packed into a batch by a loader's worker, and unpacked where the model is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -10,7 +10,6 @@ import fcntl
 import io
 import json
 import multiprocessing
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from ovd.data.world.scene import DrawnObject, Scene, draw_scene, sample_size
 from ovd.data.world.settings import Settings, Style
 from ovd.files import write_json
 from ovd.progress import progress
+from ovd.threads import num_cores
 
 TRANSFER_PARTS = ("coco", "objects365")
 PARTS = ("train", "val", "pairs", "pretraining_pairs", *TRANSFER_PARTS)
@@ -102,8 +102,7 @@ def draw_in_parallel(function, count: int, description: str) -> Iterator:
     if count <= FEW_SCENES:  # sooner drawn than other processes have started
         yield from map(function, range(count))
         return
-    workers = len(os.sched_getaffinity(0))
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    with multiprocessing.get_context("spawn").Pool(num_cores(), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         yield from progress(pool.imap(function, range(count), chunksize=32), count, description)
 
 
