@@ -25,7 +25,7 @@ VOCABULARIES = (80, 1203, 4585, 13_000, 20_000)
 PREFILTERED = (1203, 13_000, 20_000)
 PREFILTER = 0.15
 OPTIONS = DetectionOptions(score_threshold=0.0, nms_iou=0.6, max_detections=300, candidates=2000)
-ROUNDS = 9
+ROUNDS = 25
 ROUNDING = 1e-3
 
 

