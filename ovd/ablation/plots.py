@@ -11,6 +11,7 @@ from matplotlib.ticker import NullLocator
 
 from ovd.ablation.records import Record
 from ovd.ablation.statistics import estimate, known_values, records_by_seed, row_estimate
+from ovd.visualize.figure import write_figure
 from ovd.visualize.palette import LINES
 
 ROW_PANELS = {
@@ -71,7 +72,7 @@ def draw_panels(panels: Sequence[Panel], titles: Mapping[str, str], image: Path,
     every_axes[0].set_yticks(range(len(titles)), list(titles.values()))
     every_axes[0].set_ylim(len(titles) - 0.5, -0.5)  # the first row on top
     figure.legend(*every_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False)
-    figure.savefig(image, dpi=110)
+    write_figure(figure, image, dpi=110)
 
 
 def _draw_panel(axes: Axes, panel: Panel, rows: Sequence[str], seeds: Sequence[int], *, joined: bool) -> None:
@@ -125,4 +126,4 @@ def draw_lengths(records: Sequence[Record], titles: Mapping[str, str], image: Pa
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("per cent")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False)
-    figure.savefig(image, dpi=110)
+    write_figure(figure, image, dpi=110)

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ovd.files import atomic_write
 from ovd.metric import is_known
+from ovd.visualize.figure import write_figure
 from ovd.visualize.palette import LINES
 
 GATE_QUANTITIES = {"added": "learned / shortcut", "gate": "mean |gate|", "filter": "mean |filter weight|"}
@@ -43,8 +43,7 @@ def draw_training_curves(records: list[dict[str, Any]], image: Path) -> None:
         _style_gates(further_axes[-1])
         further_axes[-1].set_ylabel("gated shortcuts")
     figure.axes[-1].set_xlabel("step")
-    with atomic_write(image, "wb") as file:
-        figure.savefig(file, format="png", dpi=100)
+    write_figure(figure, image)
 
 
 def _plot_by_name(axes: Any, records: list[dict[str, Any]], field: str, *, window: int, marker: str = "") -> None:

@@ -12,6 +12,7 @@ from ovd.evaluation.decisions import FLOOR, NUM_BINS, DecisionEvaluator, Decisio
 from ovd.evaluation.results import Results
 from ovd.files import write_json
 from ovd.shapes import Bool
+from ovd.visualize.figure import write_figure
 from ovd.visualize.palette import group_colors
 
 if TYPE_CHECKING:  # takes a quarter of a second to import
@@ -189,7 +190,7 @@ def write_decisions(report: DecisionReport, folder: Path) -> None:
         ],
     }
     write_json(folder / "decisions.json", content)
-    draw_reliability(report).savefig(folder / "reliability.png")
+    write_figure(draw_reliability(report), folder / "reliability.png")
 
 
 def draw_reliability(report: DecisionReport) -> "matplotlib.figure.Figure":

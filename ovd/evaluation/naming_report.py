@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from ovd.evaluation.groups import Group
 from ovd.evaluation.naming_figures import WAYS, BoxNaming, NamingReport, PointNaming, Shares
 from ovd.files import write_json
+from ovd.visualize.figure import write_figure
 from ovd.visualize.palette import LINES
 
 _HEADS = ("point", "mean", "crop", "detector")
@@ -77,7 +78,7 @@ def write_naming(report: NamingReport, folder: Path) -> None:
         for item in report.groups
     ]
     write_json(folder / "naming.json", asdict(report) | {"groups": groups})
-    draw_naming(report).savefig(folder / "naming.png")
+    write_figure(draw_naming(report), folder / "naming.png")
 
 
 def _box_values(boxes: BoxNaming) -> dict[str, float]:

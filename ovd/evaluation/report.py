@@ -18,6 +18,7 @@ from ovd.evaluation.results import Results
 from ovd.files import atomic_write, write_json
 from ovd.metric import NO_TRUE_BOX, per_cent
 from ovd.shapes import Float64
+from ovd.visualize.figure import write_figure
 from ovd.visualize.palette import group_colors
 
 if TYPE_CHECKING:  # takes a quarter of a second to import
@@ -127,7 +128,7 @@ def write_report(evaluation: Evaluation, output_dir: Path) -> None:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(names)
         table.writerows(map(attrgetter(*names), evaluation.classes))
-    draw_curves(evaluation).savefig(output_dir / "precision_recall.png")
+    write_figure(draw_curves(evaluation), output_dir / "precision_recall.png")
 
 
 def draw_curves(evaluation: Evaluation) -> "matplotlib.figure.Figure":
