@@ -13,7 +13,7 @@ from PIL import Image
 from ovd.data.images.files import DRAWN, name_below
 from ovd.data.images.media import STANDARD_INPUT
 from ovd.data.images.video import VideoWriter, describe_video
-from ovd.files import make_folder, write_json
+from ovd.files import atomic_write, make_folder, write_json
 from ovd.jobs.found import Found, line_of
 from ovd.visualize.boxes import draw_detections
 
@@ -55,7 +55,8 @@ class PictureFiles:
         drawn = self._drawn(found)
         if picture.frame is None:
             file = target.with_name(f"{target.name}{DRAWN}.jpg")
-            drawn.save(file, **PICTURE)
+            with atomic_write(file, "wb") as stream:
+                drawn.save(stream, **PICTURE)
             content = {"image": picture.source, "detections": found.rows(self._names)}
             write_json(file.with_suffix(".json"), content)
             self.written.append(file)
