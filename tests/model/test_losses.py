@@ -130,6 +130,15 @@ def test_extreme_logits(logit: float, label: int) -> None:
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-30)
 
 
+@pytest.mark.parametrize("bias", [-30.0, -35.0, -40.0])
+def test_low_logits_have_no_denormal_gradients(bias: float) -> None:
+    """A CPU takes 20 times as long to multiply denormal numbers."""
+    inputs = replace(make_inputs(200, 50), bias=torch.tensor(bias, requires_grad=True), labels=torch.full((200,), -1))
+    for gradient in gradients(chunked_loss(inputs), *inputs.differentiable):
+        is_denormal = (gradient != 0) & (gradient.abs() < torch.finfo(gradient.dtype).tiny)
+        assert not is_denormal.any()
+
+
 @pytest.mark.parametrize("length", [0.0, EPSILON / 2, EPSILON * 2, 1e-3, 1e4])
 def test_embeddings_of_any_length(length: float) -> None:
     """As through a normalization of its own, which leaves the shortest ones shorter than 1."""
