@@ -39,8 +39,7 @@ SCALES = (10.0, 20.0, 30.0, 40.0, 60.0, 80.0)
 """Scales of the softmax that are tried."""
 RIGHT_IOU = 0.5
 RIDGE = 1e-6
-"""Ridge of the map's fit per unit of weight, which keeps the fit finite if scores separate right from wrong perfectly.
-"""
+"""Ridge per unit of weight, which keeps the map's fit finite if scores separate right from wrong perfectly."""
 NEWTON_STEPS = 50
 MAX_HALVINGS = 30
 MIN_RIGHT = 20
@@ -128,7 +127,7 @@ def _fit_bias(
     weights = (1 / torch.bincount(classes, minlength=len(text)))[classes].double()
     for group in (is_out, ~is_out):
         weights[group] /= weights[group].sum()
-    # As if there were as many held-out names as trained ones; otherwise a trained name would have few competitors.
+    # As if there were as many held-out names as trained ones; otherwise trained names would have few to lose to.
     out = torch.from_numpy(held_out)
     more = torch.where(out, math.log(int((~out).sum()) / int(out.sum())), 0.0)
     likelihoods = {}

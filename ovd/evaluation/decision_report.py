@@ -41,8 +41,7 @@ class DecisionReport:
     chosen_on: str
     """Group of classes that the thresholds are chosen on."""
     thresholds: tuple[float, float]
-    """Thresholds for the images at even and at odd positions in the order of their ids, each chosen on the other half.
-    """
+    """Thresholds for the images at even and at odd positions by ascending id, each chosen on the other half."""
     num_images: int
     verdicts: Verdicts = field(compare=False, repr=False)
     """Verdicts at the detector's own threshold, or at `thresholds` if it has none."""

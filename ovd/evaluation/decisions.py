@@ -136,8 +136,7 @@ class _Pairs:
     is_present: Bool[np.ndarray, " S"]
     """Whether the class is known to be in the image."""
     is_absent: Bool[np.ndarray, " S"]
-    """Whether the class is known to be absent from the image. A pair that is not judged is neither present nor absent.
-    """
+    """Whether the class is known to be absent from the image; neither holds for a pair that is not judged."""
     is_complete: Bool[np.ndarray, " S"]
     """Whether the pair is judged and all its objects have boxes, so that boxes count."""
 
@@ -347,7 +346,7 @@ def _means_of_equal(scores: Float64[np.ndarray, " K"], right: Bool[np.ndarray, "
 
 
 def _mcc(counts: _Counts) -> Float64[np.ndarray, " T"]:
-    """Compute the Matthews correlation: 0 if all pairs are reported or none; NaN if the class is in all pairs or none."""
+    """Compute the Matthews correlation; 0 if all pairs are reported or none, NaN if the class is in all or none."""
     a, b, c, d = counts.true_present, counts.false_present, counts.false_absent, counts.true_absent
     product = (a + b) * (a + c) * (d + b) * (d + c)
     mcc = np.divide(a * d - b * c, product**0.5, out=np.zeros_like(product), where=product > 0)
