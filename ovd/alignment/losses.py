@@ -15,7 +15,7 @@ from ovd.model.backbone import Backbone
 
 
 class DenseFeature(nn.Module):
-    """A backbone whose forward is its dense feature, as data parallelism needs it."""
+    """A module whose forward returns a backbone's dense feature, as data parallelism needs it."""
 
     def __init__(self, backbone: Backbone):
         super().__init__()

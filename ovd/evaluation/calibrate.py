@@ -47,7 +47,7 @@ MIN_RIGHT = 20
 
 
 class CalibrationError(ValueError):
-    """Error of a calibration that has nothing to calibrate on."""
+    """Error raised if there is nothing to calibrate on."""
 
 
 @dataclass(frozen=True)

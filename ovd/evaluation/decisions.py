@@ -136,7 +136,8 @@ class _Pairs:
     is_present: Bool[np.ndarray, " S"]
     """Whether the class is known to be in the image."""
     is_absent: Bool[np.ndarray, " S"]
-    """Whether the class is known to be absent from the image; neither holds for a pair that is not judged."""
+    """Whether the class is known to be absent from the image. A pair that is not judged is neither present nor
+    absent."""
     is_complete: Bool[np.ndarray, " S"]
     """Whether the pair is judged and all its objects have boxes, so that boxes count."""
 

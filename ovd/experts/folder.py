@@ -30,7 +30,7 @@ TRAINED_TEXT = "expert.trained_text"
 
 
 class ExpertError(ValueError):
-    """Error of a folder that has no intact expert, or an expert of another base detector."""
+    """Error raised for a folder without an intact expert, or with an expert of another base detector."""
 
 
 @dataclass(frozen=True)
