@@ -137,7 +137,7 @@ def _pieces(content: bytes, opening: bytes, closing: bytes) -> Iterator[bytes]:
     """Yield a list of records as many short lists, whose records fit into the processor's cache: half the time.
 
     A piece that ends inside a record, where a string or a nested list looks like the end of a record, is not valid
-    JSON, since the string or list is never closed.
+    JSON, since the string or the record is never closed.
     """
     start = 0
     while between := _BETWEEN_RECORDS.search(content, start + _PIECE_BYTES):

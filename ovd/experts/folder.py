@@ -1,4 +1,4 @@
-"""Reading and writing of an expert's folder, which has only the expert's own parameters and names its base detector.
+"""Reading and writing of an expert's folder, which cannot be used without the base detector that it refers to.
 
 expert.safetensors   the expert's own parameters by their names in a detector; `expert.text` and `expert.base_text`,
                      text rows of its names and of the base detector's; `expert.answers`, rows learned in place of
