@@ -1,4 +1,4 @@
-"""The boxes of a step: random ones, and proposals where there are any."""
+"""Boxes of a training step: random ones, and proposals if there are any."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ from ovd.config.alignment import AlignBoxes
 def random_boxes(
     size: tuple[int, int], count: int, *, sides_px: tuple[float, float], aspect: float, generator: np.random.Generator
 ) -> Float[Tensor, "count 4"]:
-    """Boxes drawn uniformly in place and log-uniformly in size, xyxy in pixels, all inside an image.
+    """Draw boxes uniformly in place and log-uniformly in size, xyxy in pixels, all inside an image.
 
     Args:
         size: height and width of the image.
-        sides_px: smallest and largest mean side (root of the area); cut to the image where it is smaller.
-        aspect: the shapes vary from width = height / aspect to width = height * aspect, log-uniformly.
+        sides_px: smallest and largest mean side (root of the area); sides are cut to the image if it is smaller.
+        aspect: shapes vary log-uniformly from width = height / aspect to width = height * aspect.
     """
     height, width = size
     sides = np.exp(generator.uniform(np.log(sides_px[0]), np.log(sides_px[1]), count))
@@ -26,7 +26,7 @@ def random_boxes(
     extents = np.stack([np.minimum(sides * stretch, width), np.minimum(sides / stretch, height)], axis=1)
     corners = generator.random((count, 2)) * (np.array([width, height]) - extents)
     boxes = np.concatenate([corners, corners + extents], axis=1)
-    borders = np.array([width, height, width, height], dtype=np.float32)  # rounding may step over them
+    borders = np.array([width, height, width, height], dtype=np.float32)  # rounding may exceed them
     return torch.from_numpy(np.minimum(boxes.astype(np.float32), borders))
 
 
@@ -39,15 +39,15 @@ def boxes_of_step(
     sides_px: tuple[float, float],
     seeds: tuple[int, int],
 ) -> list[Float[Tensor, "K 4"]]:
-    """K = `random` + `proposals` boxes for every image; where there are too few proposals, random ones stand in.
+    """Return K = `random` + `proposals` boxes for every image; missing proposals are replaced by random boxes.
 
-    The random ones are a function of the seeds and the image's id alone, so they are the same on any number of ranks.
+    Random boxes depend only on the seeds and the image's id, so they are the same on any number of ranks.
 
     Args:
-        sizes: heights and widths; an image without an id is a blank one, and gets none.
-        proposals: of every image, best first.
+        sizes: heights and widths; images beyond those of `image_ids` are blank and get no boxes.
+        proposals: proposals of every image, best first.
         sides_px: mean sides of random boxes, see `random_boxes`.
-        seeds: of the run and of the step.
+        seeds: seeds of the run and of the step.
     """
     result = []
     for (height, width), image_id, found in zip(sizes.tolist(), image_ids, proposals, strict=False):

@@ -1,4 +1,4 @@
-"""The images that an alignment trains on, and those that are held out to measure it."""
+"""The images that an alignment trains on, and the images that are held out to measure it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from ovd.distributed import (
 from ovd.structures import Batch
 
 MIN_IMAGES_TO_HOLD_OUT = 100
-"""In a smaller set every image is trained on."""
+"""Minimum number of images from which some are held out; a smaller set is trained on as a whole."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class AlignmentData:
     """The batches of an alignment."""
 
     batches_from: Callable[[int], Iterator[Batch]]
-    """The batches from a step on, as a pure function of the step."""
+    """Function that loads the batches from a step on; they depend only on the step."""
     held_out: Callable[[], Iterator[Batch]]
-    """Batches of images that are not trained on; of a small set, of those that are."""
+    """Function that loads batches of the images that are not trained on; for a small set, of training images."""
     num_images: int
     """Number of images trained on."""
     num_held_out: int

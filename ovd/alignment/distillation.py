@@ -1,4 +1,4 @@
-"""A student backbone, its frozen teacher, and how a batch of images becomes a loss."""
+"""Self-distillation of a backbone: the student, its frozen teacher, and the losses of a batch of images."""
 
 import math
 from collections.abc import Iterator
@@ -22,11 +22,11 @@ from ovd.precision import Compute
 from ovd.structures import Batch
 
 _HELD_OUT_STREAM = 2**32
-"""Added to the number of a batch of held-out images: its boxes differ from those of any step."""
+"""Number added to that of a held-out batch, so that its random boxes differ from those of every step."""
 
 
 class Distillation:
-    """A student backbone, its frozen teacher, and how a batch of images becomes a loss."""
+    """A student backbone and its frozen teacher, with the losses of a batch of images."""
 
     def __init__(
         self,
@@ -38,9 +38,9 @@ class Distillation:
     ):
         """
         Args:
-            student: trained in place; moved to the device.
-            teacher: CLIP on crops; on the same device.
-            proposals: finds boxes where an object may be; without it all boxes are random.
+            student: backbone that is trained in place and moved to the device.
+            teacher: CLIP's encoder of crops, on the same device.
+            proposals: finds boxes where an object may be; None makes all boxes random.
         """
         self.config = config
         self.compute = compute
@@ -50,11 +50,11 @@ class Distillation:
         self.size_divisor = math.lcm(student.size_divisor, 1 if proposals is None else proposals.size_divisor)
 
     def losses(self, dense_feature: nn.Module, batch: Batch, number: int) -> dict[str, Tensor]:
-        """Sums of the losses over the boxes of a batch; sums over ranks are those of the whole batch.
+        """Compute the sums of the losses over the boxes of a batch; sums over ranks are those of the whole batch.
 
         Args:
-            dense_feature: the student's (`DenseFeature`), wrapped if there are several ranks.
-            number: of the step, which the random boxes depend on.
+            dense_feature: the student's `DenseFeature`, wrapped for data parallelism if there are several ranks.
+            number: number of the step, which the random boxes depend on.
         """
         batch = batch.to(self.compute.device)
         boxes = self._boxes(batch, number)
@@ -65,14 +65,14 @@ class Distillation:
         return distillation_losses(dense, boxes, targets, self.student.strides[-1])
 
     def num_boxes(self, batch: Batch) -> int:
-        """Number of boxes of a batch on this rank."""
+        """Return the number of boxes of a batch on this rank."""
         return len(batch.image_ids) * (self.config.boxes.random + self.config.boxes.proposals)
 
     @torch.no_grad()
     def measure(self, batches: Iterator[Batch]) -> dict[str, float]:
-        """Mean of 1 - cosine over the boxes of images, at their centres (`point`) and over them (`box`).
+        """Compute the mean of 1 - cosine over the boxes of images, at their centers (`point`) and over them (`box`).
 
-        The student is in eval mode meanwhile.
+        The student is in eval mode during the measurement.
 
         Raises:
             DataError: none of the images can be read.
@@ -114,6 +114,6 @@ class Distillation:
 
 
 def sides_px(config: AlignConfig) -> tuple[float, float]:
-    """Smallest and largest mean side of a box in pixels."""
+    """Return the smallest and the largest mean side of a box in pixels."""
     smallest, largest = config.boxes.sides
     return smallest * config.data.size, largest * config.data.size

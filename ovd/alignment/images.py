@@ -1,4 +1,4 @@
-"""Images without labels: a folder, tar shards of pairs, or the images of an annotated set."""
+"""Images without labels, from a folder, tar shards of image-text pairs, or an annotated set."""
 
 import hashlib
 from collections.abc import Callable
@@ -18,39 +18,39 @@ from ovd.data.pairs.tar import PairShards
 
 @dataclass(frozen=True)
 class UnlabelledImages:
-    """Images of which nothing else is known: an `ImageSource` of the loader."""
+    """Images without labels: an `ImageSource` of the loader."""
 
     image_ids: Int64[np.ndarray, " N"]
-    """Positions in the source that they were taken from."""
+    """Positions of the images in the source."""
     path_of: Callable[[int], Path]
-    """From an image's id to its file, or to the shard and the key: its name in reports."""
+    """Function from an image's id to its name in reports: its file, or its shard and key."""
     content_of: Callable[[int], Path | bytes]
-    """From an image's id to its file, or to the bytes of it."""
+    """Function from an image's id to its file or its encoded bytes."""
     fingerprint: str
-    """Hash of the names of the whole source, in order."""
+    """Hash of the whole source: the names of all images in order, or the names and sizes of all shards."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def record(self, image: int) -> ImageRecord:
-        """The image at a position 0..N-1; its size is known when it is decoded."""
+        """Return the image at a position 0..N-1; its size is unknown until it is decoded."""
         image_id = int(self.image_ids[image])
         return ImageRecord(image_id, self.path_of(image_id), height=0, width=0, labels=Labels.empty())
 
     def encoded(self, image: int) -> Path | bytes:
-        """The image's file, or its content."""
+        """Return the image's file or its encoded bytes."""
         return self.content_of(int(self.image_ids[image]))
 
     def take(self, images: Int64[np.ndarray, " K"]) -> "UnlabelledImages":
-        """Only the images at these positions."""
+        """Keep only the images at these positions."""
         return replace(self, image_ids=self.image_ids[images])
 
 
 def images_of_folder(folder: Path) -> UnlabelledImages:
-    """All images in a folder and the folders below it, by path.
+    """Collect all images in a folder and the folders below it, sorted by path.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there are none.
     """
     files = images_below(folder)
     if not files:
@@ -63,13 +63,13 @@ def images_of_folder(folder: Path) -> UnlabelledImages:
 
 
 def images_of_shards(folder: Path, num_shards: int | None = None) -> UnlabelledImages:
-    """The images of tar shards of image-text pairs; their captions are not read.
+    """Collect the images of tar shards of image-text pairs, without reading captions.
 
     Args:
         num_shards: number of shards to use, the first ones; all by default.
 
     Raises:
-        DataError: F13, F14 no shards, or a damaged one.
+        DataError: there are no shards, or one is damaged (F13, F14).
         ValueError: the shards hold no pair.
     """
     shards = PairShards(folder, only=list(islice(list_shards(folder), num_shards)))
@@ -81,10 +81,10 @@ def images_of_shards(folder: Path, num_shards: int | None = None) -> UnlabelledI
 
 
 def images_of_index(index: AnnotationIndex) -> UnlabelledImages:
-    """The images of an annotated set.
+    """Collect the images of an annotated set.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the set has none.
     """
     if len(index) == 0:
         raise ValueError(f"{index.path} lists no images; set data.source to a set that does")

@@ -1,7 +1,7 @@
-"""What a dense feature says of boxes, and how far that is from what CLIP says of their crops.
+"""Losses between a dense feature at boxes and CLIP's embeddings of their crops.
 
-The idea is that of CLIPSelf (arXiv:2310.01403): a CLIP model sees a crop better than its own dense feature sees the
-place, so the former can teach the latter, without labels.
+The idea is that of CLIPSelf (arXiv:2310.01403): CLIP's embedding of a crop is more precise than its own dense feature
+at the same place, so the embedding can teach the dense feature without labels.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from ovd.model.backbone import Backbone
 
 
 class DenseFeature(nn.Module):
-    """A backbone whose forward is its dense feature, as data parallelism needs it."""
+    """A module whose forward returns a backbone's dense feature, as data parallelism needs it."""
 
     def __init__(self, backbone: Backbone):
         super().__init__()
@@ -28,14 +28,14 @@ class DenseFeature(nn.Module):
 def dense_at_boxes(
     dense: Float[Tensor, "B D h w"], boxes: Sequence[Float[Tensor, "_ 4"]], stride: int
 ) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M D"]]:
-    """A dense feature's unit embeddings of every box: bilinear at its centre, and the mean over it.
+    """Compute a dense feature's unit embeddings of every box: bilinear at its center, and the mean over it.
 
-    Both are taken from the feature as it is and then normalized, as a detector's shortcuts do on their levels
+    Both are computed from the unnormalized feature and then normalized, as for a detector's shortcuts
     (`resample_dense`).
     """
     centers = [((of_image[:, :2] + of_image[:, 2:]) / 2).repeat(1, 2) for of_image in boxes]
     dense = dense.float()
-    # A box of no size has one sample, at its place.
+    # A box without size gives one sample, at the center.
     points = roi_align(dense, centers, 1, spatial_scale=1 / stride, sampling_ratio=1, aligned=True)
     means = roi_align(dense, list(boxes), 1, spatial_scale=1 / stride, sampling_ratio=-1, aligned=True)
     return F.normalize(points[:, :, 0, 0], dim=1), F.normalize(means[:, :, 0, 0], dim=1)
@@ -47,7 +47,7 @@ def distillation_losses(
     targets: Float[Tensor, "M _"],
     stride: int,
 ) -> dict[str, Float[Tensor, ""]]:
-    """Sums over the boxes of 1 - cosine, between the targets and the dense feature at the centre and over the box.
+    """Sum 1 - cosine over the boxes, between the targets and the dense feature at box centers and over boxes.
 
     Args:
         targets: unit embeddings of the M boxes' crops.

@@ -1,4 +1,4 @@
-"""Boxes where an object may be, of no class: from edges, without labels or training, or from a trained detector."""
+"""Class-agnostic box proposals, from edges without labels or training, or from a trained detector."""
 
 from typing import Protocol, runtime_checkable
 
@@ -14,33 +14,33 @@ from ovd.model.similarity import best_scores
 
 NMS_IOU = 0.5
 CANDIDATES = 1000
-"""Boxes per image that non-maximum suppression is given, the best ones."""
+"""Maximum number of boxes per image before non-maximum suppression, the best ones."""
 CELLS_OF_SMALLEST = 4
-"""Cells of the map of edges along the side of the smallest box."""
+"""Number of cells of the edge map along the side of the smallest box."""
 STEPS_PER_OCTAVE = 3
-"""Sizes of candidate boxes from one size to its double."""
+"""Number of sizes of candidate boxes per doubling of the size."""
 STEP = 1 / 6
 """Distance between candidate boxes of one size, relative to their side."""
 RATIOS = (2 / 3, 1.0, 3 / 2)
-"""Width to height of candidate boxes."""
+"""Ratios of width to height of candidate boxes."""
 RING = 0.25
 """Width of the ring around a candidate box, relative to its mean side."""
 AREA_EXPONENT = 0.25
-"""Small boxes reach a high contrast by chance, so the contrast is multiplied by a power of the area."""
+"""Exponent of the area that the contrast is multiplied by, since small boxes reach a high contrast by chance."""
 
 MIN_SCORE = 0.25
-"""Lowest score of a detector's proposal: the square root of class probability x quality."""
+"""Minimum score of a detector's proposal; the score is the square root of class probability x quality."""
 
 
 @runtime_checkable
 class Proposals(Protocol):
-    """Finds boxes in a batch of images."""
+    """A finder of boxes in a batch of images."""
 
     size_divisor: int
-    """Divisor that the sides of the padded images must be multiples of."""
+    """Number that the sides of the padded images must be multiples of."""
 
     def __call__(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> list[Float[Tensor, "_ 4"]]:
-        """The boxes of every image, xyxy in pixels, best first, on the CPU; none may be found.
+        """Find the boxes of every image: xyxy in pixels, best first, on the CPU; there may be none.
 
         Args:
             images: RGB, padded at the right and bottom.
@@ -49,11 +49,11 @@ class Proposals(Protocol):
 
 
 class EdgeProposals:
-    """Boxes with more edges inside than in a ring right outside, on a dense grid of candidates.
+    """Boxes with more edges inside than in the ring around them, from a dense grid of candidates.
 
-    What is wholly inside a box has its outlines there, and a box that cuts through it has some outside; so the contrast
-    is highest at a tight box. (Edge Boxes, Zitnick and Dollar 2014, scores contours that are wholly inside; here they
-    are not traced, only counted.) The result for an image is a pure function of its pixels.
+    An object that is wholly inside a box has all of its outline inside; one that the box cuts through has some of it
+    outside. So the contrast is highest for a tight box. (Edge Boxes, Zitnick and Dollar 2014, scores contours that are
+    wholly inside; here edges are only counted, not traced.) The result for an image depends only on its pixels.
     """
 
     size_divisor = 1
@@ -62,7 +62,7 @@ class EdgeProposals:
         """
         Args:
             sides_px: smallest and largest mean side of a candidate box (root of the area).
-            count: boxes per image, the best ones.
+            count: maximum number of boxes per image, the best ones.
         """
         self._smallest_px, self._largest_px = sides_px
         self._count = count
@@ -88,8 +88,11 @@ class EdgeProposals:
 
 
 def edge_density(image: UInt8[Tensor, "3 H W"], cell: int) -> Float[Tensor, "h w"]:
-    """Mean strength of the edges in cells of `cell` pixels: differences to the left and upper pixel, of the color
-    channel with the largest."""
+    """Compute the mean strength of the edges in cells of `cell` x `cell` pixels.
+
+    A pixel's strength is the sum of its absolute differences to the left and the upper pixel, each in the color channel
+    where it is largest.
+    """
     pixels = image.float()
     strength = torch.zeros_like(pixels[0])
     strength[:, 1:] += (pixels[:, :, 1:] - pixels[:, :, :-1]).abs().amax(dim=0)
@@ -98,7 +101,7 @@ def edge_density(image: UInt8[Tensor, "3 H W"], cell: int) -> Float[Tensor, "h w
 
 
 def candidate_boxes(height: int, width: int, sides: tuple[float, float], device: torch.device) -> Int[Tensor, "M 4"]:
-    """Boxes of several sizes and shapes on a dense grid, xyxy in whole cells of a map of `height` x `width` cells.
+    """Return boxes of several sizes and shapes on a dense grid, xyxy in whole cells of a `height` x `width` map.
 
     Args:
         sides: smallest and largest mean side of a box, in cells.
@@ -121,12 +124,12 @@ def candidate_boxes(height: int, width: int, sides: tuple[float, float], device:
 
 
 def edge_contrast(edges: Float[Tensor, "h w"], boxes: Int[Tensor, "M 4"]) -> Float[Tensor, " M"]:
-    """Mean of the edges in each box minus that in the ring around it, times a power of the box's area."""
+    """Compute the mean of the edges in each box minus that in the ring around it, times a power of the box's area."""
     height, width = edges.shape
     ring = ((boxes[:, 2:] - boxes[:, :2]).float().mean(dim=1, keepdim=True) * RING).round().long().clamp(min=1)
     corners = torch.cat([boxes[:, :2] - ring, boxes[:, 2:] + ring], dim=1).clamp(min=0)
     outer = corners.minimum(torch.tensor([width, height, width, height], device=edges.device))
-    # Sums over rectangles from a table of sums, in float64: they are differences of large numbers.
+    # Sums over rectangles come from an integral image, in float64 since they are differences of large numbers.
     table = F.pad(edges.double().cumsum(0).cumsum(1), (1, 0, 1, 0))
     inside, inner_area = _sum_in(table, boxes), _area(boxes)
     outside, ring_area = _sum_in(table, outer) - inside, (_area(outer) - inner_area).clamp(min=1)
@@ -143,16 +146,15 @@ def _area(boxes: Int[Tensor, "M 4"]) -> Float[Tensor, " M"]:
 
 
 class DetectorProposals:
-    """The boxes of a trained detector, whatever their class: of the classes it was trained on, the best one's score
-    counts."""
+    """Boxes of a trained detector, whatever their class; a box's score is that of the best class it was trained on."""
 
     def __init__(self, inference: Inference, text: Float[Tensor, "C D"], *, smallest_px: float, count: int):
         """
         Args:
             inference: the detector and how it is run.
-            text: unit rows, one per class that it was trained on.
+            text: unit rows, one per class that the detector was trained on.
             smallest_px: smallest mean side of a box (root of the area).
-            count: boxes per image, the best ones that score at least `MIN_SCORE`.
+            count: maximum number of boxes per image: the best of those that score at least `MIN_SCORE`.
         """
         self.size_divisor = inference.detector.size_divisor
         self._inference = inference

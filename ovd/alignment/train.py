@@ -1,4 +1,4 @@
-"""Align a backbone in one explicit loop: load, find boxes, ask CLIP about their crops, step, save.
+"""Training of an alignment in one explicit loop: load, find boxes, encode their crops with CLIP, step, save.
 
 Under torchrun every rank runs the loop on its part of each batch; losses, gradients and checkpoints are those of the
 whole batch.
@@ -45,7 +45,10 @@ from ovd.structures import Batch
 
 
 def build_groups(student: Backbone, settings: AlignSection) -> list[dict[str, Any]]:
-    """The optimizer's parameter groups: CLIP's trunk, and its pooling and projection."""
+    """Build the optimizer's parameter groups: CLIP's trunk, and its pooling and projection.
+
+    With a `projection_rate` of 0 pooling and projection are frozen.
+    """
     projection = student.projection_parameters()
     if settings.projection_rate == 0:
         for parameter in projection:
@@ -62,7 +65,7 @@ def build_groups(student: Backbone, settings: AlignSection) -> list[dict[str, An
 
 @dataclass(frozen=True)
 class Losses:
-    """Mean losses of the held-out images, before and after: 1 - cosine with CLIP on the crop."""
+    """Mean losses of the held-out images before and after training: 1 - cosine with CLIP's embedding of the crop."""
 
     before: dict[str, float]
     after: dict[str, float]
@@ -72,10 +75,10 @@ def align(distillation: Distillation, data: AlignmentData, found: checkpoint.Che
     """Train the student in place, from its present weights or from a checkpoint of the same run.
 
     Args:
-        notes: for the checkpoints.
+        notes: notes that the checkpoints store.
 
     Raises:
-        NonFiniteError: a loss or gradient is not finite; no step was taken and nothing saved after it.
+        NonFiniteError: a loss or gradient is not finite; no step was taken and nothing was saved after it.
         DataError: too many images cannot be read.
         SystemExit: 143, after a checkpoint, on SIGTERM, SIGUSR1, SIGHUP or Ctrl-C.
     """
@@ -121,7 +124,7 @@ def align(distillation: Distillation, data: AlignmentData, found: checkpoint.Che
 
 
 def _reported(batches: Iterator[Batch], report: DataReport, checkpoints: CheckpointWriter) -> Iterator[Batch]:
-    """The batches, whose samples the report counts; it is written at their end."""
+    """Yield the batches, count their samples in the report and write it at the end."""
     for batch in batches:
         report.add_batch(batch)
         yield batch
@@ -131,7 +134,7 @@ def _reported(batches: Iterator[Batch], report: DataReport, checkpoints: Checkpo
 def _take_step(
     distillation: Distillation, dense_feature: nn.Module, state: TrainState, batch: Batch, log: RunLog | NoLog
 ) -> None:
-    """One optimizer step; none where no image of the batch can be read, on any rank."""
+    """Take one optimizer step; none if no image of the batch can be read on any rank."""
     settings, step = distillation.config.train, state.step
     num_images, num_boxes = sum_over_ranks(torch.tensor([len(batch.image_ids), distillation.num_boxes(batch)])).tolist()
     if num_images == 0:

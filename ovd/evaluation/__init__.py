@@ -1,4 +1,5 @@
-"""What detections are worth: LVIS's and COCO's metrics, naming of true boxes, decisions, calibration, reports.
+"""Evaluation of detections: LVIS and COCO metrics, naming of true boxes, decisions, calibration and reports.
 
-Begin with run.py, which evaluates a detector or a results file; evaluator.py is what all metrics of boxes share.
+Start with run.py, which measures detections and evaluates results files. detector.py collects a detector's detections;
+evaluator.py is the base class of the LVIS and COCO evaluators.
 """

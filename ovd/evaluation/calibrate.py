@@ -1,13 +1,14 @@
-"""Fit a detector's calibration on images, and on names, that were held out of its training (score_calibration.py).
+"""Fit of a detector's calibration (score_calibration.py) on images and names that were held out of its training.
 
-The bias towards trained names is the number that, taken off the cosines with names by their nearness to the trained
-ones, makes the names of the true boxes most likely: the mean log of the softmax over all names. Held-out and trained
-classes count alike, as if there were as many of the former; the scale of the softmax is fitted, too.
+The bias towards trained names, times a name's nearness to them, is subtracted from the cosines with that name. It is
+fitted to make the names of the true boxes most likely, by the mean log of the softmax over all names. Held-out and
+trained classes count equally, as if there were as many held-out classes as trained ones; the scale of the softmax is
+fitted, too.
 
-The map is fitted on detections that are known to be right or wrong. One is right at IoU 0.5 with a true box of its
-class, and wrong if no such box can be missing or if it lies on a true box of another class. Other detections of classes
-that are not annotated in their image are known to be wrong for verified negatives only; these stand for all, by their
-weight.
+The map is fitted on detections that are known to be right or wrong. A detection is right at IoU 0.5 with a true box of
+its class, and wrong if no such box can be missing or if it lies on a true box of another class. Other detections of
+classes that are not annotated in their image are known to be wrong only for verified negatives, whose weight makes them
+represent all such classes.
 """
 
 import math
@@ -33,20 +34,20 @@ from ovd.progress import progress
 from ovd.structures import Detections
 
 BIASES = np.linspace(0.0, 0.15, 61)
-"""The values of the bias that are tried."""
+"""Values of the bias that are tried."""
 SCALES = (10.0, 20.0, 30.0, 40.0, 60.0, 80.0)
-"""The scales of the softmax that are tried."""
+"""Scales of the softmax that are tried."""
 RIGHT_IOU = 0.5
 RIDGE = 1e-6
-"""Of the map's fit, per unit of weight: keeps it finite where scores tell right from wrong perfectly."""
+"""Ridge per unit of weight, which keeps the map's fit finite if scores separate right from wrong perfectly."""
 NEWTON_STEPS = 50
 MAX_HALVINGS = 30
 MIN_RIGHT = 20
-"""Number of right detections of held-out names that the map's term for them needs."""
+"""Minimum number of right detections of held-out names for fitting the map's term for them."""
 
 
 class CalibrationError(ValueError):
-    """There is nothing to calibrate on."""
+    """Error raised if there is nothing to calibrate on."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Judged:
     classes: Int[Tensor, " K"]
     right: Bool[Tensor, " K"]
     weights: Float[Tensor, " K"]
-    """Number of detections that each stands for."""
+    """Number of detections that each one represents."""
 
 
 def calibrate(
@@ -70,15 +71,15 @@ def calibrate(
     is_exhaustive: bool,
     name_bias: float | None = None,
 ) -> ScoreCalibration:
-    """Fit on images that were not trained on.
+    """Fit the calibration on images that were not trained on.
 
     Args:
-        inference: without a calibration.
+        inference: the detector, without a calibration, and how it is run.
         text: one unit row per category of `index`, in its order.
         index: the images, with the vocabulary of the training.
-        held_out: which names were not trained on.
+        held_out: mask of the names that were not trained on.
         is_exhaustive: whether every object of every class has a box.
-        name_bias: the bias towards trained names, if it is not to be measured.
+        name_bias: the bias towards trained names; None fits it, or takes 0 if no name was held out.
 
     Raises:
         CalibrationError: no detection is known to be right.
@@ -89,7 +90,7 @@ def calibrate(
     bias = name_bias or 0.0
     if name_bias is None and held_out.any():
         bias = _fit_bias(inference, text, index, loading, nearness, held_out)
-    # The map with a slope and a curve of 1 leaves scores as they are.
+    # A map with a slope and a curve of 1 does not change scores.
     unmapped = ScoreCalibration(bias, ScoreMap(1.0, 1.0, 0.0, 0.0), 0.5, inference.options, trained)
     corrected = replace(inference, calibration=unmapped)
     found = corrected.dataset(QueryTexts(text), index, loading)
@@ -117,7 +118,7 @@ def _fit_bias(
     nearness: Float[Tensor, " C"],
     held_out: Bool[np.ndarray, " C"],
 ) -> float:
-    """The most likely bias; 0 without true boxes of trained and of held-out names."""
+    """Fit the most likely bias; 0 unless there are true boxes of both trained and held-out names."""
     at_boxes = _at_true_boxes(inference, text, index, loading)
     cosines, classes = (torch.cat(part) for part in zip(*at_boxes, strict=True))
     is_out = torch.from_numpy(held_out)[classes]
@@ -126,7 +127,7 @@ def _fit_bias(
     weights = (1 / torch.bincount(classes, minlength=len(text)))[classes].double()
     for group in (is_out, ~is_out):
         weights[group] /= weights[group].sum()
-    # As if there were as many held-out names as trained ones: else a trained one had few of them to lose to.
+    # As if there were as many held-out names as trained ones; otherwise trained names would have few to lose to.
     out = torch.from_numpy(held_out)
     more = torch.where(out, math.log(int((~out).sum()) / int(out.sum())), 0.0)
     likelihoods = {}
@@ -140,7 +141,8 @@ def _fit_bias(
 def _at_true_boxes(
     inference: Inference, text: Float[Tensor, "C D"], index: AnnotationIndex, loading: Loading
 ) -> Iterator[tuple[Float[Tensor, "R C"], Int[Tensor, " R"]]]:
-    """Cosines with all names at the point of each true box, and its class; nothing for boxes without a point."""
+    """Yield the cosines with all names at the points of true boxes, and their classes; boxes without a point are left
+    out."""
     batches = inference.batches(index, loading)
     for batch, _ in progress(batches, len(batches), "measuring the bias towards trained names"):
         batch = batch.to(inference.device)
@@ -153,7 +155,7 @@ def _at_true_boxes(
 
 
 def judge(found: Detections, labels: Labels, *, num_classes: int, is_exhaustive: bool) -> Judged:
-    """The detections in an image that are known to be right or wrong."""
+    """Select the detections in an image that are known to be right or wrong."""
     true_boxes, true_classes = torch.from_numpy(labels.boxes), torch.from_numpy(labels.classes)
     overlaps = box_iou(found.boxes, true_boxes) >= RIGHT_IOU
     own = found.classes[:, None] == true_classes
@@ -174,7 +176,7 @@ def judge(found: Detections, labels: Labels, *, num_classes: int, is_exhaustive:
 
 
 def fit_map(judged: Judged, nearness: Float[Tensor, " C"]) -> ScoreMap:
-    """Beta calibration by weighted logistic regression, with slopes that are not negative."""
+    """Fit beta calibration by weighted logistic regression, with slopes that are not negative."""
     nearness_of_each = nearness[judged.classes]
     inputs = map_inputs(judged.scores, nearness_of_each)
     right, weights = judged.right.double(), judged.weights.double()
@@ -193,7 +195,8 @@ def fit_map(judged: Judged, nearness: Float[Tensor, " C"]) -> ScoreMap:
 def _logistic_regression(
     inputs: Float[Tensor, "K F"], right: Float[Tensor, " K"], weights: Float[Tensor, " K"]
 ) -> Float[Tensor, " F"]:
-    """By Newton's method, with a ridge; a step that would make the loss larger is halved until it does not."""
+    """Fit a logistic regression by Newton's method, with a ridge; a step that would raise the loss is halved until it
+    does not."""
 
     def loss(coefficients: Float[Tensor, " F"]) -> Float[Tensor, ""]:
         logits = inputs @ coefficients
@@ -206,7 +209,7 @@ def _logistic_regression(
         gradient = inputs.T @ (weights * (probability - right)) + ridge @ fitted
         curvature = (inputs * (weights * probability * (1 - probability))[:, None]).T @ inputs + ridge
         step = torch.linalg.solve(curvature, gradient)
-        highest = loss(fitted) * (1 + 1e-12)  # where it has converged, rounding decides
+        highest = loss(fitted) * (1 + 1e-12)  # tolerance for rounding once it has converged
         for _ in range(MAX_HALVINGS):
             if loss(fitted - step) <= highest:
                 break
@@ -218,14 +221,14 @@ def _logistic_regression(
 
 
 def best_threshold(probabilities: Float[Tensor, " K"], weights: Float[Tensor, " K"], *, num_true: int) -> float:
-    """The probability with the highest expected F1 of the detections at or above it.
+    """Return the probability with the highest expected F1 of the detections at or above it.
 
     Args:
-        weights: number of detections that each stands for.
+        weights: number of detections that each one represents.
         num_true: number of true boxes.
     """
     ordered, order = probabilities.double().sort(descending=True)
     weights = weights.double()[order]
     f1 = 2 * (weights * ordered).cumsum(0) / (weights.cumsum(0) + num_true)
-    f1[:-1][ordered[:-1] == ordered[1:]] = 0  # equal ones are reported together
+    f1[:-1][ordered[:-1] == ordered[1:]] = 0  # detections of equal probability are reported together
     return float(ordered[int(f1.argmax())])

@@ -1,4 +1,4 @@
-"""COCO box metrics, for COCO itself and for any data set but LVIS: every class is judged in every image."""
+"""COCO box metrics, for COCO and every other data set except LVIS: each class is judged in each image."""
 
 import contextlib
 import io
@@ -21,19 +21,20 @@ MAX_PER_IMAGE_AND_CLASS = (1, 10, 100)
 
 
 class COCOEvaluator(BoxEvaluator):
-    """COCO box AP. Metrics: `AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl`, and `AP50_NAME` of each group.
+    """Evaluator of COCO box AP.
 
-    Detections inside a crowd region that match no object are forgiven.
+    Metrics: `AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl`, and `AP50_NAME` for each group. Detections inside a
+    crowd region that match no object are ignored.
 
     Args:
-        truth: of a data set without federated labels; category ids may have gaps.
+        truth: true boxes of a data set without federated labels; category ids may have gaps.
         category_ids: category id of each vocabulary row, see `BoxEvaluator`.
-        engine: "hotcoco", or "official": pycocotools.
-        groups: names of classes, in named groups. If there are any, nothing but their classes is judged, on images with
-            an object of one; detections of the file's other classes and images are counted and left out.
+        engine: "hotcoco", or "official" for pycocotools.
+        groups: class names of each named group. If given, only these classes are judged, and only in images with an
+            object of one of them; detections of the file's other classes and images are counted and left out.
 
     Raises:
-        ValueError: the truth has federated labels, or lacks a class of a group; unknown `category_ids`.
+        ValueError: the truth has federated labels or lacks a class of a group, or an id in `category_ids` is unknown.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class COCOEvaluator(BoxEvaluator):
         }
 
     def add_results(self, results: Results, *, source: str) -> None:
-        """Adds detections as `BoxEvaluator.add_results`, without those of which only the whole file knows."""
+        """Add detections as `BoxEvaluator.add_results` does, except those of classes and images that are not judged."""
         if self._whole is not self.truth:
             images = np.setdiff1d(self._whole.ids_of_images, self.truth.ids_of_images)
             categories = np.setdiff1d(self._whole.ids_of_categories, self.truth.ids_of_categories)
@@ -71,7 +72,7 @@ class COCOEvaluator(BoxEvaluator):
         self._num_beyond = 0
 
     def evaluate(self) -> Evaluation:
-        """Runs the engine."""
+        """Run the metric engine and return all figures."""
         results = self.results()
         curves = _curves(self.engine, self.truth, results)
         return Evaluation(
@@ -107,12 +108,12 @@ class COCOEvaluator(BoxEvaluator):
 
 
 def exhaustive_metrics(truth: Truth, results: Results, *, engine: Engine = "hotcoco") -> ProtocolMetrics:
-    """COCO box AP by frequency of classes, `AP_exhaustive APr_exhaustive ...`: beside the AP of a federated set.
+    """Compute COCO box AP by class frequency (`AP_exhaustive APr_exhaustive ...`) for a federated set.
 
-    Unlike a federated AP it counts detections of every class in every image.
+    Unlike federated AP, it counts detections of every class in every image.
 
     Args:
-        truth: exhaustive.
+        truth: the set's exhaustive truth, in which each object of each class has a box.
         results: detections of the truth's images and classes.
     """
     curves = _curves(engine, truth, results)
@@ -147,7 +148,7 @@ def _run_hotcoco(truth: Truth, results: Results) -> PrecisionRecall:
     evaluation = hotcoco.COCOeval(dataset, dataset.load_res(hotcoco_rows(results)), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
-    tables = evaluation.eval  # a copy each time
+    tables = evaluation.eval  # each access makes a copy
     assert tables is not None
     return PrecisionRecall(tables["precision"][..., -1], tables["recall"])
 
@@ -162,7 +163,7 @@ def _run_official(truth: Truth, results: Results) -> PrecisionRecall:
         dataset.createIndex()
         if len(results):
             detections = dataset.loadRes(hotcoco_rows(results))
-        else:  # loadRes fails on an empty list; nothing but the index is asked of it
+        else:  # loadRes fails on an empty list, and COCOeval needs only the index
             detections = COCO()
             detections.dataset = {"images": [], "categories": [], "annotations": []}
             detections.createIndex()

@@ -1,4 +1,4 @@
-"""Which names are confused with which: true boxes of a class, and the wrong name that they get."""
+"""Confusions of names: true boxes of a class, and the wrong names that they get."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ from ovd.evaluation.decisions import IOUS, Verdicts
 from ovd.shapes import Int64
 
 MAX_CONFUSIONS = 200
-"""Pairs of a class and a wrong name in a report."""
+"""Maximum number of pairs of a class and a wrong name in a report."""
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """True boxes of a class that get another name."""
+    """True boxes of a class that get the same wrong name."""
 
     name: str
     named: str
-    """What they are called instead."""
+    """The wrong name."""
     count: int
     of: int
     """Number of true boxes of the class."""
 
 
 def most_confused(named: Int64[np.ndarray, "N 2"], categories: Sequence[Category]) -> tuple[Confusion, ...]:
-    """The `MAX_CONFUSIONS` wrong names that are given most often; equally frequent ones in the order of the categories.
+    """Return the `MAX_CONFUSIONS` most frequent wrong names; equally frequent ones in the order of the categories.
 
     Args:
-        named: of each true box, the row of its class and the row of the name that it gets; -1 for none.
+        named: for each true box, the row of its class and the row of the name that it gets; -1 for none.
     """
     num_boxes = np.bincount(named[:, 0], minlength=len(categories))
     wrong = named[(named[:, 0] != named[:, 1]) & (named[:, 1] >= 0)]
@@ -44,13 +44,13 @@ def most_confused(named: Int64[np.ndarray, "N 2"], categories: Sequence[Category
 
 
 def names_at_true_boxes(verdicts: Verdicts, truth: Truth) -> Int64[np.ndarray, "R 2"]:
-    """What the reported detections call each true box that counts, as `most_confused` takes it.
+    """Return the name that the reported detections give to each true box that counts, in the form for `most_confused`.
 
-    A box that is found has its own name. A missed one has that of the best detection of another class, right nowhere
-    else, that overlaps it at IoU 0.5, or none.
+    A found box has its own name. A missed box has the name of the best wrong detection that overlaps it at IoU 0.5, or
+    none; a detection that is right about another box is not wrong.
 
     Args:
-        truth: that the verdicts are about.
+        truth: truth that the verdicts were made with.
     """
     own = truth.category_rows(truth.category_ids[verdicts.true_rows])
     names = np.where(verdicts.is_found, own, -1)
@@ -63,7 +63,7 @@ def names_at_true_boxes(verdicts: Verdicts, truth: Truth) -> Int64[np.ndarray, "
         true_image, to_xyxy(truth.boxes_xywh[missed]),
         image, to_xyxy(wrong.boxes_xywh), wrong.scores, least_iou=IOUS[0],
     )  # fmt: skip
-    order = np.argsort(wrong.scores[rows], kind="stable")  # the best is written last
+    order = np.argsort(wrong.scores[rows], kind="stable")  # ascending: the best is written last
     rows, true = rows[order], true[order]
     names[row_of_missed[true]] = truth.category_rows(wrong.category_ids[rows])
     return np.stack([own, names], axis=1).astype(np.int64)

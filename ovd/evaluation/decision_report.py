@@ -1,4 +1,4 @@
-"""What the decisions of a detector are worth, group by group: table, decisions.json and the reliability plot."""
+"""Report of a detector's decisions per group of classes: table, decisions.json and the reliability plot."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,44 +21,44 @@ if TYPE_CHECKING:  # takes a quarter of a second to import
 
 @dataclass(frozen=True)
 class GroupDecisions:
-    """The decisions and the scores of the detections of some classes."""
+    """Metrics of the decisions about a group of classes, and reliability of its scores."""
 
     group: str
     num_classes: int
     decisions: Decisions
     reliability: Reliability
     at_own_threshold: Decisions | None = None
-    """At the detector's own threshold; None if it has none."""
+    """Metrics at the detector's own threshold; None if it has none."""
 
 
 @dataclass(frozen=True)
 class DecisionReport:
-    """The decisions about each group of classes."""
+    """Metrics of the decisions about each group of classes."""
 
     groups: tuple[GroupDecisions, ...]
-    """`all` first."""
+    """Groups, `all` first."""
     is_exhaustive: bool
-    """Whether all pairs of an image and a class are judged; else the positives and verified negatives of each image."""
+    """Whether all pairs of an image and a class are judged, or only each image's positives and verified negatives."""
     chosen_on: str
     """Group of classes that the thresholds are chosen on."""
     thresholds: tuple[float, float]
-    """For the images at even and at odd positions in the order of their ids, each chosen on the others."""
+    """Thresholds for the images at even and at odd positions by ascending id, each chosen on the other half."""
     num_images: int
     verdicts: Verdicts = field(compare=False, repr=False)
-    """At the detector's own threshold, or at `thresholds` if it has none."""
+    """Verdicts at the detector's own threshold, or at `thresholds` if it has none."""
     score_range: tuple[float, float]
-    """Least and largest score of all detections; (0, 1) without any."""
+    """Lowest and highest score of all detections; (0, 1) without any."""
     own_threshold: float | None = None
-    """The detector's, from its calibration."""
+    """Threshold from the detector's calibration; None if it has none."""
 
     @property
     def judged(self) -> str:
-        """What is judged, in words."""
+        """Description of the pairs that are judged."""
         return "all classes in all images" if self.is_exhaustive else "each image's positives and verified negatives"
 
     @property
     def warning(self) -> str | None:
-        """What is wrong with scores that are no probabilities, or all too low; None for others."""
+        """Warning about scores that are no probabilities or are all too low; None for other scores."""
         least, largest = self.score_range
         if least >= 0 and 0 < largest < FLOOR:
             advice = (
@@ -85,11 +85,11 @@ def measure_decisions(
     """Judge the detections of a data set as decisions.
 
     Args:
-        truth: exhaustive or federated.
-        results: all detections; their images and classes are those of the truth.
-        groups: which of the truth's categories belong to each group, `all` first. Thresholds are chosen on the classes
-            of `base`, or on all classes without it.
-        own_threshold: the detector's own, at which decisions are judged as well.
+        truth: an exhaustive or federated truth.
+        results: all detections; their images and classes must be in the truth.
+        groups: mask of the truth's categories for each group, `all` first. Thresholds are chosen on the classes of
+            `base`, or on all classes without it.
+        own_threshold: the detector's own threshold, at which decisions are judged as well.
     """
     chosen_on = "base" if "base" in groups else "all"
     evaluator = at_own = DecisionEvaluator(truth, results, base=groups[chosen_on])
@@ -118,7 +118,7 @@ def measure_decisions(
 
 
 def format_decisions(report: DecisionReport) -> str:
-    """A table for a console: a row per group of classes."""
+    """Format a table for a console with a row per group of classes."""
     even, odd = report.thresholds
     lines = [
         f"Decisions of {report.num_images} images, judged for {report.judged}",
@@ -163,7 +163,7 @@ def _format_row(made: Decisions) -> str:
 
 
 def write_decisions(report: DecisionReport, folder: Path) -> None:
-    """Writes decisions.json and reliability.png, replacing those of an earlier run."""
+    """Write decisions.json and reliability.png, replacing those of an earlier run."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "is_exhaustive": report.is_exhaustive,
@@ -194,14 +194,15 @@ def write_decisions(report: DecisionReport, folder: Path) -> None:
 
 
 def draw_reliability(report: DecisionReport) -> "matplotlib.figure.Figure":
-    """Share of right detections over their mean score, a point for each bin; on the diagonal scores are probabilities.
+    """Draw the share of right detections over their mean score, a point per bin; on the diagonal scores are
+    probabilities.
 
-    A group without detections is named in the legend, not drawn.
+    A group without detections is named in the legend, but not drawn.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 5))
-    figure.subplots_adjust(left=0.12, right=0.98, bottom=0.1, top=0.94)  # to have them found takes as long as drawing
+    figure.subplots_adjust(left=0.12, right=0.98, bottom=0.1, top=0.94)  # automatic margins take as long as drawing
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--", label="scores are probabilities")
     colors = group_colors([item.group for item in report.groups])

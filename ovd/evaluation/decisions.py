@@ -1,13 +1,14 @@
-"""Whether what a detector reports is there: presence of a class in an image, and boxes where it is present.
+"""Metrics of a detector's decisions: whether a class is present in an image, and its boxes where it is present.
 
-AP ranks the detections of one class over images and never asks for a decision. Here every detection at or above a
-threshold is a decision. Classification-gated F1 and IL_MCC are SAM 3's (arXiv:2511.16719), whose evaluator averages F1
-over IoU 0.5 to 0.95 and reports scores from 0.5 on; thresholds from the other half of the images are this toolkit's.
+AP ranks the detections of one class over images and needs no decision. Here every detection at or above a threshold is
+a decision. Classification-gated F1 and IL_MCC are metrics of SAM 3 (arXiv:2511.16719), whose evaluator averages F1 over
+IoU 0.5 to 0.95 and reports scores from 0.5 on; choosing the threshold on the other half of the images is this toolkit's
+own rule.
 
-A pair of an image and a class is judged if the truth knows whether the class is there: on an exhaustively annotated set
-every pair, on a federated one the classes that are annotated in the image or verified to be absent. Boxes count in the
-judged pairs of which every object has a box: not where a federated truth says that some are missing, nor where there
-is a crowd region. A pair with nothing but a crowd region is not judged, as in COCO's metrics.
+A pair of an image and a class is judged if the truth knows whether the class is in the image: every pair of an
+exhaustively annotated set; in a federated set the classes that are annotated in the image or verified to be absent.
+Boxes count in the judged pairs in which every object has a box: not where a federated truth says that some are missing,
+nor where there is a crowd region. A pair with only a crowd region is not judged, as in COCO's metrics.
 
 All arrays are sparse: only pairs with a true box or with a detection have an entry.
 """
@@ -25,36 +26,36 @@ from ovd.shapes import Bool, Float64, Int64
 
 IOUS = np.linspace(0.5, 0.95, 10)
 FLOOR = 0.05
-"""Detections of a lower score take part in no decision."""
+"""Lowest score of a detection that takes part in decisions."""
 NUM_BINS = 15
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """The decisions about a group of classes, each half of the images at the threshold that is best on the other."""
+    """Metrics of the decisions about a group of classes, with one threshold for each half of the images."""
 
     cgF1: float | None
-    """100 x pmF1 x IL_MCC; None where that is."""
+    """100 x pmF1 x IL_MCC; None if IL_MCC is None."""
     cgF1_50_95: float | None
-    """The same with F1 averaged over IoU 0.5 to 0.95, as SAM 3 has it; `cgF1` is its cgF1 at IoU 0.5."""
+    """cgF1 with F1 averaged over IoU 0.5 to 0.95, as in SAM 3; `cgF1` is SAM 3's cgF1 at IoU 0.5."""
     pmF1: float
     """F1 of boxes at IoU 0.5, counted over all pairs whose class is present, 0 to 1."""
     IL_MCC: float | None
-    """Matthews correlation of reported and true presence over all judged pairs, -1 to 1; None if the classes are in all
-    of these pairs, or in none: then there is nothing to tell apart."""
+    """Matthews correlation of reported and true presence over all judged pairs, -1 to 1; None if it is undefined, since
+    the classes are present in all of these pairs or in none."""
     absent_per_image: float
-    """Classes per image that are reported but not present."""
+    """Number of classes per image that are reported but not present."""
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Scores as probabilities: of all detections at or above the floor, right at IoU 0.5 with a true box of their
-    class."""
+    """Reliability of scores as probabilities, over all detections at or above the floor. A detection is right if it
+    overlaps a true box of its class at IoU 0.5."""
 
     error: float
     """Expected calibration error over `NUM_BINS` bins of equal count."""
     brier: float
-    """Mean squared difference of score and outcome."""
+    """Mean squared difference between score and outcome."""
     recall: float
     """Share of true boxes that a detection overlaps."""
     scores: Float64[np.ndarray, " B"]
@@ -65,53 +66,53 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What became of each reported detection, and of each true box, at IoU 0.5."""
+    """Outcome of each reported detection and of each true box, at IoU 0.5."""
 
     reported: Results
-    """The detections at or above the threshold of their image."""
+    """Detections at or above the threshold of their image."""
     is_right: Bool[np.ndarray, " K"]
-    """Which of them are matched one to one with a true box of their class."""
+    """Whether the detection is matched one to one with a true box of its class."""
     is_counted: Bool[np.ndarray, " K"]
-    """Whether every object of its class in its image has a box, so that a detection is wrong if it is not right."""
+    """Whether every object of its class in its image has a box, so that the detection is wrong if it is not right."""
     is_absent: Bool[np.ndarray, " K"]
-    """Whether its class is known not to be in its image."""
+    """Whether its class is known to be absent from its image."""
     true_rows: Int64[np.ndarray, " R"]
-    """Rows of the truth's boxes that count: no crowds, and none of a pair with missing boxes."""
+    """Rows of the truth's boxes that count: no crowds, and no boxes of pairs in which boxes are missing."""
     is_found: Bool[np.ndarray, " R"]
-    """Which of them a right detection is matched with."""
+    """Whether a right detection is matched with the true box."""
 
 
 @dataclass(frozen=True)
 class _Matches:
-    """Of K detections and R true boxes."""
+    """Matches of K detections and R true boxes."""
 
     overlap: Bool[np.ndarray, " K"]
-    """Which detections overlap a true box of their pair at IoU 0.5."""
+    """Whether the detection overlaps a true box of its pair at IoU 0.5."""
     hits: Bool[np.ndarray, "K T"]
-    """Which are matched one to one at each of `IOUS`."""
+    """Whether the detection is matched one to one at each of `IOUS`."""
     found: Bool[np.ndarray, " R"]
-    """Which true boxes are overlapped."""
+    """Whether a detection overlaps the true box at IoU 0.5."""
     score_of_true: Float64[np.ndarray, " R"]
-    """Score of the detection that each is matched with at IoU 0.5, or -1."""
+    """Score of the detection that the true box is matched with at IoU 0.5; -1 without a match."""
 
 
 @dataclass(frozen=True)
 class _JudgedPairs:
-    """Which of all pairs of an image and a class are judged, and which of those may have objects without a box."""
+    """The judged pairs of an image and a class, and the pairs that may have objects without a box."""
 
     listed: Int64[np.ndarray, " P"] | None
-    """Numbers of the judged pairs of a federated truth; None if all are judged but those `left_out`."""
+    """Numbers of the judged pairs of a federated truth; None if all pairs except `left_out` are judged."""
     left_out: Int64[np.ndarray, " U"]
-    """Of an exhaustive truth, the pairs with nothing but a crowd region."""
+    """Numbers of the pairs of an exhaustive truth with only a crowd region."""
     incomplete: Int64[np.ndarray, " I"]
-    """The pairs in which boxes do not count."""
+    """Numbers of the pairs in which boxes do not count."""
 
     @classmethod
     def of(cls, truth: Truth, pairs: ImageClassPairs, true_numbers: Int64[np.ndarray, " R"]) -> "_JudgedPairs":
-        """The pairs that a truth can judge.
+        """Find the pairs that a truth can judge.
 
         Args:
-            true_numbers: pair of each true box, crowds left out.
+            true_numbers: number of each true box's pair, without crowds.
         """
         if truth.is_federated:
             return cls(pairs.known(), np.zeros(0, np.int64), pairs.incomplete())
@@ -119,7 +120,7 @@ class _JudgedPairs:
         return cls(None, np.setdiff1d(with_crowd, true_numbers), with_crowd)
 
     def contain(self, numbers: Int64[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
-        """Which pairs are judged."""
+        """Return which pairs are judged."""
         return ~np.isin(numbers, self.left_out) if self.listed is None else np.isin(numbers, self.listed)
 
 
@@ -135,19 +136,20 @@ class _Pairs:
     is_present: Bool[np.ndarray, " S"]
     """Whether the class is known to be in the image."""
     is_absent: Bool[np.ndarray, " S"]
-    """Whether it is known not to be. A pair that is not judged is neither."""
+    """Whether the class is known to be absent from the image. A pair that is not judged is neither present nor
+    absent."""
     is_complete: Bool[np.ndarray, " S"]
     """Whether the pair is judged and all its objects have boxes, so that boxes count."""
 
 
 class DecisionEvaluator:
-    """Compares the detections of a data set with its truth; groups of classes are then looked at without new matching.
+    """Evaluator of a data set's detections as decisions; matching runs once for all groups of classes.
 
     Args:
-        truth: of the data set.
+        truth: truth of the data set.
         results: all detections.
-        base: which of the truth's categories choose the thresholds.
-        floor: detections of a lower score take part in nothing.
+        base: mask of the truth's categories on which the thresholds are chosen.
+        floor: detections of a lower score are ignored.
     """
 
     def __init__(self, truth: Truth, results: Results, *, base: Bool[np.ndarray, " C"], floor: float = FLOOR):
@@ -162,8 +164,8 @@ class DecisionEvaluator:
         takes_part = results.scores >= floor
         if truth.is_federated:  # most detections are of pairs that are not judged
             takes_part &= self._judged.contain(numbers)
-        # Of R true boxes and of K detections that take part: rows of the truth and of the results, positions in the S
-        # pairs.
+        # For the R true boxes and the K detections that take part: their rows in the truth and in the results, and
+        # their positions in the S pairs.
         self._true_rows, self._rows = np.flatnonzero(is_box), np.flatnonzero(takes_part)
         numbers, self._scores = numbers[self._rows], results.scores[self._rows]
         pair_numbers = np.unique(np.concatenate([true_numbers, numbers]))
@@ -174,7 +176,7 @@ class DecisionEvaluator:
         self._matches = _match(self._pair_of_true, true_boxes, self._pair_of_detection, boxes, self._scores)
 
     def _compared(self, numbers: Int64[np.ndarray, " S"]) -> _Pairs:
-        """What is true of these pairs, and reported of them."""
+        """Collect the true presence and the reported scores of these pairs."""
         num_true = np.bincount(self._pair_of_true, minlength=len(numbers))
         best_scores: Float64[np.ndarray, " S"] = np.zeros(len(numbers))
         np.maximum.at(best_scores, self._pair_of_detection, self._scores)
@@ -189,10 +191,10 @@ class DecisionEvaluator:
         )
 
     def thresholds(self) -> tuple[float, float]:
-        """The threshold for the even images and for the odd ones: each the best for base classes on the others.
+        """Choose the thresholds for the even images and for the odd ones, each on the base classes of the other half.
 
-        Every score of a detection is tried; of equally good ones, the lowest is taken. Without a correlation, the best
-        is that of the highest F1.
+        The threshold with the highest product of F1 and IL_MCC is chosen, or with the highest F1 if IL_MCC is
+        undefined. Every score of a detection is tried; of equally good thresholds the lowest is taken.
         """
         candidates = np.unique(np.concatenate([[self._floor], self._scores]))
         best = []
@@ -204,10 +206,10 @@ class DecisionEvaluator:
         return best[0], best[1]
 
     def decide(self, classes: Bool[np.ndarray, " C"], thresholds: tuple[float, float]) -> Decisions:
-        """The decisions about a group of classes.
+        """Compute the metrics of the decisions about a group of classes.
 
         Args:
-            thresholds: for the even images and for the odd ones; at least the floor is taken.
+            thresholds: for the even images and for the odd ones; lower ones than the floor are raised to it.
         """
         thresholds = max(thresholds[0], self._floor), max(thresholds[1], self._floor)
         even, odd = (self._count(classes, half, np.array([threshold])) for half, threshold in enumerate(thresholds))
@@ -225,9 +227,10 @@ class DecisionEvaluator:
         )
 
     def reliability(self, classes: Bool[np.ndarray, " C"]) -> Reliability:
-        """How well the scores of a group of classes are probabilities, in the pairs where boxes count.
+        """Measure how well the scores of a group of classes are probabilities, in the pairs where boxes count.
 
-        Of detections of equal scores, each bin has the share that is right, whatever their order.
+        Each detection counts with the share of right ones among the detections of its score, so that the order of equal
+        scores does not change the bins.
         """
         is_of_classes = classes[self._all_pairs.class_rows(self._pairs.numbers)]
         chosen = (is_of_classes & self._pairs.is_complete)[self._pair_of_detection]
@@ -248,10 +251,10 @@ class DecisionEvaluator:
         )
 
     def verdicts(self, thresholds: tuple[float, float]) -> Verdicts:
-        """What became of each detection and each true box.
+        """Determine the outcome of each reported detection and each true box.
 
         Args:
-            thresholds: for the even images and for the odd ones.
+            thresholds: for the even images and for the odd ones; lower ones than the floor are raised to it.
         """
         half_thresholds = np.maximum(thresholds, self._floor)
         is_reported = self._results.scores >= half_thresholds[self._half_of_result]
@@ -259,7 +262,7 @@ class DecisionEvaluator:
         threshold_of_true = half_thresholds[self._halves(self._pairs.numbers[self._pair_of_true])]
 
         def of_reported(is_so: Bool[np.ndarray, " J"]) -> Bool[np.ndarray, " K"]:
-            """From detections that take part to those that are reported; False for one that takes no part."""
+            """Map a mask of the detections that take part to the reported ones; False for one that takes no part."""
             of_all = np.zeros(len(is_reported), bool)
             of_all[self._rows] = is_so
             return of_all[is_reported]
@@ -274,15 +277,15 @@ class DecisionEvaluator:
         )
 
     def _halves(self, pairs: Int64[np.ndarray, " Q"]) -> Int64[np.ndarray, " Q"]:
-        """0 for the pairs, by number, of the even images, and 1 for those of the odd ones."""
+        """Return 0 for pairs, by number, of even images and 1 for those of odd images."""
         return self._all_pairs.image_rows(pairs) % 2
 
     def _in(self, classes: Bool[np.ndarray, " C"], half: int, pairs: Int64[np.ndarray, " Q"]) -> Bool[np.ndarray, " Q"]:
-        """Which pairs, by number, are of these classes and of the even (0) or odd (1) images."""
+        """Return which pairs, by number, belong to these classes and to the even (0) or odd (1) images."""
         return classes[self._all_pairs.class_rows(pairs)] & (self._halves(pairs) == half)
 
     def _num_judged(self, classes: Bool[np.ndarray, " C"], half: int) -> int:
-        """Number of judged pairs, those without a true box or a detection among them."""
+        """Count the judged pairs, including those without a true box or a detection."""
         if self._judged.listed is not None:
             return int(self._in(classes, half, self._judged.listed).sum())
         num_images = len(range(half, self._all_pairs.num_images, 2))
@@ -308,7 +311,7 @@ class DecisionEvaluator:
         )
 
     def _hits(self, classes: Bool[np.ndarray, " C"], half: int, threshold: float) -> Int64[np.ndarray, " T"]:
-        """Number of right boxes at each of `IOUS`, in the pairs whose class is present and whose boxes count."""
+        """Count the right boxes at each of `IOUS`, in the pairs whose class is present and whose boxes count."""
         pairs = self._pairs
         counted = self._in(classes, half, pairs.numbers) & pairs.is_present & pairs.is_complete
         return self._matches.hits[counted[self._pair_of_detection] & (self._scores >= threshold)].sum(axis=0)
@@ -316,7 +319,7 @@ class DecisionEvaluator:
 
 @dataclass(frozen=True)
 class _Counts:
-    """At each threshold, numbers of pairs by reported and true presence, and of boxes where the class is present."""
+    """Numbers of pairs by reported and true presence, and of boxes where the class is present, at each threshold."""
 
     true_present: Float64[np.ndarray, " T"]
     false_present: Float64[np.ndarray, " T"]
@@ -333,18 +336,18 @@ class _Counts:
 def _num_at_least(
     values: Float64[np.ndarray, " V"], thresholds: Float64[np.ndarray, " T"]
 ) -> Float64[np.ndarray, " T"]:
-    """How many of the values are at or above each threshold."""
+    """Count the values at or above each threshold."""
     return (len(values) - np.searchsorted(np.sort(values), thresholds, side="left")).astype(np.float64)
 
 
 def _means_of_equal(scores: Float64[np.ndarray, " K"], right: Bool[np.ndarray, " K"]) -> Float64[np.ndarray, " K"]:
-    """For each detection, the share of the detections of its score that are right."""
+    """Compute for each detection the share of right ones among the detections of its score."""
     _, group, sizes = np.unique(scores, return_inverse=True, return_counts=True)
     return (np.bincount(group, weights=right, minlength=len(sizes)) / sizes)[group]
 
 
 def _mcc(counts: _Counts) -> Float64[np.ndarray, " T"]:
-    """0 where all pairs are reported, or none; NaN where the class is in all pairs, or in none."""
+    """Compute the Matthews correlation; 0 if all pairs are reported or none, NaN if the class is in all or none."""
     a, b, c, d = counts.true_present, counts.false_present, counts.false_absent, counts.true_absent
     product = (a + b) * (a + c) * (d + b) * (d + c)
     mcc = np.divide(a * d - b * c, product**0.5, out=np.zeros_like(product), where=product > 0)
@@ -365,9 +368,9 @@ def _match(
 ) -> _Matches:
     """Match detections with the true boxes of their pair of an image and a class.
 
-    A pair's detections are matched best score first, each to the true box it overlaps most of those that are left, so
-    a higher threshold never changes the matches of what remains. All pairs are matched together: first the best
-    detection of each, then the second, and so on. In such a turn no two detections want the same true box.
+    A pair's detections are matched in descending order of score, each to the free true box that it overlaps most, so a
+    higher threshold never changes the matches of the remaining detections. All pairs are matched together: first the
+    best detection of each pair, then the second, and so on. Within a turn no two detections compete for a true box.
     """
     hits, taken = np.zeros((len(pair), len(IOUS)), bool), np.zeros((len(true_pair), len(IOUS)), bool)
     overlap, found = np.zeros(len(pair), bool), np.zeros(len(true_pair), bool)
@@ -387,15 +390,15 @@ def _match(
 
 
 def _turns(rows: Int64[np.ndarray, " E"], pairs: Int64[np.ndarray, " E"]) -> Iterator[Int64[np.ndarray, " e"]]:
-    """Yield which overlaps are of the best detection of each pair that has any, then which of the second, and so on.
+    """Yield the positions of the overlaps of each pair's best detection, then of its second best, and so on.
 
     Args:
-        rows: the detection of each overlap; of a pair the best first.
+        rows: the detection of each overlap, best first within a pair.
         pairs: the pair of each overlap, ascending.
     """
     if not len(rows):
         return
-    number = np.cumsum(np.diff(rows, prepend=rows[0]) != 0)  # of the detection, over all pairs
+    number = np.cumsum(np.diff(rows, prepend=rows[0]) != 0)  # detections are numbered over all pairs
     starts, lengths = _runs(pairs)
     rank = number - np.repeat(number[starts], lengths)
     by_rank = np.argsort(rank, kind="stable")
@@ -405,7 +408,7 @@ def _turns(rows: Int64[np.ndarray, " E"], pairs: Int64[np.ndarray, " E"]) -> Ite
 def _best_of_runs(
     values: Float64[np.ndarray, "e T"], owners: Int64[np.ndarray, " e"]
 ) -> tuple[Float64[np.ndarray, "n T"], Int64[np.ndarray, "n T"]]:
-    """Of each run of equal owners, the highest value in every column, and the first entry that has it."""
+    """Return, for each run of equal owners, the highest value in each column and the first entry that has it."""
     starts, lengths = _runs(owners)
     best = np.maximum.reduceat(values, starts)
     is_best = values == np.repeat(best, lengths, axis=0)
@@ -414,6 +417,6 @@ def _best_of_runs(
 
 
 def _runs(values: Int64[np.ndarray, " E"]) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-    """Start and length of each run of equal values, which are not negative."""
+    """Return the start and length of each run of equal values; the values must not be negative."""
     starts = np.flatnonzero(np.diff(values, prepend=-1))
     return starts, np.diff(starts, append=len(values))

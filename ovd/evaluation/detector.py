@@ -1,4 +1,4 @@
-"""Detect in a data set that is evaluated, with its own vocabulary: every class of the annotation file is asked for."""
+"""Detection in a data set that is evaluated, with every class of its annotation file as a query."""
 
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
@@ -20,7 +20,7 @@ from ovd.structures import Detections
 
 @runtime_checkable
 class DatasetDetector(Protocol):
-    """What is evaluated: a `BatchDetector`, or an exported detector."""
+    """A detector that can be evaluated: a `BatchDetector`, or an exported detector."""
 
     @property
     def threshold(self) -> float | None: ...
@@ -39,19 +39,19 @@ def detect_in_dataset(
     engine: Engine,
     stop: StopRequest | None = None,
 ) -> BoxEvaluator:
-    """Detect in every image of the data set; the evaluator returned computes on demand.
+    """Detect in every image of the data set and return an evaluator that has the detections.
 
     Each rank detects in its part of the images. The main process's evaluator has all results, in the index's order;
     those of other ranks are empty.
 
     Args:
-        queries: one per category of `index`, in its order.
-        index: loaded with its truth.
-        stop: a request at which every rank gives up, each after the image that it is at.
+        queries: one query per category of `index`, in its order.
+        index: the data set, loaded with its truth.
+        stop: a request to stop, after which every rank finishes its current image and stops.
 
     Raises:
         ValueError: the index has no truth.
-        Stopped: there was a request to stop.
+        Stopped: a stop was requested.
     """
     category_ids = tuple(category.id for category in index.categories)
     if index.truth is None:

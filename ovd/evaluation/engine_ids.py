@@ -1,4 +1,4 @@
-"""Ids as the metric engines keep them apart: they read results as floats, which round ids above 2^53."""
+"""Ids that the metric engines read exactly; they read results as floats, which round ids above 2^53."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,9 +13,10 @@ LARGEST_EXACT_ID = 2**53
 
 
 def with_exact_ids(truth: Truth, judged: Sequence[Results]) -> tuple[Truth, list[Results]]:
-    """Truth and detections for an engine. Where an id is negative or above 2^53, ids are positions from 1, in order.
+    """Return truth and detections with ids that an engine reads exactly.
 
-    No figure depends on the ids themselves, nor does the order of images and categories change.
+    If an id is negative or above 2^53, all ids are replaced by positions from 1. No figure depends on the ids
+    themselves, and the order of images and categories does not change.
     """
     if all(_are_exact(ids) for ids in (truth.ids_of_images, truth.ids_of_categories)):
         return truth, list(judged)

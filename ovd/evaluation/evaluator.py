@@ -1,4 +1,4 @@
-"""What the evaluators of both protocols share: collecting detections and refusing what makes figures meaningless."""
+"""Base class of the box evaluators, which collects detections and refuses those that make figures meaningless."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
@@ -13,23 +13,25 @@ from ovd.evaluation.report import Evaluation
 from ovd.evaluation.results import Results, concatenate
 from ovd.shapes import Bool
 
-if TYPE_CHECKING:  # torch, which evaluating a results file does not need
+if TYPE_CHECKING:  # imports torch, which the evaluation of a results file does not need
     import ovd.structures
 
 
 LARGEST_PX = 1e12
-"""No box lies beyond; areas of much larger ones cannot be computed."""
+"""Limit that the coordinates and sides of a box stay below; areas of much larger boxes cannot be computed."""
 
 
 class BoxEvaluator(ABC):
-    """Collects detections of an annotation file's images; an image never added counts as one without detections.
+    """Evaluator of the detections in an annotation file's images.
+
+    An image that is never added counts as an image without detections.
 
     Args:
         truth: the true boxes of the annotation file.
-        category_ids: the file's category id of each row of the vocabulary that the detector was asked for. Categories
-            of the file that no row maps to are evaluated all the same: their boxes count as missed.
-        engine: that computes the metrics.
-        groups: names of classes, in the named groups of a benchmark.
+        category_ids: the file's category id of each row of the detector's vocabulary. Categories of the file that no
+            row maps to are evaluated, too: their boxes count as missed.
+        engine: name of the package that computes the metrics.
+        groups: class names of each group of a benchmark.
 
     Raises:
         ValueError: `category_ids` holds an id that the annotation file does not have, or it has no categories.
@@ -55,11 +57,11 @@ class BoxEvaluator(ABC):
             raise ValueError(f"category_ids: {truth.path} has no categories {unknown[:20].tolist()}")
 
     def update(self, image_id: int, detections: "ovd.structures.Detections") -> None:
-        """Adds one image's detections, in any order, in pixels of the original image.
+        """Add the detections of one image, in any order, in pixels of the original image.
 
         Raises:
             ValueError: the image was added before or is not in the annotation file, a class is outside the
-                vocabulary, a score or box is not finite; names the image and the record.
+                vocabulary, or a score or box is invalid, as in `add_results`; names the image and the record.
         """
         source = f"detections of image {image_id}"
         if image_id not in self._images_to_come:
@@ -82,16 +84,17 @@ class BoxEvaluator(ABC):
         self._images_to_come.remove(image_id)
 
     def add_results(self, results: Results, *, source: str) -> None:
-        """Adds detections of any images: from a results file, or from another process's evaluator.
+        """Add detections of any images, from a results file or from another process's evaluator.
 
         Args:
-            source: what an error calls these detections, such as the file's path.
+            source: name of these detections in error messages, such as the file's path.
 
         Raises:
-            ValueError: naming `source` and the first bad record.
+            ValueError: a score or box is not finite, a box is too large or has a negative side, or an image or category
+                is not in the annotation file; names `source` and the first such record.
         """
         _, _, width, height = results.boxes_xywh.T
-        largest = np.maximum.reduce(np.abs(results.boxes_xywh).T)  # NaN where a number is
+        largest = np.maximum.reduce(np.abs(results.boxes_xywh).T)  # NaN if one of the four numbers is NaN
         self._refuse(~np.isfinite(results.scores), "the score is not finite", results, source)
         self._refuse(~np.isfinite(largest), "the box is not finite", results, source)
         self._refuse(largest >= LARGEST_PX, "the box is beyond all pictures", results, source)
@@ -103,26 +106,26 @@ class BoxEvaluator(ABC):
         self._parts.append(results)
 
     def clear(self) -> None:
-        """Forgets all detections, as if none had been added."""
+        """Remove all detections, as if none had been added."""
         self._parts = []
         self._images_to_come = {image.id for image in self.truth.images}
 
     def results(self) -> Results:
-        """Everything added so far, uncapped, in the order added."""
+        """Return all detections added so far, uncapped, in the order in which they were added."""
         self._parts = [concatenate(self._parts)]
         return self._parts[0]
 
     def note_of_count(self, results: Results) -> str:
-        """How many detections there are, and in how many of the truth's images."""
+        """Return a note with the number of detections, and of the truth's images that have any."""
         num_with = int(np.isin(self.truth.ids_of_images, results.image_ids).sum())
         return f"{len(results)} detections in {num_with} of {len(self.truth.images)} images"
 
     @abstractmethod
     def evaluate(self) -> Evaluation:
-        """All figures, with the protocol each belongs to, per-class rows and curves."""
+        """Compute all figures with their protocols, the per-class rows and the curves."""
 
     def compute(self) -> dict[str, float]:
-        """The metrics alone, 0 to 1; -1 where the annotation file has no box that a metric could speak of."""
+        """Compute only the metrics, 0 to 1; -1 where the annotation file has no true box for a metric."""
         return self.evaluate().metrics
 
     def _refuse(self, bad: Bool[np.ndarray, " N"], reason: str, results: Results, source: str) -> None:

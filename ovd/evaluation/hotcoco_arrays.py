@@ -1,4 +1,4 @@
-"""Truth and detections as hotcoco takes them: in arrays."""
+"""Conversion of truth and detections to the arrays that hotcoco takes."""
 
 import hotcoco
 import numpy as np
@@ -9,7 +9,7 @@ from ovd.shapes import Float64
 
 
 def hotcoco_truth(truth: Truth) -> hotcoco.COCO:
-    """The truth as a data set of the engine. Its annotations are numbered from 1."""
+    """Convert the truth to a data set of hotcoco. Its annotations are numbered from 1."""
     return hotcoco.COCO.from_arrays(
         truth.image_records(),
         truth.category_records(),
@@ -22,5 +22,5 @@ def hotcoco_truth(truth: Truth) -> hotcoco.COCO:
 
 
 def hotcoco_rows(results: Results) -> Float64[np.ndarray, "N 7"]:
-    """A row per detection: image id, x, y, width, height, score, category id. pycocotools takes this form, too."""
+    """Return a row per detection: image id, x, y, width, height, score, category id. pycocotools takes them, too."""
     return np.column_stack([results.image_ids, results.boxes_xywh, results.scores, results.category_ids])

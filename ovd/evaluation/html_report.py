@@ -1,4 +1,4 @@
-"""report.html: what an evaluation found, in one page that opens from disk and needs no network."""
+"""report.html: the results of an evaluation in one page that opens from disk and needs no network."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,14 +21,14 @@ from ovd.shapes import Float64
 
 REPORT_PAGE = "report.html"
 _NUM_CURVES = 5
-"""Curves of all classes and of groups, which leaves the sixth color to a chosen class."""
+"""Maximum number of curves of all classes and of groups; the sixth color is left for a chosen class."""
 
 
 def write_html_report(data: Mapping[str, Any], folder: Path) -> Path:
     """Write the page, replacing that of an earlier evaluation, and return its path.
 
     Args:
-        data: what it shows (`report_data`).
+        data: content of the page (`report_data`).
     """
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / REPORT_PAGE) as file:
@@ -44,12 +44,12 @@ def report_data(
     naming: Sequence[Confusion] | None = None,
     is_trained: Sequence[bool] | None = None,
 ) -> dict[str, Any]:
-    """What the page shows, as its script reads it.
+    """Return the content of the page in the form that its script reads.
 
     Args:
-        title: of the page: the run's name, or the results file's.
-        index: where the images are; None leaves out the pictures.
-        naming: from the naming of true boxes (`NamingReport.confusions`); None if it was not measured.
+        title: title of the page: the name of the run or of the results file.
+        index: annotations with the paths of the images; None leaves out the pictures.
+        naming: confusions in the naming of true boxes (`NamingReport.confusions`); None if it was not measured.
         is_trained: whether each category's name was trained on; None if it is not known.
     """
     evaluation, decisions = measures.evaluation, measures.decisions
@@ -96,7 +96,7 @@ def report_data(
 
 
 def _classes(measures: Measures, groups: Sequence[str], is_trained: Sequence[bool] | None) -> list[list[Any]]:
-    """A row for each class: name, group, trained on, boxes, detections, AP, AP50, AR, images with a false alarm."""
+    """Return a row per class: name, group, trained on, boxes, detections, AP, AP50, AR, images with a false alarm."""
     alarms = _false_alarms(measures)
 
     def row(number: int, item: ClassRow) -> list[Any]:
@@ -109,7 +109,7 @@ def _classes(measures: Measures, groups: Sequence[str], is_trained: Sequence[boo
 
 
 def _groups_of_classes(measures: Measures) -> list[str]:
-    """LVIS's frequency of each class, else the benchmark's group, else nothing."""
+    """Return the LVIS frequency of each class, or else its group in the benchmark, or else an empty string."""
     names = [NAME_OF_FREQUENCY.get(item.frequency, "") for item in measures.evaluation.classes]
     if any(names):
         return names
@@ -118,7 +118,7 @@ def _groups_of_classes(measures: Measures) -> list[str]:
 
 
 def _false_alarms(measures: Measures) -> list[int]:
-    """In how many images each class is reported without being there."""
+    """Count, for each class, the images in which it is reported but known to be absent."""
     verdicts, pairs = measures.decisions.verdicts, ImageClassPairs(measures.truth)
     absent = verdicts.reported.take(verdicts.is_absent)
     numbers = np.unique(pairs.numbers(absent.image_ids, absent.category_ids))
@@ -126,7 +126,7 @@ def _false_alarms(measures: Measures) -> list[int]:
 
 
 def _curves(measures: Measures) -> list[Curve]:
-    """The evaluation's own curves, and those of a benchmark's groups of classes."""
+    """Return the evaluation's curves and those of a benchmark's groups of classes."""
     evaluation = measures.evaluation
     if any(item.frequency for item in evaluation.classes):
         return list(evaluation.curves)

@@ -3,7 +3,7 @@
 Ordinary AP judges at most 300 detections per image, the official rule. Fixed AP (Dave et al., arXiv:2102.01066)
 judges the best 10,000 detections of each class over the whole data set, however many of them share an image. Both are
 federated: a detection counts only in images where its class is known to be present or absent, and an unmatched one is
-forgiven where the class was not annotated exhaustively.
+ignored where the class was not annotated exhaustively.
 """
 
 import contextlib
@@ -33,20 +33,20 @@ MAX_PER_IMAGE = 300
 
 
 class LVISEvaluator(BoxEvaluator):
-    """LVIS box AP, ordinary and fixed.
+    """Evaluator of LVIS box AP, ordinary and fixed.
 
     Metrics: `AP AP50 AP75 APs APm APl APr APc APf AR@300 ARs@300 ARm@300 ARl@300` (ordinary) and `AP_fixed AP50_fixed
     ... APf_fixed`.
 
     Args:
-        truth: of an LVIS file, v0.5 or v1.
+        truth: true boxes of an LVIS file, v0.5 or v1.
         category_ids: category id of each vocabulary row, see `BoxEvaluator`.
-        engine: "hotcoco", or "official": the `lvis` package.
-        max_per_class: fixed AP's limit of detections per class.
+        engine: "hotcoco", or "official" for the `lvis` package.
+        max_per_class: maximum number of detections per class for fixed AP.
 
     Raises:
-        ValueError: the truth has no federated labels, without which AP would silently change; unknown `category_ids`;
-            or the package of the engine is not installed.
+        ValueError: the truth has no federated labels, without which AP would silently change; an id in `category_ids`
+            is unknown; or the package of the engine is not installed.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class LVISEvaluator(BoxEvaluator):
             raise ValueError(f"{truth.path} was not read as LVIS: without federated labels its metrics would change")
         super().__init__(truth, category_ids, engine)
         if engine == "official":
-            _import_lvis()  # it is missed now, not after all detections
+            _import_lvis()  # a missing package is an error now, not after detection
         self._run_engine = _ENGINES[engine]
         self._max_per_class = max_per_class
         self._groups = {
@@ -70,12 +70,14 @@ class LVISEvaluator(BoxEvaluator):
         }
 
     def evaluate(self) -> Evaluation:
-        """Runs the engine once for each protocol, or once for both where they judge the same detections. Per-class rows
-        and curves are ordinary AP's."""
+        """Run the engine once per protocol, or once for both if they judge the same detections.
+
+        Per-class rows and curves are those of ordinary AP.
+        """
         results = self.results()
         capped_by_image = limit_per_image(results, MAX_PER_IMAGE)
         capped_by_class = limit_per_class(results, self._max_per_class)
-        # lvis-api drops detections without area, after its cap; hotcoco would judge them
+        # lvis-api drops detections without area after its cap; hotcoco would judge them
         judged = [_with_area(capped_by_image)]
         if len(capped_by_image) < len(results) or len(capped_by_class) < len(results):
             judged.append(_with_area(capped_by_class))
@@ -124,7 +126,7 @@ class LVISEvaluator(BoxEvaluator):
         }
 
     def _unusual(self, results: Results) -> list[str]:
-        """What a reader of the figures has to know about these annotations and detections."""
+        """Return notes on missing frequencies, classes and areas, which a reader of the figures must know."""
         notes = []
         silent = sum(category.frequency is None for category in self.truth.categories)
         if silent:
@@ -153,9 +155,10 @@ def _have_area(results: Results) -> Bool[np.ndarray, " N"]:
 
 
 def _run_hotcoco(truth: Truth, judged: Sequence[Results]) -> list[PrecisionRecall]:
-    """The curves of each of several sets of detections.
+    """Compute the precision-recall curves of each set of detections.
 
-    Detections of classes that are not known in their image, most of all, are left out: the engine would pass over them.
+    Detections of a class whose presence in the image is not known, which are most, are left out, since the engine
+    would ignore them.
     """
     dataset, pairs = hotcoco_truth(truth), ImageClassPairs(truth)
     known = pairs.known()
@@ -164,20 +167,20 @@ def _run_hotcoco(truth: Truth, judged: Sequence[Results]) -> list[PrecisionRecal
         results = results.take(np.isin(pairs.numbers(results.image_ids, results.category_ids), known))
         detections = hotcoco.LVISResults(dataset, hotcoco_rows(results), max_dets=-1)
         evaluation = hotcoco.LVISEval(dataset, detections, "bbox")
-        # Detections are capped before: without this an image's best 300 of a class are left.
+        # The detections are capped already. By default the engine keeps the best 300 of each class in an image.
         parameters = evaluation.params  # a copy
         parameters.max_dets = [max(MAX_PER_IMAGE, len(results))]
         evaluation.params = parameters
         evaluation.evaluate()
         evaluation.accumulate()
-        tables = evaluation.eval  # a copy each time
+        tables = evaluation.eval  # each access makes a copy
         assert tables is not None
         curves.append(PrecisionRecall(tables["precision"][..., 0], tables["recall"]))
     return curves
 
 
 def _run_official(truth: Truth, judged: Sequence[Results]) -> list[PrecisionRecall]:
-    """The curves of each of several sets of detections."""
+    """Compute the precision-recall curves of each set of detections."""
     lvis = _import_lvis()
     return [_run_lvis(lvis, truth, results) for results in judged]
 
@@ -186,7 +189,7 @@ def _run_lvis(lvis: ModuleType, truth: Truth, results: Results) -> PrecisionReca
     dataset = _index(lvis.LVIS, truth.as_dataset())
     columns = (results.image_ids, results.category_ids, results.boxes_xywh, results.scores)
     rows = zip(*(column.tolist() for column in columns), strict=True)
-    # LVISResults' own constructor fails on an empty list and would cap; its index is all that LVISEval asks for
+    # The constructor of LVISResults fails on an empty list and caps the detections; LVISEval needs only the index.
     detections = _index(
         lvis.LVISResults,
         {
@@ -212,7 +215,7 @@ def _run_lvis(lvis: ModuleType, truth: Truth, results: Results) -> PrecisionReca
 
 
 def _index(dataset_class: Any, dataset: dict[str, Any]) -> Any:
-    """An lvis-api data set from memory; its constructors read files only."""
+    """Make an lvis-api data set from memory without its constructor, which for `LVIS` reads a file."""
     indexed = dataset_class.__new__(dataset_class)
     indexed.logger = logging.getLogger("lvis")
     indexed.dataset = dataset
@@ -221,7 +224,7 @@ def _index(dataset_class: Any, dataset: dict[str, Any]) -> Any:
 
 
 class _NumpyWithFloat(ModuleType):
-    """numpy as lvis 0.5.3 knows it: `np.float` went with numpy 1.24. Seen by `lvis.eval` alone."""
+    """numpy with `np.float`, which lvis 0.5.3 uses and numpy 1.24 removed; only `lvis.eval` gets this module."""
 
     float = float
 
@@ -231,10 +234,10 @@ class _NumpyWithFloat(ModuleType):
 
 @root_logger_left_alone()
 def _import_lvis() -> ModuleType:
-    """The `lvis` package, imported when asked for, since it brings OpenCV and pyplot.
+    """Import the `lvis` package, only when it is needed, since it imports OpenCV and pyplot.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: the package, or one that it imports, is not installed.
     """
     try:
         import lvis

@@ -1,4 +1,4 @@
-"""What an evaluation of detections measured, in one piece."""
+"""A data class for everything that an evaluation of detections measures."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ from ovd.shapes import Bool
 
 @dataclass(frozen=True)
 class Measures:
-    """All that an evaluation measured of a set of detections."""
+    """All measures of a set of detections, with the truth and the detections themselves."""
 
     evaluation: Evaluation
     decisions: DecisionReport
     truth: Truth
-    """That the decisions are judged by."""
+    """Truth that judges the decisions."""
     results: Results
     groups: dict[str, Bool[np.ndarray, " C"]]
-    """Which of the truth's categories belong to each group, `all` first."""
+    """Mask of the truth's categories for each group, `all` first."""

@@ -1,13 +1,13 @@
-"""How often true boxes are named right, by CLIP before training and by the detector after it.
+"""Measurement of how often true boxes are named right, by CLIP before training and by the detector after it.
 
-Training on some classes may bend the features away from the text space, so that the other classes are no longer
-recognized. Here localization, scores and suppression are left aside: for a true box, is its class the most similar of
-all names? CLIP answers three times: by its dense feature at one point, by the mean of this feature over the box, and on
-a crop of the box, which is the reference: what CLIP itself can tell (CLIPSelf, arXiv:2310.01403, section 3). The
-detector answers by its class embedding at the same point.
+Training on some classes may bend the features away from the text space, so that other classes are no longer recognized.
+Localization, scores and suppression play no part here: a true box is named right if its class is the most similar of
+all names. CLIP names it in three ways: by its dense feature at one point, by the mean of this feature over the box, and
+by its embedding of a crop of the box, the reference for what CLIP itself can recognize (CLIPSelf, arXiv:2310.01403,
+section 3). The detector names it by its class embedding at the same point.
 
 Rare classes are named wrong for two reasons: their features are poor, or the names that were trained on attract them.
-Rare boxes named among the rare names alone tell them apart.
+Naming rare boxes among the rare names alone tells the two reasons apart.
 """
 
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ from ovd.progress import progress
 from ovd.structures import Batch, Points, Targets
 
 BINS_OF_BOX = 7
-"""The mean over a box is over this many bins by as many, with 2 x 2 samples in each."""
+"""Number of bins per side of a box for the mean over it, with 2 x 2 samples in each bin."""
 
 
 @torch.no_grad()
@@ -54,16 +54,16 @@ def measure_naming(
 
     Args:
         inference: the detector and how it is run.
-        clip_backbone: CLIP's own, loaded anew, since training changes the modules that the detector was built from.
-            Moved to the detector's device.
+        clip_backbone: CLIP's own backbone, loaded anew, since training changes the modules that the detector was built
+            from. It is moved to the detector's device.
         text: one unit row per category of `index`, in its order.
-        index: with its whole vocabulary.
-        clip_text: CLIP's own rows, where the detector has learned others.
-        crops: embeds tight crops, cut out of the images at the size that the detector sees.
-        max_images: at most this many, evenly spread over the data set; None takes all.
+        index: the data set with its whole vocabulary.
+        clip_text: CLIP's own text rows, if the detector has learned others.
+        crops: encoder of tight crops, which are cut out of the images at the size that the detector gets.
+        max_images: maximum number of images, evenly spread over the data set; None takes all.
 
     Raises:
-        ValueError: not one row of text per category.
+        ValueError: `text` does not have one row per category.
         DataError: an image is missing or cannot be read.
     """
     namer = _Namer(inference, clip_backbone, text, text if clip_text is None else clip_text, index, crops)
@@ -122,20 +122,20 @@ def _report(
 
 @dataclass(frozen=True)
 class _PointsInBoxes:
-    """Points inside true boxes of a batch, by image; a point in several boxes comes several times."""
+    """Points inside true boxes of a batch, by image; a point in several boxes has an entry for each."""
 
     images: Int[Tensor, " N"]
     points: Int[Tensor, " N"]
     boxes: Float[Tensor, "N 4"]
-    """The true box."""
+    """True box around each point."""
     classes: Int[Tensor, " N"]
-    """Of the true box."""
+    """Class of the true box."""
     is_nearest: Bool[Tensor, " N"]
-    """Whether it is the box's nearest matched point."""
+    """Whether the point is the nearest of those matched to the box."""
 
 
 def _points_in_boxes(points: Points, targets: tuple[Targets, ...], matched: Int[Tensor, "B P"]) -> _PointsInBoxes:
-    """All points inside each box on the level of its nearest matched point; none where no point is matched to it."""
+    """Find all points inside each box on the level of its nearest matched point; none for a box without one."""
     parts = []
     for image, (true, matched_to) in enumerate(zip(targets, matched, strict=True)):
         nearest = nearest_matched_points(points, true.boxes, matched_to)
@@ -149,21 +149,21 @@ def _points_in_boxes(points: Points, targets: tuple[Targets, ...], matched: Int[
 
 @dataclass(frozen=True)
 class _Named:
-    """How N points or boxes are named, in W ways: boxes in those of `WAYS`, points by CLIP and by the detector."""
+    """Names of N points or boxes, given in W ways: to boxes in those of `WAYS`, to points by CLIP and the detector."""
 
     classes: Int[Tensor, " N"]
-    """The right names."""
+    """Classes of the true boxes: the right names."""
     given: Int[Tensor, " N"]
-    """The detector's names."""
+    """Classes that the detector names."""
     right: Bool[Tensor, "N W"]
     right_among_rare: Bool[Tensor, "N W"] | None
-    """Where only the rare names may be chosen; None of points, and without a rare name."""
+    """The same if only the rare names may be chosen; None for points, and without a rare name."""
     cosines: Float[Tensor, "N 2"]
-    """In the order of `Cosines`."""
+    """Cosines in the order of the fields of `Cosines`."""
 
 
 class _Namer:
-    """CLIP, a detector and the names to choose from."""
+    """CLIP and a detector, with the names that they choose from."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class _Namer:
         self._crops = crops
 
     def name(self, batch: Batch, inside: _PointsInBoxes) -> tuple[_Named, _Named]:
-        """How the points are named, and how each box that has a nearest point among them."""
+        """Name the points, and each box that has its nearest matched point among them."""
         detector, images = self._inference.detector, batch.images
         pixels = detector.normalization(images).contiguous(memory_format=self._inference.compute.frozen_memory_format)
         nearest = inside.is_nearest
@@ -232,7 +232,7 @@ class _Namer:
     def _at_points(
         self, dense: Float[Tensor, "B D h w"], inside: _PointsInBoxes, images: UInt8[Tensor, "B 3 H W"]
     ) -> Float[Tensor, "N D"]:
-        """The dense feature as each pyramid level gets it."""
+        """Return the dense feature at the points, resampled as for each pyramid level."""
         stride = self._clip.strides[-1]
         levels = [
             resample_dense(dense, stride, (-(-images.shape[-2] // level), -(-images.shape[-1] // level)), level)
@@ -241,7 +241,7 @@ class _Namer:
         return torch.cat([level.flatten(2) for level in levels], dim=2)[inside.images, :, inside.points]
 
     def _best(self, embeddings: Float[Tensor, "N D"], names: TextClassifier) -> Int[Tensor, " N"]:
-        """The class of the most similar name."""
+        """Return the class of the name most similar to each embedding."""
         chunks = embeddings.split(points_at_a_time(len(names), embeddings.device))
         return names.class_ids[torch.cat([names.cosines(chunk).argmax(dim=1) for chunk in chunks])]
 
@@ -249,12 +249,14 @@ class _Namer:
 def mean_over_boxes(
     dense: Float[Tensor, "B D h w"], images: Int[Tensor, " K"], boxes: Float[Tensor, "K 4"], stride: int
 ) -> Float[Tensor, "K D"]:
-    """The mean of a dense feature over each box, unit length. Bilinear between cells, constant beyond the outer ones.
+    """Compute the mean of a dense feature over each box, normalized to unit length.
+
+    The feature is interpolated bilinearly between cells and constant beyond the outer ones.
 
     Args:
-        images: the image of each box.
+        images: row of each box's image in the batch.
         boxes: xyxy in pixels.
-        stride: of the dense feature, in pixels.
+        stride: stride of the dense feature in pixels.
     """
     regions = torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1).to(dense.dtype)
     bins = roi_align(dense, regions, BINS_OF_BOX, spatial_scale=1 / stride, sampling_ratio=2, aligned=True)
@@ -262,7 +264,7 @@ def mean_over_boxes(
 
 
 class _Tally:
-    """Counts and sums by class, from which follow the means over any group of classes."""
+    """Counts and sums per class, from which the means over any group of classes are computed."""
 
     def __init__(self, num_classes: int, num_ways: int):
         self.counts = torch.zeros(num_classes, dtype=torch.int64)
@@ -282,11 +284,11 @@ class _Tally:
         return int(self.counts[members].sum())
 
     def right(self, members: Bool[Tensor, " C"]) -> list[float]:
-        """The share of right names in each way."""
+        """Compute the share of right names in each way."""
         return self._means(self._right, members)
 
     def right_among_rare(self, members: Bool[Tensor, " C"]) -> list[float]:
-        """The same where only the rare names may be chosen."""
+        """Compute the share of right names in each way if only the rare names may be chosen."""
         return self._means(self._right_among_rare, members)
 
     def cosines(self, members: Bool[Tensor, " C"]) -> Cosines:

@@ -1,4 +1,4 @@
-"""The figures of naming: how often true boxes and points are named right, for groups of classes."""
+"""Data classes for the figures of naming: how often true boxes and points are named right, per group of classes."""
 
 from dataclasses import dataclass, fields
 
@@ -8,20 +8,20 @@ from ovd.evaluation.groups import Group
 
 @dataclass(frozen=True)
 class Shares:
-    """A share of boxes that are named right, or a difference of shares, for each way to name a box."""
+    """Share of boxes that are named right, or a difference of two shares, for each way to name a box."""
 
     naming_before: float
-    """By CLIP's dense feature at the box's point: the box's class is the most similar of all texts to it."""
+    """Share named right by CLIP's dense feature at the box's point: the text of the box's class is the most similar."""
     naming_mean: float
-    """By the mean of CLIP's dense feature over the box."""
+    """Share named right by the mean of CLIP's dense feature over the box."""
     naming_crop: float
-    """By CLIP on the tight square crop of the box."""
+    """Share named right by CLIP on the tight square crop of the box."""
     naming_after: float
-    """By the detector's class embedding at the box's point."""
+    """Share named right by the detector's class embedding at the box's point."""
 
 
 WAYS = tuple(field.name for field in fields(Shares))
-"""The ways to name a box, in the order of all columns, rows and bars."""
+"""Ways to name a box, in the order of all columns, rows and bars."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Cosines:
     """Mean cosines at a number of points."""
 
     cosine: float
-    """Between the detector's class embedding and CLIP's dense feature."""
+    """Cosine between the detector's class embedding and CLIP's dense feature."""
     backbone_cosine: float
-    """Between the dense features of the detector's backbone and of CLIP's: how far the backbone drifted."""
+    """Cosine between the dense features of the detector's backbone and of CLIP's; lower if the backbone drifted."""
 
 
 @dataclass(frozen=True)
 class BoxNaming:
-    """Of true boxes, at one point each."""
+    """Naming of true boxes, at one point each."""
 
     count: int
     shares: Shares
@@ -45,43 +45,44 @@ class BoxNaming:
 
 @dataclass(frozen=True)
 class PointNaming:
-    """Of points in true boxes, which have no mean and no crop."""
+    """Naming of points in true boxes, which have no mean and no crop."""
 
     count: int
     before: float
     """Share of points that CLIP's dense feature names right."""
     after: float
-    """The same for the detector's class embedding."""
+    """Share of points that the detector's class embedding names right."""
     cosines: Cosines
 
 
 @dataclass(frozen=True)
 class GroupNaming:
-    """The true boxes of some of the classes."""
+    """Naming of the true boxes of a group of classes."""
 
     group: Group
     boxes: BoxNaming
-    """At one point per box, of those matched to it the one nearest to its centre."""
+    """Naming at one point per box: of the points matched to it, the one nearest to its center."""
     points: PointNaming
-    """At every point inside a box on the pyramid level of that point. `after` may be lower here without harm:
-    away from the centre a detector is trained to see background."""
+    """Naming at every point inside a box on the pyramid level of that nearest point. A lower `after` does no harm here,
+    since a detector is trained to predict background away from the center."""
 
 
 @dataclass(frozen=True)
 class NamingReport:
-    """How often true boxes are named right, for each group of classes that has a true box with a point."""
+    """Naming of true boxes, for each group of classes that has a true box with a matched point."""
 
     groups: tuple[GroupNaming, ...]
-    """`all` first; only that one where the annotation file gives no frequencies."""
+    """Groups, `all` first; only `all` if the annotation file has no frequencies."""
     num_classes: int
-    """Names to choose from."""
+    """Number of names to choose from."""
     num_images: int
     num_boxes_without_point: int
-    """Too small, or covered by smaller ones: no point is matched to them, and they count nowhere else."""
+    """Number of boxes that no point is matched to, as they are too small or covered by smaller ones; they count nowhere
+    else."""
     crop_side_px: int
     rare_among_rare: Shares | None = None
-    """Share of rare boxes named right where only the rare names may be chosen; None without a rare box."""
+    """Share of rare boxes named right if only the rare names may be chosen; None without a rare box."""
     base_bias: Shares | None = None
-    """`rare_among_rare` less the share among all names: boxes that would be named right but for a base name."""
+    """`rare_among_rare` minus the share among all names: rare boxes that would be named right without base names."""
     confusions: tuple[Confusion, ...] = ()
-    """The wrong names that the detector gives most often, at most `MAX_CONFUSIONS`."""
+    """Wrong names that the detector gives most often, at most `MAX_CONFUSIONS`."""

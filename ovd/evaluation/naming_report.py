@@ -1,4 +1,4 @@
-"""How true boxes are named, group by group: table, naming.json and naming.png."""
+"""Report of the naming of true boxes per group of classes: table, naming.json and naming.png."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,10 +17,10 @@ _HEADS = ("point", "mean", "crop", "detector")
 
 
 def format_naming(report: NamingReport, average_precision: Mapping[Group, float]) -> str:
-    """A table for a console: a row per group of classes, a column for each way to name a box.
+    """Format a table for a console with a row per group of classes and a column per way to name a box.
 
     Args:
-        average_precision: of the detector, from `group_average_precision`.
+        average_precision: AP of the detector per group, from `group_average_precision`.
     """
     columns = "".join(f"  {head:>8}" for head in _HEADS)
     lines = [
@@ -55,7 +55,7 @@ def format_naming(report: NamingReport, average_precision: Mapping[Group, float]
 
 
 def _rare_lines(report: NamingReport) -> list[str]:
-    """The rows that compare rare boxes among the rare names with rare boxes among all."""
+    """Format the rows that compare naming rare boxes among the rare names with naming them among all names."""
     if report.rare_among_rare is None or report.base_bias is None:
         return []
     (count,) = (item.boxes.count for item in report.groups if item.group == "rare")
@@ -71,7 +71,7 @@ def _cells(shares: Shares) -> str:
 
 
 def write_naming(report: NamingReport, folder: Path) -> None:
-    """Writes naming.json and naming.png, replacing those of an earlier run."""
+    """Write naming.json and naming.png, replacing those of an earlier run."""
     folder.mkdir(parents=True, exist_ok=True)
     groups = [
         {"group": item.group, "boxes": _box_values(item.boxes), "points": _point_values(item.points)}
@@ -82,7 +82,7 @@ def write_naming(report: NamingReport, folder: Path) -> None:
 
 
 def _box_values(boxes: BoxNaming) -> dict[str, float]:
-    """As naming.json has them, side by side."""
+    """Return the figures of boxes in the flat form of naming.json."""
     shares = boxes.shares
     return {
         "count": boxes.count,
@@ -95,7 +95,7 @@ def _box_values(boxes: BoxNaming) -> dict[str, float]:
 
 
 def _point_values(points: PointNaming) -> dict[str, float]:
-    """As naming.json has them, side by side."""
+    """Return the figures of points in the flat form of naming.json."""
     return {
         "count": points.count,
         "naming_before": points.before,
@@ -105,7 +105,7 @@ def _point_values(points: PointNaming) -> dict[str, float]:
 
 
 def draw_naming(report: NamingReport) -> Figure:
-    """Bars of the share of true boxes named right, in each way, by group of classes."""
+    """Draw bars of the share of true boxes named right, for each group of classes and each way to name a box."""
     rows = [(f"{item.group}\n{item.boxes.count} boxes", item.boxes.shares) for item in report.groups]
     if report.rare_among_rare is not None:
         rows.append(("rare, among\nrare names", report.rare_among_rare))
@@ -126,5 +126,5 @@ def draw_naming(report: NamingReport) -> Figure:
     axes.set_xticks(positions, [title for title, _ in rows])
     axes.set(ylim=(0, 108), ylabel="true boxes named right (%)")
     axes.set_title(f"Naming of true boxes among {report.num_classes} classes", fontsize="medium")
-    figure.legend(loc="outside lower center", ncols=4 if len(rows) > 4 else 2)  # a narrow figure would cut it off
+    figure.legend(loc="outside lower center", ncols=4 if len(rows) > 4 else 2)  # four do not fit into a narrow one
     return figure

@@ -1,4 +1,4 @@
-"""What the evaluation in a folder is of: its weights and data set, and what it was asked and compared with."""
+"""Note on the evaluation in a folder: the evaluated weights, the options, and the inputs of a comparison."""
 
 import json
 from collections.abc import Mapping
@@ -10,28 +10,28 @@ from ovd.files import write_json
 
 NOTE = "evaluation.json"
 OLD_NOTES = ("measured_weights.json", "evaluated.json", "compared.json")
-"""The files that earlier versions had in its place: of the weights, the options and the inputs."""
+"""Files of earlier versions with the weights, the options and the inputs."""
 
 
 @dataclass(frozen=True)
 class EvaluationNote:
-    """Of the evaluation in a folder. By default nothing is known of it."""
+    """Note on the evaluation in a folder. With the defaults nothing is known about it."""
 
     weights_sha256: str | None = None
-    """Of the evaluated weights; None if they are in no file, or while the evaluation has not ended."""
+    """SHA-256 of the evaluated weights file; None if the weights are in no file or the evaluation has not ended."""
     is_of_own_set: bool = False
-    """Whether these weights alone were evaluated as their run does it: on its validation set, at its size of images,
-    without experts, and not as an exported file."""
+    """Whether the weights were evaluated as their own run does it: on its validation set, at its image size, without
+    experts, and not as an exported file."""
     options: Mapping[str, str] = field(default_factory=dict)
-    """Options of `ovd eval` that say what is evaluated on what; none of an evaluation by another command."""
+    """Options of `ovd eval` that determine what is evaluated on what; empty for an evaluation by another command."""
     inputs: Mapping[str, Any] = field(default_factory=dict)
-    """Hashes and settings of what `ovd fine-tune` compares: while they agree, it does not repeat the evaluation."""
+    """Hashes and settings of what `ovd fine-tune` compares; while they are the same, the evaluation is not repeated."""
 
 
 def read_note(folder: Path) -> EvaluationNote | None:
-    """The note of the evaluation in a folder; None if there is none, as beside the metrics of a training.
+    """Read the note on the evaluation in a folder; None if there is none, as beside the metrics of a training.
 
-    Of a note that was cut short nothing is known. Files of earlier versions are read as the note that they are.
+    A truncated note is read as one with the defaults. Files of earlier versions are converted to a note.
     """
     if (folder / NOTE).is_file():
         content = _read(folder / NOTE)
@@ -44,25 +44,25 @@ def read_note(folder: Path) -> EvaluationNote | None:
     if not any((folder / name).is_file() for name in OLD_NOTES):
         return None
     weights, options, inputs = (_read(folder / name) for name in OLD_NOTES)
-    sha256 = weights.get("sha256")  # they noted only the weights of evaluations on the run's own set
+    sha256 = weights.get("sha256")  # only evaluations on the run's own set stored their weights
     return EvaluationNote(sha256, sha256 is not None, options, inputs)
 
 
 def write_note(folder: Path, note: EvaluationNote) -> None:
-    """Write the note, in place of one of an earlier version."""
+    """Write the note and remove the files of earlier versions."""
     write_json(folder / NOTE, asdict(note))
     for name in OLD_NOTES:
         (folder / name).unlink(missing_ok=True)
 
 
 def remove_note(folder: Path) -> None:
-    """Remove the note of an earlier evaluation, of any version."""
+    """Remove the note on an earlier evaluation, from any version."""
     for name in (NOTE, *OLD_NOTES):
         (folder / name).unlink(missing_ok=True)
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The object in a file; an empty one if it is missing or was cut short."""
+    """Read the JSON object in a file; empty if the file is missing or truncated."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

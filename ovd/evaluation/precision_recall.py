@@ -1,6 +1,6 @@
-"""From precision-recall curves to figures: the averaging that COCO's and LVIS's protocols share.
+"""Averages of precision and recall that the COCO and LVIS protocols share.
 
--1 stands for "no true box": such classes take no part in a mean, and a mean over none is -1, as in the reference
+-1 means that there is no true box: such classes are left out of a mean, and a mean over none is -1, as in the reference
 evaluators.
 """
 
@@ -12,20 +12,24 @@ import numpy as np
 from ovd.shapes import Float, Float64, Int64
 
 RECALL_POINTS = np.linspace(0.0, 1.0, 101)
-"""Where curves are sampled."""
+"""Recall values at which curves are sampled."""
 AREA_RANGES = ("all", "small", "medium", "large")
-"""By the area of the true object in pixels: small below 32 x 32, large above 96 x 96."""
+"""Ranges of the true object's area in pixels: small below 32 x 32, large above 96 x 96."""
 _FIRST_IOU, _IOU_STEP = 50, 5
 
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """T IoU thresholds (0.50 to 0.95), R recall points, K categories by ascending id, A area ranges, M limits."""
+    """Precision and recall of an evaluation.
+
+    The axes are T IoU thresholds (0.50 to 0.95), R recall points, K categories by ascending id, A area ranges and M
+    limits of detections.
+    """
 
     precision: Float64[np.ndarray, "T R K A"]
-    """At the largest limit of detections."""
+    """Precision at the largest limit of detections."""
     recall: Float64[np.ndarray, "T K A M"]
-    """The highest recall reached, for each limit of detections, ascending."""
+    """Highest recall reached, for each limit of detections in ascending order."""
 
     def average_precision(
         self,
@@ -34,18 +38,18 @@ class PrecisionRecall:
         area: str = "all",
         categories: Int64[np.ndarray, " G"] | slice = slice(None),
     ) -> float:
-        """Mean over recall points and categories, at one IoU threshold or over all; 0 to 1, or -1.
+        """Average precision over recall points and categories, at one IoU threshold or over all; 0 to 1, or -1.
 
         Args:
-            iou_percent: 50, 55 .. 95; None averages over them.
+            iou_percent: 50, 55 .. 95; None averages over all of them.
             categories: positions on the K axis.
         """
         thresholds = slice(None) if iou_percent is None else [_threshold(iou_percent)]
         return mean_of_known(self._over_recalls[thresholds][:, categories, AREA_RANGES.index(area)])
 
     def average_precisions(self) -> dict[str, float]:
-        """`average_precision` over all IoU thresholds, at two of them, and of small, medium and large objects: `AP`,
-        `AP50`, `AP75`, `APs`, `APm`, `APl`."""
+        """Compute `average_precision` over all IoU thresholds, at 0.50 and 0.75, and for small, medium and large
+        objects: `AP`, `AP50`, `AP75`, `APs`, `APm`, `APl`."""
         return {
             "AP": self.average_precision(),
             "AP50": self.average_precision(iou_percent=50),
@@ -54,46 +58,50 @@ class PrecisionRecall:
         }
 
     def class_average_precisions(self, *, iou_percent: int | None = None) -> Float64[np.ndarray, " K"]:
-        """`average_precision` of each category; -1 where it has no true box."""
+        """Compute `average_precision` of each category; -1 for a category without a true box."""
         thresholds = slice(None) if iou_percent is None else [_threshold(iou_percent)]
         return _means_of_known(self._over_recalls[thresholds, :, 0].T)
 
     @cached_property
     def _over_recalls(self) -> Float64[np.ndarray, "T K A"]:
-        """Means over the recall points, at all of which a class without a true box is -1."""
+        """Mean precision over the recall points; a class without a true box is -1 at all of them."""
         return self.precision.mean(axis=1)
 
     def class_average_recalls(self) -> Float64[np.ndarray, " K"]:
-        """Mean over IoU thresholds of each category, at the largest limit; -1 where it has no true box."""
+        """Average each category's recall over IoU thresholds, at the largest limit; -1 for one without a true box."""
         return _means_of_known(self.recall[:, :, 0, -1].T)
 
     def average_recall(self, *, limit: int = -1, area: str = "all") -> float:
-        """Mean over IoU thresholds and categories, at the limit of detections in that position of the M axis."""
+        """Average recall over IoU thresholds and categories.
+
+        Args:
+            limit: position of the limit of detections on the M axis.
+        """
         return mean_of_known(self.recall[:, :, AREA_RANGES.index(area), limit])
 
     def recalls_by_area(self) -> dict[str, float]:
-        """`average_recall` of small, medium and large objects at the largest limit: `ARs`, `ARm`, `ARl`."""
+        """Compute `average_recall` of small, medium and large objects at the largest limit: `ARs`, `ARm`, `ARl`."""
         return {f"AR{area[0]}": self.average_recall(area=area) for area in AREA_RANGES[1:]}
 
     def curve(
         self, *, iou_percent: int, categories: Int64[np.ndarray, " G"] | slice = slice(None)
     ) -> Float64[np.ndarray, " R"]:
-        """Precision at each recall point, averaged over the categories that have true boxes; -1 where none has."""
+        """Average precision at each recall point over the categories that have true boxes; -1 if none has."""
         return _means_of_known(self.precision[_threshold(iou_percent), :, :, 0][:, categories])
 
     def class_curves(self, *, iou_percent: int) -> Float64[np.ndarray, "K R"]:
-        """The curve of each category; -1 where it has no true box."""
+        """Return the curve of each category; -1 for a category without a true box."""
         return self.precision[_threshold(iou_percent), :, :, 0].T
 
 
 def mean_of_known(values: Float[np.ndarray, "..."]) -> float:
-    """Mean without the entries that are -1, or -1 where all are."""
+    """Compute the mean of the entries that are not -1; -1 if all are."""
     known = values[values > -1]
     return float(known.mean()) if known.size else -1.0
 
 
 def _means_of_known(values: Float64[np.ndarray, "K ..."]) -> Float64[np.ndarray, " K"]:
-    """`mean_of_known` of each row, all rows at once."""
+    """Compute `mean_of_known` of each row, for all rows at once."""
     rows = np.ascontiguousarray(values).reshape(len(values), -1)
     known = rows > -1
     counts = known.sum(axis=1)

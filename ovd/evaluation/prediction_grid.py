@@ -1,6 +1,6 @@
-"""predictions.jpg: what was found in some images of an evaluation, and what was missed.
+"""predictions.jpg: detections and missed objects in some images of an evaluation.
 
-The same images are drawn in every evaluation of a data set, so that two runs, or two steps of one, can be compared.
+The same images are drawn in every evaluation of a data set, so that two runs, or two steps of a run, can be compared.
 """
 
 from pathlib import Path
@@ -24,12 +24,13 @@ NUM_IMAGES = 12
 
 
 def write_prediction_grid(measures: Measures, index: AnnotationIndex, folder: Path) -> None:
-    """Draw the detections above the thresholds at which the decisions were judged, and the true boxes that were missed.
+    """Draw the detections at or above the thresholds of the decisions, and the true boxes that were missed.
 
-    At one place only the best detection is drawn. Rare classes are marked. Nothing is written if no image can be read.
+    Where detections overlap, only the best is drawn. Rare classes are marked. Nothing is written if no image can be
+    read.
 
     Args:
-        index: where the images are.
+        index: annotations with the paths of the images.
     """
     verdicts, truth = measures.decisions.verdicts, measures.truth
     names = [category.name.replace("_", " ") for category in truth.categories]
@@ -57,14 +58,14 @@ def write_prediction_grid(measures: Measures, index: AnnotationIndex, folder: Pa
 def to_detections(
     boxes_xywh: Float64[np.ndarray, "K 4"], scores: Float64[np.ndarray, " K"], rows: Int64[np.ndarray, " K"]
 ) -> Detections:
-    """Boxes of a file or of results as they are drawn, without those of a negative side, which files may hold."""
+    """Convert boxes of a truth or of results for drawing, without boxes of a negative side, which files may contain."""
     sound = (boxes_xywh[:, 2:] >= 0).all(axis=1)
     boxes = box_convert(torch.from_numpy(boxes_xywh[sound]).float(), "xywh", "xyxy")
     return Detections(boxes, torch.from_numpy(scores[sound]).float(), torch.from_numpy(rows[sound]))
 
 
 def chosen_rows(truth: Truth, index: AnnotationIndex) -> list[int]:
-    """Rows of the index of at most `NUM_IMAGES` images, spread evenly over those with a true box."""
+    """Choose the rows of at most `NUM_IMAGES` images of the index, evenly spread over those with a true box."""
     judged = np.isin(index.image_ids, truth.image_ids[~truth.crowd])
     some = np.flatnonzero(judged)
     return some[np.unique(np.linspace(0, len(some) - 1, NUM_IMAGES).astype(int))].tolist() if len(some) else []

@@ -1,6 +1,6 @@
-"""What an evaluation says, and its files: metrics, per-class table and precision-recall curves.
+"""Results of an evaluation and their files: metrics, per-class table and precision-recall curves.
 
-A figure never stands without its protocol: LVIS ordinary AP, LVIS fixed AP and COCO AP are three different things.
+Every figure is reported with its protocol: LVIS ordinary AP, LVIS fixed AP and COCO AP are three different metrics.
 """
 
 import csv
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # takes a quarter of a second to import
 
 @dataclass(frozen=True)
 class ProtocolMetrics:
-    """Metrics of one protocol, 0 to 1; -1 where there is no true box to speak of."""
+    """Metrics of one protocol, 0 to 1; -1 where there is no true box."""
 
     protocol: str
     metrics: dict[str, float]
@@ -35,15 +35,15 @@ class ProtocolMetrics:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class's line of the table; AP and AR are -1 where the class has no true box."""
+    """Row of one class in the table; AP and AR are -1 if the class has no true box."""
 
     category_id: int
     name: str
     frequency: str
-    """LVIS's r, c, f; empty where the annotation file is silent."""
+    """LVIS frequency: r, c or f; empty if the annotation file has none."""
     num_true_boxes: int
     num_detections: int
-    """Within the protocol's limit per image, where it has one over all classes."""
+    """Number of detections within the protocol's limit per image, if it has one over all classes."""
     AP: float
     AP50: float
     AR: float
@@ -59,27 +59,27 @@ class Curve:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything one evaluation found. `classes` and `curves` belong to the first section's protocol."""
+    """All results of one evaluation. `classes` and `curves` belong to the first section's protocol."""
 
     engine: str
     sections: tuple[ProtocolMetrics, ...]
     notes: tuple[str, ...]
-    """What was counted or left out, and what the annotation file cannot tell."""
+    """Notes on what was counted or left out, and on what the annotation file lacks."""
     classes: tuple[ClassRow, ...]
     curves: tuple[Curve, ...]
     class_precision: Float64[np.ndarray, "C R"] = field(
         default_factory=lambda: np.zeros((0, len(RECALL_POINTS))), compare=False, repr=False
     )
-    """Of each of `classes`, precision at IoU 0.5 at each of `RECALL_POINTS`; -1 without a true box."""
+    """Precision of each of `classes` at IoU 0.5 and each of `RECALL_POINTS`; -1 without a true box."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """All sections' metrics; their names tell the protocols apart."""
+        """Metrics of all sections; their names differ between protocols."""
         return {name: value for section in self.sections for name, value in section.metrics.items()}
 
 
 def class_rows(truth: Truth, curves: PrecisionRecall, detections: Results) -> tuple[ClassRow, ...]:
-    """A row for each category of the annotation file, ascending by id."""
+    """Return a row for each category of the annotation file, in ascending order of id."""
     rows = truth.category_rows(detections.category_ids)
     num_detections = np.bincount(rows, minlength=len(truth.categories))
     return tuple(
@@ -97,7 +97,7 @@ def class_rows(truth: Truth, curves: PrecisionRecall, detections: Results) -> tu
 
 
 def format_table(evaluation: Evaluation) -> str:
-    """The metrics in per cent under their protocols, for a console."""
+    """Format the metrics in percent under their protocols, for a console."""
     lines = []
     for section in evaluation.sections:
         cells = [per_cent(value, otherwise="-1") for value in section.metrics.values()]
@@ -112,7 +112,7 @@ def format_table(evaluation: Evaluation) -> str:
 
 
 def write_report(evaluation: Evaluation, output_dir: Path) -> None:
-    """Writes metrics.json, metrics.txt, per_class.csv and precision_recall.png, replacing those of an earlier run."""
+    """Write metrics.json, metrics.txt, per_class.csv and precision_recall.png, replacing those of an earlier run."""
     output_dir.mkdir(parents=True, exist_ok=True)
     with atomic_write(output_dir / "metrics.txt") as file:
         file.write(format_table(evaluation))
@@ -132,11 +132,11 @@ def write_report(evaluation: Evaluation, output_dir: Path) -> None:
 
 
 def draw_curves(evaluation: Evaluation) -> "matplotlib.figure.Figure":
-    """Precision over recall. A curve without any true box is named in the legend, not drawn."""
+    """Draw precision over recall. A curve without any true box is named in the legend, but not drawn."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 5))
-    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.1, top=0.93)  # to have them found takes as long as drawing
+    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.1, top=0.93)  # automatic margins take as long as drawing
     axes = figure.subplots()
     colors = group_colors([curve.label for curve in evaluation.curves])
     for curve, color, style in zip(evaluation.curves, colors, cycle(("-", "--", "-.", ":"))):

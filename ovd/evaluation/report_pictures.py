@@ -1,4 +1,4 @@
-"""The best and the worst images of an evaluation, with their true boxes and what was found."""
+"""Pictures of the best and the worst images of an evaluation, with their true boxes and detections."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,19 +13,20 @@ from ovd.evaluation.measures import Measures
 from ovd.shapes import Bool, Float64, Int64
 
 NUM_PICTURES = 12
-"""Best images shown, and as many worst ones."""
+"""Maximum number of best images shown, and of worst images."""
 LONGEST_PX = 640
 MAX_BOXES = 80
-"""Boxes drawn in one picture; the best detections are."""
+"""Maximum number of boxes in one picture: missed ones first, then the best detections, then found true boxes."""
 
 _Kind = Literal["right", "wrong", "missed", "unknown", "true"]
 _KINDS: tuple[_Kind, ...] = ("right", "wrong", "missed", "unknown", "true")
-"""As the page's script numbers them. `unknown`: detections of a class that the truth does not judge in the image."""
+"""Kinds of boxes in the order of the page's script. `unknown`: a detection that is not judged, since objects of its
+class may lack a box in the image."""
 
 
 @dataclass(frozen=True)
 class _Tally:
-    """Right, wrong and missed boxes of each image of the truth."""
+    """Numbers of right, wrong and missed boxes in each image of the truth."""
 
     right: Int64[np.ndarray, " N"]
     wrong: Int64[np.ndarray, " N"]
@@ -33,16 +34,16 @@ class _Tally:
 
     @property
     def f1(self) -> Float64[np.ndarray, " N"]:
-        """0 where there is no box at all."""
+        """F1 of the boxes in each image; 0 for an image without any."""
         boxes = 2 * self.right + self.wrong + self.missed
         return np.divide(2 * self.right, boxes, out=np.zeros(len(boxes)), where=boxes > 0)
 
 
 def pictures_of(measures: Measures, index: AnnotationIndex | None) -> dict[str, Any]:
-    """The pictures and a sentence about their choice, as the page's script reads them.
+    """Return the pictures and a sentence about their choice, in the form that the page's script reads.
 
     Args:
-        index: where the images are; None for no pictures.
+        index: annotations with the paths of the images; None for no pictures.
     """
     if index is None:
         return {"images": {}, "image_note": "No pictures: the folder of images was not given."}
@@ -74,10 +75,10 @@ def _tally(measures: Measures) -> _Tally:
 
 
 def chosen_images(tally: _Tally, has_file: Bool[np.ndarray, " N"]) -> dict[str, list[int]]:
-    """Rows of the worst and of the best images, among those with a box that counts; none is in both.
+    """Choose the rows of the worst and of the best images among those with a box that counts; none is in both.
 
     Args:
-        has_file: which of the truth's images are in the index; some formats list images that do not exist.
+        has_file: mask of the truth's images that are in the index; some formats list images that do not exist.
     """
     errors = tally.wrong + tally.missed
     some = np.flatnonzero((errors + tally.right > 0) & has_file)
@@ -100,7 +101,7 @@ def _picture(measures: Measures, tally: _Tally, index: AnnotationIndex, row: int
     boxes = _boxes(measures, image_id)
     return {
         "file": record.path.name,
-        "id": str(image_id),  # a script's numbers are exact up to 2^53 only
+        "id": str(image_id),  # numbers in JavaScript are exact up to 2^53 only
         "width": record.width,
         "height": record.height,
         "picture": picture,
@@ -113,7 +114,10 @@ def _picture(measures: Measures, tally: _Tally, index: AnnotationIndex, row: int
 
 
 def _boxes(measures: Measures, image_id: int) -> list[list[Any]]:
-    """Boxes of an image: x, y, width, height, class row, kind and score, missed ones first, then the best ones."""
+    """Return the boxes of an image: x, y, width, height, class row, kind and score.
+
+    Missed boxes come first, then detections, best first, then found true boxes.
+    """
     verdicts, truth = measures.decisions.verdicts, measures.truth
     true_rows = verdicts.true_rows
     here = truth.image_ids[true_rows] == image_id

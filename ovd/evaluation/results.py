@@ -1,7 +1,7 @@
-"""Detections of a whole data set as columns, and capped.
+"""Detections of a whole data set in columns, and limits on their number per image or per class.
 
-Boxes stay xywh float64 here, as results files and the metric engines have them, so that a results file and the
-detections it was written from give the same figures to the last bit.
+Boxes stay xywh float64, the form of results files and metric engines, so that a results file and the detections that it
+was written from give bit-identical figures.
 """
 
 from collections.abc import Collection
@@ -14,7 +14,7 @@ from ovd.shapes import Bool, Float64, Int64
 
 @dataclass(frozen=True)
 class Results:
-    """N detections of any number of images. Rows keep the order they came in: equal scores are ranked by it."""
+    """N detections in any number of images. Rows keep their order, which ranks detections of equal score."""
 
     image_ids: Int64[np.ndarray, " N"]
     category_ids: Int64[np.ndarray, " N"]
@@ -26,12 +26,12 @@ class Results:
         return len(self.scores)
 
     def take(self, rows: Int64[np.ndarray, " M"] | Bool[np.ndarray, " N"]) -> "Results":
-        """The rows that an index or a mask picks."""
+        """Return the rows that an index array or a mask selects."""
         return Results(self.image_ids[rows], self.category_ids[rows], self.boxes_xywh[rows], self.scores[rows])
 
 
 def concatenate(parts: Collection[Results]) -> Results:
-    """One `Results` of many, in their order; of none, an empty one."""
+    """Concatenate results in their order; without any, return an empty `Results`."""
     if len(parts) == 1:
         return next(iter(parts))
     if not parts:
@@ -45,19 +45,19 @@ def concatenate(parts: Collection[Results]) -> Results:
 
 
 def limit_per_image(results: Results, limit: int) -> Results:
-    """Each image's `limit` best detections over all classes; ties go to the earlier row, as in lvis-api."""
+    """Keep each image's `limit` best detections over all classes; ties go to the earlier row, as in lvis-api."""
     return _best_of_each(results.image_ids, results, limit)
 
 
 def limit_per_class(results: Results, limit: int) -> Results:
-    """Each class's `limit` best detections over the whole data set (fixed AP, arXiv:2102.01066, section 4.2)."""
+    """Keep each class's `limit` best detections over the whole data set (fixed AP, arXiv:2102.01066, section 4.2)."""
     return _best_of_each(results.category_ids, results, limit)
 
 
 def _best_of_each(groups: Int64[np.ndarray, " N"], results: Results, limit: int) -> Results:
-    """Every group's `limit` highest scores, in the order of their rows."""
+    """Keep the detections with each group's `limit` highest scores, in row order."""
     _, counts = np.unique(groups, return_counts=True)
-    if counts.max(initial=0) <= limit:  # as in most results files, and many times faster than to sort
+    if counts.max(initial=0) <= limit:  # true of most results files, and many times faster than sorting
         return results
     order = np.lexsort((-results.scores, groups))  # stable: equal scores stay in row order
     ordered = groups[order]

@@ -1,7 +1,7 @@
-"""Detections of a whole data set in a file, read and written.
+"""Reading and writing of results files, which hold the detections of a whole data set.
 
 The format is COCO's results format: a list of `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`.
-Large files are read by several processes, a part each.
+Large files are read by several processes, one part each.
 """
 
 import codecs
@@ -28,7 +28,7 @@ from ovd.files import GZIP, atomic_write
 from ovd.threads import num_cores
 
 _PROCESS_BYTES = 2**24
-"""For less than this no process is started."""
+"""Minimum size of a part, so that a file of less than two parts is read by one process."""
 _PIECE_BYTES = 2**16
 _SECOND_LINE = re.compile(rb"\s*\{[^\n]*\}\s*\n\s*\{")
 _BETWEEN_RECORDS = re.compile(rb"(?<=\})[ \t\r\n]*,[ \t\r\n]*(?=\{)")
@@ -36,13 +36,14 @@ _FAULTS = (msgspec.MsgspecError, OverflowError, RecursionError)
 
 
 def load_results(path: Path) -> Results:
-    """Reads a file in COCO results format; keys other than the four are not looked at.
+    """Load detections from a file in COCO results format; keys other than the four are ignored.
 
-    Values are judged by whoever evaluates them; here only their types are.
+    Only the types of the values are checked here; the evaluator checks the values.
 
     Raises:
-        ValueError: not there, not JSON, not a list, or a record lacks a key or has a wrong type; names file and record.
-        RuntimeError: a process that read a part of it was killed.
+        ValueError: the file is missing, not JSON or not a list, or a record lacks a key or has a value of a wrong type;
+            names file and record.
+        RuntimeError: a process that read a part of the file was killed.
     """
     with reading_results(path) as results:
         return results()
@@ -50,20 +51,21 @@ def load_results(path: Path) -> Results:
 
 @contextmanager
 def reading_results(path: Path) -> Iterator[Callable[[], Results]]:
-    """A block beside which other processes read all parts of a large file but one, one part for each core.
+    """Read a large results file in other processes while the block runs, at most one part per core.
 
-    It is given a function that reads that part, waits for the others, and raises what `load_results` does.
+    Yields a function that reads the first part itself, waits for the other parts and returns all detections; it raises
+    the errors of `load_results`.
     """
     size = path.stat().st_size if path.is_file() else 0
     own, *others = _divide(path, size, min(num_cores(), size // _PROCESS_BYTES))
     if not others:
         yield lambda: _load_whole(path)
         return
-    # Forked, since others would import anew what is there already; they need no lock that another thread may hold.
+    # Forked processes need not import the modules again, and they need no lock that another thread may hold.
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(len(others), context, _ignore_interrupts) as pool:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
+            warnings.simplefilter("ignore", DeprecationWarning)  # about forking a process with threads
             loading = [pool.submit(_load_part, path, part) for part in others]
 
         def results() -> Results:
@@ -72,18 +74,18 @@ def reading_results(path: Path) -> Iterator[Callable[[], Results]]:
             except BrokenProcessPool as error:
                 raise RuntimeError(f"{path}: a process that read a part of it was killed (out of memory?)") from error
             except (OSError, *_FAULTS):
-                return _load_whole(path)  # which says what is at fault
+                return _load_whole(path)  # its error names the file and the record
 
         yield results
 
 
 def _ignore_interrupts() -> None:
-    """Leave the keyboard to the process that waits."""
+    """Ignore Ctrl-C, which the waiting parent process handles."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Part(NamedTuple):
-    """Bytes of a file that are a list of records once they are between these."""
+    """A range of bytes of a file that is a JSON list of records between `opening` and `closing`."""
 
     start: int
     end: int
@@ -92,7 +94,7 @@ class _Part(NamedTuple):
 
 
 def _divide(path: Path, size: int, num_parts: int) -> list[_Part]:
-    """At most this many parts of about the same size, and one at least."""
+    """Divide a file into at most `num_parts` parts of about the same size; at least one."""
     cuts = set()
     for number in range(1, num_parts):
         place = size * number // num_parts
@@ -121,21 +123,21 @@ def _load_whole(path: Path) -> Results:
     try:
         return _parse(content)
     except _FAULTS:
-        return _load_with_care(path, content.removeprefix(codecs.BOM_UTF8))  # slowly; it says which record is at fault
+        return _load_with_care(path, content.removeprefix(codecs.BOM_UTF8))  # slow, but its error names the record
 
 
 def _parse(content: bytes, opening: bytes = b"", closing: bytes = b"") -> Results:
-    """The detections of a list of records, once it is between these."""
+    """Parse a list of records that is complete between `opening` and `closing`."""
     decoder = msgspec.json.Decoder(list[_Record])
     pieces = _pieces(content.removeprefix(codecs.BOM_UTF8), opening, closing)
     return concatenate([_columns(decoder.decode(piece)) for piece in pieces])
 
 
 def _pieces(content: bytes, opening: bytes, closing: bytes) -> Iterator[bytes]:
-    """The list as many short lists, whose records fit into the processor's cache: they take half the time.
+    """Yield a list of records as many short lists, whose records fit into the processor's cache: half the time.
 
-    Should one end inside a record, where a text or another list looks like the end of one, then it is no JSON, since
-    what is open there is never closed.
+    A piece that ends inside a record, where a string or a nested list looks like the end of a record, is not valid
+    JSON, since the string or the record is never closed.
     """
     start = 0
     while between := _BETWEEN_RECORDS.search(content, start + _PIECE_BYTES):
@@ -145,7 +147,7 @@ def _pieces(content: bytes, opening: bytes, closing: bytes) -> Iterator[bytes]:
 
 
 class _Record(msgspec.Struct, gc=False):
-    """A record of the file; msgspec checks the types, and is as strict as `_record_problem`."""
+    """A record of the file; msgspec checks its types as strictly as `_record_problem`."""
 
     image_id: int
     category_id: int
@@ -165,7 +167,7 @@ def _columns(records: list[_Record]) -> Results:
 
 
 def _load_with_care(path: Path, content: bytes) -> Results:
-    """`load_results` record by record; NaN and infinity, which JSON does not have, and ids as text are read."""
+    """Load results record by record, including NaN, infinity (which JSON lacks) and ids written as 7.0 or "7"."""
     if content.startswith(GZIP):
         raise ValueError(f"{path}: compressed by gzip; unpack it first (gunzip)")
     try:
@@ -188,7 +190,7 @@ def _load_with_care(path: Path, content: bytes) -> Results:
     boxes = np.empty((len(records), 4))
     scores = np.empty(len(records))
     for index, record in enumerate(records):
-        if type(record) is dict:  # ids as 7.0 or "7", which annotation files may have, too
+        if type(record) is dict:  # annotation files may have ids as 7.0 or "7", too
             record |= {key: whole_number_of(record[key]) for key in ("image_id", "category_id") if key in record}
         problem = _record_problem(record)
         if problem:
@@ -204,7 +206,10 @@ def _load_with_care(path: Path, content: bytes) -> Results:
 
 
 def _record_problem(record: Any) -> str | None:
-    """What is wrong with one record's keys and types. Exact types: numpy would read "0.9" and true as numbers."""
+    """Describe what is wrong with a record's keys or types; None if nothing is.
+
+    Types must match exactly, since numpy would read "0.9" and true as numbers.
+    """
     if type(record) is not dict:
         return f"is a {type(record).__name__}, not an object"
     missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in record]
@@ -222,12 +227,12 @@ def _record_problem(record: Any) -> str | None:
 
 
 def write_results(path: Path, results: Results) -> None:
-    """Writes COCO results format, one record a line. The file appears whole or not at all."""
+    """Write detections in COCO results format, one record per line. The file appears whole or not at all."""
     with atomic_write(path) as file:
         file.write("[")
         separator = "\n"
         columns = (results.image_ids, results.category_ids, results.boxes_xywh, results.scores)
-        for start in range(0, len(results), 10_000):  # Python numbers of a slice only, not of the whole data set
+        for start in range(0, len(results), 10_000):  # one slice at a time as Python numbers, to save memory
             part = (column[start : start + 10_000].tolist() for column in columns)
             for image_id, category_id, box, score in zip(*part, strict=True):
                 record = {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}

@@ -1,4 +1,4 @@
-"""The evaluation of detections, whatever found them: all measures and files, and those of a results file."""
+"""Measures and files of an evaluation, whatever made the detections, and the evaluation of results files."""
 
 import importlib
 from dataclasses import replace
@@ -27,13 +27,13 @@ from ovd.shapes import Bool
 from ovd.warn import warn
 
 NOT_ALWAYS_WRITTEN = ("naming.json", "naming.png", "report.html", "predictions.jpg")
-"""Files of an evaluation that measures naming, makes a page, or knows where the images are."""
+"""Files that are written only if naming is measured, a page is made or the image files are known."""
 
 
 def box_evaluator(
     truth: Truth, format: DataFormatName, category_ids: tuple[int, ...], *, engine: Engine = "hotcoco"
 ) -> BoxEvaluator:
-    """The evaluator of a format's benchmark; see the evaluators for arguments and errors."""
+    """Make the evaluator of a format's benchmark; see the evaluator classes for arguments and errors."""
     if FORMATS[format].is_federated:
         return LVISEvaluator(truth, category_ids, engine=engine)
     return COCOEvaluator(truth, category_ids, engine=engine, groups=FORMATS[format].groups)
@@ -44,15 +44,15 @@ def measure_results(
 ) -> Measures:
     """Compute the metrics of the evaluator's benchmark and judge the decisions.
 
-    Decisions are judged by the exhaustive truth if there is one. A federated set then has its AP, too.
+    For a federated set, an exhaustive truth judges the decisions and adds its own AP (`exhaustive_metrics`).
 
     Args:
-        evaluator: has all detections.
+        evaluator: evaluator to which all detections were added.
         exhaustive: the truth with every object of every class (`exhaustive_truth`); None if it is not known.
-        own_threshold: the detector's, at which decisions are judged as well.
+        own_threshold: the detector's own threshold, at which decisions are judged as well.
     """
     evaluation, results = evaluator.evaluate(), evaluator.results()
-    truth = evaluator.truth  # of a benchmark with groups of classes only their part
+    truth = evaluator.truth  # if the benchmark has groups of classes, only their part of the file
     if truth.is_federated and exhaustive is not None:
         truth = exhaustive
         section = exhaustive_metrics(truth, results, engine=evaluator.engine)
@@ -76,16 +76,16 @@ def write_measures(
     index: AnnotationIndex | None = None,
     note: EvaluationNote | None = None,
 ) -> None:
-    """Write the files of an evaluation. Those of an earlier one that would stay beside them are removed first.
+    """Write the files of an evaluation, after removing those of an earlier one that might not be replaced.
 
     Args:
-        index: where the images are; None draws no predictions.jpg.
-        note: of these files, before others follow; None leaves the folder without one.
+        index: annotations with the paths of the images; None writes no predictions.jpg.
+        note: note of this evaluation, written before the other files; None removes an earlier note.
 
     Raises:
-        OSError: a file cannot be written. That of predictions.jpg is a warning.
+        OSError: a file cannot be written. If predictions.jpg cannot, this is only a warning.
     """
-    (output_dir / "metrics.json").unlink(missing_ok=True)  # before the note that says what it is of
+    (output_dir / "metrics.json").unlink(missing_ok=True)  # first, so that a new note never stands beside old metrics
     if note is None:
         remove_note(output_dir)
     else:
@@ -96,7 +96,7 @@ def write_measures(
     write_decisions(measures.decisions, output_dir)
     if index is None:
         return
-    from ovd.evaluation.prediction_grid import write_prediction_grid  # here, since it brings Pillow and torchvision
+    from ovd.evaluation.prediction_grid import write_prediction_grid  # here, since it imports Pillow and torchvision
 
     try:
         write_prediction_grid(measures, index, output_dir)
@@ -105,8 +105,10 @@ def write_measures(
 
 
 def _are_classes(truth: Truth) -> Bool[np.ndarray, " C"]:
-    """Which categories are not but the parent of others, without a box; an index, and so a detector, has none of these,
-    but a results file may name its id."""
+    """Return which categories are classes, not just parents of other categories without a box of their own.
+
+    An index, and so a detector, has no such parents, but a results file may contain their ids.
+    """
     is_parent = np.array([category.is_parent for category in truth.categories], bool)
     return ~is_parent | (truth.num_boxes_of_categories() > 0)
 
@@ -122,17 +124,17 @@ def evaluate_results_file(
     options: FormatOptions = NO_OPTIONS,
     html: bool = False,
 ) -> dict[str, float]:
-    """Prints the metrics with their protocols and the decisions, writes their files and returns the metrics.
+    """Evaluate a results file: print metrics and decisions, write the report's files and return the metrics.
 
     Args:
-        annotations: the data set that was detected in, as `load_annotations` takes it.
+        annotations: annotations of the evaluated data set, as `load_annotations` takes them.
         results: file in COCO results format, see `ovd.evaluation.results_file`.
-        output_dir: where the report goes; None writes none.
+        output_dir: folder of the report; None writes none.
         images: folder of images, for formats whose boxes depend on the images' sizes (YOLO), and for pictures.
-        html: whether to write report.html, too; with pictures where the images are known.
+        html: whether to write report.html, too; with pictures if the images are known.
 
     Raises:
-        ValueError: a faulty file; names it and the record. A page without a folder to write it to.
+        ValueError: a file is faulty (names it and the record), or `html` is given without `output_dir`.
     """
     if html and output_dir is None:
         raise ValueError("the page needs a folder; give --output FOLDER")
@@ -146,14 +148,14 @@ def evaluate_results_file(
         evaluator = box_evaluator(truth, format, (), engine=engine)
         evaluator.add_results(read(), source=str(results))
     exhaustive = exhaustive_truth(truth, format)
-    if output_dir is not None:  # the engine leaves Python free, meanwhile, to import what draws
+    if output_dir is not None:  # imported while the engine computes, which does not hold the GIL
         Thread(target=importlib.import_module, args=("matplotlib.figure",), daemon=True).start()
     measures = measure_results(evaluator, exhaustive=exhaustive)
     print_measures(measures)
     if output_dir is not None:
         write_measures(measures, output_dir, index=index)
         if html:
-            from ovd.evaluation.html_report import report_data, write_html_report  # here, since it brings Pillow
+            from ovd.evaluation.html_report import report_data, write_html_report  # here, since it imports Pillow
 
             write_html_report(report_data(measures, title=results.name, index=index), output_dir)
         page = ", report.html" if html else ""

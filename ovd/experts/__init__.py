@@ -1,1 +1,1 @@
-"""Experts: detectors of new names beside a base detector, which goes on to answer for every other word."""
+"""Experts: detectors of new names beside a base detector, which still answers all other queries."""

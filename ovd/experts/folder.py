@@ -1,8 +1,8 @@
-"""An expert on disk: a folder with what it owns, which is nothing without the base detector that it names.
+"""Reading and writing of an expert's folder, which cannot be used without the base detector that it refers to.
 
 expert.safetensors   the expert's own parameters by their names in a detector; `expert.text` and `expert.base_text`,
-                     text rows of its names and of the base detector's; `expert.answers`, rows learned in the place of
-                     the former, if there are any; with a calibration, `expert.trained_text`
+                     text rows of its names and of the base detector's; `expert.answers`, rows learned in place of
+                     `expert.text`, if there are any; with a calibration, `expert.trained_text`
 expert.json          names, base detector, settings, calibration, metrics, and the sha256 of the other file
 """
 
@@ -30,36 +30,36 @@ TRAINED_TEXT = "expert.trained_text"
 
 
 class ExpertError(ValueError):
-    """A folder that holds no intact expert, or one of another base detector."""
+    """Error raised for a folder without an intact expert, or with an expert of another base detector."""
 
 
 @dataclass(frozen=True)
 class ExpertDescription:
-    """All that is stored of an expert besides tensors."""
+    """Everything that is stored about an expert except its tensors."""
 
     base_sha256: str
-    """Of the base detector's weights file."""
+    """SHA-256 of the base detector's weights file."""
     base: str
-    """The base detector's run folder, for messages."""
+    """Run folder of the base detector, for messages."""
     learn: ExpertPart
-    """What it learned."""
+    """Part that the expert learned."""
     own_layers: int
-    """Number of the backbone's last layers that it owns."""
+    """Number of the backbone's last layers that the expert owns."""
     rank: int
-    """Rank of its adapters in the backbone; 0 for none."""
+    """Rank of the expert's adapters in the backbone; 0 for none."""
     names: tuple[str, ...]
     synonyms: tuple[tuple[str, ...], ...]
-    """Of each name."""
+    """Synonyms of each name."""
     margin: float
-    """See `ExpertNames`."""
+    """Margin for near queries, see `ExpertNames`."""
     config: dict[str, Any]
-    """The resolved config of its training."""
+    """Resolved config of the expert's training."""
     calibration: dict[str, Any] | None = None
-    """`ScoreCalibration.to_json`."""
+    """Calibration in the form of `ScoreCalibration.to_json`; None if there is none."""
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    """By evaluated set, 0 to 1."""
+    """Metrics of each evaluated set, 0 to 1."""
     sha256: str = ""
-    """Of the tensors' file; set by `write_expert`."""
+    """SHA-256 of the tensors' file; set by `write_description`."""
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -69,20 +69,20 @@ class ExpertDescription:
 
 @dataclass(frozen=True, eq=False)
 class StoredExpert:
-    """An expert on disk. Its tensors are read when they are first asked for, and kept."""
+    """An expert on disk. Its tensors are read on first use and kept."""
 
     path: Path
-    """As it was given, for messages: its folder, or the run folder that it is in."""
+    """Path that was given, for messages: the expert's folder, or the run folder that it is in."""
     folder: Path
-    """What holds its files."""
+    """Folder with the expert's files."""
     description: ExpertDescription
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """Its parameters by name, and the text rows.
+        """The expert's parameters by name, and the text rows.
 
         Raises:
-            ExpertError: the file is missing or damaged, or is not the one that was described.
+            ExpertError: the file is missing or damaged, or its hash differs from the one in the description.
         """
         file = self.folder / TENSORS
         try:
@@ -94,22 +94,22 @@ class StoredExpert:
 
     @cached_property
     def names(self) -> ExpertNames:
-        """Its names with their text rows.
+        """The expert's names with their text rows.
 
         Raises:
-            ExpertError: as `tensors`.
+            ExpertError: see `tensors`.
         """
         found, tensors = self.description, self.tensors
         return ExpertNames(found.names, tensors[TEXT], tensors[BASE_TEXT], found.margin, tensors.get(ANSWERS))
 
     def check_base(self, base_sha256: str, base: Path) -> None:
-        """Check that it belongs to a base detector.
+        """Check that the expert belongs to a base detector.
 
         Args:
-            base_sha256: of the detector's weights file, `base`.
+            base_sha256: SHA-256 of `base`, the detector's weights file.
 
         Raises:
-            ExpertError: it was trained on another one; names both hashes.
+            ExpertError: the expert was trained on another detector; names both hashes.
         """
         found = self.description
         if found.base_sha256 != base_sha256:
@@ -121,7 +121,7 @@ class StoredExpert:
 
 
 def find_expert(path: Path) -> Path:
-    """The expert's folder: `path` itself, or `expert` in a run folder.
+    """Find the expert's folder: `path` itself, or `expert` in a run folder.
 
     Raises:
         ExpertError: neither holds an expert.
@@ -136,7 +136,7 @@ def write_expert(folder: Path, description: ExpertDescription, tensors: Mapping[
     """Write both files; the description last, so that a folder with one is complete.
 
     Args:
-        folder: made if missing; an expert in it is replaced.
+        folder: created if it is missing; an expert in it is replaced.
         tensors: parameters by name, and the text rows.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,10 +153,10 @@ def write_description(folder: Path, description: ExpertDescription) -> None:
 
 
 def read_expert(path: Path) -> StoredExpert:
-    """Read what is stored of an expert.
+    """Read an expert's description; its tensors are read on first use.
 
     Args:
-        path: as for `find_expert`.
+        path: the expert's folder or a run folder, as for `find_expert`.
 
     Raises:
         ExpertError: there is no expert, or its description is damaged.

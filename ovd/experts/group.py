@@ -1,4 +1,4 @@
-"""Which experts a detector is used with, and how."""
+"""Settings for the experts that a detector is used with."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +9,14 @@ from ovd.choices import SamePlace
 
 @dataclass(frozen=True)
 class ExpertGroup:
-    """The experts that are used with a detector, and how."""
+    """The experts that a detector is used with, and how they are used."""
 
     folders: tuple[Path, ...] = ()
     """Expert folders, or the run folders that they are in; none for the detector alone."""
     same_place: SamePlace = "base_stays"
-    """What becomes of boxes of the base detector and of an expert at one place."""
+    """What happens to boxes of the base detector and of an expert at one place."""
     nearest: bool = False
-    """Whether experts answer queries in other words that are near to their names."""
+    """Whether experts also answer queries in other words that are near to their names."""
 
     def __post_init__(self) -> None:
         if self.same_place not in get_args(SamePlace):

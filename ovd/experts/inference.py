@@ -1,7 +1,7 @@
-"""Inference with a base detector and experts: the shared layers run once, and each answers for its own queries.
+"""Inference with a base detector and experts: shared layers run once, and each detector answers its own queries.
 
-Competition between names, suppression and the number of boxes per image run within one answerer, over its own queries.
-So the base detector's answers are those that it would give alone, to the last bit.
+Competition between names, suppression and the limit of boxes per image apply to one answerer (the base detector or an
+expert) and its own queries at a time. So the base detector's answers are bit-identical to those that it gives alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,29 +27,30 @@ class Expert:
     """A detector of new names that shares a base detector's first layers."""
 
     fingerprint: str
-    """Of its file; experts are asked in its order, so that the order in which they are given does not matter."""
+    """Hash of the expert's file. Experts are sorted by it, so that the order they are given in does not matter."""
     names: ExpertNames
     inference: Inference
-    """Of the expert's detector; the base detector itself if it learned names alone."""
+    """Inference with the expert's detector, which is the base detector itself if the expert learned only names."""
     shared: SharedLayers | None
-    """The layers that are replayed in its own pass through the backbone; None if it has the base's features."""
+    """Layers whose outputs are replayed in the expert's own pass through the backbone; None if the expert uses the base
+    detector's features."""
 
 
 @dataclass(frozen=True)
 class _OwnQueries:
-    """The queries that one answerer, the base detector or an expert, answers."""
+    """Queries that one answerer, the base detector or an expert, answers."""
 
     rows: Int[Tensor, " c"]
-    """Rows of the vocabulary."""
+    """Rows of these queries in the vocabulary."""
     queries: QueryTexts
-    """What it detects with at these rows."""
+    """Texts that the answerer detects with at these rows."""
 
 
 class ExpertInference(BatchDetector):
-    """A base detector with experts, in the place of the base detector's own inference.
+    """Inference of a base detector with experts, used in place of the base detector's own inference.
 
-    Its attributes are the base detector's. Scores are compared as they are: calibrate both (`train.calibration`), so
-    that they are probabilities.
+    Its attributes are those of the base detector. Scores are compared as they are, so calibrate the base detector and
+    the experts (`train.calibration`), which makes their scores probabilities.
     """
 
     def __init__(
@@ -62,10 +63,11 @@ class ExpertInference(BatchDetector):
     ):
         """
         Args:
-            base: of the base detector.
-            experts: copies of its detector (`copy_sharing_layers`), at least one, in any order.
-            same_place: what becomes of two answerers' boxes at one place (`merge`).
-            nearest: whether experts answer queries that are near to their names (`route`).
+            base: inference of the base detector.
+            experts: at least one expert, in any order, whose detector is the base detector's or a copy of it
+                (`copy_sharing_layers`).
+            same_place: what happens to two answerers' boxes at one place (`merge`).
+            nearest: whether experts also answer queries that are near to their names (`route`).
 
         Raises:
             ValueError: an expert is given twice.
@@ -76,11 +78,11 @@ class ExpertInference(BatchDetector):
         if len({expert.fingerprint for expert in experts}) < len(experts):
             raise ValueError("an expert is given twice; name each once")
         self.num_capped = 0
-        """Detections so far that the merged lists had no room for (`max_detections`)."""
+        """Number of detections cut off from the merged lists so far (`max_detections`)."""
         self._base = base
         self._answerers = [base, *(expert.inference for expert in self.experts)]
         self._shared = [None, *(expert.shared for expert in self.experts)]
-        """The layers that each answerer replays; None for the base detector, and for experts with its features."""
+        """Layers that each answerer replays; None for the base detector, and for experts that use its features."""
         self._base_answers_again = any(expert.inference.detector is base.detector for expert in self.experts)
         self._same_place = same_place
         self._nearest = nearest
@@ -92,7 +94,7 @@ class ExpertInference(BatchDetector):
         return all(answerer.is_calibrated for answerer in self._answerers)
 
     def describe_experts(self) -> str:
-        """The experts and how they are used, in words that change with any of it."""
+        """Describe the experts and how they are used; the text differs if any of this differs."""
         experts = ", ".join(expert.fingerprint[:16] for expert in self.experts)
         return f"experts sha256 {experts} (same place: {self._same_place}, nearest: {self._nearest})"
 
@@ -115,7 +117,7 @@ class ExpertInference(BatchDetector):
         return tuple(self._merge(of_image) for of_image in zip(*found, strict=True))
 
     def _route(self, queries: QueryTexts) -> list[_OwnQueries]:
-        """What each answerer is asked for, the base detector first; computed once for batch after batch.
+        """Return the queries of each answerer, the base detector first; computed once for batches of the same queries.
 
         Experts use no ensemble.
         """
@@ -133,7 +135,7 @@ class ExpertInference(BatchDetector):
         return self._routed.of((text,) if ensemble is None else (text, ensemble.weights), compute)
 
     def _predictions(self, batch: ImageBatch, is_asked: Sequence[bool]) -> Iterator[tuple[int, Predictions]]:
-        """Yield number and predictions of each answerer that is asked, one at a time; shared layers run once."""
+        """Yield the number and the predictions of each answerer with queries, one at a time; shared layers run once."""
         asked = [number for number, wanted in enumerate(is_asked) if wanted]
         with ExitStack() as recordings:
             for number in asked:
@@ -142,7 +144,7 @@ class ExpertInference(BatchDetector):
             with on_device(self.device), self.compute.autocast():
                 pixels = self.detector.normalize(batch.images)
                 features = self.detector.backbone(pixels)
-            base_predictions: Predictions | None = None  # which experts of names alone have, too
+            base_predictions: Predictions | None = None  # also those of experts that learned only names
             for number in asked:
                 detector = self._answerers[number].detector
                 if detector is self.detector and base_predictions is not None:
@@ -157,7 +159,7 @@ class ExpertInference(BatchDetector):
                 yield number, predictions
 
     def _merge(self, answers: Sequence[Detections]) -> Detections:
-        """One image's answers of the base detector and of the experts in one list."""
+        """Merge the detections of the base detector and of the experts in one image into one list."""
         found, num_capped = merge(
             answers[0],
             answers[1:],

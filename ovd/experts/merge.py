@@ -1,4 +1,4 @@
-"""One list of detections from several answerers, in one image."""
+"""Merging of the detections of several answerers in one image."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from ovd.choices import SamePlace
 from ovd.structures import Detections
 
 PLACE_IOU = 0.6
-"""IoU at which the boxes of two answerers are at one place."""
+"""Minimum IoU of boxes of two answerers that are at one place."""
 
 
 def merge(
@@ -22,14 +22,15 @@ def merge(
     nms_iou: float,
     max_detections: int,
 ) -> tuple[Detections, int]:
-    """Merge the answers of the base detector and of its experts, best first.
+    """Merge the detections of the base detector and of its experts, best first.
 
     Args:
-        base, experts: best first; their classes are rows of the same vocabulary.
+        base, experts: detections, best first; their classes are rows of the same vocabulary.
         same_place: what to do with boxes of the base detector and of an expert at one place. `base_stays` drops the
-            expert's if it is the less probable, and never one of the base's; `surer` drops the less probable; `both`
-            keeps both.
-        nms_iou: where several experts have a class in common, the less probable box is dropped above this IoU.
+            expert's box if its score is not higher, and never a box of the base detector; `surer` drops the box of the
+            lower score, and of equal scores the expert's; `both` keeps both.
+        nms_iou: IoU above which the box of the lower score is dropped, among boxes of a class that several experts have
+            in common.
         max_detections: maximum number of boxes that are kept, the best ones.
 
     Returns:
@@ -47,19 +48,19 @@ def merge(
         else:
             from_experts = from_experts.take(~(at_one_place & base_is_surer).any(dim=0))
     merged = Detections.cat([base, from_experts])
-    # Stable: of equal scores the base's comes first.
+    # Stable: of equal scores the base detector's comes first.
     order = merged.scores.argsort(descending=True, stable=True)
     return merged.take(order[:max_detections]), max(0, len(order) - max_detections)
 
 
 def _kept_of_common_classes(parts: Sequence[Detections], together: Detections, nms_iou: float) -> Bool[Tensor, " K"]:
-    """The detections that stay where several experts have a class in common; those of other classes all do."""
+    """Return which detections are kept by NMS in the classes that several experts have in common; others all are."""
     classes, counts = torch.cat([part.classes.unique() for part in parts]).unique(return_counts=True)
     rows = torch.isin(together.classes, classes[counts > 1]).nonzero().squeeze(1)
     common = together.take(rows)
     kept = torch.ones(len(together.scores), dtype=torch.bool)
     kept[rows] = False
-    # Equal boxes keep their order, which is that of the experts.
+    # Detections of equal score keep their order, which is that of the experts.
     kept[rows[batched_nms(common.boxes.double(), common.scores.double(), common.classes, nms_iou)]] = True
     return kept
 
@@ -70,7 +71,7 @@ def _surest(
     base_scores: Float[Tensor, " N"],
     expert_scores: Float[Tensor, " K"],
 ) -> tuple[Bool[Tensor, " N"], Bool[Tensor, " K"]]:
-    """Which boxes stay: the best first, each drops those of the other side at its place, unless it was dropped."""
+    """Return which boxes are kept: best first, each kept box drops those of the other side at its place."""
     keeps_base, keeps_expert = [True] * len(base_scores), [True] * len(expert_scores)
     pairs = at_one_place.nonzero()
     surer = torch.maximum(base_scores[pairs[:, 0]], expert_scores[pairs[:, 1]])

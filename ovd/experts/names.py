@@ -1,8 +1,8 @@
-"""Which queries an expert answers, decided by their text rows: those of its own names, and near ones if asked to.
+"""Routing of queries to the base detector and the experts by their text rows.
 
-The same words have the same text row, so a query is one of an expert's names, or a synonym, if its row is one of
-theirs. A query in other words may be given to the expert whose names are nearer to it than the base detector's are, by
-a margin that is fitted on names held out one at a time.
+Equal words have equal text rows, so a query is a name or synonym of an expert if its row is one of the expert's. A
+query in other words may be given to an expert whose names are nearer to it than the base detector's names by more than
+a margin, which is fitted on names held out one at a time.
 """
 
 from collections.abc import Sequence
@@ -20,42 +20,44 @@ class ExpertNames:
     """The names that an expert was trained on."""
 
     names: tuple[str, ...]
-    """One per class."""
+    """One name per class."""
     text: Float[Tensor, "K D"]
     """Unit rows of the names, alone and with their synonyms, and of each synonym."""
     base_text: Float[Tensor, "T D"]
     """Unit rows of the names that the base detector was trained on."""
     margin: float
-    """A query that is nearer to `text` than to `base_text`, by more than this, may be given to the expert."""
+    """Margin by which a query must be nearer to `text` than to `base_text` to be given to the expert."""
     answers: Float[Tensor, "K D"] | None = None
-    """Unit rows that were learned for those of `text`; None if none were."""
+    """Unit rows learned in place of those of `text`; None if none were learned."""
 
     def answering(self, text: Float[Tensor, "C D"]) -> Float[Tensor, "C D"]:
-        """The rows to detect with for queries that the expert answers: those learned for the nearest of its names."""
+        """Return the rows to detect with for the expert's queries: those learned for the nearest names, if any were."""
         return text if self.answers is None else self.answers[(text @ self.text.T).argmax(dim=1)]
 
     def are_own(self, text: Float[Tensor, "C D"]) -> Bool[Tensor, " C"]:
-        """Which rows are one of the expert's."""
+        """Return which rows are the expert's own."""
         return nearness_to(text, self.text) > 1 - SAME_TEXT
 
     def lead(self, text: Float[Tensor, "C D"]) -> Float[Tensor, " C"]:
-        """Of each row, its nearness to the expert's names less that to the base detector's and less the margin; 0 where
-        that is negative, and for the base detector's own names."""
+        """Compute each row's nearness to the expert's names minus its nearness to the base detector's names and minus
+        the margin; 0 where this is negative, and for the base detector's own names."""
         to_base = nearness_to(text, self.base_text)
         lead = nearness_to(text, self.text) - to_base - self.margin
         return lead.masked_fill(to_base > 1 - SAME_TEXT, 0).clamp(min=0)
 
 
 def route(text: Float[Tensor, "C D"], experts: Sequence[ExpertNames], *, nearest: bool) -> list[Int[Tensor, " _"]]:
-    """The rows of the queries that the base detector answers, and then of those that each expert does.
+    """Assign each query to the base detector or to experts.
 
-    An expert answers the queries that are its own names or synonyms; so do several experts that share one. All others
-    go to the base detector, or with `nearest` to the expert whose margin they are above most; but not a name that the
-    base detector was trained on.
+    A query that is an expert's name or synonym goes to that expert, and to all experts that share it. Any other query
+    goes to the base detector, or, with `nearest`, to the expert with the highest lead above 0 (`ExpertNames.lead`).
 
     Args:
         text: unit rows of the queries.
-        nearest: whether experts answer near queries, too.
+        nearest: whether experts also answer near queries.
+
+    Returns:
+        The rows of the queries that the base detector answers, then those of each expert.
     """
     own = torch.stack([names.are_own(text) for names in experts])
     if nearest:
@@ -65,14 +67,15 @@ def route(text: Float[Tensor, "C D"], experts: Sequence[ExpertNames], *, nearest
 
 
 def fit_margin(new: Float[Tensor, "K D"], of_name: Int[Tensor, " K"], base: Float[Tensor, "T D"]) -> float:
-    """The lead that best tells queries near to an expert's names from those near to the base detector's.
+    """Fit the margin that best separates queries near to an expert's names from those near to the base detector's.
 
-    Each name is held out in turn and asked as if it were neither: it should go to the side that it is of. The margin
-    has the highest mean of the two sides' shares that do; of several, the highest, which leaves most to the base.
+    Each name is held out in turn and treated as a query in other words, which should go to its own side. The margin
+    maximizes the share of names that do, averaged over the two sides; of equally good margins the highest is taken,
+    which leaves most queries to the base detector.
 
     Args:
         new: the expert's unit rows.
-        of_name: the name that each of them belongs to.
+        of_name: the name that each row of `new` belongs to.
         base: unit rows of the base detector's names.
     """
     same = of_name[:, None] == of_name

@@ -1,1 +1,1 @@
-"""Boxes on pictures, their labels, and the colors of all pictures; boxes.py is where to begin."""
+"""Drawing of boxes and labels on pictures, and the colors of all pictures; start with boxes.py."""

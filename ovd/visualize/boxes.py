@@ -1,4 +1,4 @@
-"""Pictures: boxes with names on an image, and grids of such images."""
+"""Drawing of boxes with names on images, and of grids of such images."""
 
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,31 +21,31 @@ SMALLEST_TEXT_PX = 14
 GRID_PX = 512
 """Longest side of an image in a grid."""
 GRID_TEXT_PX = 21
-"""Of names in a grid, which are read where the grid is as wide as a page."""
+"""Font size of names in a grid, large enough to read where the grid is as wide as a page."""
 GRID_COLUMNS = 4
 GRID_GAP_PX = 6
 
 RARE_COLOR = (255, 214, 0)
 RARE_MARK = "\N{BLACK STAR}"
 MEANING = "colored: what the detector reports, right or wrong; white, in parentheses: objects that it missed"
-"""What a picture with missed objects shows, in words."""
+"""Legend of a picture with missed objects."""
 MEANING_OF_RARE = (
     f"{RARE_MARK} and yellow: rare classes; other colors: other classes, reported right or wrong; "
     "white, in parentheses: missed"
 )
-"""The same, where rare classes are marked."""
+"""Legend of a picture with missed objects in which rare classes are marked."""
 
 
 def choose_shown(
     detections: Detections, threshold: float | Sequence[float], *, limit: int | None = None, overlapping: bool = False
 ) -> Detections:
-    """Select the detections to draw: those of at least this score, best first, at most `limit` of them.
+    """Select the detections to draw: those with a score of at least the threshold, best first, at most `limit` of them.
 
-    Unless `overlapping`, NMS across classes (IoU 0.5) leaves only the best one at every place: metrics count every
-    class's score for a box, but a picture should show one.
+    Unless `overlapping`, class-agnostic NMS (IoU 0.5) keeps only the best detection at each place: metrics count the
+    scores of all classes for a box, but a picture should show one.
 
     Args:
-        threshold: one for all classes, or one for each.
+        threshold: one threshold for all classes, or one per class.
     """
     minimum = torch.as_tensor(threshold, dtype=detections.scores.dtype)
     wanted = detections.scores >= (minimum if minimum.ndim == 0 else minimum[detections.classes])
@@ -66,15 +66,15 @@ def draw_detections(
     rare: Collection[int] = (),
     in_grid: bool = False,
 ) -> Image.Image:
-    """Draw a box, name and score for every detection on a copy of the image, which is enlarged if it is small.
+    """Draw a box, name and score for every detection on a copy of the image, enlarged if it is small.
 
     A class has the same color in every picture.
 
     Args:
         names: the name of each class that occurs.
-        missed: true objects that no detection is right about. They get a thin white box, and their name in parentheses.
+        missed: true objects without a right detection. They get a thin white box, and their name in parentheses.
         rare: classes whose labels are yellow with a star, and whose boxes are thicker.
-        in_grid: whether it is for `write_grid`, which wants a longest side of `GRID_PX` and large letters.
+        in_grid: whether the picture is for `write_grid`: it gets a longest side of `GRID_PX` and large letters.
     """
     longest = max(image.shape[:2])
     zoom = GRID_PX / longest if in_grid else max(1, -(-SMALLEST_SHOWN_PX // longest))
@@ -103,21 +103,21 @@ def draw_detections(
 
 
 def _rows(detections: Detections, zoom: float) -> Iterator[tuple[Box, float, int]]:
-    """Box in pixels of the picture, score and class of each detection."""
+    """Yield the box in pixels of the picture, the score and the class of each detection."""
     columns = (zoom * detections.boxes, detections.scores, detections.classes)
     for box, score, row in zip(*(column.tolist() for column in columns), strict=True):
         yield tuple(box), score, row
 
 
 def _draw_box(draw: ImageDraw.ImageDraw, label: Label, line: int) -> None:
-    """Draw the frame of a label's box in its color with an edge on both sides, so that it is seen on any ground."""
+    """Draw the frame of a label's box in its color, with an edge on both sides so that it is visible on any ground."""
     x0, y0, x1, y1 = label.box
     draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=label.ink, width=line + 2)
     draw.rectangle(label.box, outline=label.ground, width=line)
 
 
 def grid(images: Sequence[Image.Image], columns: int, note: str = "") -> Image.Image:
-    """Arrange images of any size row by row on white, in as many columns at most, with a note under them."""
+    """Arrange images of any size row by row on white, in at most `columns` columns, with a note below."""
     columns = min(columns, len(images))
     width = max(image.width for image in images) + GRID_GAP_PX
     height = max(image.height for image in images) + GRID_GAP_PX
@@ -136,7 +136,10 @@ def grid(images: Sequence[Image.Image], columns: int, note: str = "") -> Image.I
 
 
 def write_grid(pictures: Sequence[Image.Image], path: Path, note: str = "") -> None:
-    """Write pictures row by row, at least one, as JPEG or, if the path ends so, PNG; it appears whole or not at all."""
+    """Write a grid of at least one picture, as PNG if the path ends in .png, else as JPEG.
+
+    The file appears whole or not at all.
+    """
     drawn = grid(pictures, GRID_COLUMNS, note)
     with atomic_write(path, "wb") as file:
         drawn.save(file, "PNG" if path.suffix == ".png" else "JPEG", quality=90, optimize=True)

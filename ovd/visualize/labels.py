@@ -1,4 +1,4 @@
-"""Names on pictures: a font that has their letters, and places where they cover each other least."""
+"""Labels on pictures: a font that has their letters, and places where they hide each other least."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,48 +15,51 @@ from ovd.shapes import Float64
 from ovd.warn import warn
 
 FONTS_KEPT = 64
-"""Sets of letters whose font is not looked for again."""
+"""Number of sets of letters whose font is cached."""
 COVERED_BOX = 0.2
-"""Cost of hiding a pixel of a box under a label; that of a pixel of another label is 1."""
+"""Cost of hiding a pixel of a box under a label; hiding a pixel of another label costs 1."""
 MARGIN_PX = 3
 _TOLD = set[str]()
-"""Letters that a warning was about. The digits of scores make most pictures ask for a font anew; one warning is enough.
-"""
+"""Letters that were warned about. Each letter is warned about once, although the digits of scores make most pictures
+search for a font again."""
 
 Color = tuple[int, int, int]
-"""RGB."""
+"""RGB color."""
 Box = tuple[float, float, float, float]
-"""xyxy in pixels of the picture."""
+"""Box as xyxy in pixels of the picture."""
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 
 @dataclass(frozen=True)
 class FontFile:
-    """A font, and the letters it was asked for and lacks."""
+    """A font, and the requested letters that it lacks."""
 
     path: str
     missing: frozenset[str] = frozenset()
 
     def written(self, text: str) -> str:
-        """The text with a ? in the place of each letter that the font lacks."""
+        """Return the text with a ? in place of each letter that the font lacks."""
         return "".join("?" if letter in self.missing else letter for letter in text)
 
 
 @dataclass(frozen=True)
 class Label:
-    """A text for a box of a picture, and how it looks."""
+    """A text for a box of a picture, and its appearance."""
 
     text: str
     box: Box
     ground: Color
     ink: Color
     below: bool = False
-    """Whether it is placed under its box rather than over it, where both are free."""
+    """Whether the label goes below its box rather than above it if both places are free."""
 
 
 @lru_cache(FONTS_KEPT)
 def font_with(letters: frozenset[str]) -> FontFile:
-    """DejaVu Sans, if it has these letters, else the system's font that lacks fewest; warns once of each it lacks."""
+    """Return DejaVu Sans if it has these letters, or else the font of the system that lacks the fewest.
+
+    Warns once about each letter that the returned font lacks.
+    """
     usual = str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
     best = FontFile(usual, _missing_in(usual, letters))
     for path in sorted(findSystemFonts()) if best.missing else ():
@@ -73,19 +76,22 @@ def font_with(letters: frozenset[str]) -> FontFile:
 
 
 def font_for(texts: Iterable[str]) -> FontFile:
-    """`font_with` all letters of these texts."""
+    """Return `font_with` for all letters of these texts."""
     return font_with(frozenset(letter for text in texts for letter in text if not letter.isspace()))
 
 
 def _missing_in(font: str, letters: frozenset[str]) -> frozenset[str]:
-    """The letters that a font's file lacks; all, if it cannot be read."""
+    """Return the letters that a font file lacks; all if it cannot be read."""
     known = _letters_in(font)
     return frozenset(letter for letter in letters if letter not in known)
 
 
 @cache
 def _letters_in(font: str) -> str:
-    """All letters of a font, in little memory; none, if its file cannot be read. No file is read twice."""
+    """Return all letters of a font, as a string to save memory; empty if its file cannot be read.
+
+    Each file is read once.
+    """
     try:
         return "".join(map(chr, FT2Font(font).get_charmap()))
     except (RuntimeError, OSError):
@@ -93,7 +99,7 @@ def _letters_in(font: str) -> str:
 
 
 def draw_labels(canvas: Image.Image, labels: Sequence[Label], text_px: int) -> None:
-    """Draw labels beside their boxes, inside the picture, the first ones where they had best stand.
+    """Draw labels beside their boxes, inside the picture; earlier labels get the better places.
 
     Args:
         text_px: height of the letters.
@@ -112,11 +118,14 @@ def draw_labels(canvas: Image.Image, labels: Sequence[Label], text_px: int) -> N
 def place_labels(
     labels: Sequence[Label], sizes: Sequence[tuple[float, float]], picture: tuple[int, int]
 ) -> list[tuple[float, float]]:
-    """The upper left corner of each label: the place at its box that hides least of the labels before it and of boxes.
+    """Place each label at its box where it hides the least of boxes and of the labels before it.
 
     Args:
         sizes: width and height of each label, in pixels.
-        picture: width and height.
+        picture: width and height of the picture, in pixels.
+
+    Returns:
+        The upper left corner of each label.
     """
     boxes = np.array([label.box for label in labels], dtype=np.float64).reshape(-1, 4)
     placed = np.zeros((0, 4))
@@ -139,7 +148,7 @@ def place_labels(
 
 
 def _overlaps(ones: Float64[np.ndarray, "N 4"], others: Float64[np.ndarray, "M 4"]) -> Float64[np.ndarray, "N M"]:
-    """Pixels that each two boxes share."""
+    """Compute the area in pixels that each pair of boxes shares."""
     low = np.maximum(ones[:, None, :2], others[None, :, :2])
     high = np.minimum(ones[:, None, 2:], others[None, :, 2:])
     return (high - low).clip(min=0).prod(axis=2)

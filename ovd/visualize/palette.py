@@ -1,4 +1,4 @@
-"""Colors of pictures: lines that a color-blind reader tells apart (Okabe and Ito), and of classes and their groups."""
+"""Colors of pictures: of lines, which color-blind readers can tell apart (Okabe and Ito), of classes and of groups."""
 
 import colorsys
 import zlib
@@ -13,20 +13,20 @@ GROUPS = {
     "common": LINES[2],
     "frequent": LINES[3],
 }
-"""A group of classes has one color in all pictures; so has a benchmark's `novel`, which is what `rare` is in LVIS."""
+"""Color of each group of classes in all pictures; a benchmark's `novel` has the color of LVIS's `rare`."""
 LUMINANCE = 0.15
-"""The most that a class's color has of white's (WCAG), so that white text on it is read: the contrast is 5 or more."""
+"""Maximum luminance of a class's color relative to white (WCAG), for a contrast of 5 or more with white text."""
 
 
 def group_colors(groups: list[str]) -> list[str]:
-    """A color for each group: its own, or, for one that has none, the next that none of the others has."""
+    """Return a color for each group: its own, or, for a group without one, the next color that no other group has."""
     taken = {GROUPS[group] for group in groups if group in GROUPS}
     free = cycle([color for color in LINES if color not in taken] or LINES)
     return [GROUPS[group] if group in GROUPS else next(free) for group in groups]
 
 
 def class_color(name: str) -> tuple[int, int, int]:
-    """RGB color of a class, the same for its name wherever it is drawn; dark enough for white text."""
+    """Return the RGB color of a class, the same for its name in all pictures and dark enough for white text."""
     key = name.replace("_", " ").casefold().encode()
     linear = [_to_linear(part) for part in colorsys.hsv_to_rgb(zlib.crc32(key) / 2**32, 0.9, 1)]
     factor = min(1, LUMINANCE / luminance_of(linear))
@@ -35,7 +35,7 @@ def class_color(name: str) -> tuple[int, int, int]:
 
 
 def luminance_of(linear: list[float]) -> float:
-    """Relative luminance of linear RGB, 0 to 1."""
+    """Compute the relative luminance of linear RGB, 0 to 1."""
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
