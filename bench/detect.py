@@ -23,7 +23,7 @@ from ovd.precision import describe_machine
 
 CLASSES = (91, 1203)
 OPTIONS = DetectionOptions(score_threshold=0.0, nms_iou=0.6, max_detections=300, candidates=5000)
-"""Settings of ours; torchvision takes 1,000 candidates from each of its five levels."""
+"""Settings of our detection; torchvision takes 1,000 candidates from each of its five levels."""
 
 
 def make_forms(fresh: Fresh, num_classes: int, batch_size: int, size: int) -> dict[str, Callable[[], list[Tensor]]]:

@@ -25,7 +25,7 @@ from ovd.structures import Detections, Predictions
 
 SIZE, DIM, NUM_CLASSES, STRIDES, SCALE = 640, 1024, 1203, [8, 16, 32, 64, 128], 100.0
 OPTIONS = DetectionOptions(score_threshold=0.0, nms_iou=0.6, max_detections=300, candidates=5000)
-"""Settings of ours; torchvision takes 1,000 candidates from each of its five levels."""
+"""Settings of our detection; torchvision takes 1,000 candidates from each of its five levels."""
 LARGEST_DIFFERENCE = {"scores": 1e-4, "boxes": 1e-2}
 SMALLEST_SHARE = 0.99
 """Smallest share of boxes that both must find: rounding decides which is the last."""

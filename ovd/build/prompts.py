@@ -144,7 +144,7 @@ class PromptEncoder:
         of_examples: Float[Tensor, "E D"],
         share_of_images: float = SHARE_OF_IMAGES,
     ) -> Float[Tensor, " D"]:
-        """Combine the names and examples of a class to its unit row.
+        """Combine the names and examples of a class into its unit row.
 
         Args:
             of_texts: unit rows of the class's names.

@@ -85,7 +85,7 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
 
 
 def describe_expert_run(run: Path, config: TrainConfig) -> str:
-    """Return the sentence of a message which says that an expert's run is no detector to use alone."""
+    """Describe an expert's run for messages: it is no detector to use alone."""
     return f"{run} is the training of an expert of {config.init_from}; alone it may have forgotten all other words"
 
 
@@ -174,7 +174,7 @@ def check_text_tower(found: checkpoint.Checkpoint, clip: Clip) -> None:
 
 
 def initialize(detector: Detector, init_from: Path, clip: Clip) -> Path:
-    """Load the weights that a new run starts from, of a run folder, a checkpoint folder or a weights file.
+    """Load the weights that a new run starts from, from a run folder, a checkpoint folder or a weights file.
 
     Learned names start at their text rows; adapters and the side branch start without effect.
 

@@ -19,18 +19,17 @@ from ovd.precision import product_dtype
 
 
 class FoldedConv2d(nn.Conv2d):
-    """A convolution that also applies the batch norm after it, if that is in eval mode, and the ReLU after the norm."""
+    """A convolution that also applies the batch norm after it, if that is in eval mode, and then a ReLU if `relu`."""
 
     following: tuple["FoldedNorm"]
     """The norm, in a tuple so that it is not registered as a submodule."""
     relu: bool
-    """Whether a ReLU is folded, too."""
     frozen: FrozenWeights
 
     def forward(
         self, x: Float[Tensor, "B C h w"], shortcut: Float[Tensor, "B K H W"] | None = None
     ) -> Float[Tensor, "B K H W"]:
-        """Apply the convolution and, in the norm's eval mode, the norm and the ReLU if that is folded, too.
+        """Apply the convolution and, in the norm's eval mode, the norm and then a ReLU if `relu`.
 
         Args:
             shortcut: map that is added before the ReLU, in the norm's eval mode only.

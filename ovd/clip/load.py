@@ -127,7 +127,7 @@ def load_clip(
 
 
 def model_folder(name: str) -> Path:
-    """Return the folder that a model's name may be, whether or not it exists; for `tiny`, the toolkit's own."""
+    """Return a model's name as a folder, which may not exist; for `tiny`, the toolkit's own."""
     return TINY_CLIP if name == "tiny" else Path(name)
 
 

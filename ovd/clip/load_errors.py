@@ -11,7 +11,7 @@ MOST_LINES = 21
 
 @contextmanager
 def hub_errors(what: str, way_out: str = "") -> Iterator[None]:
-    """Turn the errors of an unreachable hub into a ValueError that names the missing file."""
+    """Turn the errors of an unreachable hub into a ValueError that names what cannot be fetched."""
     try:
         yield
     except Exception as error:  # the hub's client and its callers raise many types

@@ -170,7 +170,8 @@ class Answerer:
         """Encode the texts that have no row yet, all together, and mark all texts as recently used."""
         if new := [text for text in texts if text not in self._rows]:
             rows = text_of_names(self._trained, new)
-            self._rows.update((text, row.clone()) for text, row in zip(new, rows, strict=True))  # no views of `rows`
+            # Each row is copied, since a view would keep all of `rows` in memory.
+            self._rows.update((text, row.clone()) for text, row in zip(new, rows, strict=True))
         for text in texts:
             self._rows.move_to_end(text)
 
