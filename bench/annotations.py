@@ -1,4 +1,4 @@
-"""Annotation files in LVIS's form and detections of their images, as large as asked for, drawn at random."""
+"""Random annotation files in LVIS's format, of any size, and random detections in their images."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from ovd.evaluation.results import Results
 
 NUM_CLASSES, WIDTH_PX, HEIGHT_PX = 1203, 640, 480
 POSITIVES, NEGATIVES = 8, 4
-"""Classes of an image that are known to be there, and known not to be."""
+"""Number of classes per image that are known to be present, and known to be absent."""
 
 
 def _boxes(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -20,7 +20,7 @@ def _boxes(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def write_annotations(path: Path, num_images: int, boxes_per_image: int, mask_numbers: int) -> None:
-    """Write an LVIS v1 file, its masks as polygons of `mask_numbers` coordinates."""
+    """Write an LVIS v1 file, with masks as polygons of `mask_numbers` coordinates."""
     rng = np.random.default_rng(0)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -53,7 +53,7 @@ def write_annotations(path: Path, num_images: int, boxes_per_image: int, mask_nu
 
 
 def detections_of(path: Path, per_image: int) -> Results:
-    """Detections of a file's images: each true box a little moved, and others anywhere, of any class, less probable."""
+    """Draw detections in a file's images: true boxes, slightly moved, and others anywhere with lower mean scores."""
     content = json.loads(path.read_text())
     rng = np.random.default_rng(1)
     true = np.array([row["bbox"] for row in content["annotations"]])

@@ -1,10 +1,10 @@
-"""Training steps and detection with torch.compile against the same without.
+"""Measure training steps and detection with torch.compile against the same without it.
 
     python bench/compile.py [--config configs/gated.yaml] [--size 192] [--batch-size 8] [--classes 1203] [--device cuda]
 
-Random images with three boxes each, random unit text rows: a training step (forward, class, box and quality loss,
-backward) of a fresh detector in the config's form, and detection up to the boxes. Both forms take turns. The first call
-of the compiled form is timed apart; a difference of losses above a thousandth, and there is no ratio.
+A training step (forward, class, box and quality loss, backward) of the config's fresh detector, and detection up to the
+boxes, on random images with three boxes each and random unit text rows. Both forms take turns. The first call of the
+compiled form is timed separately. If the losses differ by more than a thousandth, no ratio is given.
 """
 
 import copy
@@ -68,10 +68,10 @@ def main() -> None:
 
 
 def compare(work: Callable[[bool], float], device: torch.device) -> dict[str, object]:
-    """Seconds of both forms, taking turns, and their ratio.
+    """Time the plain and the compiled form in turns, and return their seconds and ratio.
 
     Args:
-        work: does it in the plain or the compiled form; what it returns must be the same.
+        work: function of whether to use the compiled form; both forms must return the same number.
     """
     expected = work(False)
     start = time.perf_counter()

@@ -1,12 +1,12 @@
-"""How time and memory of training, detection, labelling and reading grow, with a line fitted to each.
+"""Measure how time and memory of training, detection, labelling and reading grow, and fit a line to each.
 
     python bench/cost.py                     # CLIP's ResNet-50, 2 images of 320 px, all but one quantity fixed
     python bench/cost.py --device cuda       # 16 images of 800 px
-    python bench/cost.py --only-page         # docs/cost.md and its picture from what was measured
+    python bench/cost.py --only-page         # docs/cost.md and its picture from earlier results
 
-Training scores all classes (`train.negatives=all`). Labelling is end to end, by its number of captioned images; reading
-is of an annotation file in LVIS's form, by its number of images. Every point is a process of its own on a CPU, and is
-measured in rounds, in which the points take turns; memory is what the work adds at its peak.
+Training scores all classes (`train.negatives=all`). Labelling is end to end, by number of captioned images; reading is
+of an annotation file in LVIS's format, by number of images. On a CPU every point has a process of its own. Points are
+measured in rounds, in which they take turns. Memory is what the work adds at its peak.
 """
 
 import argparse
@@ -35,10 +35,10 @@ from ovd.selftrain.pseudo_label import label_shards
 
 ROUNDS = 1
 TIMED = 3
-"""Times in a round, after one that is not counted."""
+"""Number of timed calls in a round, after one that is not counted."""
 OPTIONS = DetectionOptions(score_threshold=0.0, max_detections=300, candidates=2000)
 NUM_CLASSES = 80
-"""Where something else varies."""
+"""Number of classes where another quantity varies."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Setting:
     side: int = 320
     batch: int = 2
     data: int = 0
-    """Captioned images, or images of an annotation file."""
+    """Number of captioned images, or of images in an annotation file."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class Series:
 
     job: str
     by: str
-    """Name of what varies, with its unit."""
+    """Name of the quantity that varies, with its unit."""
     points: tuple[tuple[float, Setting], ...]
-    """The number that varies, and the setting."""
+    """Value of that quantity and the setting, for each point."""
 
 
 def all_series(side: int, batch: int) -> list[Series]:
-    """What is measured around a size of images and batches."""
+    """Return the series to measure around a size of images and batches."""
     sides = [round(side * factor / 32) * 32 for factor in (0.6, 0.8, 1.0, 1.2, 1.4)]
     classes = {"training": (80, 1203, 4585, 13_000), "detection": (80, 1203, 4585, 13_000, 20_000)}
     series = []
@@ -116,7 +116,7 @@ JOBS = {"training": training, "detection": detection, "labelling": labelling, "r
 
 
 def measure(job: str, *settings) -> tuple[list[float], int]:
-    """Seconds of the work of one point, and the memory that it adds to this process."""
+    """Measure the seconds of one point's work, and the memory in bytes that it adds to this process."""
     device, seconds = settings[2], []
 
     def work() -> None:
@@ -166,7 +166,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The options of the LVIS recipe, and whether to measure at all."""
+    """Parse the options of the LVIS recipe, and whether to measure at all."""
     return parse_with_sizes(__doc__, switches={"--only-page": "measure nothing; write the page from earlier figures"})
 
 

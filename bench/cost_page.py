@@ -1,5 +1,5 @@
-"""docs/cost.md, its picture and docs/cost.json: the points of cost.py with a line through each, and what follows for
-larger work."""
+"""Write docs/cost.md, its picture and docs/cost.json: the points of cost.py, a line through those of each series, and
+predictions for larger work."""
 
 import json
 import statistics
@@ -23,14 +23,14 @@ POINTS, PAGE, PICTURE = (ROOT / "docs" / f"cost.{kind}" for kind in ("json", "md
 DEVICES = ("cpu", "cuda")
 CONFIG = ROOT / "configs" / "lvis_base_rn50.yaml"
 PEAK_TFLOPS = 989.0
-"""Of an H100."""
+"""Peak of an H100 in TFLOP/s, dense bf16."""
 MACHINES = 0.08
-"""Share by which the same step has differed between machines of one kind."""
+"""Relative difference seen in the time of the same step between machines of one kind."""
 BEYOND_LINE = 0.1
-"""Share by which a prediction from pixels may be off, of the size of the largest deviation from the lines."""
+"""Relative error of a prediction from pixels, about as large as the largest deviation from the lines."""
 LABELLING_OVER_DETECTION = (0.87, 1.2)
-"""Of time, from bench/pseudo_label.py on two kinds of CPU: decoding, captions and writing add to the detector's work,
-larger batches take less of it."""
+"""Time of labelling over that of detection, from bench/pseudo_label.py on two kinds of CPU: decoding, captions and
+writing add to the detector's work, larger batches reduce it."""
 CAPTIONED_IMAGES, GPUS = 1e9, 64
 TITLES = {
     "training": "training, one step",
@@ -44,25 +44,26 @@ AXES = {
     "image of a batch": "images in a batch",
     "1,000 images": "images, in thousands",
 }
-"""What the picture calls the jobs of cost.py, and what they grow by."""
+"""Axis labels of the picture for the quantities of cost.py; `TITLES` has the titles for its jobs."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Least squares through all values."""
+    """Least-squares line through all values."""
 
     start: float
     slope: float
     error: float
     """Two standard errors of the slope."""
     deviation: float
-    """The largest of a point's median from the line, as a share of the median."""
+    """Largest deviation of a point's median from the line, as a share of the median."""
 
     @classmethod
     def through(cls, x: list[float], values: list[list[float]]) -> "Line":
-        """
+        """Fit the line.
+
         Args:
-            values: at each x.
+            values: all measured values at each x.
         """
         every_x = np.repeat(x, [len(of_one) for of_one in values])
         (slope, start), covariance = np.polyfit(every_x, np.concatenate(values), 1, cov=True)
@@ -75,12 +76,12 @@ class Line:
 
 
 def _rounded(number: float) -> str:
-    """Three digits."""
+    """Format a number with three digits, or as an integer from 100 on."""
     return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
 def measured_points() -> dict[str, dict[str, Any]]:
-    """What cost.py has measured, by device: in bench/results/, else as docs/cost.json has it."""
+    """Read the results of cost.py by device, from bench/results/ or else from docs/cost.json."""
     found = json.loads(POINTS.read_text()) if POINTS.exists() else {}
     for device in DEVICES:
         if results_file("cost", device).exists():
@@ -89,7 +90,7 @@ def measured_points() -> dict[str, dict[str, Any]]:
 
 
 def write_page() -> None:
-    """Write the points, the page and the picture from what was measured and docs/benchmarks.json."""
+    """Write the points, the page and the picture from the results of cost.py and docs/benchmarks.json."""
     found = measured_points()
     if not found:
         raise SystemExit("nothing was measured yet: python bench/cost.py")
@@ -139,7 +140,7 @@ def _table(result: dict[str, Any]) -> str:
 
 
 def _gpu_milliseconds(name: str, classes: int) -> float:
-    """Median time of 16 images of 800 px, from docs/benchmarks.json."""
+    """Return our median time in milliseconds for 16 images of 800 px, from docs/benchmarks.json."""
     rows = json.loads((ROOT / "docs" / "benchmarks.json").read_text())["rows"]
     row = next(row for row in rows if row["name"] == name and row["device"] == "cuda")
     times = next(one["milliseconds"]["ours"] for one in row["raw"]["rows"] if one["classes"] == classes)
@@ -182,7 +183,7 @@ def _paragraph(text: str) -> str:
 
 
 def _draw(results: list[dict[str, Any]]) -> None:
-    """Time over what grows, measured and fitted, a part of the picture for each machine."""
+    """Draw measured times and fitted lines over the quantity that varies, one part of the picture per machine."""
     parts = Figure(figsize=(12, 5.2 * len(results)), layout="constrained")
     for result, part in zip(results, parts.subfigures(len(results), squeeze=False)[:, 0], strict=True):
         part.suptitle(result["machine"])

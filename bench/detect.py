@@ -1,11 +1,11 @@
-"""Detection, from images to boxes, against torchvision's FCOS, and our forward pass alone.
+"""Measure detection, from images to boxes, against torchvision's FCOS, and our forward pass alone.
 
     python bench/detect.py                     # CLIP's ResNet-50, 2 images of 320 px
     python bench/detect.py --device cuda       # 16 images of 800 px
 
 Random images, 91 and 1,203 classes, random weights; bf16 autocast for both where ours has it, channels last for both.
-Both have no score threshold, as many candidates and the same suppression; unless they give equal numbers of boxes,
-there is no ratio. Their boxes are on the CPU in the end.
+Both have no score threshold, the same number of candidates and the same non-maximum suppression, and their boxes end on
+the CPU. If their numbers of boxes differ, no ratio is given.
 """
 
 from collections.abc import Callable
@@ -23,11 +23,11 @@ from ovd.precision import describe_machine
 
 CLASSES = (91, 1203)
 OPTIONS = DetectionOptions(score_threshold=0.0, nms_iou=0.6, max_detections=300, candidates=5000)
-"""torchvision takes 1,000 candidates from each of its five levels."""
+"""Settings of our detection; torchvision takes 1,000 candidates from each of its five levels."""
 
 
 def make_forms(fresh: Fresh, num_classes: int, batch_size: int, size: int) -> dict[str, Callable[[], list[Tensor]]]:
-    """Ours, our forward pass, and torchvision's on the same images; each returns its boxes by image."""
+    """Return our detection, our forward pass and torchvision's detection on the same images; each returns its boxes."""
     batch, text, compute = (
         fresh.batch(batch_size, size, num_classes),
         fresh.text(num_classes),

@@ -1,13 +1,13 @@
-"""AP of classes that are asked for by example pictures, beside their AP by name.
+"""Measure the AP of classes that are detected by example pictures, beside their AP by name.
 
     python bench/example_prompts.py runs/quickstart
-    python bench/example_prompts.py RUN RUN RUN --draws 1       # of several seeds of training
-    python bench/example_prompts.py RUN --held-out              # of a run with train.calibration.names=0.1
+    python bench/example_prompts.py RUN RUN RUN --draws 1       # several seeds of training
+    python bench/example_prompts.py RUN --held-out              # a run with train.calibration.names=0.1
 
-For runs on the embedded world. The novel classes of the validation images are asked for by 1, 3 and 5 boxes that are
-cut out of training images (fewer of a class that has fewer), and by name and 5 boxes; all others by name. The novel
-classes are the rare ones; with --held-out, base classes whose names the training held out, and the weight of 5 boxes
-beside the name varies. Each draw takes other boxes.
+For runs on the embedded world. The novel classes of the validation set are detected by 1, 3 and 5 boxes that are cut
+out of training images (fewer for a class that has fewer), and by name and 5 boxes; all other classes by name. The novel
+classes are the rare ones. With --held-out, they are base classes whose names the training held out, and the weight of 5
+boxes beside the name varies. Each draw takes other boxes.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from ovd.precision import describe_machine
 
 NUM_EXAMPLES = 5
 SHARES = (0.1, 0.2, 0.3, 0.5)
-"""Weights of the examples beside names of classes that are held out."""
+"""Weights of the examples beside the name, for classes whose names are held out."""
 
 
 def novel_rows(config: TrainConfig, index: AnnotationIndex, *, held_out: bool) -> list[int]:
-    """The classes of a validation set that are asked for by examples."""
+    """Return the rows of the classes of a validation set that are detected by examples."""
     if not held_out:
         return [position for position, category in enumerate(index.categories) if category.frequency == "r"]
     training = load_training_index(config, DataReport(stops=False))
@@ -51,7 +51,7 @@ def novel_rows(config: TrainConfig, index: AnnotationIndex, *, held_out: bool) -
 
 
 def examples_of(world: Path, index: AnnotationIndex, rows: Sequence[int], seed: int) -> dict[int, list[Example]]:
-    """Up to five boxes of each of these classes in training images, chosen by chance."""
+    """Choose up to five boxes of each of these classes in training images, at random."""
     training = load_annotations(
         world / "annotations" / "lvis_train.json", world / "images", format="lvis", report=DataReport(stops=False)
     )
@@ -70,7 +70,7 @@ def examples_of(world: Path, index: AnnotationIndex, rows: Sequence[int], seed: 
 def asked(
     prompts: PromptEncoder, text: Float[Tensor, "C D"], examples: dict[int, list[Example]], *, held_out: bool
 ) -> Iterator[tuple[str, Float[Tensor, "C D"]]]:
-    """The ways of asking with examples, each with a row per class."""
+    """Yield the kinds of prompts with examples, each with its row per class."""
     embedded = {row: torch.stack([prompts.encode(example) for example in own]) for row, own in examples.items()}
     for count in () if held_out else (1, 3, NUM_EXAMPLES):
         rows = text.clone()
@@ -87,7 +87,7 @@ def asked(
 def novel_precision(
     trained: TrainedDetector, index: AnnotationIndex, text: Float[Tensor, "C D"], novel: Sequence[int]
 ) -> dict[str, float]:
-    """AP in percent of all classes and of the novel ones."""
+    """Return the AP in percent of all classes and of the novel ones."""
     queries = QueryTexts(text, score_ensemble(trained, index.names))
     of_id = {row.category_id: row.AP for row in detect_all(trained, index, queries).evaluate().classes if row.AP > -1}
     ids = [index.categories[row].id for row in novel]
@@ -96,7 +96,7 @@ def novel_precision(
 
 
 def measure(trained: TrainedDetector, *, draws: int, held_out: bool) -> dict[str, list[dict[str, float]]]:
-    """The figures of each draw, by the way of asking."""
+    """Measure the AP of each draw, by kind of prompt."""
     index = load_validation_index(trained.config, DataReport(stops=False))
     assert index is not None, "the world has a validation set"
     text = evaluation_text(trained.config, trained.clip, index.names, index.synonyms)
@@ -113,7 +113,7 @@ def measure(trained: TrainedDetector, *, draws: int, held_out: bool) -> dict[str
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation over draws and runs."""
+    """Format mean and standard deviation over draws and runs."""
     return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
@@ -131,7 +131,7 @@ def main() -> None:
 
 
 def report(of_runs: dict[str, dict[str, list[dict[str, float]]]], name: str) -> None:
-    """Print the table, and write it beside all figures."""
+    """Print the table, and save it with the metrics of all draws."""
     table = {}
     for way in next(iter(of_runs.values())):
         values = [own for figures in of_runs.values() for own in figures[way]]

@@ -1,13 +1,13 @@
-"""Detection with experts against its parts, and an expert's training step against a full one.
+"""Measure detection with experts against its parts, and an expert's training step against a full one.
 
     python bench/experts.py [--config configs/gated.yaml] [--size 192] [--batch-size 8] [--device cuda]
     python bench/experts.py --config configs/lvis_base_rn50.yaml --size 800 --device cuda
 
-Random images and unit text rows, fresh detectors. Detection with the base detector and 1 or 3 experts of no own layers,
-each asked for its own names, is compared with the backbone once plus pyramid, head and scoring of each, timed apart.
-The experts have their side branches; the sum is given without and with them. Experts that share no layers, since all
-are their own or have adapters, are timed beside them. A training step is forward, losses, backward and AdamW; "5 and
-adapters" is the form of configs/expert.yaml. All forms take turns.
+Random images and unit text rows, fresh detectors. Detection with the base detector and 1 or 3 experts without own
+layers, each with names of its own, is compared with the sum of its parts, timed separately: the backbone once, and
+pyramid, head and scoring of each. The experts have their side branches; the sum is given without and with them. Experts
+that share no layers, since all layers are their own or have adapters, are timed beside them. A training step is
+forward, losses, backward and AdamW; "5 and adapters" is the form of configs/expert.yaml. All forms take turns.
 """
 
 import copy
@@ -34,9 +34,9 @@ from ovd.structures import Batch
 
 NUM_EXPERTS = (1, 3)
 TRAINED = {"0": (0, 0), "3": (3, 0), "5": (5, 0), "5 and adapters": (5, 8), "all": (None, 0)}
-"""Own layers of an expert, None for all, and the rank of adapters in the others."""
+"""Number of own layers of an expert, None for all, and rank of the adapters in the others."""
 NAMES = 64
-"""Names of each answerer."""
+"""Number of names of the base detector and of each expert."""
 
 
 def main() -> None:
@@ -63,18 +63,18 @@ def main() -> None:
 
 
 def side_of(fresh: Fresh) -> SideBranch:
-    """A fresh side branch for an expert, that learns."""
+    """Build a fresh side branch for an expert that learns."""
     backbone = fresh.detector.backbone
     return fresh.compute.place(SideBranch(backbone.channels, backbone.strides))
 
 
 def frozen_side_of(fresh: Fresh) -> SideBranch:
-    """A fresh side branch that only detects."""
+    """Build a fresh side branch that only detects."""
     return fresh.compute.freeze(side_of(fresh))
 
 
 def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, object]:
-    """Milliseconds of each form, and the ratio of each number of experts to the sum of its parts."""
+    """Measure the milliseconds of each form, and the ratio of each number of experts to the sum of its parts."""
     detector, compute, size = copy.deepcopy(fresh.detector), fresh.compute, batch.images.shape[-1]
     fresh.compute.freeze(detector)  # as `build_own_inference` does; the fresh one trains afterwards
     options = DetectionOptions(score_threshold=0.05, candidates=1000, max_detections=300)
@@ -141,7 +141,7 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
 
 
 def time_training(fresh: Fresh, batch: Batch, text: Tensor) -> dict[str, object]:
-    """Milliseconds of a step by own layers, and their ratio to a full step."""
+    """Measure the milliseconds of a step by number of own layers, and their ratio to a full step."""
     criterion = Criterion(fresh.config.train.model_copy(update={"region_distillation": None}), None)
     texts = fresh.step_texts(text, len(batch.images))
     forms: dict[str, Callable[[], object]] = {}

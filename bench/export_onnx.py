@@ -1,13 +1,13 @@
-"""Exported detectors against the detectors themselves: equal detections, size and latency.
+"""Compare exported detectors with the detectors themselves: equal detections, size and latency.
 
     python bench/export_onnx.py --run runs/quickstart --images data/world/KEY/images/val \
         --calibration data/world/KEY/images/train
 
-Each form in turn on single images, with two threads, from an array in memory to boxes; half precision and 8 bits
-beside float32. The run on 100 images of a folder, with its own vocabulary, with one of other words, and with 1,203
-random text rows; every family of backbones at random weights and miniature size on 100 images of noise: detections
-without an equal on the other side (the class, IoU over 0.99, score within 1e-3) are counted. (A script of the name
-onnx.py would stand in the way of the package.)
+Latency is that of each form in turn on single images, with two threads, from an array in memory to boxes; half
+precision and 8 bits beside float32. Detections without an equal on the other side (same class, IoU over 0.99, score
+within 1e-3) are counted: for the run on 100 images of a folder, with its own vocabulary, one of other words, and 1,203
+random text rows; and for every family of backbones, at random weights and miniature size, on 100 images of noise. (A
+script named onnx.py would hide the package.)
 """
 
 import argparse
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from measured import milliseconds, save, seconds_of, time_ratio
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the miniatures are those of the tests
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # which build the small detectors
 
 from small_backbones import FAMILIES
 from small_export import (
@@ -57,7 +57,7 @@ SHAPES = ((2, 3), (3, 2), (1, 4), (2, 2), (5, 3))
 
 
 def families(num_images: int) -> list[dict[str, object]]:
-    """Detections without an equal of every family; batches of one and of two images, of five shapes."""
+    """Count the detections without an equal of every family, in batches of one and two images of five shapes."""
     rows = []
     for family in FAMILIES:
         detector = random_detector(family)
@@ -78,7 +78,7 @@ def families(num_images: int) -> list[dict[str, object]]:
 
 
 def vocabularies(run: Path, model: Path, images: Sequence[np.ndarray]) -> list[dict[str, object]]:
-    """Detections of a run without an equal, for three vocabularies."""
+    """Count the detections without an equal of a run, for three vocabularies."""
     trained = load_detector(run, "cpu")
     inference, predictor = build_inference(trained), Predictor.load(model, threads=THREADS)
     own_words = trained.classes
@@ -98,7 +98,7 @@ def vocabularies(run: Path, model: Path, images: Sequence[np.ndarray]) -> list[d
 
 
 def forms_of(run: Path, folder: Path, calibration: Path) -> dict[str, Path]:
-    """The run exported in three forms."""
+    """Export the run in three forms."""
     trained = load_detector(run, "cpu")
     forms = {name: folder / f"{name}.onnx" for name in ("float32", "fp16", "int8")}
     for path in forms.values():
@@ -111,7 +111,7 @@ def forms_of(run: Path, folder: Path, calibration: Path) -> dict[str, Path]:
 def latencies(
     run: Path, forms: dict[str, Path], images: Sequence[np.ndarray], num_names: int
 ) -> tuple[list[dict[str, object]], dict[str, float]]:
-    """Size of each form, and milliseconds of an image."""
+    """Measure the size of each form, and its milliseconds per image."""
     torch_predictor = TorchPredictor(load_detector(run, "cpu"))
     names = [f"name {number}" for number in range(num_names)]
 

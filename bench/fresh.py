@@ -1,4 +1,4 @@
-"""What the benchmarks run: a fresh detector of a config, its training step, random images, random unit text rows; and a
+"""Inputs of the benchmarks: a config's fresh detector, its training step, random images, random unit text rows; and a
 fresh teacher for captioned scenes of the embedded world."""
 
 import argparse
@@ -40,7 +40,7 @@ from ovd.structures import Batch, Targets
 from ovd.text.encoder import encode_tokens
 
 BOXES = 3
-"""Boxes of each image."""
+"""Number of boxes per image."""
 TEACHER_CONFIG = Path(__file__).parents[1] / "configs" / "three_ways.yaml"
 PAIRS_PER_SHARD = 64
 
@@ -48,7 +48,7 @@ PAIRS_PER_SHARD = 64
 def argument_parser(
     description: str | None, *, config: str, batch_size: int | None = None, size: int | None = 192
 ) -> argparse.ArgumentParser:
-    """The options that name a detector, its images and its device, with these defaults; None depends on the device."""
+    """Build the parser of detector, images and device, with these defaults; those of None depend on the device."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path(config), help="default: %(default)s")
     parser.add_argument("--size", type=int, default=size, help=f"side of the images in pixels ({size or '320 or 800'})")
@@ -58,7 +58,7 @@ def argument_parser(
 
 
 def parse_with_sizes(description: str | None, switches: Mapping[str, str] = MappingProxyType({})) -> argparse.Namespace:
-    """The same options for the LVIS recipe: by default 2 images of 320 px on a CPU, 16 of 800 px on a GPU.
+    """Parse the same options for the LVIS recipe: by default 2 images of 320 px on a CPU, 16 of 800 px on a GPU.
 
     Args:
         switches: further options without a value, and their help.
@@ -75,22 +75,22 @@ def parse_with_sizes(description: str | None, switches: Mapping[str, str] = Mapp
 
 @dataclass(frozen=True)
 class Fresh:
-    """A fresh detector on its device, and where random images and texts for it come from."""
+    """A fresh detector on its device, and the generator of random images and texts for it."""
 
     config: TrainConfig
     detector: Detector
     dim: int
-    """Of the text space."""
+    """Number of dimensions of the text space."""
     compute: Compute
     generator: torch.Generator
 
     @property
     def device(self) -> torch.device:
-        """That the detector is on."""
+        """Device that the detector is on."""
         return self.compute.device
 
     def inference(self, *, size: int, options: DetectionOptions, second_look: CropEncoder | None = None) -> Inference:
-        """As `build_own_inference` makes it: of a frozen detector."""
+        """Build the inference of the frozen detector, as `build_own_inference` does."""
         return Inference(
             self.compute.freeze(self.detector),
             size=size,
@@ -100,7 +100,7 @@ class Fresh:
         )
 
     def batch(self, batch_size: int, size: int, num_classes: int) -> Batch:
-        """Square images of noise, in the layout that the loader gives them."""
+        """Draw a batch of square noise images with random boxes, in the loader's memory layout."""
         corners = torch.rand(batch_size, BOXES, 2, generator=self.generator) * size * 0.6
         sides = (0.1 + 0.3 * torch.rand(batch_size, BOXES, 2, generator=self.generator)) * size
         images = torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8, generator=self.generator)
@@ -120,11 +120,11 @@ class Fresh:
         return batch.to(self.device)
 
     def text(self, count: int) -> Tensor:
-        """Unit rows, (count, dim)."""
+        """Draw random unit rows of shape (count, dim)."""
         return F.normalize(torch.randn(count, self.dim, generator=self.generator), dim=1).to(self.device)
 
     def step_texts(self, rows: Tensor, num_images: int) -> StepTexts:
-        """The texts of a step that scores all classes, one per row, in every image."""
+        """Return the texts of a step that scores all classes, one per row, in every image."""
         mask = torch.ones(num_images, len(rows), dtype=torch.bool, device=self.device)
         return StepTexts(torch.arange(len(rows), device=self.device), rows, mask, mask, torch.zeros_like(mask[0]))
 
@@ -144,7 +144,7 @@ def fresh_detector(path: Path, device: torch.device) -> Fresh:
 
 
 def own_step(fresh: Fresh, batch: Batch, num_classes: int) -> Callable[[], object]:
-    """A whole training step as the loop takes it, with FCOS's assignment; every class is scored."""
+    """Return a function that takes a whole training step as the loop does, with FCOS's assignment and all classes."""
     detector, settings, compute = fresh.detector.train(), fresh.config.train, fresh.compute
     rows = fresh.text(num_classes)
     texts = fresh.step_texts(rows, len(batch.targets))
@@ -167,14 +167,14 @@ def own_step(fresh: Fresh, batch: Batch, num_classes: int) -> Callable[[], objec
 
 
 def write_scenes(folder: Path, count: int) -> None:
-    """Write so many captioned scenes of the embedded world as shards of image-text pairs."""
+    """Write captioned scenes of the embedded world as shards of image-text pairs."""
     drawn = (pair_scene(index, part="pairs", settings=Settings()) for index in range(count))
     write_pair_shards(folder, drawn, pairs_per_shard=PAIRS_PER_SHARD)
 
 
 @dataclass(frozen=True)
 class FreshTeacher:
-    """A detector of the quick start's form that labels captioned images, fresh but for its bias."""
+    """A detector of the quick start's form that labels captioned images, fresh except for its bias."""
 
     clip: Clip
     inference: Inference
@@ -183,7 +183,7 @@ class FreshTeacher:
 
 
 def fresh_teacher(device: torch.device, shards: Path, options: LabelOptions) -> FreshTeacher:
-    """A teacher whose bias is solved on the first images and captions of shards; on a CPU with two threads."""
+    """Build a teacher whose bias is solved on the first images and captions of shards; on a CPU with two threads."""
     torch.set_num_threads(2)
     config = load_config(TEACHER_CONFIG, [f"train.device={device}"], TrainConfig)
     clip = load_clip("tiny")

@@ -1,11 +1,11 @@
 #!/bin/bash
-# All that the docs want from a GPU, in one job: tests, the marks of bench/rows.py, and the quick start.
+# Run everything that the docs need from a GPU in one job: tests, the marks of bench/rows.py, and the quick start.
 #
 #   bench/gpu.sh                     # every part
 #   bench/gpu.sh mfu detect          # some of them
 #
-# A part that fails or passes its time does not stop the others. Logs are in bench/results/gpu/, figures in
-# bench/results/*.json, and docs/benchmarks.* has them afterwards. PYTHON names the interpreter (python).
+# A part that fails or exceeds its time does not stop the others. Logs are in bench/results/gpu/, results in
+# bench/results/*.json and afterwards in docs/benchmarks.*. PYTHON names the interpreter (default: python).
 set -uo pipefail
 export PYTHON=${PYTHON:-python}
 wanted=" $* "

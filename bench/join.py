@@ -4,8 +4,8 @@
     python bench/join.py --rows detect optimizer  # some of them
     python bench/join.py --only-join              # run none
 
-The rows and their marks are in bench/rows.py. A script that finds that outputs differ leaves no result. Rows that are
-not run stay as bench/results/ or docs/benchmarks.json has them.
+The rows and their marks are in bench/rows.py. A script whose outputs differ from the peer's leaves no result. Rows that
+are not run keep their result in bench/results/ or docs/benchmarks.json.
 """
 
 import argparse
@@ -28,16 +28,16 @@ from ovd.visualize.palette import LINES
 ROOT = Path(__file__).parents[1]
 JSON, TABLE, PICTURE = (ROOT / "docs" / f"benchmarks.{kind}" for kind in ("json", "md", "png"))
 KINDS = {"cpu": "cpu", "cpu_amx": "cpu", "cpu_float32": "cpu", "cuda": "cuda"}
-"""The devices of the page, and those of `ROWS` that they are."""
+"""Devices of the page, each with its device in `ROWS`."""
 DEVICE_WORDS = {
     "cpu": "CPU with AVX512-BF16 (cpu)",
     "cpu_amx": "CPU with AMX (cpu_amx)",
     "cpu_float32": "CPU without either (cpu_float32)",
     "cuda": "GPU (cuda)",
 }
-"""What the picture calls them."""
+"""Labels of the devices in the picture."""
 LEAST_SHOWN = 0.2
-"""Of a ratio over its mark; a smaller one, such as 0, is drawn as an arrow there."""
+"""Smallest ratio over its mark in the picture; a smaller one, such as 0, is drawn as an arrow there."""
 HEAD = """# Benchmarks
 
 Written by `make bench`, which runs a script of `bench/` for each row; the script says what is measured, and
@@ -58,7 +58,7 @@ without ovd's reading. "Time of 1 ms" and "memory of 64 MiB" are over these limi
 
 
 def run(row: Row) -> None:
-    """Run a row's script; it leaves no result if it fails."""
+    """Run a row's script, which leaves no result if it fails."""
     results_file(row.name, row.device).unlink(missing_ok=True)
     command = row.command()
     print(f"$ python bench/{' '.join(command)}", flush=True)
@@ -68,7 +68,7 @@ def run(row: Row) -> None:
 
 
 def joined(row: Row, raw: dict[str, Any]) -> dict[str, Any]:
-    """A row as the page has it, from what its script has written."""
+    """Return a row of the page, from the results of its script."""
     ratio, device = raw["ratio"], device_name(row.device, raw["machine"])
     marks = {
         mark: {"limit": round(limit, 3), "reached": mark in ratio and ratio[mark] <= limit}
@@ -80,11 +80,11 @@ def joined(row: Row, raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def device_name(device: str, machine: str) -> str:
-    """The device as the page has it.
+    """Return the name of a device on the page.
 
     Args:
-        device: of a row of `ROWS`.
-        machine: what `describe_machine` says.
+        device: device of a row of `ROWS`.
+        machine: description by `describe_machine`.
     """
     if device == "cuda":
         return device
@@ -93,7 +93,7 @@ def device_name(device: str, machine: str) -> str:
 
 
 def all_rows(ran: Collection[Row]) -> list[dict[str, Any]]:
-    """The rows that have a result, here or, if they did not run, on the page; a row for each kind of CPU."""
+    """Return the rows with a result, in bench/results/ or, if they did not run, on the page; one per kind of CPU."""
     raw = {(row["name"], row["device"]): row["raw"] for row in _rows_of_page()}
     for row in ROWS:
         file = results_file(row.name, row.device)
@@ -115,7 +115,7 @@ def _rows_of_page() -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The page."""
+    """Return the text of the page."""
     lines = [
         f"| {row['name']} | {row['device']} | {mark} | {row['ratio'].get(mark, 'none')} | {known['limit']} | "
         f"{'yes' if known['reached'] else 'no'} |"
@@ -132,7 +132,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def picture(rows: list[dict[str, Any]]) -> Figure:
-    """A line for each mark, and on it a point for each kind of machine: the ratio over the mark, which is at 1.
+    """Draw a line for each mark, with a point for each kind of machine: the ratio over the mark, which is at 1.
 
     A ratio that is too small for the axis is an arrow at its left end.
     """

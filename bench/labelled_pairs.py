@@ -1,10 +1,10 @@
-"""Start of a training on labelled image-text pairs: reading and filtering the labels, and the memory they take.
+"""Measure the start of a training on labelled image-text pairs: reading and filtering the labels, and their memory.
 
     python bench/labelled_pairs.py
 
-Label files with random boxes in clusters, as a teacher gives them: 30 boxes a pair, of three texts each. The filter
-`one_to_one` against a loop over the pairs, on one file: the same boxes, or no ratio. Then all files, as training opens
-them: time and memory by pair, and what that comes to for the twelve million pairs of CC12M.
+Label files have random boxes in clusters, as a teacher gives them: 30 boxes and three texts per pair. The filter
+`one_to_one` is compared with a loop over the pairs, on one file; if their boxes differ, no ratio is given. Then all
+files are opened as training does: time and memory per pair, and the totals for the twelve million pairs of CC12M.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def random_labels(number: int) -> ShardLabels:
 
 
 def write_shard(folder: Path, number: int) -> Path:
-    """A labels file with its ledger; the shard itself is only looked at for its size."""
+    """Write a labels file with its ledger, and a shard of which only the size is read."""
     labels = random_labels(number)
     size = 1024
     index = ShardIndex(
@@ -84,7 +84,7 @@ def write_shard(folder: Path, number: int) -> Path:
 
 
 def pair_by_pair(labels: ShardLabels) -> Bool[np.ndarray, " M"]:
-    """FILTERS as a loop."""
+    """Return which boxes `FILTERS` keeps, in a loop over the pairs."""
     kept = np.zeros(len(labels.scores.values), bool)
     texts, boxes = labels.box_texts.values, torch.from_numpy(labels.boxes.values)
     for start, end in itertools.pairwise(labels.boxes.offsets.tolist()):

@@ -1,10 +1,10 @@
-"""The training loader against decoding alone, decoding and one resize, and Pillow with torchvision's transforms.
+"""Measure the training loader against decoding, decoding and one resize, and Pillow with torchvision's transforms.
 
     python bench/loader.py
 
-JPEG files of 640 x 480 pixels with 8 boxes each, to 800 px with large-scale jitter, flip and colour jitter, in batches
-of 16: read, decode, augment, pad, all in one thread. torchvision's transforms do the same to Pillow's images. The
-resize alone is to 800 px, without jitter. If decoded pixels differ, there is no ratio.
+JPEG files of 640 x 480 pixels with 8 boxes each are read, decoded, augmented (to 800 px with large-scale jitter, flip
+and color jitter) and padded, in batches of 16 and all in one thread. torchvision's transforms do the same to Pillow's
+images. The single resize is to 800 px, without jitter. If decoded pixels differ, no ratio is given.
 """
 
 import statistics
@@ -39,7 +39,7 @@ ROUNDS = 7
 
 
 def write_images(index: AnnotationIndex) -> None:
-    """Draw the index's images: smooth, with some noise, so that a file has about 1.5 bits a pixel."""
+    """Draw the index's images: smooth, with some noise, so that a file has about 1.5 bits per pixel."""
     rng = np.random.default_rng(0)
     for image in range(len(index)):
         coarse = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
@@ -56,13 +56,13 @@ def decoded(path: Path) -> np.ndarray:
 
 
 def cropped(sample: dict[str, Any]) -> dict[str, Any]:
-    """A random part of at most `SIZE` pixels a side."""
+    """Crop a random part of at most `SIZE` pixels per side."""
     width, height = sample["image"].size
     return v2.RandomCrop((min(height, SIZE), min(width, SIZE)))(sample)
 
 
 def make_forms(index: AnnotationIndex) -> dict[str, Callable[[], object]]:
-    """What is done with all images."""
+    """Return the forms of loading all images, by name."""
     paths = [index.encoded(image) for image in range(len(index))]
     transform = TrainTransform(size=SIZE, scale=SCALE, flip=FLIP, color=COLOR)
     order = TrainOrder(num_images=len(index), repeat=np.ones(len(index)), seed=0, batch_size=BATCH_SIZE)

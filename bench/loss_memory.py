@@ -1,13 +1,13 @@
-"""The class loss, forward and backward, against its matrix products alone and against torchvision's focal loss.
+"""Measure the class loss, forward and backward, against its matrix products alone and torchvision's focal loss.
 
     python bench/loss_memory.py                    # 8,525 points of 1,024 dimensions, 100, 1,203 and 13,000 classes
     python bench/loss_memory.py --device cuda --points 213488
 
 Random unit embeddings, which ours normalizes all the same, and text rows; one point in 500 is a positive. The products
-are the two that no such loss can do without: logits, and the gradient of the embeddings. Ours and torchvision's are
-timed in float32 and, where the device is fast at it, with autocast to bfloat16; memory is what a step adds at its peak,
-each in a process of its own, after a step of a few points, which loads the code. Where torchvision's loss or the
-gradient of the embeddings differs from ours, there is no ratio.
+are the two that every such loss needs: logits, and the gradient of the embeddings. Ours and torchvision's are timed in
+float32 and, where the device is fast at it, with autocast to bfloat16. Memory is what a step adds at its peak, in a
+process of its own on a CPU, after a step of a few points, which loads the code. If torchvision's loss or gradient of
+the embeddings differs from ours, no ratio is given.
 """
 
 import argparse
@@ -29,13 +29,13 @@ POINTS_PER_POSITIVE, FEW_POINTS = 500, 64
 ROUNDS = 3
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LARGEST_DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.05}
-"""Of the loss and of the length of the gradient, relative."""
+"""Largest relative difference of the losses and of the gradients."""
 MAX_LOGITS = 2**27
-"""More numbers than this, and torchvision's loss, which keeps many copies of them, is left out."""
+"""Number of logits above which torchvision's loss is left out, since it keeps many copies of them."""
 
 
 class Case:
-    """The tensors of one measurement, and the forms of it."""
+    """The tensors of one measurement, and the forms that are timed on them."""
 
     def __init__(self, points: int, classes: int, dtype: str, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -47,7 +47,7 @@ class Case:
         positives = torch.arange(0, points, POINTS_PER_POSITIVE)
         labels[positives] = torch.randint(classes, (len(positives),), generator=generator)
         self.labels, self.dtype, self.device = labels.to(device), DTYPES[dtype], device
-        self.every_class = torch.ones(1, classes, dtype=torch.bool, device=device)  # counts at every point
+        self.every_class = torch.ones(1, classes, dtype=torch.bool, device=device)  # all count at every point
         self.group = torch.zeros_like(self.labels)
 
     def _embeddings(self) -> Tensor:
@@ -90,18 +90,18 @@ class Case:
 
 
 def difference(case: Case) -> float:
-    """The largest relative difference between ours and torchvision's."""
+    """Return the largest relative difference between our loss or gradient and torchvision's."""
     (loss, gradient), (expected, wanted) = case.ours(), case.torchvision()
     assert gradient is not None
     assert wanted is not None
-    directions = case.embeddings.double()  # ours normalizes, so that its gradient has no part along them
+    directions = case.embeddings.double()  # ours normalizes, so its gradient has no component along them
     wanted = wanted.double() - (wanted.double() * directions).sum(dim=1, keepdim=True) * directions
     of_gradient = (gradient.double() - wanted).norm() / wanted.norm()
     return max(float(of_gradient), abs(float(loss) / float(expected) - 1))
 
 
 def peak_bytes(points: int, classes: int, dtype: str, device: torch.device, form: str) -> int:
-    """What a form adds to the memory of this process, at its peak."""
+    """Return the peak memory in bytes that a form adds to this process."""
     Case(FEW_POINTS, classes, dtype, device).forms()[form]()
     return added_bytes(Case(points, classes, dtype, device).forms()[form], device)
 

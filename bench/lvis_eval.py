@@ -1,10 +1,10 @@
-"""Evaluating a results file against hotcoco alone: with all that starting takes, and from arrays in memory.
+"""Measure the evaluation of a results file against hotcoco alone: as commands on files, and from arrays in memory.
 
     python bench/lvis_eval.py            # 2,000 images x 300 detections x 1,203 classes
     python bench/lvis_eval.py --full     # 19,809 images, as many as LVIS's validation set has
 
-Both commands are given the same two files, which are made here, and print LVIS's ordinary AP; unless they agree on all
-nine, there is no ratio. Ours reports the fixed AP and the decisions as well, and checks both files.
+Both commands read the same two files, which are made here, and give LVIS's nine values of ordinary AP; if one differs,
+no ratio is given. Ours reports the fixed AP and the decisions as well, and checks both files.
 """
 
 import argparse

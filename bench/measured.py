@@ -1,4 +1,4 @@
-"""What the benchmarks share: times of forms that take turns, memory of a process, and where the figures go."""
+"""Shared functions of the benchmarks: times of forms that take turns, memory of a process, and files of results."""
 
 import datetime
 import gc
@@ -18,20 +18,20 @@ Found = TypeVar("Found")
 FOLDER = Path(__file__).parent / "results"
 ROUNDS = 9
 PRELOADED = ("ovd.jobs.train", "torchvision")
-"""What is imported before a process is started, since it takes seconds."""
+"""Modules that are imported before processes are started, since that takes seconds."""
 
 
 def medians(forms: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
-    """Median of `seconds_of` each form."""
+    """Return the median of `seconds_of` for each form."""
     return {name: statistics.median(values) for name, values in seconds_of(forms, device).items()}
 
 
 def seconds_of(
     forms: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int = ROUNDS
 ) -> dict[str, list[float]]:
-    """Seconds of each form in every round; they take turns, after a round that is not counted.
+    """Return the seconds of each form in every round; forms take turns, after a round that is not counted.
 
-    The order is another in every round, since a form that fills the caches makes the next one slower.
+    Their order changes in every round, since a form that fills the caches makes the next one slower.
     """
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     order, names = random.Random(0), list(forms)
@@ -47,17 +47,17 @@ def seconds_of(
 
 
 def milliseconds(seconds: Mapping[str, list[float]]) -> dict[str, list[float]]:
-    """The raw times as results have them."""
+    """Return raw times in rounded milliseconds, as results have them."""
     return {name: [round(1000 * value, 2) for value in values] for name, values in seconds.items()}
 
 
 def time_ratio(seconds: Mapping[str, list[float]], ours: str, peer: str) -> float:
-    """Median time of a form over that of its peer."""
+    """Return the median time of a form over that of its peer."""
     return round(statistics.median(seconds[ours]) / statistics.median(seconds[peer]), 3)
 
 
 def results_file(name: str, device: str) -> Path:
-    """Where the results of a script are."""
+    """Return the path of a script's results."""
     return FOLDER / f"{name}{'' if device == 'cpu' else f'_{device}'}.json"
 
 
@@ -65,7 +65,7 @@ def save(name: str, figures: Mapping[str, Any], device: torch.device) -> None:
     """Write the results of a script with the date, in place of earlier ones.
 
     Args:
-        device: that they are of; it is part of the file's name.
+        device: device of the results, which is part of the file's name.
     """
     FOLDER.mkdir(exist_ok=True)
     content = {"date": datetime.date.today().isoformat(), **figures}
@@ -73,7 +73,7 @@ def save(name: str, figures: Mapping[str, Any], device: torch.device) -> None:
 
 
 def alone(function: Callable[..., Found], *arguments: Any, device: torch.device) -> Found:
-    """What a function of a script returns in a process of its own; on a GPU, whose memory torch counts, in this one."""
+    """Call a function of a script in a process of its own; on a GPU, whose memory torch counts, in this one."""
     if device.type == "cuda":
         return function(*arguments)
     context = multiprocessing.get_context("forkserver")  # imports once for all processes
@@ -83,7 +83,10 @@ def alone(function: Callable[..., Found], *arguments: Any, device: torch.device)
 
 
 def added_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """Memory that work adds at its peak to this process, if nothing has held more before; on a GPU, to torch's own."""
+    """Measure the peak memory in bytes that work adds to this process, or on a GPU to torch's memory.
+
+    On a CPU, the process must not have held more memory before.
+    """
     if device.type == "cuda":
         gc.collect()
         torch.cuda.reset_peak_memory_stats(device)
@@ -96,6 +99,6 @@ def added_bytes(work: Callable[[], object], device: torch.device) -> int:
 
 
 def resident_bytes(*, peak: bool = False) -> int:
-    """Memory that this process holds, or the most it has held, as Linux tells it."""
+    """Return the memory in bytes that this process holds, or the most that it has held, as Linux reports it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM" if peak else "VmRSS"))

@@ -1,12 +1,12 @@
-"""The share of a machine's peak that a training step reaches, and on a GPU what its time goes to.
+"""Measure the share of a machine's peak that a training step reaches, and on a GPU where its time goes.
 
     python bench/mfu.py                                                              # 2 images of 320 px
     python bench/mfu.py --device cuda [--config configs/lvis_base_convnext_b.yaml]   # 16 images of 800 px
 
 A step's operations are counted (ovd/cost.py), without its losses. The peaks of a matrix product and of a convolution,
 in the precision of the step, and the rate of a copy are measured in the same run. Ratios are to the time that the
-step's operations would take at a peak, and to the time in which the GPU computes anything. The forward pass of the
-split is launch by launch, the step's own is a CUDA graph on a GPU.
+step's operations would take at a peak, and to the time in which the GPU computes anything. The forward pass that is
+timed alone launches kernels one by one; that of the step is a CUDA graph on a GPU.
 """
 
 import statistics
@@ -29,7 +29,7 @@ from ovd.precision import describe_machine
 NUM_CLASSES = 1203
 PROFILED_STEPS = 3
 LISTED = 25
-"""Kernels that are listed, the most expensive ones."""
+"""Number of kernels listed, the most expensive ones."""
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def optimizer_step(fresh: Fresh) -> Callable[[], object]:
-    """Clip gradients, which stay the same, take a step of AdamW and update the average, without a change of weights."""
+    """Return a function that clips constant gradients, takes a step of AdamW with `lr=0` and updates the average."""
     parameters = [parameter for parameter in fresh.detector.parameters() if parameter.requires_grad]
     gradients = [torch.randn_like(parameter) for parameter in parameters]
     optimizer = build_optimizer(build_groups(fresh.detector, fresh.config.train), lr=0.0)
@@ -87,7 +87,7 @@ def optimizer_step(fresh: Fresh) -> Callable[[], object]:
 
 
 def measured_peaks(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Of a square matrix product, of a 3 x 3 convolution of 256 channels, and of a copy, which reads and writes."""
+    """Measure the rates of a square matrix product, a 3 x 3 convolution of 256 channels, and a copy, read and write."""
     is_gpu = device.type == "cuda"
     side, maps, numbers = (8192, 16, 2**28) if is_gpu else (2048, 2, 2**25)
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -113,7 +113,7 @@ def measured_peaks(device: torch.device, dtype: torch.dtype) -> dict[str, float]
 
 
 def profiled(step: Callable[[], object]) -> dict[str, object]:
-    """Kernels of a step, the waits of the host in it, and the time in which any kernel runs."""
+    """Profile the kernels of a step, the host's waits in it, and the time in which any kernel runs."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         for _ in range(PROFILED_STEPS):
             step()
@@ -140,7 +140,7 @@ def profiled(step: Callable[[], object]) -> dict[str, object]:
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
-    """Length of the union of intervals."""
+    """Return the length of the union of intervals."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
         total += max(0.0, end - max(start, reached))

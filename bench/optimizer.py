@@ -1,11 +1,11 @@
-"""Clipping, AdamW and the average of the weights, against torch's defaults and against a copy of as many bytes.
+"""Measure clipping, AdamW and the average of the weights against torch's defaults, and against a copy of the bytes.
 
     python bench/optimizer.py [--device cuda]
 
 32 million parameters in matrices and biases. The defaults are torch's clipping and AdamW without `fused`, with the same
-average. The floor is the time to copy what one step must read and write: the gradient for its norm, then weight,
-gradient, both moments and average, all but the gradient written again. Where weights or averages differ from the
-defaults', there is no ratio.
+average. The floor is the time of a copy with as many bytes as one step must read and write: the gradient for its norm,
+then weight, gradient, both moments and average, all of which but the gradient are written again. If weights or averages
+differ from the defaults', no ratio is given.
 """
 
 import argparse
@@ -23,16 +23,16 @@ from ovd.engine.parameter_groups import GroupSpec, parameter_groups
 from ovd.precision import describe_machine
 
 MATRICES, SIDE = 32, 1024
-"""Square matrices of this side with a bias each, 32 times."""
+"""Number and side of the square matrices, each with a bias."""
 NUMBERS = 10
-"""Numbers read and written for each parameter."""
+"""How many numbers are read and written per parameter."""
 RATE, DECAY, MAX_NORM, WEIGHT_DECAY = 1e-4, 0.9998, 1.0, 0.05
 STEPS_COMPARED = 3
 LARGEST_DIFFERENCE = 1e-5
 
 
 class Learner:
-    """Parameters with gradients that stay the same, and their average."""
+    """Parameters with constant gradients, and their average."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = copy.deepcopy(module)
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def check(learners: dict[str, Learner]) -> None:
-    """Stop unless both have the same weights and averages."""
+    """Stop unless both learners have the same weights and averages."""
     mine, theirs = (learner.module.state_dict() for learner in learners.values())
     my_average, their_average = (learner.average.state_dict() for learner in learners.values())
     for name in mine:

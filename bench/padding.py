@@ -1,10 +1,10 @@
-"""How much of a training batch is padding, at the image sizes of an annotation file: one order against another.
+"""Measure how much of a training batch is padding, at the image sizes of an annotation file, in several orders.
 
     python bench/padding.py --annotations ../shared/data/lvis_val_100.json
 
-Sizes are drawn from the file, 20,000 times, resized to a longest side of 1,333 px and put into batches of 16, in random
-order within `data.shape_groups` groups. Prints the padding as a share of the images' own pixels, and how many shapes
-the batches have; with one group all have the shape that holds every image.
+20,000 sizes are drawn from the file, resized to a longest side of 1,333 px and put into batches of 16, in random order
+within each of `data.shape_groups` groups. The padding, as a share of the images' own pixels, and the number of batch
+shapes are printed; with one group, all batches have the shape that holds every image.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""torchvision's FCOS on the same images and boxes: the peer of the whole detector."""
+"""torchvision's FCOS on the same images and boxes, the peer of the whole detector."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from ovd.structures import Batch
 
 
 def torchvision_fcos(num_classes: int, size: int, device: torch.device, layout: torch.memory_format) -> FCOS:
-    """FCOS with a ResNet-50 of random weights in this layout, all of which learn, for images of this size."""
+    """Build FCOS with a ResNet-50 of random weights, all of which learn, in this layout and for images of this size."""
     torch.manual_seed(0)
     model = fcos_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=num_classes, min_size=size, max_size=size
@@ -20,15 +20,15 @@ def torchvision_fcos(num_classes: int, size: int, device: torch.device, layout: 
 
 
 def torchvision_images(batch: Batch) -> list[torch.Tensor]:
-    """The images of a batch as torchvision wants them."""
+    """Return the images of a batch as torchvision expects them, float32 in 0..1."""
     return [image.float() / 255 for image in batch.images.contiguous()]
 
 
 def torchvision_step(model: FCOS, batch: Batch, *, tuned: bool) -> Callable[[], object]:
-    """A training step of torchvision's with what ours has besides: clipping, fused AdamW and the weight average.
+    """Return a function that takes torchvision's training step, with our clipping, fused AdamW and weight average.
 
     Args:
-        tuned: use bf16 autocast.
+        tuned: whether to use bf16 autocast.
     """
     model.train()
     optimizer, average = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True), Ema(model, 0.9998)

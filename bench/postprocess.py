@@ -1,11 +1,11 @@
-"""From predictions to boxes, against torchvision's post-processing, and against the matrix product alone.
+"""Measure post-processing, from predictions to boxes, against torchvision's and against the matrix product alone.
 
     python bench/postprocess.py                            # 1 image of 640 px, 1,203 classes
     python bench/postprocess.py --device cuda --images 16
 
-Random embeddings of 1,024 dimensions, boxes and qualities at all points; half precision as the forward pass gives it.
-torchvision's takes its logits from the same embeddings, in float32. No score threshold; unless both find the same 300
-boxes with the same names and scores, there is no ratio.
+Random embeddings of 1,024 dimensions, boxes and qualities at all points; embeddings are in bf16 where the forward pass
+gives that. torchvision's logits are computed from the same embeddings, in float32. There is no score threshold. Unless
+both find the same 300 boxes with the same names and scores, no ratio is given.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from ovd.structures import Detections, Predictions
 
 SIZE, DIM, NUM_CLASSES, STRIDES, SCALE = 640, 1024, 1203, [8, 16, 32, 64, 128], 100.0
 OPTIONS = DetectionOptions(score_threshold=0.0, nms_iou=0.6, max_detections=300, candidates=5000)
-"""torchvision takes 1,000 candidates from each of its five levels."""
+"""Settings of our detection; torchvision takes 1,000 candidates from each of its five levels."""
 LARGEST_DIFFERENCE = {"scores": 1e-4, "boxes": 1e-2}
 SMALLEST_SHARE = 0.99
-"""Of boxes that both have found: rounding decides which is the last."""
+"""Smallest share of boxes that both must find: rounding decides which is the last."""
 
 
 class Case:
@@ -83,7 +83,7 @@ class Case:
 
 
 def check(ours: tuple[Detections, ...], theirs: list[dict[str, Tensor]]) -> None:
-    """Stop unless both have found the same."""
+    """Stop unless both have found the same boxes, classes and scores."""
     for found, expected in zip(ours, theirs, strict=True):
         if len(found.scores) != len(expected["scores"]):
             raise SystemExit(f"no ratio: {len(found.scores)} boxes, torchvision has {len(expected['scores'])}")

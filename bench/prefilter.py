@@ -1,11 +1,12 @@
-"""How many of an image's best boxes a prefilter keeps, for large vocabularies and a trained detector.
+"""Measure how many of an image's best boxes a prefilter keeps, for large vocabularies and a trained detector.
 
     python bench/prefilter.py runs/quickstart --images data/world/KEY/images/val
     python bench/prefilter.py runs/quickstart --images photos --size 640
 
-The names are the detector's own, then whole words that CLIP's tokenizer has. Of the 300 best boxes of an image with all
-points scored (without `eval.prefilter`), the share is counted that is found with a share of the points: same class,
-box and score. Without competition between names and second look, whose best boxes are fewer.
+The names are the detector's own, then whole words of CLIP's tokenizer. The 300 best boxes of an image are found with
+all points scored (without `eval.prefilter`); counted is the share of them that is also found when only a share of the
+points is scored, with the same class, box and score. Competition between names and the second look are off, since with
+them the best boxes are fewer.
 """
 
 import argparse
@@ -35,14 +36,14 @@ SHORTEST_WORD = 3
 
 
 def words() -> list[str]:
-    """Whole words of the tokenizer's vocabulary, the most frequent first."""
+    """Return the whole words of the tokenizer's vocabulary, the most frequent first."""
     tokens = open_clip.SimpleTokenizer().encoder
     whole = [token.removesuffix(END_OF_WORD) for token in tokens if token.endswith(END_OF_WORD)]
     return [word for word in whole if len(word) >= SHORTEST_WORD and word.isascii() and word.isalpha()]
 
 
 def boxes_of(found: Detections) -> set[tuple[float, ...]]:
-    """Each box as numbers that can be compared."""
+    """Return each box as rounded numbers that can be compared."""
     columns = (found.classes.tolist(), found.boxes.round(decimals=2).tolist(), found.scores.tolist())
     return {(name, *box, round(score, 5)) for name, box, score in zip(*columns, strict=True)}
 

@@ -1,11 +1,11 @@
-"""Pseudo-labelling end to end against the detector's plain forward, and against a loop over single images.
+"""Measure pseudo-labelling end to end against the detector's forward pass, and against a loop over single images.
 
     python bench/pseudo_label.py [--device cuda]
 
 Captioned scenes of the embedded world, 192 px, through a fresh detector of the quick start's form. End to end is what
-tools/pseudo_label.py does: index and hash the shards, decode, encode the captions, forward, non-maximum suppression,
-write. The plain forward has its batches ready on the device; the loop takes one image after another through the same
-steps. Without equal scores there is no ratio.
+tools/pseudo_label.py does: index and hash the shards, decode, encode the captions, forward pass, non-maximum
+suppression, write. The forward pass alone has its batches ready on the device; the loop takes one image after another
+through the same steps. If scores differ, no ratio is given.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from ovd.text.encoder import encode_tokens
 NUM_PAIRS = 128
 ROUNDS = 3
 NUM_COMPARED = 5
-LARGEST_DIFFERENCE = 0.02  # of bf16 in another batch size
+LARGEST_DIFFERENCE = 0.02  # bf16 rounds differently in another batch size
 LABELS = LabelOptions(queries="caption")
 
 

@@ -1,9 +1,9 @@
-"""The quick start's stages against its training steps alone, and against 12 minutes, or a minute on a GPU.
+"""Compare the time of the quick start with that of its training steps, and with 12 minutes, or a minute on a GPU.
 
     make quickstart && python bench/quickstart.py
 
-Reads what a finished quick start has left: nothing is run. With `make` the installation is a stage, which does not
-count on a GPU. The time of the training steps is that from the first logged step to the last of both trainings.
+The files of a finished quick start are read; nothing is run. With `make` the installation is a stage, which does not
+count on a GPU. The time of the training steps is that from the first logged step to the last, of both trainings.
 """
 
 import argparse
@@ -21,7 +21,7 @@ SECONDS = {"cpu": 12 * 60, "cuda": 60}
 
 
 def seconds_of_steps(run: Path) -> float:
-    """From the first logged step of a training to the last."""
+    """Return the seconds from the first logged step of a training to the last."""
     times = [record["time_s"] for record in read_records(run / METRICS_FILE) if record["kind"] == "train"]
     return times[-1] - times[0]
 

@@ -1,11 +1,11 @@
-"""The rows of docs/benchmarks.md: what is run for each on a device, and the marks that its ratios are to reach."""
+"""The rows of docs/benchmarks.md: the command of each on a device, and the marks that its ratios should reach."""
 
 from dataclasses import dataclass
 
 ANNOTATIONS = "../shared/data/lvis_val_100.json"
-"""Sizes of LVIS's images."""
+"""Annotation file with sizes of LVIS's images."""
 QUICKSTART = "runs/quickstart/stages.json"
-"""What a finished `make quickstart` leaves."""
+"""File that a finished `make quickstart` leaves."""
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Row:
     """A command on one device, and its limits."""
 
     name: str
-    """Of its results, and of its script unless `script` is given."""
+    """Name of the results, and of the script unless `script` is given."""
     device: str
     limits: dict[str, float]
     """The highest ratio, ours to the peer's, at which each mark is reached."""
@@ -25,7 +25,7 @@ class Row:
     """A file without which the row is not run."""
 
     def command(self) -> list[str]:
-        """Script and arguments."""
+        """Return the script and its arguments."""
         device = ("--device", self.device) if self.has_device else ()
         return [f"{self.script or self.name}.py", *self.arguments, *device]
 

@@ -1,11 +1,11 @@
-"""Detection with a second look against detection in one pass.
+"""Measure detection with a second look against detection in one pass.
 
     python bench/second_look.py [--config configs/aligned.yaml] [--size 192] [--batch-size 16] [--device cuda]
     python bench/second_look.py --config configs/lvis_base_rn50.yaml --size 800 --classes 1203 --device cuda
 
-Random images and unit text rows, a fresh detector, no score threshold, so that every image has as many boxes to look at
-as it may have: the most that a second look can cost. One pass, one crop a box and three crops a box take turns, each
-from images in memory to boxes.
+Random images and unit text rows, a fresh detector, no score threshold, so that every image has the largest number of
+boxes to look at: the most that a second look can cost. One pass, one crop per box and three crops per box take turns,
+each from images in memory to boxes.
 """
 
 from functools import partial

@@ -1,11 +1,11 @@
-"""A served detector under load, against plain batched detection in the same run.
+"""Measure a server's detection under load against plain batched detection in the same run.
 
     python bench/serve.py                                        # runs/quickstart, its example picture
     python bench/serve.py --run RUN --images FOLDER --seconds 60
 
-Clients ask over HTTP, each as soon as it has its answer, in several rounds; between the rounds this process does the
-same work without a server: it decodes the same pictures and detects in them in batches of the same size. Printed are
-both rates, the errors, and the server's memory at the start, after the first round and in the end.
+Clients send requests over HTTP in several rounds, each as soon as it has its last answer. Between the rounds this
+process does the same work without a server: it decodes the same pictures and detects in batches of the same size. Both
+rates, the errors, and the server's memory at the start, after the first round and at the end are printed.
 """
 
 import argparse
@@ -37,11 +37,11 @@ NAMES = ("keyboard", "anchor", "a cat face", "umbrella", "coffee cup")
 BOUNDARY = "a9f3c1"
 MOST_PIXELS = 64_000_000
 GROWTH_ALLOWED = 0.03
-"""Of the server's memory after the first round."""
+"""Largest growth of the server's memory after the first round, as a share of it."""
 
 
 class Clients:
-    """Clients that ask one server."""
+    """Clients of one server."""
 
     def __init__(self, port: int, bodies: list[bytes], number: int):
         self.port = port
@@ -51,7 +51,7 @@ class Clients:
         self.seconds: list[float] = []
 
     def ask_for(self, seconds: float) -> float:
-        """Ask from all clients at once; answers per second."""
+        """Send requests from all clients for some seconds, and return the answers per second."""
         end, before, turn = time.perf_counter() + seconds, self.statuses[200], count()
         threads = [threading.Thread(target=self._one, args=(end, turn)) for _ in range(self.number)]
         start = time.perf_counter()
@@ -80,7 +80,7 @@ class Clients:
 
 
 def body_of(picture: bytes) -> bytes:
-    """A request's body: a picture and the names."""
+    """Return the body of a request with a picture and the names."""
     head = f"--{BOUNDARY}\r\nContent-Disposition: form-data; name=".encode()
     return (
         head + b'"image"; filename="a.jpg"\r\n\r\n' + picture + b"\r\n"
@@ -94,7 +94,7 @@ def resident_megabytes(process: int) -> float:
 
 
 class Plain:
-    """The same work without a server: pictures decoded and detected in, batch after batch."""
+    """The same work without a server, decoding and detection, batch after batch."""
 
     def __init__(self, run: Path, pictures: list[bytes], batch: int):
         trained = load_detector(run)
@@ -105,7 +105,7 @@ class Plain:
         self.batch = batch
 
     def detect_for(self, seconds: float) -> float:
-        """Detect in picture after picture; pictures per second."""
+        """Detect for some seconds, and return the pictures per second."""
         start, done = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
             files = [self.pictures[(done + i) % len(self.pictures)] for i in range(self.batch)]
@@ -120,12 +120,12 @@ class Plain:
 
 
 def start_server(run: Path, batch: int) -> tuple[subprocess.Popen[str], int]:
-    """A server in a process of its own, and its port."""
+    """Start a server in a process of its own, and return the process and its port."""
     command = [sys.executable, "-m", "ovd", "serve", str(run), "--port", "0", "--batch", str(batch)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()
-    threading.Thread(target=process.stdout.read, daemon=True).start()  # or its lines would fill the pipe
+    threading.Thread(target=process.stdout.read, daemon=True).start()  # else its lines would fill the pipe
     return process, int(line.partition("http://127.0.0.1:")[2].split()[0])
 
 

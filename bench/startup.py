@@ -1,11 +1,11 @@
-"""Starting: imports over torch's, and reading a large annotation file against pycocotools and Python's json.
+"""Measure startup: imports against torch's, and reading a large annotation file against pycocotools and Python's json.
 
     python bench/startup.py                      # 100,000 images with 1.2 million boxes, about a minute to write
     python bench/startup.py --images 10000
 
 Each form is a process of its own; they take turns, three times. Ours checks the file, cleans its boxes and groups them
-by image; `ovd, first time` finds nothing kept of an earlier run, `ovd` what that has kept. `lvis` holds what
-pycocotools does.
+by image; `ovd, first time` has no cache of an earlier run, `ovd` has the cache that the first run made. The `lvis`
+package holds the same data as pycocotools.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Peak memory of a training step where every class of the vocabulary is scored, against one of 80 classes.
+"""Measure the peak memory of a training step that scores every class of the vocabulary, against one of 80 classes.
 
     python bench/step_memory.py                    # CLIP's ResNet-50, 2 images of 320 px
     python bench/step_memory.py --device cuda      # 16 images of 800 px
 
-`train.negatives=all` with 80, 1,203 and 13,000 classes; each peak is what model and two steps add to a process of its
-own.
+`train.negatives=all` with 80, 1,203 and 13,000 classes; each peak is the memory that model and two steps add to a
+process of their own on a CPU, or to torch's memory on a GPU.
 """
 
 from fresh import parse_with_sizes

@@ -1,10 +1,10 @@
-"""Reading a step's text rows from a bank against running the text tower on their prompts.
+"""Measure reading a step's text rows from a bank against running the text tower on their prompts.
 
     python bench/text_bank.py
 
-One bank of 13,000 classes x 64 variants x 512 (852 MB, random rows) shows time and memory of a step: 256 classes, one
-variant each. A small bank, built from ViT-B-32's text tower with random weights, is what the tower itself is compared
-with: same rows, or no ratio.
+A bank of 13,000 classes x 64 variants x 512 dimensions (852 MB, random rows) shows time and memory of a step: 256
+classes, one variant each. The rows of a small bank, built by ViT-B-32's text tower with random weights, are compared
+with those of the tower itself; if they differ, no ratio is given.
 """
 
 import argparse
@@ -32,7 +32,7 @@ COMPARED = 32
 
 
 def write_random_bank(path: Path) -> None:
-    """As build_bank writes it, with random rows in place of a text tower's."""
+    """Write a bank as `build_bank` does, with random rows in place of a text tower's."""
     names = [f"class {number}" for number in range(NUM_CLASSES)]
     metadata = {"tower": "random", "names": json.dumps(names)}
     rows = np.random.default_rng(0).standard_normal((100, NUM_VARIANTS, DIM)).astype(np.float16).tobytes()

@@ -1,12 +1,12 @@
-"""Training a config's detector on generated images: images a second, memory, share of the peak, and whether it learns.
+"""Measure training on generated images: images per second, memory, share of the peak, and whether the loss falls.
 
     python bench/train_speed.py configs/lvis_base_convnext_b.yaml --steps 500
     python bench/train_speed.py configs/quickstart_base.yaml --steps 20 --size 128 --batch-size 2
 
-Scenes of the embedded world, resized to --size, stand in for the config's own data, and random weights for its CLIP's,
-so that nothing need be downloaded, and classes have one text each; all else is as in the config, through the same loop.
-A step is counted, not measured (ovd/cost.py: the image side, without recomputation), and its share of the peak is taken
-from the median step after the first tenth.
+Scenes of the embedded world, resized to --size, replace the config's own data, and random weights those of its CLIP, so
+that nothing need be downloaded. Classes have one text each. All else is as in the config, through the same loop. A
+step's operations are counted, not measured (ovd/cost.py: the image side, without recomputation), and its share of the
+peak is taken from the median step after the first tenth.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from ovd.jobs.train import train_from_config
 from ovd.precision import describe_machine
 
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
-"""Dense bf16, by a part of the device's name."""
+"""Peak in TFLOP/s of dense bf16, by a part of the device's name."""
 
 
 def main() -> None:

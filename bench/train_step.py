@@ -1,12 +1,12 @@
-"""A training step, from images to new weights and their average, against the same of torchvision's FCOS.
+"""Measure a training step, from images to new weights and their average, against the same of torchvision's FCOS.
 
     python bench/train_step.py                     # CLIP's ResNet-50, 2 images of 320 px
     python bench/train_step.py --device cuda       # 16 images of 800 px
 
 Random images with three boxes each, 91 and 1,203 classes, random weights. Both clip gradients, take a step of fused
-AdamW and update an average of the weights. torchvision's is timed as it is shipped, in float32 (on a CPU), and tuned:
-bf16 autocast and channels last where ours has them. All forms take turns; peak memory, of ours and tuned, is what model
-and steps add to a process of their own.
+AdamW and update an average of the weights. torchvision's is timed as shipped, in float32 (on a CPU only), and tuned,
+with bf16 autocast and channels last where ours has them. All forms take turns. Peak memory, of ours and tuned, is what
+model and steps add to a process of their own on a CPU, or to torch's memory on a GPU.
 """
 
 from collections.abc import Callable
@@ -23,13 +23,13 @@ from ovd.precision import Compute, describe_machine
 CLASSES = (91, 1203)
 ROUNDS = 3
 STEPS_FOR_MEMORY = 2
-"""The second has the optimizer's state as well."""
+"""Number of steps; the second has the optimizer's state as well."""
 
 
 def make_step(
     form: str, num_classes: int, config: Path, batch_size: int, size: int, device: torch.device
 ) -> Callable[[], object]:
-    """A function that takes a step of a form."""
+    """Return a function that takes a training step of a form."""
     fresh = fresh_detector(config, device)
     batch = fresh.batch(batch_size, size, num_classes)
     if form == "ours":
@@ -42,7 +42,7 @@ def make_step(
 
 
 def peak_bytes(form: str, *settings) -> int:
-    """Memory that a form adds to this process (see `make_step`)."""
+    """Measure the memory in bytes that a form adds to this process (see `make_step`)."""
 
     def work() -> None:
         step = make_step(form, *settings)

@@ -1,11 +1,11 @@
-"""Detection with large vocabularies against the same net with 80 names.
+"""Measure detection with large vocabularies against the same detector with 80 names.
 
     python bench/vocabulary.py                     # CLIP's ResNet-50, 2 images of 320 px
     python bench/vocabulary.py --device cuda       # 16 images of 800 px
 
-Random images, weights and text rows; each vocabulary holds the smaller ones, and the large ones are searched with a
-prefilter as well (bench/prefilter.py says what it keeps). All take turns. A larger vocabulary cannot lower an image's
-best scores: if it does, there is no ratio.
+Random images, weights and text rows; each vocabulary includes the smaller ones, and the large ones are detected with a
+prefilter as well (bench/prefilter.py measures what it keeps). All forms take turns. A larger vocabulary cannot lower an
+image's best score; if it does, no ratio is given.
 """
 
 from collections.abc import Callable

@@ -1,1 +1,1 @@
-"""From a config to objects: detector.py, data.py, text.py. Nothing below reads the config of a whole training."""
+"""Build objects from a config: detector.py, data.py, text.py. No package below reads the config of a whole training."""

@@ -1,4 +1,4 @@
-"""Build what aligning a backbone needs from its config: the images, the proposals, student and teacher."""
+"""Build the parts of a backbone's alignment from its config: images, proposals, student and teacher."""
 
 from typing import assert_never
 
@@ -37,7 +37,7 @@ def load_unlabelled_images(data: AlignData) -> UnlabelledImages:
 
 
 def build_proposals(config: AlignConfig) -> Proposals | None:
-    """The source of boxes where an object may be; None if the config wants random ones alone."""
+    """Build the source of boxes that may hold an object; return None if the config has random boxes only."""
     options, sides = config.boxes, sides_px(config)
     if options.proposals == 0:
         return None
@@ -50,10 +50,10 @@ def build_proposals(config: AlignConfig) -> Proposals | None:
 
 
 def build_distillation(config: AlignConfig, clip: Clip) -> Distillation:
-    """Student and teacher; the student's modules are those of `clip.model`.
+    """Build student and teacher; the student's modules are those of `clip.model`.
 
     Raises:
-        ValueError: the backbone's family is not supported, or CLIP does not take crops of this size.
+        ValueError: the backbone's family is not supported, or CLIP does not take crops of the configured size.
     """
     compute = resolve_compute(config)
     teacher = build_crop_encoder(clip, config, compute, section="the config")

@@ -27,19 +27,19 @@ PAIRS_SEED_OFFSET = 2**32
 
 
 def small_training_objects(config: TrainConfig, index: AnnotationIndex) -> Int64[np.ndarray, " K"]:
-    """Rows of the objects of a training set that no sample has, since they are too small."""
+    """Return the rows of a training set's objects that are too small to be in any sample."""
     return small_objects(index, sample_sizes(config))
 
 
 def sample_sizes(config: TrainConfig) -> SampleSizes:
-    """How large images are in the samples that a config trains on."""
-    # The tiles of mosaics are half as large, and here no sample is anything else.
+    """Return the sizes of images in the samples that a config trains on."""
+    # Tiles of mosaics are half as large, and data.mosaic=1 makes every sample a mosaic.
     tile = 0.5 if config.data.mosaic == 1 else 1.0
     return SampleSizes(config.data.size, config.data.scale[1], tile)
 
 
 def samples_per_step(config: TrainConfig) -> SampleCounts:
-    """Numbers of samples in a batch."""
+    """Return the numbers of images and of pairs in a batch."""
     batch_size = config.train.batch_size
     if config.data.pairs is None:
         return SampleCounts(images=batch_size)
@@ -48,7 +48,7 @@ def samples_per_step(config: TrainConfig) -> SampleCounts:
 
 
 def samples_drawn(found: checkpoint.Checkpoint) -> SampleCounts:
-    """Numbers of samples that a run and its earlier stages have drawn."""
+    """Return the numbers of samples that a run and its earlier stages have drawn."""
     config = parse_config(found.config, TrainConfig, f"{found.folder}/state.json")
     first, per_step = found.notes.first_samples, samples_per_step(config)
     return SampleCounts(
@@ -64,11 +64,11 @@ def training_batches(
     first_samples: SampleCounts,
     size_divisor: int,
 ) -> Callable[[int], Iterator[Batch]]:
-    """A function that gives the batches from a step on; with pairs, each batch has the configured share of them.
+    """Return a function that yields the batches from a step on; with pairs, each has the configured share of them.
 
     Args:
-        first_samples: what earlier stages have drawn; this one continues the order after them.
-        size_divisor: divisor of the image sides that the detector takes.
+        first_samples: samples that earlier stages have drawn; this stage continues the order after them.
+        size_divisor: number that divides both sides of the detector's input images.
     """
     data = config.data
     transform = augmenting_transform(data, size=data.size)
@@ -111,7 +111,7 @@ def training_batches(
     )
 
     def batches_from(start: int) -> Iterator[Batch]:
-        # Not in pinned memory: they are joined into a new tensor.
+        # Not in pinned memory, since both parts are copied into a new tensor.
         return mix_batches(load(index, order, start, **loader_options), load(pairs, order_of_pairs, start))
 
     return batches_from

@@ -1,4 +1,4 @@
-"""Build what embeds crops of boxes: CLIP's image side as it was, to teach a detector or to look a second time."""
+"""Build the crop encoders: CLIP's image side before training, as a detector's teacher or for the second look."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ from ovd.model.normalization import Normalization
 from ovd.precision import Compute
 
 SECOND_LOOK = "eval.second_look"
-"""The section of a second look's options."""
+"""Config section of the second look's options."""
 
 
 def build_region_teacher(config: TrainConfig, clip: Clip, compute: Compute) -> CropEncoder | None:
-    """Build the frozen CLIP of `train.region_distillation`; None if not set.
+    """Build the frozen CLIP teacher of `train.region_distillation`; return None if it is not set.
 
-    Call it before `build_detector`, whose backbone is CLIP's image side itself, with weights that will change.
+    Call it before `build_detector`: the detector's backbone is CLIP's image side itself, whose weights will change.
 
     Raises:
         ValueError: the configured side of a crop does not fit the backbone.
@@ -32,7 +32,7 @@ def build_region_teacher(config: TrainConfig, clip: Clip, compute: Compute) -> C
 
 
 def build_second_look(config: TrainConfig, options: SecondLookOptions | None) -> CropEncoder | None:
-    """Load CLIP's image side for second looks, on the run's device; None without options for it.
+    """Load CLIP's image side for second looks, on the run's device; return None without `options`.
 
     Raises:
         ValueError: the configured side of a crop does not fit the backbone.
@@ -43,10 +43,10 @@ def build_second_look(config: TrainConfig, options: SecondLookOptions | None) ->
 
 
 def build_crop_encoder(clip: Clip, options: CropOptions, compute: Compute, *, section: str) -> CropEncoder:
-    """Build the encoder of crops from a copy of CLIP's image side, as it was before its dense feature was aligned.
+    """Build a crop encoder from a copy of CLIP's image side, as it was before its dense feature was aligned.
 
     Args:
-        section: name of the options' section in a config, for an error.
+        section: config section of the options, for error messages.
 
     Raises:
         ValueError: the backbone does not take crops of a configured size.
@@ -58,12 +58,12 @@ def build_crop_encoder(clip: Clip, options: CropOptions, compute: Compute, *, se
 
 
 def views_of(options: CropOptions, visual: Any, stride: int, *, section: str) -> list[View]:
-    """The crops that options ask for; by default, of the largest side up to CLIP's own that the backbone takes.
+    """Return the views of a box; the default crop side is the largest multiple of the stride up to CLIP's own side.
 
     Args:
-        visual: the image side of an open_clip model.
-        stride: the backbone's last.
-        section: name of the options' section in a config, for an error.
+        visual: image side of an open_clip model.
+        stride: last stride of the backbone.
+        section: config section of the options, for error messages.
 
     Raises:
         ValueError: the backbone does not take crops of a configured size.

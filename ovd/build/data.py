@@ -1,4 +1,4 @@
-"""Build the data sets of a config: the annotation indexes that it trains on and is evaluated with."""
+"""Build the data sets of a config: the annotation indexes for training and evaluation."""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -53,18 +53,18 @@ def load_training_index(config: TrainConfig, report: DataReport | None = None) -
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a run does not train on, to calibrate on it."""
+    """Images and class names that a run holds out of training, to calibrate on."""
 
     index: AnnotationIndex
-    """The images, with the vocabulary of the training."""
+    """Held-out images, with the training vocabulary."""
     names: Bool[np.ndarray, " C"]
-    """The classes of the vocabulary whose names are not trained on."""
+    """Whether each class's name is held out of training."""
 
 
 def hold_out(config: TrainConfig, index: AnnotationIndex) -> tuple[AnnotationIndex, HeldOut | None]:
-    """Split a training set into what is trained on and what `train.calibration` holds out of it.
+    """Split a training set into the images to train on and the part that `train.calibration` holds out.
 
-    Of what `data.held_out` leaves out there is no use in this stage.
+    Images that `data.held_out` leaves out are not used in this stage.
 
     Raises:
         ValueError: the training set is too small.
@@ -99,7 +99,7 @@ def load_whole_training_set(source: WorldData | FileData, report: DataReport) ->
 
 
 def load_validation_index(config: TrainConfig, report: DataReport | None = None) -> AnnotationIndex | None:
-    """Load the validation set with its whole vocabulary and its truth; None if the config has none."""
+    """Load the validation set with its whole vocabulary and ground truth; return None if the config has none."""
     match config.data.source:
         case WorldData() as source:
             world = world_folder(source, "val")
@@ -123,9 +123,9 @@ def load_evaluation_index(
     report: DataReport | None = None,
     options: FormatOptions = NO_OPTIONS,
 ) -> AnnotationIndex:
-    """A data set with the vocabulary and the images that its benchmark evaluates; see `load_annotations`.
+    """Load a data set with the vocabulary and the images that its benchmark evaluates; see `load_annotations`.
 
-    Beside its truth it has the exhaustive one, where the format or the embedded world provides it.
+    The exhaustive ground truth is added where the format or the embedded world provides it.
     """
     index = load_annotations(annotations, images, format=format, report=report, options=options, with_truth=True)
     assert index.truth is not None
@@ -134,15 +134,15 @@ def load_evaluation_index(
 
 
 def evaluation_loading(config: TrainConfig) -> Loading:
-    """How an evaluation loads its images."""
+    """Return the batch size and number of workers with which an evaluation loads its images."""
     return Loading(config.eval.batch_size, config.data.workers)
 
 
 def check_all_exist(index: AnnotationIndex, source: WorldData | FileData, *, all_needed: bool) -> None:
-    """Look for the images of a set, none of which is opened, and say how many are missing.
+    """Check that the image files of a data set exist, without opening them, and warn of missing ones.
 
     Raises:
-        DataError: F8 one is missing and `all_needed`, or too many are.
+        DataError: F8 an image is missing and `all_needed` is set, or too many are missing.
     """
     by_base_name = isinstance(source, FileData) and source.by_base_name
     has_option = "by_base_name" in FORMATS[index.format].options and not by_base_name
@@ -158,7 +158,7 @@ def check_all_exist(index: AnnotationIndex, source: WorldData | FileData, *, all
 
 
 def _of_missing_folder(root: Path | None, source: WorldData | FileData) -> str:
-    """Where the config says that the images are, to end an error with; empty where the folder is there."""
+    """Return the end of an error message: the image folder as the config has it; empty if the folder exists."""
     if root is None or root.is_dir() or isinstance(source, WorldData):
         return ""
     for key, folder in (("train_images", source.train_images), ("val_images", source.val_images)):

@@ -1,4 +1,4 @@
-"""The root of data sets' relative paths."""
+"""The data root, at which relative paths of data sets start."""
 
 import os
 from pathlib import Path
@@ -7,15 +7,15 @@ from ovd.data.report import DataError
 
 
 def data_root() -> Path:
-    """Root of data sets' relative paths: OVD_DATA, else DETECTRON2_DATASETS, else ./data."""
+    """Return the root of data sets' relative paths: OVD_DATA, else DETECTRON2_DATASETS, else ./data."""
     return Path(os.environ.get("OVD_DATA") or os.environ.get("DETECTRON2_DATASETS") or "data")
 
 
 def in_data_root(path: Path, key: str) -> Path:
-    """Where a path of a config's `data.source` is.
+    """Resolve a path of a config's `data.source` against the data root.
 
     Raises:
-        DataError: F1 it is relative, and not below the data root.
+        DataError: F1 the path is relative and does not exist below the data root.
     """
     place = data_root() / path
     if not place.exists() and not path.is_absolute():
@@ -25,5 +25,5 @@ def in_data_root(path: Path, key: str) -> Path:
 
 
 def starts_at_root(path: Path, key: str) -> str:
-    """For messages: that a path of a config's `data.source` is relative, and to what."""
+    """Return the part of an error message that says where a relative path of `data.source` starts."""
     return f"data.source.{key}={path} starts at the data root, {data_root()} (OVD_DATA)"

@@ -31,27 +31,30 @@ def configured_clip(config: ClipConfig) -> Clip:
 
 
 def untouched_clip(config: TrainConfig) -> Clip:
-    """CLIP as it was before training, which changes the modules that a detector is built from.
+    """Load CLIP as it was before training, which changes the modules that a detector is built from.
 
     Leaves torch's global random state as it is.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.train.seed)  # as in training, should the CLIP weights be random
+        torch.default_generator.manual_seed(config.train.seed)  # as in training, in case the CLIP weights are random
         return configured_clip(config.clip)
 
 
 def resolve_device(config: TrainConfig | AlignConfig) -> torch.device:
-    """The device that a run computes on."""
+    """Return the device that a run computes on."""
     return device_of_rank(config.train.device)
 
 
 def resolve_compute(config: TrainConfig | AlignConfig) -> Compute:
-    """The device that a run computes on, and its precision there."""
+    """Return the device that a run computes on, with its precision."""
     return Compute.configured(config.train.precision, resolve_device(config))
 
 
 def build_backbone(config: TrainConfig, visual: Any) -> Backbone:
-    """CLIP's backbone with the config's settings; `visual` is the image side of an open_clip model.
+    """Build CLIP's backbone with the config's settings.
+
+    Args:
+        visual: image side of an open_clip model.
 
     Raises:
         ValueError: the backbone's family is not supported, or does not support a setting.
@@ -81,10 +84,10 @@ def build_backbone(config: TrainConfig, visual: Any) -> Backbone:
 
 
 def build_detector(config: TrainConfig, clip: Clip, *, num_classes: int = 0) -> Detector:
-    """Build an untrained detector on CLIP's backbone. Uses torch's global random state for the learned path.
+    """Build an untrained detector on CLIP's backbone. The learned path is drawn from torch's global random state.
 
     Args:
-        num_classes: of the vocabulary; needed for `expert.learn=names` alone.
+        num_classes: number of classes in the vocabulary; needed only for `expert.learn=names`.
     """
     learns_names = config.expert is not None and config.expert.learn == "names"
     return _assemble(
@@ -98,7 +101,7 @@ def build_detector(config: TrainConfig, clip: Clip, *, num_classes: int = 0) -> 
 
 
 def build_detector_on_meta(config: TrainConfig) -> Detector:
-    """Build a detector without memory for its weights, to count its parameters and operations."""
+    """Build a detector on torch's meta device, without memory for weights, to count its parameters and operations."""
     model, dim = build_on_meta(config.clip.name)
     with torch.device("meta"):
         normalization = Normalization((0.5,) * 3, (0.25,) * 3)

@@ -30,7 +30,7 @@ from ovd.warn import warn
 
 
 def own_layers(section: ExpertSection, backbone: Backbone) -> int:
-    """The number of the backbone's layers that an expert owns."""
+    """Return the number of backbone layers that an expert owns."""
     return len(backbone.layers()) if section.own_layers == "all" else section.own_layers
 
 
@@ -38,10 +38,10 @@ def check_experts(group: ExpertGroup, weights: Path) -> None:
     """Check that experts belong to the detector with these weights.
 
     Args:
-        weights: the detector's file.
+        weights: weights file of the detector.
 
     Raises:
-        ExpertError: one is missing or damaged, or belongs to another detector.
+        ExpertError: an expert is missing or damaged, or belongs to another detector.
     """
     base_sha256 = sha256_of(weights)
     for folder in group.folders:
@@ -51,13 +51,14 @@ def check_experts(group: ExpertGroup, weights: Path) -> None:
 def add_experts(
     base: Inference, group: ExpertGroup, *, prefilter: float | None, options: DetectionOptions | None
 ) -> ExpertInference:
-    """The inference of a detector with its experts.
+    """Build the inference of a detector with its experts.
 
     Args:
-        base: of the detector.
-        group: experts that belong to it (`check_experts`).
-        prefilter: replaces that of their settings of post-processing.
-        options: settings of post-processing of the experts, too; by default those that each was trained with.
+        base: inference of the detector alone.
+        group: experts that belong to the detector (`check_experts`).
+        prefilter: replaces `prefilter` in the experts' post-processing settings.
+        options: post-processing settings of the experts; by default those that each was trained with, but the second
+            look and `max_detections` of `base`.
 
     Raises:
         ExpertError: an expert is missing or damaged.
@@ -82,7 +83,7 @@ def _load_expert(base: Inference, folder: Path, prefilter: float | None, options
             detector.side = base.compute.freeze(SideBranch(detector.backbone.channels, detector.backbone.strides))
         load_own(detector, base.detector, tensors, folder, adapted=_adapted_names(base.detector, description))
     if options is None:
-        # Crops are looked at as the base detector does it, by the encoder that it has.
+        # Experts share the base detector's crop encoder, and so its options of the second look.
         options = config.eval.model_copy(
             update={"second_look": base.options.second_look, "max_detections": base.options.max_detections}
         )
@@ -105,7 +106,7 @@ def _load_expert(base: Inference, folder: Path, prefilter: float | None, options
 
 
 def _adapted_names(base: Detector, description: ExpertDescription) -> set[str]:
-    """The parameters that may have adapters: those of the layers that are not the expert's own."""
+    """Return the names of the parameters that may have adapters: those of layers that the expert does not own."""
     if not description.rank:
         return set()
     below = set(map(id, shared_parameters(base.backbone, description.own_layers)))
@@ -113,7 +114,7 @@ def _adapted_names(base: Detector, description: ExpertDescription) -> set[str]:
 
 
 def own_parameters(detector: Detector, base: Detector) -> dict[str, Tensor]:
-    """The parameters of a copy that are not the base detector's own tensors, by name."""
+    """Return, by name, the parameters of a copy that it does not share with the base detector."""
     shared = {id(parameter) for parameter in base.parameters()}
     return {name: parameter for name, parameter in detector.named_parameters() if id(parameter) not in shared}
 
@@ -125,10 +126,10 @@ def load_own(
     """Load an expert's own parameters into a copy of the base detector.
 
     Args:
-        adapted: parameters of the copy to which adapters are added, if there are any.
+        adapted: names of the parameters to which stored adapters are added, if there are any.
 
     Raises:
-        ExpertError: one is missing or has another shape.
+        ExpertError: a parameter is missing or has another shape.
     """
     for name, parameter in own_parameters(detector, base).items():
         if name in adapted:

@@ -1,4 +1,4 @@
-"""What a training changes, and what it goes by."""
+"""Build what a training starts from: the detector, its CLIP model and its losses."""
 
 from dataclasses import dataclass
 
@@ -19,31 +19,31 @@ class Learner:
     """A detector before its training, the CLIP model that it starts from, and its losses."""
 
     clip: Clip
-    """On the CPU, as the detector is."""
+    """CLIP model whose weights the detector starts from; both are on the CPU."""
     detector: Detector
     criterion: Criterion
-    """With the frozen models that the losses compare the detector with, on the run's device."""
+    """Losses, with the frozen models that they compare the detector with, which are on the run's device."""
 
 
 def build_learner(config: TrainConfig, *, num_classes: int) -> Learner:
     """Build CLIP, a detector that starts from it, and the losses.
 
-    Weights that CLIP does not have are drawn from torch's global random state.
+    Weights that do not come from CLIP are drawn from torch's global random state.
 
     Args:
         num_classes: number of classes that are trained on.
 
     Raises:
-        ValueError: a setting does not fit the backbone or the device, or the starting detector not the config.
+        ValueError: a setting does not fit the backbone or the device, or the starting detector does not fit the config.
     """
     compute = resolve_compute(config)
     clip = configured_clip(config.clip)
-    # Before the detector, whose training changes CLIP's weights.
+    # Built before the detector, whose backbone is CLIP's image side itself.
     teacher = build_region_teacher(config, clip, compute)
     detector = build_detector(config, clip, num_classes=num_classes)
     if config.train.deterministic:
         check_deterministic(detector.backbone, compute.device)
-    if config.eval.second_look is not None:  # which comes into use when the training is over
+    if config.eval.second_look is not None:  # used after training only, so checked now
         views_of(config.eval.second_look, clip.model.visual, detector.backbone.strides[-1], section=SECOND_LOOK)
     start = build_start(config, compute)
     return Learner(clip, detector, Criterion(config.train, config.data.pairs, teacher, start))
@@ -53,7 +53,7 @@ def check_deterministic(backbone: Backbone, device: torch.device) -> None:
     """Check that a device can compute all gradients of a backbone with the same bits every time.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: the device cannot.
     """
     if device.type == "cuda" and any(parameter.requires_grad for parameter in backbone.resampled_parameters()):
         raise ValueError(

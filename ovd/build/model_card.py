@@ -1,4 +1,4 @@
-"""The model card of a trained detector, filled from its config and from what was measured of it."""
+"""The model card of a trained detector, filled from its config and its metrics."""
 
 import json
 from pathlib import Path
@@ -59,8 +59,11 @@ Classes that it was trained on: {{ classes }}.
 
 
 def metrics_of(trained: TrainedDetector) -> dict[str, Any] | None:
-    """What was measured of these weights on their validation set: the metrics.json beside them, that of their run's
-    evaluation, or of the run that ended with them."""
+    """Load the metrics of a detector's weights on its validation set; return None if there are none.
+
+    They are in the metrics.json beside the weights, in that of the run's evaluation, or in that of the training that
+    ended with these weights.
+    """
     if trained.weights is None:
         return None
     checkpoint = trained.weights.parent
@@ -68,13 +71,14 @@ def metrics_of(trained: TrainedDetector) -> dict[str, Any] | None:
     if beside.is_file():
         return json.loads(beside.read_text(encoding="utf-8"))
     run = checkpoint.parent
-    notes = {folder: read_note(folder) for folder in (run / "eval", run)}  # `ovd eval RUN`, the quick start
+    # `ovd eval RUN` writes a note into the first, the quick start into the second.
+    notes = {folder: read_note(folder) for folder in (run / "eval", run)}
     own = {folder: note.weights_sha256 for folder, note in notes.items() if note is not None and note.is_of_own_set}
     sha256 = sha256_of(trained.weights) if own else None
     for evaluation, noted_sha256 in own.items():
         if noted_sha256 is not None and noted_sha256 == sha256 and (evaluation / METRICS).is_file():
             return json.loads((evaluation / METRICS).read_text(encoding="utf-8"))
-    is_of_training = notes[run] is None  # which leaves no note; an evaluation in the run folder replaces its metrics
+    is_of_training = notes[run] is None  # training leaves no note; an evaluation in the run folder replaces its metrics
     if not is_of_training or not (run / METRICS).is_file() or not (checkpoint / MANIFEST).is_file():
         return None
     measured = last_evaluated_step(run)
@@ -84,10 +88,10 @@ def metrics_of(trained: TrainedDetector) -> dict[str, Any] | None:
 
 
 def model_card(trained: TrainedDetector, repository: str) -> ModelCard:
-    """The card, in the form of the Hugging Face hub.
+    """Build the model card in the Hugging Face hub's format.
 
     Args:
-        repository: what `from_pretrained` takes, for the example.
+        repository: argument of `from_pretrained` in the card's example; its last part is the title.
     """
     metrics, title = metrics_of(trained), Path(repository).name
     data = ModelCardData(
@@ -112,7 +116,7 @@ def model_card(trained: TrainedDetector, repository: str) -> ModelCard:
 
 
 def _data_of(trained: TrainedDetector, part: str) -> str:
-    """The name of a data set's annotation file; the folder that it lies in is nobody else's business."""
+    """Return the file name of a data set's annotations, or the kind of its source; local folders stay private."""
     path = getattr(trained.config.data.source, f"{part}_annotations", None)
     return trained.config.data.source.kind if path is None else Path(path).name
 

@@ -1,4 +1,4 @@
-"""A trained detector as a folder to give away: what `load_detector` needs, what was measured, and a model card."""
+"""Save a trained detector as a folder to share: all that `load_detector` needs, and its metrics."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,8 +20,8 @@ def check_packable(trained: TrainedDetector, folder: Path) -> None:
     """Check that `save_packaged` may write into a folder.
 
     Raises:
-        ValueError: the detector has experts, which are folders of their own; or the folder holds a detector already,
-            whose figures and card would be taken for this one's, or the config of something else.
+        ValueError: the detector has experts, which are folders of their own; or the folder already holds a detector,
+            whose metrics and card would be mistaken for this one's, or a config.json of something else.
     """
     if trained.experts.folders:
         raise ValueError("a detector is saved without its experts: give their folders away beside it")
@@ -34,8 +34,8 @@ def check_packable(trained: TrainedDetector, folder: Path) -> None:
 def save_packaged(trained: TrainedDetector, folder: Path) -> None:
     """Write the weights that the detector is evaluated with, its config, calibration and metrics.
 
-    A CLIP model that others cannot load by its name, from a folder or a file, goes into the folder as well. The
-    manifest is written last, so an interrupted write leaves nothing that `load_detector` would take.
+    A CLIP model that others cannot load by its name is saved as well: one from a local folder or file, or with random
+    weights. The manifest is written last, so an interrupted write leaves nothing that `load_detector` would accept.
 
     Raises:
         ValueError: as `check_packable`.
@@ -71,7 +71,7 @@ def save_packaged(trained: TrainedDetector, folder: Path) -> None:
 
 
 def _without_folders(value: Any) -> Any:
-    """Settings of which each path is its last part: the folders that a file lies in are nobody else's business."""
+    """Return settings with each path cut to its last part, since local folders are private."""
     match value:
         case Path():
             return value.name
@@ -83,7 +83,7 @@ def _without_folders(value: Any) -> Any:
 
 
 def _is_local(clip: ClipConfig) -> bool:
-    """Whether a CLIP model is known on this machine alone."""
+    """Whether a CLIP model can be loaded on this machine only."""
     return clip.name != "tiny" and (Path(clip.name).is_dir() or clip.weights == "random" or _is_file(clip.weights))
 
 

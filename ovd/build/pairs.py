@@ -17,7 +17,7 @@ from ovd.warn import warn
 
 
 def pair_shards_folder(config: PairsConfig, source: WorldData | FileData) -> Path:
-    """Folder of the pairs' shards; the embedded world's are drawn on first use.
+    """Return the folder of the pairs' shards; those of the embedded world are drawn on first use.
 
     Raises:
         ValueError: the config has no folder, and its data is not the world.
@@ -30,10 +30,10 @@ def pair_shards_folder(config: PairsConfig, source: WorldData | FileData) -> Pat
 
 
 def load_labelled_pairs(config: PairsConfig, source: WorldData | FileData, clip: Clip, first_id: int) -> LabelledPairs:
-    """Load the pairs to train on. A warning counts the shards that have no labels.
+    """Load the labelled pairs to train on. A warning counts the shards that have no labels.
 
     Args:
-        first_id: id of the first of their texts; lower ids are those of the training vocabulary.
+        first_id: id of the pairs' first text; lower ids belong to the training vocabulary.
 
     Raises:
         ValueError: the labels were made with another text tower or from other shards, or nothing passes the filters.

@@ -1,9 +1,9 @@
-"""Classes that are asked for by texts, by example pictures, or by both: from a prompt to a row of the vocabulary.
+"""Encode prompts: classes given by texts, by example pictures, or by both, as rows of the vocabulary.
 
 An example is embedded by the image side of the run's CLIP model, as it was before training. CLIP's embeddings of
-pictures lie apart from those of texts: among names, a class that is asked for by raw embeddings of pictures takes the
-others' boxes. So the mean over crops of true boxes, which a calibrated run stores, is taken off, and the mean of the
-trained texts put in its place. The row of several examples is their mean, and that of texts and examples the weighted
+pictures lie apart from its embeddings of texts: among names, a class with raw embeddings of pictures takes the boxes of
+other classes. So the mean embedding of crops of true boxes, which a calibrated run stores, is subtracted, and the mean
+of the trained texts is added. The row of several examples is their mean, and the row of texts and examples the weighted
 mean of the two.
 """
 
@@ -33,10 +33,10 @@ from ovd.text.names import are_among, name_key
 from ovd.warn import warn
 
 EXAMPLE_VIEWS = ((1.0, 1.0), (1.3, 1.0))
-"""How an example is shown to CLIP: tight, and with some of its surroundings (`CropOptions.views`)."""
+"""Views of an example that CLIP embeds: tight, and with some of its surroundings (`CropOptions.views`)."""
 SHARE_OF_IMAGES = 0.2
-"""Weight of the examples in a row of both texts and examples, chosen on the base classes of the embedded world
-(docs/results.md, "Asked by pictures")."""
+"""Weight of the examples in the row of a class with both texts and examples, chosen on the base classes of the embedded
+world (docs/results.md, "Asked by pictures")."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +45,14 @@ class Example:
 
     image: AnyImage
     box: tuple[float, float, float, float] | None = None
-    """xyxy in pixels of the image; None for the whole image."""
+    """Box as xyxy in pixels of the image; None for the whole image."""
 
     def read(self) -> tuple[UInt8[np.ndarray, "H W 3"], tuple[float, float, float, float]]:
-        """The pixels of the picture, and the box in it.
+        """Read the pixels of the picture and the box in it.
 
         Raises:
             ImageError: the file is missing or not an image.
-            ValueError: an image in memory that `pixels_of` does not read, or a box that is empty or outside the image.
+            ValueError: `pixels_of` does not read the image in memory, or the box is empty or reaches out of the image.
         """
         pixels = pixels_of(self.image)
         height, width = pixels.shape[:2]
@@ -74,13 +74,13 @@ class Prompt:
     """A class to detect, by texts, by examples, or by both."""
 
     name: str
-    """What it is called in results. It is not asked for, unless it is one of `texts`."""
+    """Name of the class in results; used as a query only if it is also in `texts`."""
     texts: tuple[str, ...] = ()
-    """Names of the class, any words."""
+    """Names of the class, in any words."""
     images: tuple[Example, ...] = ()
-    """A few are better than one."""
+    """Examples of the class; a few are better than one."""
     share_of_images: float = SHARE_OF_IMAGES
-    """Weight of the examples, 0 to 1, where there are texts as well."""
+    """Weight of the examples, 0 to 1, if there are texts as well."""
 
     def __post_init__(self) -> None:
         if isinstance(self.texts, str) or not all(isinstance(text, str) for text in self.texts):
@@ -98,17 +98,17 @@ class Prompt:
 
 
 class PromptEncoder:
-    """Encodes names and prompts for a detector."""
+    """Encoder of names and prompts for a detector."""
 
     def __init__(self, trained: TrainedDetector):
         self._trained = trained
 
     def rows(self, prompts: tuple[str | Prompt, ...]) -> Float[Tensor, "C D"]:
-        """One unit row per name or prompt.
+        """Return one unit row per name or prompt.
 
         Raises:
             ImageError: the file of an example is missing or not an image.
-            ValueError: an example's box is empty or outside its image.
+            ValueError: an example's box is empty or reaches out of its image.
         """
         whole = [Prompt(prompt, (prompt,)) if isinstance(prompt, str) else prompt for prompt in prompts]
         self._warn_of_experts(whole)
@@ -117,7 +117,7 @@ class PromptEncoder:
         return torch.stack([self._row(prompt, own) for prompt, own in zip(whole, of_texts, strict=True)])
 
     def queries(self, prompts: tuple[str | Prompt, ...]) -> QueryTexts:
-        """What the detector is asked for by names and prompts: their rows, and its score ensemble.
+        """Return the detector's queries for names and prompts: their rows, and its score ensemble.
 
         Raises:
             ImageError, ValueError: as `rows`.
@@ -126,7 +126,7 @@ class PromptEncoder:
         return QueryTexts(self.rows(prompts), score_ensemble(self._trained, texts))
 
     def encode(self, example: Example) -> Float[Tensor, " D"]:
-        """The unit embedding of an example, as CLIP gives it.
+        """Return CLIP's unit embedding of an example.
 
         Raises:
             ImageError, ValueError: as `Example.read`.
@@ -144,12 +144,12 @@ class PromptEncoder:
         of_examples: Float[Tensor, "E D"],
         share_of_images: float = SHARE_OF_IMAGES,
     ) -> Float[Tensor, " D"]:
-        """The unit row of a class.
+        """Combine the names and examples of a class into its unit row.
 
         Args:
-            of_texts: unit rows of its names.
-            of_examples: those of its examples (`encode`); it has a name or an example.
-            share_of_images: weight of the examples where there are names as well.
+            of_texts: unit rows of the class's names.
+            of_examples: unit rows of its examples (`encode`); there is at least one name or example.
+            share_of_images: weight of the examples if there are names as well.
         """
         if not len(of_texts):
             return self._moved(of_examples.mean(dim=0))
@@ -160,7 +160,7 @@ class PromptEncoder:
         return unit_embeddings((1 - share_of_images) * of_name + share_of_images * of_images)
 
     def _warn_of_experts(self, prompts: Sequence[Prompt]) -> None:
-        """Tell which experts' names the detector is asked for: a row of more than a name is none of an expert's."""
+        """Warn of prompts with an expert's name that the detector answers: experts know rows of single names only."""
         mixed = [prompt for prompt in prompts if len(prompt.texts) > 1 or (prompt.texts and prompt.images)]
         if not mixed:
             return
@@ -182,7 +182,7 @@ class PromptEncoder:
         return self.combine(of_texts, rows, prompt.share_of_images)
 
     def _moved(self, of_images: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
-        """The unit row of examples among rows of texts; where the mean example is not known, as CLIP gives it."""
+        """Move the mean row of examples among the rows of texts; without a known mean example, only normalize it."""
         mean_example, calibration = self._trained.mean_example, self._trained.calibration
         if mean_example is None or calibration is None:
             return unit_embeddings(of_images)
@@ -190,12 +190,12 @@ class PromptEncoder:
 
     @cached_property
     def _crops(self) -> CropEncoder:
-        """Loaded when the first example comes: a detector that is asked by names needs no second image side."""
+        """Crop encoder, loaded with the first example: queries by name need no second image side."""
         return example_encoder(self._trained.config)
 
 
 def example_encoder(config: TrainConfig) -> CropEncoder:
-    """What embeds examples: the image side of a run's CLIP model, as it was before training."""
+    """Build the encoder of examples: the image side of a run's CLIP model, as it was before training."""
     return build_crop_encoder(
         untouched_clip(config), CropOptions(views=EXAMPLE_VIEWS), resolve_compute(config), section="examples"
     )

@@ -1,4 +1,4 @@
-"""Build the texts of a config: the text bank for training, what a detector is asked for."""
+"""Build the texts of a config: the text bank for training, and a detector's queries."""
 
 import json
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ from ovd.text.prompts import TEMPLATES
 
 
 def build_text_bank(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> TextBank:
-    """The text bank of the training vocabulary."""
+    """Build the text bank of the training vocabulary."""
     return build_class_bank(config, clip, index.names, index.synonyms)
 
 
 def build_class_bank(
     config: TrainConfig, clip: Clip, names: Sequence[str], synonyms: Sequence[Sequence[str]]
 ) -> TextBank:
-    """The text bank of any classes, by the config's `bank` section.
+    """Build the text bank of any classes from the config's `bank` section, or open its `bank.file`.
 
     Raises:
         ValueError: `bank.file` comes from another text tower, or lacks a class.
@@ -54,13 +54,13 @@ def build_text_sampler(
     pair_texts: PairTexts | None = None,
     held_out: Bool[Tensor, " C"] | None = None,
 ) -> TextSampler:
-    """What draws the texts of each step.
+    """Build the sampler of each step's texts.
 
     Args:
-        bank: of the vocabulary that is trained on.
+        bank: text bank of the training vocabulary.
         image_counts: number of training images per class.
         pair_texts: texts of the image-text pairs; None without pairs.
-        held_out: classes whose names are not trained on; None if there are none.
+        held_out: whether each class's name is held out of training; None if none is.
     """
     return TextSampler(
         bank=bank,
@@ -74,7 +74,7 @@ def build_text_sampler(
 
 
 def check_bank(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> None:
-    """Check the files that a text bank would be made of, without making one.
+    """Check the files that a text bank would be built from, without building one.
 
     Raises:
         ValueError: as `build_class_bank`; a file cannot be read.
@@ -86,7 +86,7 @@ def check_bank(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> None:
 
 
 def read_paraphrases(path: Path, names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Read texts about classes from a JSON file {"class name": ["a text", ...]}; none for classes not in it.
+    """Read each class's texts from a JSON file {"class name": ["a text", ...]}; classes that are not in it have none.
 
     Raises:
         ValueError: the file is not of that form, or contains none of the classes.
@@ -108,7 +108,7 @@ def read_paraphrases(path: Path, names: Sequence[str]) -> list[tuple[str, ...]]:
 def evaluation_text(
     config: TrainConfig, clip: Clip, names: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None
 ) -> Float[Tensor, "C D"]:
-    """CLIP's unit row of each class: the mean over the config's templates and `num_synonyms` synonyms."""
+    """Return CLIP's unit row of each class: the mean over the config's templates and `num_synonyms` synonyms."""
     with text_tower_on(clip, resolve_device(config)):
         return encode_classes(clip, names, TEMPLATES[config.bank.templates], synonyms, config.bank.num_synonyms)
 
@@ -116,24 +116,24 @@ def evaluation_text(
 def text_of_names(
     trained: TrainedDetector, names: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None
 ) -> Float[Tensor, "C D"]:
-    """One unit row per name by which a detector knows it: `evaluation_text`, moved by what it has learned."""
+    """Return one unit row per name as a detector uses it: `evaluation_text`, moved by its learned offset."""
     return _with_learned_names(trained, names, evaluation_text(trained.config, trained.clip, names, synonyms))
 
 
 def queries_of_names(
     trained: TrainedDetector, names: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None
 ) -> QueryTexts:
-    """What a detector is asked for to find these names: their rows (`text_of_names`), and its score ensemble."""
+    """Return a detector's queries for these names: their rows (`text_of_names`), and its score ensemble."""
     return QueryTexts(text_of_names(trained, names, synonyms), score_ensemble(trained, names))
 
 
 def queries_of_index(
     trained: TrainedDetector, index: AnnotationIndex, *, clip_text: Float[Tensor, "C D"] | None = None
 ) -> QueryTexts:
-    """What a detector and its experts are asked for to find the classes of a data set, in its order.
+    """Return the queries of a detector and its experts for the classes of a data set, in its order.
 
     Args:
-        clip_text: CLIP's rows of the classes (`evaluation_text`), if they are known.
+        clip_text: CLIP's rows of the classes (`evaluation_text`), if they are known already.
     """
     if clip_text is None:
         clip_text = evaluation_text(trained.config, trained.clip, index.names, index.synonyms)
@@ -142,10 +142,10 @@ def queries_of_index(
 
 
 def score_ensemble(trained: TrainedDetector, asked: Sequence[str | Sequence[str]]) -> ScoreEnsemble | None:
-    """The combination of the detector's and CLIP's scores for some classes; None if not configured.
+    """Build the combination of the detector's and CLIP's scores for some classes; return None if not configured.
 
     Args:
-        asked: the texts that each class is asked for by, none for pictures alone; one may stand alone.
+        asked: texts of each class, none for a class given by pictures only; a single text may be a plain string.
     """
     config = trained.config.eval.ensemble
     if config is None:
@@ -160,7 +160,7 @@ def score_ensemble(trained: TrainedDetector, asked: Sequence[str | Sequence[str]
 def _with_learned_names(
     trained: TrainedDetector, names: Sequence[str], text: Float[Tensor, "C D"]
 ) -> Float[Tensor, "C D"]:
-    """Unit rows of names, moved by what the detector has learned for those that it was trained on (`expert.learn`)."""
+    """Move unit rows of names by the offsets that the detector has learned for its trained names (`expert.learn`)."""
     offsets = trained.detector.name_offsets
     if offsets is None or len(names) == 0:
         return text
@@ -172,13 +172,13 @@ def _with_learned_names(
 def _with_names_of_experts(
     trained: TrainedDetector, names: Sequence[str], text: Float[Tensor, "C D"]
 ) -> Float[Tensor, "C D"]:
-    """Rows of a data set's classes by which experts know those that have one of their names.
+    """Replace rows of a data set's classes so that experts recognize those that have one of their names.
 
-    A row that is the mean of a name and of synonyms that an expert was not trained with is none of its own; the name
-    alone takes its place.
+    An expert does not recognize a row that is the mean of a name and of synonyms that it was not trained with; the row
+    of the name alone replaces it.
 
     Args:
-        text: unit rows of the names, and of the data set's synonyms.
+        text: unit rows of the names with the data set's synonyms.
     """
     for folder in trained.experts.folders:
         expert = read_expert(folder)

@@ -1,4 +1,4 @@
-"""Trained detectors: found and loaded from disk, and how they are run."""
+"""Find and load trained detectors, and build their inference."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,40 +40,40 @@ class TrainedDetector:
     config: TrainConfig
     clip: Clip
     classes: tuple[str, ...]
-    """Names of the classes that it was trained on."""
+    """Names of the classes that the detector was trained on."""
     calibration: ScoreCalibration | None = None
-    """Of its scores, from the end of its training; None if nothing was held out to calibrate on."""
+    """Score calibration from the end of training; None if nothing was held out to calibrate on."""
     weights: Path | None = None
-    """The file that its weights were read from."""
+    """File that the weights were read from."""
     mean_example: Float[Tensor, " D"] | None = None
-    """Mean of CLIP's unit embeddings of crops of true boxes held out of its training, by which rows of example pictures
-    are moved to where those of texts are (prompts.py); stored with the calibration."""
+    """Mean of CLIP's unit embeddings of crops of true boxes held out of training, stored with the calibration; with it,
+    prompts.py moves the rows of example pictures to where the rows of texts are."""
     experts: ExpertGroup = NO_EXPERTS
-    """Experts that answer beside it and belong to it (`check_experts`)."""
+    """Experts that answer beside the detector and belong to it (`check_experts`)."""
     folder: Path | None = None
-    """The run or checkpoint folder that it was loaded from, as it was given."""
+    """Run or checkpoint folder that the detector was loaded from, as it was given."""
 
     @property
     def shown_name(self) -> str:
-        """What messages call it: its folder, which may be elsewhere than its config says."""
+        """Name in messages: the detector's folder, which may be elsewhere than its config says."""
         return str(self.folder or self.config.output)
 
     @property
     def used_calibration(self) -> ScoreCalibration | None:
-        """Of what it detects; None with `eval.ensemble`, since a calibration is fitted to scores without CLIP's."""
+        """Calibration of detections; None with `eval.ensemble`, since it is fitted to scores without CLIP's."""
         return self.calibration if self.config.eval.ensemble is None else None
 
     @property
     def threshold(self) -> float | None:
-        """Its own, for the post-processing of its config; None if it was not calibrated for that."""
+        """Calibrated score threshold for the config's post-processing; None if the calibration is not for that."""
         return None if self.used_calibration is None else self.used_calibration.threshold_for(self.config.eval)
 
 
 def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
-    """The newest checkpoint of a run folder, or that of a checkpoint folder, to be evaluated or started from.
+    """Find the newest checkpoint of a run folder, or that of a checkpoint folder, to evaluate or to start from.
 
     Raises:
-        ValueError: there is none with intact weights.
+        ValueError: there is no checkpoint with intact weights.
     """
     if (path / checkpoint.MANIFEST).is_file():
         return checkpoint.read(path, whole=False)
@@ -85,15 +85,15 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
 
 
 def describe_expert_run(run: Path, config: TrainConfig) -> str:
-    """What the run of an expert is, for messages: no detector to use alone."""
+    """Describe an expert's run for messages: it is no detector to use alone."""
     return f"{run} is the training of an expert of {config.init_from}; alone it may have forgotten all other words"
 
 
 def _warn_of_expert_run(path: Path, config: TrainConfig) -> None:
-    """Warn of the run of an expert that is loaded as a detector.
+    """Warn that the run of an expert is loaded as a detector.
 
     Args:
-        path: its run folder or checkpoint folder.
+        path: run folder or checkpoint folder of the expert.
     """
     runs = [folder for folder in (path, path.parent) if (folder / "expert" / DESCRIPTION).is_file()]
     expert = f"--expert {runs[0]} (from Python experts=)" if runs else "its expert"
@@ -112,12 +112,12 @@ def load_detector(
     Args:
         path: run folder or checkpoint folder.
         device: replaces the device of the run's config.
-        experts: answer beside it, wherever it detects.
-        warns: whether to warn of the run of an expert, which knows its own names alone.
+        experts: experts that answer beside the detector, wherever it detects.
+        warns: whether to warn if this is the run of an expert, which knows its own names alone.
 
     Raises:
-        ValueError: no intact checkpoint there, its weights do not fit its config, or the config's CLIP model no longer
-            has the text tower that the detector was trained with.
+        ValueError: there is no intact checkpoint, its weights do not fit its config, or the config's CLIP model no
+            longer has the text tower that the detector was trained with.
     """
     found = find_checkpoint(Path(path))
     config = parse_config(found.config_here(), TrainConfig, f"{found.folder}/state.json")
@@ -130,7 +130,7 @@ def load_detector(
     load_into(detector, found.weights)
     attached = found.attached()
     calibration = stored_calibration(found.notes, attached)
-    if experts.folders:  # else the weights need not be hashed
+    if experts.folders:  # without experts the weights need not be hashed
         check_experts(experts, found.weights)
     if warns and config.expert is not None and is_main():
         _warn_of_expert_run(Path(path), config)
@@ -148,7 +148,7 @@ def load_detector(
 
 
 def weights_file(path: Path) -> Path:
-    """The weights of a run folder or a checkpoint folder, or the file itself.
+    """Return the weights file of a run folder or a checkpoint folder; a file is returned as it is.
 
     Raises:
         ValueError: there is no intact checkpoint.
@@ -157,7 +157,7 @@ def weights_file(path: Path) -> Path:
 
 
 def stored_calibration(notes: Notes, attached: Mapping[str, Tensor]) -> ScoreCalibration | None:
-    """The calibration that a checkpoint stores in its notes and as `trained_text`; None if it has none."""
+    """Return the calibration that a checkpoint stores in its notes and its tensor `trained_text`; None if none."""
     if notes.calibration is None:
         return None
     return ScoreCalibration.from_json(notes.calibration, attached["trained_text"])
@@ -167,19 +167,19 @@ def check_text_tower(found: checkpoint.Checkpoint, clip: Clip) -> None:
     """Check that a checkpoint's detector was trained with this CLIP model's text tower.
 
     Raises:
-        ValueError: it was trained with another text tower.
+        ValueError: the detector was trained with another text tower.
     """
     if found.notes.text_tower != text_tower_fingerprint(clip):
         raise ValueError(f"{found.folder} was trained with another text tower than that of the config's CLIP model")
 
 
 def initialize(detector: Detector, init_from: Path, clip: Clip) -> Path:
-    """Load the weights that a new run starts from: a run folder, a checkpoint folder or a weights file.
+    """Load the weights that a new run starts from, from a run folder, a checkpoint folder or a weights file.
 
-    Learned names start at their text rows, adapters and side branch at no effect.
+    Learned names start at their text rows; adapters and the side branch start without effect.
 
     Returns:
-        The file of the weights.
+        The weights file.
 
     Raises:
         ValueError: the weights do not fit, or come from a run with another text tower than that of `clip`.
@@ -187,7 +187,7 @@ def initialize(detector: Detector, init_from: Path, clip: Clip) -> Path:
     if init_from.is_file():
         path = init_from
     else:
-        found = find_checkpoint(init_from)  # reads the weights, to see that they are intact
+        found = find_checkpoint(init_from)  # reads the weights to check that they are intact
         check_text_tower(found, clip)
         path = found.weights
     tensors = with_adapter_names(load_weights(path), detector)
@@ -200,7 +200,7 @@ def initialize(detector: Detector, init_from: Path, clip: Clip) -> Path:
 
 
 def build_start(config: TrainConfig, compute: Compute) -> Detector | None:
-    """Build the starting detector of `train.start_distillation`, frozen; None if not set.
+    """Build the frozen starting detector of `train.start_distillation`; return None if that or `init_from` is not set.
 
     Raises:
         ValueError: as `initialize`.
@@ -214,7 +214,7 @@ def build_start(config: TrainConfig, compute: Compute) -> Detector | None:
 
 
 def _to_be_loaded(config: TrainConfig, clip: Clip, *, num_classes: int = 0) -> Detector:
-    """A detector whose weights will be replaced; leaves torch's global random state as it is."""
+    """Build a detector whose weights will be replaced; leaves torch's global random state as it is."""
     with torch.random.fork_rng(devices=[]):
         return build_detector(config, clip, num_classes=num_classes)
 
@@ -229,7 +229,7 @@ def build_inference(
     """Build the inference of a trained detector with its experts.
 
     Args:
-        trained, size, prefilter, options: as for `build_own_inference`; the last two hold for experts, too.
+        trained, size, prefilter, options: as for `build_own_inference`; the last two apply to the experts, too.
 
     Raises:
         ExpertError: an expert is missing or damaged.
@@ -248,17 +248,18 @@ def build_own_inference(
     prefilter: float | None = None,
     options: DetectionOptions | None = None,
 ) -> Inference:
-    """Build the inference of a trained detector alone, which is moved to its device and put into eval mode.
+    """Build the inference of a trained detector without its experts.
 
-    It is frozen, so that what depends on its weights alone is computed once for all images.
+    The detector is moved to its device and put into eval mode. It is frozen, so that tensors computed from its weights
+    alone are computed once for all images.
 
     Args:
         size: longest side in pixels that images are resized to; by default as in training.
-        prefilter: replaces that of the settings of post-processing.
-        options: settings of post-processing, for scores without CLIP's; by default those of its config.
+        prefilter: replaces `prefilter` in the post-processing settings.
+        options: post-processing settings, for scores without CLIP's; by default the config's `eval` section.
 
     Raises:
-        ValueError: the size is under 32 px, or `prefilter` is no share.
+        ValueError: the size is under 32 px, or `prefilter` is not between 0 and 1.
     """
     config = trained.config
     used: DetectionOptions = options or config.eval

@@ -8,12 +8,12 @@ from ovd.data.world.settings import Settings
 
 
 def world_folder(source: WorldData, *parts: str) -> Path:
-    """The folder of a source's world, in which these parts are drawn on first use (`build_world`)."""
+    """Return the folder of a source's world, in which these parts are drawn on first use (`build_world`)."""
     return build_world(source.root, parts, Settings(seed=source.seed))
 
 
 def draw_world(config: TrainConfig) -> Path:
-    """Draw the missing parts of the config's embedded world, except the pretraining pairs; its folder.
+    """Draw the missing parts of the config's embedded world, except the pretraining pairs, and return its folder.
 
     Raises:
         ValueError: the config's data is not the world.

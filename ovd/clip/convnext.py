@@ -1,7 +1,7 @@
-"""ConvNeXt's blocks (Liu et al., arXiv:2201.03545) in few passes over the maps on a GPU.
+"""ConvNeXt blocks (Liu et al., arXiv:2201.03545) with few passes over the feature maps on a GPU.
 
-torch's autocast computes layer norms and layer scales in float32, and keeps the shortcuts in it: most of a block's time
-goes to copies. Here maps stay in the precision of the step, and sums are in float32.
+torch's autocast computes layer norms and layer scales in float32 and keeps the shortcuts in float32, so that copies
+take most of a block's time. Here maps stay in the precision of the step, and sums are computed in float32.
 """
 
 import torch
@@ -16,7 +16,7 @@ from ovd.precision import product_dtype
 
 
 class FusedLayerNorm2d(LayerNorm2d):
-    """A layer norm of the channels of a map."""
+    """A layer norm over the channels of a feature map, fused on a GPU."""
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         if kernels.applies_to_map(x):
@@ -25,7 +25,7 @@ class FusedLayerNorm2d(LayerNorm2d):
 
 
 class FusedBlock(ConvNeXtBlock):
-    """A block with a depthwise convolution of stride 1, linear layers, exact GELU and layer scale."""
+    """A block with a depthwise convolution of stride 1, linear layers, exact GELU and layer scale, fused on a GPU."""
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         if not kernels.applies_to_map(x):

@@ -1,7 +1,7 @@
-"""Batch norms with fixed statistics, folded into the convolutions before them: no pass of their own over the maps.
+"""Batch norms with fixed statistics, folded into the convolutions before them, which saves a pass over the maps.
 
-The weight and bias of a norm go on learning, through the convolution's. What is frozen is folded once
-(frozen_convolution.py). Names of weights stay, and a norm in train mode is computed as ever.
+The weight and bias of a norm still learn, through the folded weight and bias. If all are frozen, they are folded only
+once (frozen_convolution.py). Names of weights stay the same, and a norm in train mode is computed as usual.
 """
 
 from functools import partial
@@ -19,20 +19,20 @@ from ovd.precision import product_dtype
 
 
 class FoldedConv2d(nn.Conv2d):
-    """A convolution that in the norm's eval mode applies the batch norm after it, too, and the ReLU after that."""
+    """A convolution that also applies the batch norm after it, if that is in eval mode, and then a ReLU if `relu`."""
 
     following: tuple["FoldedNorm"]
-    """The norm, in a tuple, so that it is not a part of the convolution."""
+    """The norm, in a tuple so that it is not registered as a submodule."""
     relu: bool
     frozen: FrozenWeights
 
     def forward(
         self, x: Float[Tensor, "B C h w"], shortcut: Float[Tensor, "B K H W"] | None = None
     ) -> Float[Tensor, "B K H W"]:
-        """The convolution and its norm, with the ReLU behind it if that is folded, too.
+        """Apply the convolution and, in the norm's eval mode, the norm and then a ReLU if `relu`.
 
         Args:
-            shortcut: added before the ReLU, in eval mode.
+            shortcut: map that is added before the ReLU, in the norm's eval mode only.
         """
         (norm,) = self.following
         if norm.training:
@@ -60,11 +60,11 @@ class FoldedConv2d(nn.Conv2d):
 
 
 class FoldedNorm(nn.BatchNorm2d):
-    """A batch norm that in eval mode is left to the `FoldedConv2d` before it."""
+    """A batch norm that is the identity in eval mode, where the `FoldedConv2d` before it applies the norm."""
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Weight, bias, mean and variance."""
+        """Weight, bias, running mean and running variance."""
         assert self.running_mean is not None
         assert self.running_var is not None
         return self.weight, self.bias, self.running_mean, self.running_var
@@ -74,7 +74,7 @@ class FoldedNorm(nn.BatchNorm2d):
 
 
 class FoldedBottleneck(Bottleneck):
-    """A block of CLIP's ResNets whose convolutions apply all else but the pooling."""
+    """A block of CLIP's ResNets whose convolutions apply everything except the pooling."""
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K H W"]:
         if self.bn1.training:
@@ -85,10 +85,10 @@ class FoldedBottleneck(Bottleneck):
 
 
 def fold_norms(trunk: nn.Module) -> None:
-    """Fold all batch norms of a trunk into the convolutions that each directly follows, in place.
+    """Fold each batch norm of a trunk into the convolution directly before it, in place.
 
-    These are neighbors in an `nn.Sequential`, and those of the same number in CLIP's ResNets, where a ReLU is folded,
-    too.
+    Such pairs are neighbors in an `nn.Sequential`, and `conv1` and `bn1` to `conv3` and `bn3` in CLIP's ResNets, where
+    the ReLU is folded, too.
     """
     for parent in list(trunk.modules()):
         if isinstance(parent, nn.Sequential):
@@ -104,7 +104,7 @@ def fold_norms(trunk: nn.Module) -> None:
 
 
 def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d, *, relu: bool) -> None:
-    # Modules keep their identity, their hooks and their weights; only what they compute changes.
+    # A new class, not a new module: hooks, weights and references to the modules stay valid.
     assert convolution.bias is None
     norm.__class__ = FoldedNorm
     convolution.__class__ = FoldedConv2d

@@ -1,7 +1,7 @@
-"""Convolutions and linear layers whose weights are frozen: what depends on the weights alone is computed once.
+"""Convolutions and linear layers with frozen weights: tensors that depend on the weights alone are computed once.
 
-On a CPU this includes a convolution's layout (onednn.py). A sum with another map and a ReLU are computed with the
-convolution, too, not in passes of their own.
+On a CPU this includes the layout of a convolution's weight (onednn.py). The sum with another map and a ReLU are then
+computed within the convolution, not in passes of their own.
 """
 
 from collections.abc import Callable
@@ -18,40 +18,40 @@ from ovd.clip.onednn import Layouts, has_operations
 from ovd.precision import product_dtype
 
 Weights = tuple[Float[Tensor, "K ..."], Float[Tensor, " K"] | None]
-"""A weight and a bias, if there is one."""
+"""A weight and a bias; None without a bias."""
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """A weight and a bias, in one dtype, and what they were computed from."""
+    """A weight and a bias in one dtype, with the tensors that they were computed from."""
 
     sources: Sources
     weight: Float[Tensor, "K ..."]
     bias: Float[Tensor, " K"] | None
 
     def is_of(self, sources: tuple[Tensor, ...], dtype: torch.dtype) -> bool:
-        """Whether they are what these tensors give now."""
+        """Whether these tensors, as they are now, still give this weight and bias in this dtype."""
         return self.weight.dtype == dtype and self.sources.are(sources)
 
 
 class FrozenWeights:
-    """The weight and bias that a layer computes with, kept while all that they are computed from is frozen."""
+    """Cache of the weight and bias that a layer computes with, used while all tensors they come from are frozen."""
 
     def __init__(self, num_shapes: int = 1):
         """
         Args:
-            num_shapes: of inputs that take turns, for each of which a layout of the weight is kept.
+            num_shapes: number of input shapes that take turns; a layout of the weight is kept for each.
         """
         self.num_shapes = num_shapes
         self.kept: _Kept | None = None
         self._layouts = Layouts(num_shapes)
 
     def __reduce__(self) -> tuple[type, tuple[int]]:
-        """Without what is kept, for copies."""
+        """Copy and pickle without the cache."""
         return type(self), (self.num_shapes,)
 
     def of(self, sources: tuple[Tensor, ...], compute: Callable[[], Weights]) -> Weights:
-        """`compute()`; kept, and in autocast's dtype, if all that it is from is frozen."""
+        """Return `compute()`; the result is cached, in autocast's dtype, if all `sources` are frozen."""
         if sources[0].is_meta or torch.jit.is_tracing() or torch.compiler.is_compiling():
             return compute()
         if not may_be_kept(sources):
@@ -67,7 +67,7 @@ class FrozenWeights:
         return kept.weight, kept.bias
 
     def project(self, layer: nn.Linear, rows: Float[Tensor, "*N C"]) -> Float[Tensor, "*N K"]:
-        """The result of a linear layer.
+        """Apply a linear layer.
 
         The rows are flattened first: otherwise torch 2.10 gives other bits when the weight requires no gradient.
         """
@@ -84,15 +84,15 @@ class FrozenWeights:
         *,
         relu: bool = False,
     ) -> Float[Tensor, "B K H W"]:
-        """Convolve with weights from `of`, then add a map and apply a ReLU, if wanted.
+        """Convolve with weights from `of`, then add `added`, if given, and apply a ReLU if `relu`.
 
         Args:
-            convolution: has the stride, padding, dilation and groups.
+            convolution: module with the stride, padding, dilation and groups.
         """
         weight, bias = weights
         if not (self._is_kept(weight) and _can_pack(convolution, x, weight, added)):
             out = narrow_maps.convolve(convolution, x, weight, bias)
-            out = out if added is None else added + out  # in the layout of the map
+            out = out if added is None else added + out  # in the layout of `added`
             return F.relu(out, inplace=True) if relu else out
         x, onednn = x.to(weight.dtype), torch.ops.mkldnn
         shape = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
@@ -112,12 +112,12 @@ def _can_pack(
     weight: Float[Tensor, "K ..."],
     added: Float[Tensor, "B K H W"] | None,
 ) -> bool:
-    """Whether oneDNN's operations for weights that were laid out before compute this convolution."""
+    """Whether oneDNN's operations for prepacked weights can compute this convolution."""
     is_plain = (
         convolution.groups == 1 and convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
     )
     learns = torch.is_grad_enabled() and (x.requires_grad or (added is not None and added.requires_grad))
-    adds_cell = added is not None and added.shape[2:].numel() == 1  # which oneDNN refuses in torch 2.10
+    adds_cell = added is not None and added.shape[2:].numel() == 1  # refused by oneDNN in torch 2.10
     return (
         x.device.type == "cpu"
         and has_operations(weight.dtype)
@@ -127,6 +127,6 @@ def _can_pack(
         and not learns
         and not torch.jit.is_tracing()  # an export has no such operations
         and x.numel() > 0
-        and x.shape[2:].numel() > 1  # of one cell, a weight with channels first has other bits once it is laid out
+        and x.shape[2:].numel() > 1  # for one cell, prepacking a weight with channels first changes bits
         and x.is_contiguous(memory_format=torch.channels_last)
     )

@@ -1,4 +1,4 @@
-"""Whether what was computed from tensors may be kept, and still is what they give."""
+"""Checks of whether a result computed from tensors may be kept, and whether a kept one is still valid."""
 
 import operator
 from collections.abc import Sequence
@@ -8,28 +8,28 @@ from torch import Tensor
 
 
 def may_be_kept(sources: Sequence[Tensor]) -> bool:
-    """Whether what is computed from these tensors may be kept for the next call.
+    """Whether a result computed from these tensors may be kept for the next call.
 
-    Not from those that learn, since fused optimizers change them without a sign (ovd's own step gives one, compiled or
-    not), nor from those of inference mode, which have no versions.
+    It may not if one of them learns, since fused optimizers do not increase its version (ovd's own step does, compiled
+    or not), nor if one is an inference tensor, which has no version.
     """
     return not any(source.requires_grad or source.is_inference() for source in sources)
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Tensors that something was computed from, as they were."""
+    """Tensors that a result was computed from, with their states at that time."""
 
     tensors: tuple[Tensor, ...]
     states: list[tuple[int, int]]
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor]) -> "Sources":
-        """These tensors as they are now."""
+        """Record these tensors with their present states."""
         return cls(tuple(tensors), _states(tensors))
 
     def are(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether these are the same tensors, and nobody has moved them or written to them since."""
+        """Whether these are the same tensors, not moved or written to since."""
         return (
             len(self.tensors) == len(tensors)
             and all(map(operator.is_, self.tensors, tensors))
@@ -38,5 +38,5 @@ class Sources:
 
 
 def _states(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """What changes when a tensor is moved, or written to in place; not through `.data`, which torch does not count."""
+    """Return address and version of each tensor: they change with moves and in-place writes, except through `.data`."""
     return [(tensor.data_ptr(), tensor._version) for tensor in tensors]

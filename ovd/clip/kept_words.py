@@ -1,5 +1,5 @@
-"""The words whose tokens CLIP's tokenizer keeps: open_clip's keeps those of every word that it ever reads, which fills
-the memory of a server, or of a labelling of captions.
+"""A bounded cache of words' tokens for CLIP's tokenizer: open_clip's own keeps every word that it ever reads, which
+fills the memory of a server, or of a labelling of captions.
 """
 
 import open_clip
@@ -8,9 +8,9 @@ WORDS_KEPT = 2**16
 
 
 class KeptWords(dict[str, str]):
-    """The tokens of the first `WORDS_KEPT` words, most of which are common ones; others are split each time.
+    """Tokens of the first `WORDS_KEPT` words, most of which are common ones; other words are tokenized each time.
 
-    What was kept stays, since another thread may be about to read it.
+    Entries are never removed, since another thread may be about to read them.
     """
 
     def __setitem__(self, word: str, tokens: str) -> None:
@@ -19,6 +19,6 @@ class KeptWords(dict[str, str]):
 
 
 def keep_few_words(tokenizer: object) -> None:
-    """Bound the memory that a tokenizer takes, in place; only open_clip's own grows without bound."""
+    """Bound the cache of a tokenizer, in place; only that of open_clip's own tokenizer grows without bound."""
     if isinstance(tokenizer, open_clip.SimpleTokenizer):
         tokenizer.cache = KeptWords(tokenizer.cache)

@@ -26,9 +26,9 @@ from ovd.root_logger import root_logger_left_alone
 ASSETS = Path(__file__).parents[1] / "assets"
 TINY_CLIP = ASSETS / "tiny_clip"
 CONFIG = "open_clip_config.json"
-"""In the folder of a model, its architecture and normalization."""
+"""File in a model's folder with its architecture and normalization."""
 WEIGHTS = (".safetensors", ".bin", ".pth")
-"""Suffixes of the files in the folder of a model that open_clip takes for its weights."""
+"""Suffixes of the files in a model's folder that open_clip reads as its weights."""
 open_clip.add_model_config(ASSETS / "clip_models")  # NFNet-F0 to -F6, the paper's backbones
 
 
@@ -39,19 +39,21 @@ class Clip:
     model: Any
     """open_clip's CLIP or a similar class (they share no typed base), in eval mode, float32, on the CPU."""
     tokenizer: Callable[[list[str]], Int[Tensor, "N L"]]
-    """A list of N strings -> token ids, padded to the context length."""
+    """Function from a list of N strings to token ids, padded to the context length."""
     mean: tuple[float, ...]
     """Mean that images are normalized with, RGB in 0..1."""
     std: tuple[float, ...]
     """Standard deviation that images are normalized with, RGB in 0..1."""
     dim: int
-    """D, dimensions of the text-image space."""
+    """D, number of dimensions of the text-image space."""
     weights_before_alignment: Path | None = None
-    """Of the image side, if the model's dense feature was aligned (save.py); None otherwise."""
+    """File of the image side's earlier weights, if the model's dense feature was aligned (save.py); None otherwise."""
 
     def visual_for_crops(self) -> Any:
-        """A copy of the image side that embeds whole images and crops as CLIP was trained to: without the alignment of
-        the dense feature, which makes that worse."""
+        """Return a copy of the image side that embeds whole images and crops as CLIP was trained to.
+
+        It has the weights from before the alignment of the dense feature, which makes these embeddings worse.
+        """
         visual = copy.deepcopy(self.model.visual)
         if self.weights_before_alignment is not None:
             visual.load_state_dict(load_file(self.weights_before_alignment))
@@ -59,7 +61,7 @@ class Clip:
 
 
 BEFORE_ALIGNMENT = "image_side_before_alignment.safetensors"
-"""In the folder of an aligned model, the weights of the image side that taught it."""
+"""File in an aligned model's folder with the weights of the image side that was its teacher."""
 
 
 @root_logger_left_alone()
@@ -93,7 +95,7 @@ def load_clip(
     is_file = weights is not None and Path(weights).is_file()
     if not is_file and (activation, mean, std) != (None, None, None):
         if weights not in (None, "random"):
-            tag_needs_quick(name, weights)  # unless it is meant to be a file, and there is none
+            tag_needs_quick(name, weights)  # raises if it is no tag: a missing file
         raise ValueError(
             f"clip.activation, clip.mean and clip.std are for weights in a local file; {weights or name} has its own"
         )
@@ -125,7 +127,7 @@ def load_clip(
 
 
 def model_folder(name: str) -> Path:
-    """Where a model of this name would lie: the toolkit's own for `tiny`."""
+    """Return a model's name as a folder, which may not exist; for `tiny`, the toolkit's own."""
     return TINY_CLIP if name == "tiny" else Path(name)
 
 
@@ -133,7 +135,7 @@ def _check_has_config(folder: Path) -> None:
     """Check that a folder is that of a CLIP model.
 
     Raises:
-        ValueError: it has no config.
+        ValueError: the folder has no config.
     """
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} is not the folder of a CLIP model: it has no {CONFIG}")
@@ -148,7 +150,7 @@ def _model_of_file(
 ) -> nn.Module:
     if activation is not None:
         check_activation(name, weights, activation == "quick_gelu")
-    elif "timm_model_name" not in open_clip.get_model_config(name)["vision_cfg"]:  # timm's all have GELU
+    elif "timm_model_name" not in open_clip.get_model_config(name)["vision_cfg"]:  # timm's backbones all have GELU
         raise ValueError(
             f"{weights} does not record which activation its weights were trained with, and the wrong one makes "
             "them silently worse; give clip.activation=gelu or quick_gelu (OpenAI's have quick_gelu)"
@@ -173,7 +175,7 @@ def build_on_meta(name: str) -> tuple[nn.Module, int]:
     """Build a model on torch's meta device, without memory for weights; return it and D of its text-image space.
 
     Args:
-        name: as in a config: `tiny`, a folder, or a name of open_clip.
+        name: name as in a config: `tiny`, a folder, or a model name of open_clip.
 
     Raises:
         ValueError: the name is unknown, or a folder has no model.
@@ -192,12 +194,12 @@ def build_on_meta(name: str) -> tuple[nn.Module, int]:
 
 @contextmanager
 def _without_weights() -> Iterator[None]:
-    """A context in which a model is built without weights on purpose, so that open_clip need not warn of it."""
+    """Context to build a model without weights on purpose, in which open_clip's warning of that is not logged."""
 
     def is_other(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("No pretrained weights loaded for model")
 
-    root = logging.getLogger()  # open_clip's messages are logged by no logger of its own
+    root = logging.getLogger()  # open_clip logs with the root logger
     root.addFilter(is_other)
     try:
         yield

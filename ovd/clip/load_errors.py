@@ -1,4 +1,4 @@
-"""What goes wrong while weights are fetched and loaded, in words that name them."""
+"""Contexts that turn errors in fetching and loading weights into a ValueError that names the weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,15 +6,15 @@ from contextlib import contextmanager
 import ovd.clip.tiny_net  # noqa: F401  registers the tiny backbone with timm
 
 MOST_LINES = 21
-"""Lines shown of torch's error about weights that do not fit: the first, then one per weight."""
+"""Number of lines shown of torch's error about weights that do not fit: the first, then one per weight."""
 
 
 @contextmanager
 def hub_errors(what: str, way_out: str = "") -> Iterator[None]:
-    """Turns what is raised where a hub cannot be reached into a ValueError that names what is missing."""
+    """Turn the errors of an unreachable hub into a ValueError that names what cannot be fetched."""
     try:
         yield
-    except Exception as error:  # the hub's client and those who call it raise what they like
+    except Exception as error:  # the hub's client and its callers raise many types
         raise ValueError(
             f"{what} is not in the cache and cannot be fetched ({_first_line(error)}). Fetch it where there is a "
             f"network, with HF_HUB_OFFLINE unset, and name the cache in HF_HOME{way_out}"
@@ -23,7 +23,7 @@ def hub_errors(what: str, way_out: str = "") -> Iterator[None]:
 
 @contextmanager
 def weights_errors(weights: str, name: str) -> Iterator[None]:
-    """Turns what damaged, hostile or other weights raise into a ValueError that names them."""
+    """Turn the errors of damaged, hostile or unfitting weights into a ValueError that names the weights."""
     try:
         yield
     except Exception as error:  # torch's unpickler raises nearly anything on such bytes; it runs no code in them
@@ -41,5 +41,5 @@ def weights_errors(weights: str, name: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    """The first sentence of what an error says."""
+    """Return the first sentence of an error's message; without a message, the name of its type."""
     return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__

@@ -1,8 +1,8 @@
-"""Strided convolutions of maps so narrow that a single column is left, as in a pyramid's coarse levels of a tall image.
+"""Strided convolutions of maps so narrow that the output has a single column, as in coarse levels of a tall image.
 
-On CPUs with AMX oneDNN reads beyond such maps in bfloat16: the result, or the gradient of the weight, is wrong and may
-not be finite (seen in torch 2.10 and 2.14). `convolve` pads the map with further zeros until two columns are left,
-which oneDNN computes rightly, and drops the second.
+On CPUs with AMX, oneDNN reads beyond such maps in bfloat16: the result, or the gradient of the weight, is wrong and may
+not be finite (seen in torch 2.10 and 2.14). `convolve` pads the map with more zeros until the output has two columns,
+which oneDNN computes correctly, and drops the second.
 """
 
 import torch
@@ -19,7 +19,7 @@ def convolve(
     weight: Float[Tensor, "K ..."],
     bias: Float[Tensor, " K"] | None,
 ) -> Float[Tensor, "B K H W"]:
-    """The convolution with another weight and bias, right for maps of any width."""
+    """Apply a convolution with another weight and bias, correctly for maps of any width."""
     if not is_narrow(convolution, x):
         return convolution._conv_forward(x, weight, bias)
     widened = F.pad(x, (0, _width_of_two(convolution) - x.shape[-1]))
@@ -28,7 +28,7 @@ def convolve(
 
 
 def is_narrow(convolution: nn.Conv2d, x: Float[Tensor, "B C h w"]) -> bool:
-    """Whether the convolution is a strided one with padding, in bfloat16 on a CPU, and leaves one column of the map."""
+    """Whether this is a strided, padded convolution in bfloat16 on a CPU whose output has one column."""
     if x.device.type != "cpu" or convolution.stride[1] == 1 or convolution.padding_mode != "zeros":
         return False
     if isinstance(convolution.padding, str) or convolution.padding[1] == 0:
@@ -37,6 +37,6 @@ def is_narrow(convolution: nn.Conv2d, x: Float[Tensor, "B C h w"]) -> bool:
 
 
 def _width_of_two(convolution: nn.Conv2d) -> int:
-    """The smallest width of a map of which two columns are left."""
+    """Return the smallest width of a map for which the output has two columns."""
     kernel_size = convolution.dilation[1] * (convolution.kernel_size[1] - 1) + 1
     return kernel_size - 2 * int(convolution.padding[1]) + convolution.stride[1]

@@ -1,7 +1,7 @@
-"""oneDNN's layouts of weights, on a CPU.
+"""oneDNN's layouts of convolution weights on a CPU.
 
-oneDNN wants a weight in blocks, and torch brings it into them in every call, which takes as long as a small convolution
-itself. The layout depends on the input's shape, so it is kept for the shapes that come again.
+oneDNN needs a weight in blocks, and torch reorders it in every call, which takes as long as a small convolution itself.
+The layout depends on the input's shape, so it is kept for shapes that occur again.
 """
 
 import platform
@@ -20,21 +20,22 @@ class Layouts:
     def __init__(self, num_shapes: int):
         """
         Args:
-            num_shapes: of inputs that take turns, for each of which a layout is kept.
+            num_shapes: number of input shapes that take turns; a layout is kept for each.
         """
         self.num_shapes = num_shapes
         self.kept: dict[torch.Size, Tensor | None] = {}
 
     def __reduce__(self) -> tuple[type, tuple[int]]:
-        """A copy starts without what is kept, since a tensor in oneDNN's layout cannot be copied."""
+        """Copy without the kept layouts, since a tensor in oneDNN's layout cannot be copied."""
         return type(self), (self.num_shapes,)
 
     def of(self, shape: torch.Size, weight: Tensor, lay_out: Callable[[], Tensor]) -> Tensor:
-        """The weight, laid out from the second input of a shape on.
+        """Return the weight, in oneDNN's layout from the second input of a shape on.
 
         Args:
-            shape: of the input.
-            weight: always the same.
+            shape: shape of the input.
+            weight: the same tensor in every call.
+            lay_out: function that returns the weight in oneDNN's layout for this shape.
         """
         layout = self.kept.get(shape)
         if layout is None:
@@ -48,8 +49,8 @@ class Layouts:
 
 @cache
 def has_operations(dtype: torch.dtype) -> bool:
-    """Whether torch has oneDNN's operations for weights that were laid out before, which torch.compile uses, too, and
-    this CPU is fast in this dtype with the instructions that oneDNN may use (ONEDNN_MAX_CPU_ISA)."""
+    """Whether torch has oneDNN's operations for prepacked weights, which torch.compile uses, too, and this CPU is fast
+    in this dtype with the instructions that oneDNN may use (ONEDNN_MAX_CPU_ISA)."""
     onednn = torch.ops.mkldnn
     if not torch.backends.mkldnn.is_available() or not hasattr(onednn, "_reorder_convolution_weight"):
         return False

@@ -1,4 +1,4 @@
-"""Write an aligned CLIP model as a folder that `load_clip` reads."""
+"""Write a CLIP model, aligned or not, as a folder that `load_clip` reads."""
 
 import json
 import shutil
@@ -16,27 +16,27 @@ from ovd.files import usual_permissions, write_json
 
 WEIGHTS_FILE = "open_clip_model.safetensors"
 VISUAL = "visual."
-"""Beginning of the names of the image side's weights."""
+"""Prefix of the names of the image side's weights."""
 TOKENIZER_FILES = frozenset(
     {
         "merges.txt.gz", "merges.txt", "vocab.txt", "vocab.json", "tokenizer.json", "tokenizer_config.json",
         "special_tokens_map.json", "added_tokens.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
     }
 )  # fmt: skip
-"""Files that open_clip's and transformers' tokenizers are made from."""
+"""Files that open_clip's and transformers' tokenizers are loaded from."""
 
 
 def save_aligned(clip: Clip, name: str, folder: Path, *, teacher: Any, weight_format: WeightFormat) -> None:
-    """Write an aligned model's weights with all that they need: architecture, activation, normalization, tokenizer.
+    """Write an aligned model's weights with its architecture, activation, normalization and tokenizer.
 
-    The config is written last, so an interrupted write leaves nothing that `load_clip` would take.
+    The config is written last, so an interrupted write leaves nothing that `load_clip` would accept.
 
     Args:
         clip: the model, whose weights may have changed since it was loaded.
-        name: the name that it was loaded by (`load_clip`).
-        teacher: the image side before alignment, which goes on to embed crops (`Clip.visual_for_crops`).
-        weight_format: of the image side's weights. A tensor of the text tower is stored as float16 only where that is
-            exact, so that text embeddings stay the same.
+        name: name that the model was loaded by (`load_clip`).
+        teacher: the image side before alignment, which still embeds crops (`Clip.visual_for_crops`).
+        weight_format: format of the image side's weights. A tensor of the text tower is stored as float16 only where
+            that is exact, so that text embeddings stay the same.
 
     Raises:
         ValueError: a weight is too large for float16, the folder is the one that the model was loaded from, or the
@@ -51,11 +51,11 @@ def save_aligned(clip: Clip, name: str, folder: Path, *, teacher: Any, weight_fo
 
 
 def save_clip(clip: Clip, name: str, folder: Path) -> None:
-    """Write a model's weights as they are, with all that they need, as `save_aligned` does.
+    """Write a model's weights as they are, with its architecture, activation, normalization and tokenizer.
 
     Args:
-        clip: the model; not an aligned one (`copy_clip`).
-        name: the name that it was loaded by (`load_clip`).
+        clip: the model; an aligned one is copied with `copy_clip` instead.
+        name: name that the model was loaded by (`load_clip`).
 
     Raises:
         ValueError: the tokenizer cannot be written.
@@ -64,8 +64,7 @@ def save_clip(clip: Clip, name: str, folder: Path) -> None:
 
 
 def copy_clip(source: Path, folder: Path) -> None:
-    """Copy the folder of a CLIP model that has its weights in `WEIGHTS_FILE`: the files that `load_clip` reads, the
-    config last."""
+    """Copy the files that `load_clip` reads, the config last, from a model's folder with weights in `WEIGHTS_FILE`."""
     folder.mkdir(parents=True, exist_ok=True)
     known = TOKENIZER_FILES | {WEIGHTS_FILE, BEFORE_ALIGNMENT}
     for path in [*sorted(path for path in source.iterdir() if path.name in known), source / CONFIG]:
@@ -76,7 +75,7 @@ def _write_folder(clip: Clip, name: str, folder: Path, weights: dict[str, dict[s
     """Write a model's folder; the config comes last.
 
     Args:
-        weights: tensors by name, of each file.
+        weights: tensors by name, for each file name.
     """
     source = model_folder(name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +101,7 @@ def _config_of_name(clip: Clip, name: str) -> dict[str, Any]:
 
 
 def _write_tokenizer(tokenizer: Any, name: str, model_config: dict[str, Any], folder: Path) -> None:
-    """Write the tokenizer's files, unless it is open_clip's own, which a folder without any gets."""
+    """Write the tokenizer's files; open_clip's own needs none, since it is the default of a folder without them."""
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(folder)
     elif model_config["text_cfg"].get("hf_tokenizer_name") or not isinstance(tokenizer, open_clip.SimpleTokenizer):

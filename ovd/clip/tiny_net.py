@@ -14,12 +14,12 @@ DEPTHS = (1, 2, 2)
 
 
 def conv_norm(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    """A 3 x 3 convolution with batch norm."""
+    """Build a 3 x 3 convolution with batch norm."""
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False), nn.BatchNorm2d(out_channels))
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions around a shortcut (He et al. 2016, basic block)."""
+    """Two 3 x 3 convolutions with a shortcut around them (He et al. 2016, basic block)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -32,7 +32,7 @@ class ResidualBlock(nn.Module):
 
 
 class TinyNet(nn.Module):
-    """Stem at stride 4, then three stages at strides 4, 8 and 16. Follows timm's model protocol."""
+    """A stem at stride 4, then three stages at strides 4, 8 and 16, with timm's model interface."""
 
     def __init__(self, in_chans: int = 3, num_classes: int = 0, global_pool: str = "avg"):
         super().__init__()
@@ -56,7 +56,7 @@ class TinyNet(nn.Module):
         self.num_classes = num_classes
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """timm's patterns for grouping parameters into layers: the stem, then the stages or their parts."""
+        """Return timm's patterns that group parameters into layers: the stem, then the stages or their parts."""
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
 
     def forward_intermediates(
@@ -68,7 +68,10 @@ class TinyNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> tuple[Tensor, list[Tensor]] | list[Tensor]:
-        """The last map and the stages' maps of these indices (timm's signature; `norm` has no effect here)."""
+        """Return the last map and the stages' maps at these indices.
+
+        The signature is timm's; `norm`, `stop_early` and `output_fmt` have no effect here.
+        """
         wanted = range(len(self.stages)) if indices is None else indices
         if isinstance(wanted, int):
             wanted = range(len(self.stages) - wanted, len(self.stages))

@@ -1,4 +1,4 @@
-"""What weights were trained with: an activation and a normalization of images, which a model has to share."""
+"""The activation and image normalization that weights were trained with, which a model must share."""
 
 import open_clip
 
@@ -6,7 +6,7 @@ import ovd.clip.tiny_net  # noqa: F401  registers the tiny backbone with timm
 
 
 def _other_activation(name: str) -> str:
-    """Name of the same model with the other activation; open_clip need not have it."""
+    """Return the name of the same model with the other activation; open_clip may not have it."""
     return name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
 
 
@@ -14,7 +14,7 @@ def tag_needs_quick(name: str, tag: str) -> bool | None:
     """Whether a tag's weights were trained with QuickGELU; None if the model exists with one activation only.
 
     Raises:
-        ValueError: no such tag.
+        ValueError: there is no such tag.
     """
     for of_model in (name, _other_activation(name)):
         if tag in open_clip.list_pretrained_tags_by_model(of_model):
@@ -43,10 +43,10 @@ def check_activation(name: str, weights: str, needs_quick: bool) -> None:
 def normalization_of(
     name: str, weights: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
 ) -> dict[str, tuple[float, ...]]:
-    """open_clip's preprocessing options with the normalization for the weights of a local file.
+    """Return open_clip's preprocessing options with the normalization for the weights of a local file.
 
     Raises:
-        ValueError: it is not given, and open_clip has no weights of this name, or they differ in normalization.
+        ValueError: no normalization is given, and open_clip's weights of this name differ in it or do not exist.
     """
     if mean is not None and std is not None:
         return {"mean": mean, "std": std}

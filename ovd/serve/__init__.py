@@ -1,1 +1,1 @@
-"""A detector as a page for the browser and behind an HTTP API (app.py); `static/` is the page."""
+"""A server of a detector, with an HTTP API (app.py) and a web page (`static/`)."""

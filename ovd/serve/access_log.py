@@ -1,4 +1,4 @@
-"""What a server logs: one line per request on the terminal, and figures in Prometheus' text form."""
+"""Logging of a server: one line per request on the terminal, and metrics in Prometheus' text format."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ _PATH_LENGTH = 60
 
 
 class Metrics:
-    """The figures of one server, in a registry of its own."""
+    """Prometheus metrics of one server, in a registry of its own."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -34,21 +34,21 @@ class Metrics:
         self.waiting = Gauge("ovd_waiting", "Detections that are asked for and not answered.", registry=self._registry)
 
     def reply(self) -> Response:
-        """All figures, as Prometheus reads them."""
+        """Return all metrics in Prometheus' text format."""
         return Response(generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 class AccessLog:
-    """An ASGI application around another, which counts its requests and writes a line about each.
+    """An ASGI application around another, which counts requests and writes a line about each.
 
-    What a route says about its request in `scope["note"]`, a list of words, is in the line.
+    The line includes the words that a route appends to the list `scope["note"]`.
     """
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, paths: frozenset[str], write_line: Callable[[str], None]):
         """
         Args:
-            paths: that are counted by name; all others count as "other", so that nobody can make ever more of them.
-            write_line: takes a line.
+            paths: paths that are counted by name; all others count as "other", so that clients cannot add metrics.
+            write_line: function that writes a line.
         """
         self._app = app
         self._metrics = metrics
@@ -73,7 +73,7 @@ class AccessLog:
             if message["type"] == "http.response.start":
                 status = str(message["status"])
             elif message["type"] == "http.response.body" and not message.get("more_body", False):
-                log_once()  # before whoever asked can have the whole answer, and look here for it
+                log_once()  # before the client has the whole answer, and may look for its line
             await send(message)
 
         try:
@@ -86,11 +86,11 @@ class AccessLog:
         self._metrics.requests.labels(path if path in self._paths else "other", status).inc()
         self._metrics.seconds.observe(seconds)
         words = [status, scope["method"][:10], _printable(path), f"{seconds:.3f} s", *scope["note"]]
-        with suppress(OSError, ValueError):  # a log that nobody reads any more, or a full disk, stops no answer
+        with suppress(OSError, ValueError):  # a closed log or a full disk must not stop the answer
             self._write_line(f"{time.strftime('%H:%M:%S')}  {'  '.join(words)}")
 
 
 def _printable(path: str) -> str:
-    """A path as one short word, so that nobody writes lines of their own into a log."""
+    """Return a path as one short printable word, so that clients cannot write lines of their own into the log."""
     shown = path if len(path) <= _PATH_LENGTH else f"{path[:_PATH_LENGTH]}..."
     return "".join(letter if letter.isprintable() and letter != " " else "?" for letter in shown)

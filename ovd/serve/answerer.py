@@ -1,7 +1,7 @@
-"""A detector that answers requests: several pictures at once, each with names of its own.
+"""A detector that answers requests in batches of pictures, each with names of its own.
 
-Pictures are in one batch only if they have one padded shape, which is the shape that each would have alone. So a
-picture's answer does not depend on its company, apart from the rounding of sums.
+Pictures share a batch only if they have the same padded shape, which is the shape that each would have alone. So an
+answer does not depend on the other pictures of its batch, except for the rounding of sums.
 """
 
 from collections import OrderedDict
@@ -30,50 +30,50 @@ from ovd.text.prompts import TEMPLATES
 EXAMPLE_SIDE = 1024
 """Longest side in pixels that an example is reduced to before it is embedded, which bounds the memory it takes."""
 NAMES_KEPT = 4096
-"""Names whose text rows are kept, those that were asked for last."""
+"""Number of names whose text rows are kept, the most recently used ones."""
 
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """A picture at the size that the detector takes it in."""
+    """A picture resized for the detector."""
 
     pixels: UInt8[Tensor, "3 h w"]
-    """RGB."""
+    """RGB pixels after resizing."""
     shape: Shape
-    """Height and width before it was resized."""
+    """Height and width before resizing."""
     padded_shape: Shape
-    """Height and width that it is padded to."""
+    """Height and width after padding."""
 
 
 @dataclass(frozen=True)
 class DetectionRequest:
-    """A picture, and what is looked for in it."""
+    """A picture and the classes to detect in it."""
 
     image: PreparedImage
     texts: tuple[str, ...]
-    """Names to look for, each once."""
+    """Names to detect, without duplicates."""
     examples: Mapping[str, Float[Tensor, "_ D"]] = field(default_factory=dict)
-    """Embeddings of example pictures (`Answerer.prepare_example`), by what they are called; a name that is in `texts`
-    as well is looked for by both."""
+    """Embeddings of example pictures (`Answerer.prepare_example`) by class name; a name that is also in `texts` is
+    detected by both."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What is looked for, as the answer calls it."""
+        """Names of the classes in the answer: `texts`, then those with examples only."""
         return (*self.texts, *(name for name in self.examples if name not in self.texts))
 
     @property
     def texts_of_names(self) -> list[tuple[str, ...]]:
-        """The text that each of `names` is looked for by; none for one with examples alone."""
+        """Text of each of `names`; none for a name with examples only."""
         return [(name,) if name in self.texts else () for name in self.names]
 
 
 class Answerer:
-    """A trained detector, and the rows of the names that it was asked for."""
+    """A trained detector, with the text rows of recently used names."""
 
     def __init__(self, trained: TrainedDetector, *, size: int | None = None):
         """
         Args:
-            trained: a detector, which is moved to the device of its config.
+            trained: detector, which is moved to the device of its config.
             size: longest side in pixels that pictures are resized to; by default as in training.
         """
         self._trained = trained
@@ -85,11 +85,11 @@ class Answerer:
 
     @property
     def trained_names(self) -> tuple[str, ...]:
-        """The names that the detector was trained on, in ordinary words."""
+        """Names that the detector was trained on, in ordinary words."""
         return tuple(map(clean_name, self._trained.classes))
 
     def warm_up(self) -> None:
-        """Answer a request, so that the first of a user does not wait for what torch does once.
+        """Answer one request, so that a user's first request does not wait for torch's one-time work.
 
         Raises:
             Exception: the detector does not work.
@@ -101,32 +101,32 @@ class Answerer:
             raise answer
 
     def check_names(self, names: Sequence[str]) -> None:
-        """Check that the text tower can tell names apart. Any thread may do this.
+        """Check that the text tower can tell names apart. Any thread may call this.
 
         Raises:
-            ValueError: names two that it cannot.
+            ValueError: the text tower cannot tell two of the names apart; the message has both.
         """
         tokenizer = self._trained.clip.tokenizer
         context_length = tokenizer([""]).shape[1]
-        long = [name for name in names if len(name.encode()) > context_length // 2]  # others are not cut
+        long = [name for name in names if len(name.encode()) > context_length // 2]  # shorter ones are not cut
         templates = TEMPLATES[self._trained.config.bank.templates]
         tokens = [tokenizer(prompts_of(name, (), 0, templates)).numpy().tobytes() for name in long]
         if pairs := with_equal_tokens(long, tokens):
             raise ValueError(f"{pairs[0][0]!r} and {pairs[0][1]!r} are too long for the detector to tell them apart")
 
     def prepare(self, content: bytes, *, max_pixels: int) -> PreparedImage:
-        """Decode and resize a picture file. Any thread may do this.
+        """Decode and resize a picture file. Any thread may call this.
 
         Raises:
-            ImageError: damaged, not an image, or larger than `max_pixels`.
+            ImageError: the file is damaged, not an image, or larger than `max_pixels`.
         """
         return self.prepare_pixels(read_image(content, max_pixels=max_pixels))
 
     def prepare_example(self, content: bytes, *, max_pixels: int) -> Float[Tensor, " D"]:
-        """Decode and embed an example picture's file. Any thread may do this.
+        """Decode and embed an example picture's file. Any thread may call this.
 
         Raises:
-            ImageError: damaged, not an image, or larger than `max_pixels`.
+            ImageError: the file is damaged, not an image, or larger than `max_pixels`.
         """
         pixels = read_image(content, max_pixels=max_pixels)
         if max(pixels.shape[:2]) > EXAMPLE_SIDE:
@@ -142,19 +142,19 @@ class Answerer:
         return PreparedImage(resized, (pixels.shape[0], pixels.shape[1]), (height, width))
 
     def answer(self, requests: Sequence[DetectionRequest]) -> list[Detections | Exception]:
-        """Detections of each picture, `classes` being positions in its names; or what went wrong with it alone.
+        """Return the detections of each request, or the exception that it raises alone.
 
-        One thread at a time may do this.
+        `classes` of the detections are positions in the request's `names`. Only one thread at a time may call this.
 
         Args:
-            requests: at least one, all of one padded shape.
+            requests: at least one request, all with the same padded shape.
         """
         try:
             return list(self._answer_together(requests))
         except Exception as error:
             if len(requests) == 1:
                 return [error]
-        return [self.answer([request])[0] for request in requests]  # one of them must not stop the others
+        return [self.answer([request])[0] for request in requests]  # one request must not stop the others
 
     def _answer_together(self, requests: Sequence[DetectionRequest]) -> tuple[Detections, ...]:
         self._encode(dict.fromkeys(text for request in requests for text in request.texts))
@@ -167,15 +167,16 @@ class Answerer:
         return self.inference.detect_each(queries, ImageBatch(images, sizes, original_sizes))
 
     def _encode(self, texts: dict[str, None]) -> None:
-        """Make the unit rows of texts; all that are new are encoded together."""
+        """Encode the texts that have no row yet, all together, and mark all texts as recently used."""
         if new := [text for text in texts if text not in self._rows]:
             rows = text_of_names(self._trained, new)
-            self._rows.update((text, row.clone()) for text, row in zip(new, rows, strict=True))  # each alone in memory
+            # Each row is copied, since a view would keep all of `rows` in memory.
+            self._rows.update((text, row.clone()) for text, row in zip(new, rows, strict=True))
         for text in texts:
             self._rows.move_to_end(text)
 
     def _queries(self, request: DetectionRequest) -> QueryTexts:
-        """One for each of a request's names."""
+        """Return a query for each of a request's names."""
         rows = {text: self._rows[text] for text in request.texts}
         for name, of_examples in request.examples.items():
             of_text = rows[name][None] if name in rows else of_examples[:0]
@@ -184,6 +185,6 @@ class Answerer:
         return QueryTexts(torch.stack(list(rows.values())), ensemble)
 
     def _forget(self) -> None:
-        """Drop the rows of texts that were asked for longest ago."""
+        """Drop the least recently used rows beyond `NAMES_KEPT`."""
         while len(self._rows) > NAMES_KEPT:
             self._rows.popitem(last=False)

@@ -1,4 +1,4 @@
-"""The routes of a server: the page, the detection, and what it says about itself."""
+"""The routes of a server: the page, detection, and information about the server."""
 
 import asyncio
 import logging
@@ -39,9 +39,9 @@ Prepared = TypeVar("Prepared")
 Done = TypeVar("Done")
 _LOG = logging.getLogger("ovd.serve")
 _DECODERS = 2
-"""Pictures that are decoded at once. Each takes about ten bytes per pixel, and up to 28 where it is transparent."""
+"""Number of pictures decoded at once. Each takes about ten bytes per pixel, and up to 28 if it is transparent."""
 SECONDS_BETWEEN_LOOKS = 0.25
-"""How often a server looks whether whoever asked is still there."""
+"""Seconds between checks of whether a client is still connected."""
 _STATIC = {
     "/": ("index.html", "text/html"),
     "/app.js": ("app.js", "text/javascript"),
@@ -50,7 +50,7 @@ _STATIC = {
 
 
 class Server:
-    """What the routes share."""
+    """Handlers of the routes, with the state that they share."""
 
     def __init__(self, answerer: Answerer, settings: Settings):
         self._answerer = answerer
@@ -65,7 +65,7 @@ class Server:
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """The time in which the server answers."""
+        """Run the batch queue while the application runs."""
         self._answering = asyncio.create_task(self._queue.run())
         try:
             yield
@@ -75,8 +75,8 @@ class Server:
             self._decoders.shutdown()
 
     async def detect(self, request: Request) -> Response:
-        """POST /api/detect."""
-        self._check_places()  # before a body is read for nothing
+        """Answer POST /api/detect."""
+        self._check_places()  # a busy server refuses before it reads a body
         form = await self._read(request)
         with closing(form), self._place():
             loop = asyncio.get_running_loop()
@@ -96,7 +96,7 @@ class Server:
             return self._reply(request, form, asked, result, seconds=loop.time() - start)
 
     async def _read(self, request: Request) -> DetectForm:
-        """Read the body of a request, which may take the memory and disk of all its files."""
+        """Read the body of a request; the number read at once is limited, since files take memory and disk."""
         if self._num_reading >= self._limits.bodies:
             raise Refusal(503, f"The server is reading {self._num_reading} other requests; try again in a moment.")
         self._num_reading += 1
@@ -111,7 +111,7 @@ class Server:
 
     @contextmanager
     def _place(self) -> Iterator[None]:
-        """A place among the requests that are worked on; refused where there is none."""
+        """Count a request among those that wait or are answered; refuse it if there are too many."""
         self._check_places()
         self._num_waiting += 1
         self.metrics.waiting.set(self._num_waiting)
@@ -185,7 +185,7 @@ class Server:
         )
 
     def info(self) -> dict[str, Any]:
-        """What GET /api/info says."""
+        """Return the content of GET /api/info."""
         return {
             "model": self._settings.model,
             "version": version("ovd"),
@@ -199,22 +199,22 @@ class Server:
         }
 
     async def health(self, request: Request) -> Response:
-        """GET /health."""
+        """Answer GET /health."""
         answers = self._answering is not None and not self._answering.done()
         return JSONResponse({"status": "ok" if answers else "stopped"}, 200 if answers else 503)
 
     async def prometheus(self, request: Request) -> Response:
-        """GET /metrics."""
+        """Answer GET /metrics."""
         return self.metrics.reply()
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, Done]) -> Done:
-    """The result of some work, which ends when whoever asked for it has gone.
+    """Return the result of some work, or cancel it once the client has disconnected.
 
-    A picture that is being decoded is decoded to its end, in its thread.
+    A picture that is being decoded is still decoded to its end, in its thread.
 
     Raises:
-        Refusal: that is so; nobody reads it.
+        Refusal: the client has disconnected, so nobody reads the refusal.
     """
     working = asyncio.ensure_future(work)
     try:
@@ -230,7 +230,7 @@ def build_app(answerer: Answerer, settings: Settings, *, write_line: Callable[[s
     """Build the ASGI application.
 
     Args:
-        write_line: takes a line about each request.
+        write_line: function that writes a line about each request.
     """
     server = Server(answerer, settings)
     info = server.info()
@@ -249,7 +249,7 @@ def build_app(answerer: Answerer, settings: Settings, *, write_line: Callable[[s
         exception_handlers={Refusal: on_refusal, HTTPException: on_http_exception, Exception: on_failure},
         lifespan=server.lifespan,
     )
-    app.router.redirect_slashes = False  # another address is none of these
+    app.router.redirect_slashes = False  # /docs/ is not redirected to /docs
     guarded = Guard(
         app,
         hosts=settings.hosts,
@@ -260,12 +260,12 @@ def build_app(answerer: Answerer, settings: Settings, *, write_line: Callable[[s
 
 
 def paths_of(routes: Sequence[Route]) -> frozenset[str]:
-    """The paths of routes."""
+    """Return the paths of routes."""
     return frozenset(route.path for route in routes)
 
 
 def _fixed(path: str, response: Response) -> Route:
-    """A route that always answers the same, which is in memory: no request opens a file."""
+    """Return a route with a constant response, held in memory, so that no request opens a file."""
     return Route(path, partial(_always, response))
 
 

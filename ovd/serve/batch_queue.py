@@ -1,4 +1,4 @@
-"""Requests that come together are answered together, by one thread."""
+"""A queue whose requests are answered in batches, by one thread."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ Answer = Callable[[Sequence[DetectionRequest]], list[Detections | Exception]]
 
 @dataclass(frozen=True)
 class BatchedResult:
-    """What was found in one picture."""
+    """Detections in one picture."""
 
     found: Detections
     batch_size: int
@@ -25,7 +25,7 @@ class _Waiting:
     request: DetectionRequest
     result: asyncio.Future[BatchedResult]
     since: float
-    """Time of the event loop."""
+    """Time of arrival, by the clock of the event loop."""
 
 
 class BatchQueue:
@@ -34,9 +34,9 @@ class BatchQueue:
     def __init__(self, answer: Answer, *, limit: int, gather_s: float):
         """
         Args:
-            answer: from requests of one padded shape to what was found, or what went wrong, for each.
-            limit: requests in a batch.
-            gather_s: seconds that a request waits for company while the thread is free.
+            answer: function from requests of one padded shape to the detections, or the exception, of each.
+            limit: largest number of requests in a batch.
+            gather_s: seconds that a request waits for others to join its batch while the thread is free.
         """
         self._answer = answer
         self._limit = limit
@@ -45,10 +45,10 @@ class BatchQueue:
         self._arrived = asyncio.Event()
 
     async def ask(self, request: DetectionRequest) -> BatchedResult:
-        """Wait in line for the answer. Who stops waiting is no longer answered.
+        """Queue a request and wait for its result. A request whose caller stops waiting is dropped.
 
         Raises:
-            Exception: what went wrong with this request.
+            Exception: the exception that answering this request raised.
         """
         loop = asyncio.get_running_loop()
         waiting = _Waiting(request, loop.create_future(), loop.time())
@@ -57,7 +57,7 @@ class BatchQueue:
         return await waiting.result
 
     async def run(self) -> None:
-        """Answer until cancelled; who is still in line is then cancelled, too."""
+        """Answer requests until cancelled; those still in the queue are then cancelled, too."""
         loop = asyncio.get_running_loop()
         try:
             with ThreadPoolExecutor(1, "detector") as thread:
@@ -77,7 +77,7 @@ class BatchQueue:
                 waiting.result.cancel()
 
     async def _next_batch(self) -> list[_Waiting]:
-        """The oldest request and others of its shape, as many as are there when its time of gathering is over."""
+        """Take the oldest request and others of its shape, once they fill a batch or it has waited `gather_s`."""
         loop = asyncio.get_running_loop()
         while True:
             batch = self._of_the_oldest_shape()

@@ -1,4 +1,4 @@
-"""What was found in a picture, as a JSON document in COCO's form."""
+"""The detections in a picture as a JSON document in COCO's format."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,15 +14,15 @@ _FILE_NAME_LENGTH = 200
 def coco_document(
     found: Detections, names: Sequence[str], *, shape: Shape, file_name: str, info: dict[str, Any]
 ) -> dict[str, Any]:
-    """COCO's `images`, `categories` and `annotations`, each of these with its score.
+    """Return a document with COCO's `images`, `categories` and `annotations`, each annotation with its score.
 
-    Categories have a `color`, as those of COCO's panoptic annotations: that of the name in all pictures.
+    Categories have a `color`, as in COCO's panoptic annotations; a name has the same color in all pictures.
 
     Args:
         found: boxes in pixels of the picture; `classes` are positions in `names`.
         shape: height and width of the picture.
-        file_name: as the sender called the picture; only what stands after the last slash is kept.
-        info: about the detector and this answer.
+        file_name: the sender's name of the picture, of which only the part after the last slash is kept.
+        info: information about the detector and this answer.
     """
     height, width = shape
     rows = zip(found.classes.tolist(), found.boxes.tolist(), found.scores.tolist(), strict=True)
@@ -40,6 +40,6 @@ def coco_document(
 
 
 def base_name(file_name: str) -> str:
-    """A file name without folders and without what cannot be printed."""
+    """Return a file name without folders and unprintable characters."""
     base = file_name.replace("\\", "/").rpartition("/")[2]
     return "".join(letter for letter in base if letter.isprintable())[:_FILE_NAME_LENGTH]

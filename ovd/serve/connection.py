@@ -1,4 +1,4 @@
-"""Connections that end in time: uvicorn bounds idle ones only, not those that send or read slowly."""
+"""Connections with time limits: uvicorn limits idle ones only, not those that send or read slowly."""
 
 import asyncio
 import contextlib
@@ -9,13 +9,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ovd.serve.limits import Limits
 
 _REST_SECONDS = 2.0
-"""For what a client still sends after its answer: closed at once, the answer might not reach it."""
+"""Seconds in which a client may send the rest of a body after its answer: if the connection were closed at once, the
+answer might not reach the client."""
 _READ_SECONDS = 30.0
-"""For a client to read its answer."""
+"""Seconds in which a client has to read its answer."""
 
 
 class TimedConnection(H11Protocol):
-    """A connection with a time for each thing that a client does: headers, body and answer, and the rest of a body."""
+    """A connection with a time limit for each phase: headers; body and answer; the rest of a body."""
 
     limits = Limits()
     _doing: tuple[str, int] | None = None
@@ -39,13 +40,13 @@ class TimedConnection(H11Protocol):
             self._end.cancel()
 
     def send_400_response(self, msg: str) -> None:
-        """Reply to what is no HTTP, if a reply is still possible; else the connection only ends."""
+        """Reply to invalid HTTP, if a reply is still possible, and close the connection."""
         with contextlib.suppress(h11.LocalProtocolError):
             super().send_400_response(msg)
         self.transport.close()
 
     def _set_time(self) -> None:
-        """Start anew where the client does something else than before; more bytes of the same gain no time."""
+        """Start a new time limit if the phase has changed; more bytes of the same phase gain no time."""
         doing, seconds = self._state()
         if doing == self._doing:
             return
@@ -55,7 +56,7 @@ class TimedConnection(H11Protocol):
         self._end = None if self.transport.is_closing() else self.loop.call_later(seconds, self.transport.abort)
 
     def _state(self) -> tuple[tuple[str, int], float]:
-        """What the client does, in which request, and for how many seconds it may."""
+        """Return the phase, its request, and the seconds that it may take."""
         if self.cycle is None:
             return ("head", 0), self.limits.head_seconds
         request = id(self.cycle)
@@ -68,5 +69,5 @@ class TimedConnection(H11Protocol):
 
 
 def timed_connections(limits: Limits) -> type[TimedConnection]:
-    """The class of connections with these limits."""
+    """Return a class of connections with these limits."""
     return type("LimitedConnection", (TimedConnection,), {"limits": limits})

@@ -1,4 +1,4 @@
-"""From the body of a request to a picture file, names and options; whatever is wrong with it is a `Refusal`."""
+"""Parse the body of a request into a picture file, names and options; any mistake in it is a `Refusal`."""
 
 import asyncio
 import math
@@ -23,17 +23,17 @@ _WORDS = {"true": True, "1": True, "false": False, "0": False, "": False}
 
 @dataclass(frozen=True)
 class DetectForm:
-    """What is asked for in a request."""
+    """The fields of a detection request."""
 
     image: UploadFile
     names: tuple[str, ...]
-    """Each once, in the order in which they came."""
+    """Names to detect, without duplicates, in the order in which they came."""
     examples: tuple[tuple[str, UploadFile], ...]
-    """Pictures of things to look for, each with what it is called; a name may have several."""
+    """Example pictures, each with its class name; a name may have several."""
     threshold: float | None
-    """Least score of a box; None for the detector's own."""
+    """Lowest score of a box; None for the detector's own."""
     limit: int
-    """Number of boxes, at most."""
+    """Largest number of boxes."""
     overlapping: bool
     """Whether there may be boxes of several names at one place."""
 
@@ -47,13 +47,13 @@ async def read_form(request: Request, limits: Limits) -> DetectForm:
     """Read the body of a request.
 
     Raises:
-        Refusal: it is too large or too slow, no form, or a field is missing or wrong.
+        Refusal: the body is too large, too slow or not a form, or a field is missing or wrong.
     """
     content_type = request.headers.get("content-type", "").lower()
     if content_type.partition(";")[0].strip() != "multipart/form-data":
         raise Refusal(415, "Send the picture and the names as multipart/form-data.")
     others = re.sub(r'charset\s*=\s*(utf-?8|"utf-?8")\s*(?=;|$)', "", content_type)
-    if "charset" in others:  # one of several would do: some of Python's codecs raise, or take long
+    if "charset" in others:  # even as one of several: some of Python's codecs raise, or take long
         raise Refusal(415, "Write the form in UTF-8.")
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limits.max_body_bytes:
@@ -85,7 +85,7 @@ def parse_form(form: FormData, limits: Limits) -> DetectForm:
     """Check the fields of a form.
 
     Raises:
-        Refusal: one is missing, unknown or wrong.
+        Refusal: a field is missing, unknown or wrong.
     """
     if unknown := next((key for key in form if key not in FIELDS), None):
         raise Refusal(400, f"There is no field {unknown[:40]!r}; the fields are {', '.join(FIELDS)}.")
@@ -114,10 +114,10 @@ def parse_form(form: FormData, limits: Limits) -> DetectForm:
 
 
 def parse_names(texts: Sequence[str], limits: Limits) -> tuple[str, ...]:
-    """Names that stand apart by commas or line ends, each once, whatever its spelling.
+    """Split texts into names at commas and line ends; of names that differ in spelling only, the first is kept.
 
     Raises:
-        Refusal: too many, one that is too long, or one with control characters.
+        Refusal: there are too many names, or one is too long or has control characters.
     """
     parts = [part for text in texts for part in re.split(r"[,\r\n]", text)]
     if any(unicodedata.category(letter) in ("Cc", "Cs") and letter != "\t" for part in parts for letter in part):
@@ -137,9 +137,9 @@ def parse_names(texts: Sequence[str], limits: Limits) -> tuple[str, ...]:
 
 
 def _examples(form: FormData, limits: Limits) -> tuple[tuple[str, UploadFile], ...]:
-    """The files of the fields `example`, each with the text of the `example_name` at the same place."""
+    """Return the files of the fields `example`, each with the name in the `example_name` at the same position."""
     pictures = form.getlist("example")
-    if len(pictures) > limits.examples:  # texts; more files are not even read
+    if len(pictures) > limits.examples:  # if they are texts; the parser refuses more files
         raise Refusal(400, f"There are {len(pictures)} examples; at most {limits.examples} may be sent at once.")
     called = [_of_text(value, "example_name") for value in form.getlist("example_name")]
     if len(called) != len(pictures):
@@ -162,7 +162,7 @@ def _examples(form: FormData, limits: Limits) -> tuple[tuple[str, UploadFile], .
 def _called_alike(
     names: Sequence[str], examples: Sequence[tuple[str, UploadFile]]
 ) -> tuple[tuple[str, UploadFile], ...]:
-    """The examples, each called as the first name or example that is read like its own."""
+    """Return the examples, each with the spelling of the first name or example that reads like its own."""
     first: dict[str, str] = {}
     for name in (*names, *(name for name, _ in examples)):
         first.setdefault(name_key(name), name)
@@ -170,7 +170,7 @@ def _called_alike(
 
 
 def _bounded(request: Request, limits: Limits) -> Request:
-    """The same request, which is refused once its body has more bytes than allowed, also without a declared length."""
+    """Return the same request, refused once its body has more bytes than allowed, whatever length it declares."""
     received = 0
 
     async def receive() -> Message:
@@ -195,7 +195,7 @@ def _of_text(value: UploadFile | str, field: str) -> str:
 
 
 def _text(form: FormData, field: str) -> str | None:
-    """The text of a field that comes once or not at all."""
+    """Return the text of a field that occurs at most once; None if it is missing."""
     values = form.getlist(field)
     if len(values) > 1:
         raise Refusal(400, f"The field {field!r} is there more than once.")

@@ -1,8 +1,8 @@
-"""Which requests get in: not those with huge headers, nor those that another site makes a browser send.
+"""Refuse requests with huge headers, and requests that another site makes a browser send.
 
-A site can make its visitors' browsers send requests to a server on their own machine, and with a host name of its own
-that leads there (DNS rebinding) even read the answers. Both show in the headers: `Origin` names the site, `Host` the
-name. An address as host cannot be rebound, since no name is looked up.
+A site can make its visitors' browsers send requests to a server on their own machine. If a host name of the site
+resolves to that machine (DNS rebinding), it can even read the answers. Both show in the headers: `Origin` has the site,
+`Host` the name. An IP address as host cannot be rebound, since no name is resolved.
 """
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,18 +21,19 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-store",
 }
-"""Of every answer: the page loads nothing from elsewhere, runs no script of an answer, and is in no other page."""
+"""Headers of every answer: the page loads nothing from elsewhere, runs no script of an answer, and cannot be embedded
+in another page."""
 
 
 class Guard:
-    """An ASGI application before another, which refuses requests by their headers and adds `HEADERS` to answers."""
+    """An ASGI application around another, which refuses requests by their headers and adds `HEADERS` to answers."""
 
     def __init__(self, app: ASGIApp, *, hosts: frozenset[str], any_address: bool, head_bytes: int):
         """
         Args:
-            hosts: names that the server may be called by.
-            any_address: whether it may also be called by any address; so where other machines may ask.
-            head_bytes: of the path and all headers, at most; uvicorn's bound is for those that come in parts.
+            hosts: host names that requests may have.
+            any_address: whether requests may also have any IP address as host, as needed if other machines may ask.
+            head_bytes: largest size in bytes of path, query and headers; uvicorn's limit is for those sent in parts.
         """
         self._app = app
         self._hosts = hosts

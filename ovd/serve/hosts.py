@@ -1,4 +1,4 @@
-"""The names and addresses that a server may be called by."""
+"""The host names and addresses under which a server answers."""
 
 import ipaddress
 import socket
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 def known_hosts(host: str, *, more: Sequence[str] = ()) -> frozenset[str]:
-    """Names that a server may be called by.
+    """Return the host names under which a server answers.
 
     Args:
-        host: that it listens on.
+        host: host name or address that the server listens on.
         more: names that its owner allows, such as that of a reverse proxy.
     """
     own = () if is_loopback(host) else (socket.gethostname(), f"{socket.gethostname()}.local")
@@ -17,7 +17,7 @@ def known_hosts(host: str, *, more: Sequence[str] = ()) -> frozenset[str]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens there."""
+    """Whether a server that listens on this host can be reached from this machine only."""
     return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
@@ -31,7 +31,7 @@ def is_address(host: str) -> bool:
 
 
 def host_name(host: str) -> str:
-    """The name or address in a `Host` header, without its port."""
+    """Return the name or address in a `Host` header, without its port."""
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0].lower()

@@ -1,4 +1,4 @@
-"""The description of the API in OpenAPI's form, and as a page."""
+"""The description of the API in OpenAPI's format, and as an HTML page."""
 
 import json
 from html import escape
@@ -19,10 +19,10 @@ _REFUSALS = {
 
 
 def describe_api(info: Json) -> Json:
-    """The OpenAPI 3.1 description of a server.
+    """Return the OpenAPI 3.1 description of a server.
 
     Args:
-        info: what its /api/info says.
+        info: content of the server's /api/info.
     """
     return {
         "openapi": "3.1.0",
@@ -181,7 +181,7 @@ def _schemas() -> Json:
 
 
 def docs_page(api: Json) -> str:
-    """A description of an API as an HTML page, which needs nothing from elsewhere."""
+    """Return the description of an API as an HTML page, which loads nothing from other sites."""
     parts = [
         _operation(path, method, operation)
         for path, methods in api["paths"].items()
@@ -238,7 +238,7 @@ def _schema_table(schema: Json) -> str:
 
 
 def _type(schema: Json) -> str:
-    """The type of a value in a few words."""
+    """Return the type of a value in a few words, as HTML."""
     if "$ref" in schema:
         name = escape(schema["$ref"].rpartition("/")[2])
         return f"<a href='#{name}'>{name}</a>"

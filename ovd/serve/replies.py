@@ -1,4 +1,4 @@
-"""The form of replies that are not an answer."""
+"""Replies to requests that are refused or fail."""
 
 from typing import cast
 
@@ -17,23 +17,23 @@ _SENTENCES = {
 
 
 def refusal_reply(refusal: Refusal) -> JSONResponse:
-    """A refusal as JSON: {"error": its sentence}."""
+    """Return a refusal as JSON: {"error": its sentence}."""
     headers = {"retry-after": "1"} if refusal.status == 503 else None
     return JSONResponse({"error": refusal.sentence}, refusal.status, headers)
 
 
 async def on_refusal(request: Request, error: Exception) -> Response:
-    """The reply where a route refuses a request."""
+    """Return the reply to a request that a route refuses."""
     return refusal_reply(cast(Refusal, error))
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """The reply where there is no route for a request."""
+    """Return the reply to a request that has no route."""
     problem = cast(HTTPException, error)
     sentence = _SENTENCES.get(problem.status_code, problem.detail)
     return JSONResponse({"error": sentence}, problem.status_code, problem.headers)
 
 
 async def on_failure(request: Request, error: Exception) -> Response:
-    """The reply to a request at which the server itself failed; the terminal shows where."""
+    """Return the reply to a request at which the server itself failed; the terminal shows where."""
     return JSONResponse({"error": FAILURE}, 500)

@@ -1,4 +1,4 @@
-"""An application under uvicorn, until it is interrupted."""
+"""Run an application under uvicorn until it is interrupted."""
 
 import asyncio
 import contextlib
@@ -12,11 +12,11 @@ from ovd.serve.connection import timed_connections
 from ovd.serve.limits import Limits
 
 _END_SECONDS = 5
-"""That requests have to end in after an interrupt."""
+"""Seconds in which requests have to end after an interrupt."""
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """Open a listening socket.
 
     Raises:
         ValueError: the port is taken, or the host is not one of this machine.
@@ -31,13 +31,13 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 
 def address(listening: socket.socket) -> str:
-    """The URL of a server that listens on a socket."""
+    """Return the URL of a server that listens on a socket."""
     host, port = listening.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def make_server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
-    """Uvicorn around an application, with limits for connections, headers and the end."""
+    """Return a uvicorn server of an application, with limits on connections, headers and the time of its shutdown."""
     config = uvicorn.Config(
         app,
         http=timed_connections(limits),
@@ -57,11 +57,11 @@ def make_server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:
-    """Whether a log record is of anything but a request that the shutdown cancelled, whose traceback says nothing."""
+    """Whether to log a record: not the useless traceback of a request that the shutdown cancelled."""
     return not (record.exc_info and record.exc_info[0] is asyncio.CancelledError)
 
 
 def run_server(app: ASGIApp, listening: socket.socket, limits: Limits) -> None:
-    """Serve until SIGINT; requests that are being answered then have a few seconds left."""
+    """Serve until SIGINT, after which requests in progress have a few seconds to end."""
     with contextlib.suppress(KeyboardInterrupt):
         make_server(app, limits).run(sockets=[listening])

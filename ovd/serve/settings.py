@@ -1,4 +1,4 @@
-"""How a server answers; imports nothing that `ovd serve --help` would wait for."""
+"""Settings of a server, without imports that would slow down `ovd serve --help`."""
 
 from dataclasses import dataclass, field
 
@@ -7,18 +7,18 @@ from ovd.serve.limits import Limits
 
 @dataclass(frozen=True)
 class Settings:
-    """How a server answers."""
+    """Settings of a server."""
 
     model: str
-    """The detector's name."""
+    """Name of the detector."""
     threshold: float
-    """Least score of the boxes that are reported where a request says no other."""
+    """Lowest score of a reported box, unless the request sets its own."""
     hosts: frozenset[str]
-    """Names that the server may be called by."""
+    """Host names that requests may have."""
     any_address: bool = False
-    """Whether it may be called by any address."""
+    """Whether requests may have any IP address as host."""
     batch: int = 8
-    """Pictures that are detected in together, at most."""
+    """Largest number of pictures in a batch."""
     gather_ms: float = 5.0
-    """Milliseconds that a request waits for company."""
+    """Milliseconds that a request waits for others to join its batch."""
     limits: Limits = field(default_factory=Limits)

@@ -1,17 +1,17 @@
 "use strict";
 
-// All text that comes from outside is set through textContent, which makes no markup of it.
+// All text from outside is set through textContent, which does not parse it as markup.
 
-let leastScore = 0.05; // of the boxes that are asked for; the slider chooses among them without asking again
+let leastScore = 0.05; // lowest score requested from the server; the slider filters the answer without a new request
 const MOST_BOXES = 300;
 const LABEL_PX = 13;
 const MOST_ROWS = 300;
 
 const element = (id) => document.getElementById(id);
 let file = null;
-let examples = []; // pictures of things to look for: file, and the element that holds its name
+let examples = []; // example pictures: each has its file and the input element of its name
 let found = null; // the answer for the picture that is shown
-let asking = null; // the request that is under way
+let asking = null; // the request in progress
 let limits = null;
 
 function showError(sentence) {
@@ -77,7 +77,7 @@ function addExamples(files) {
   }
 }
 
-// What stops the question from being asked, in a sentence; "" if nothing does.
+// Returns a sentence about what is missing before a request can be sent; "" if nothing is.
 function whatIsMissing() {
   if (!file) return "Choose a picture first.";
   if (!examples.length && !/[^\s,]/.test(element("names").value)) return "Type at least one name to look for.";
@@ -105,7 +105,7 @@ function draw() {
   boxes.replaceChildren();
   const picture = element("picture");
   picture.style.aspectRatio = `${width} / ${height}`;
-  const pixel = width / (picture.clientWidth || width); // of the screen, in pixels of the picture
+  const pixel = width / (picture.clientWidth || width); // size of a screen pixel, in pixels of the picture
   const annotations = shown();
   for (const annotation of [...annotations].reverse()) { // the best on top
     const [x, y, w, h] = annotation.bbox;
@@ -166,7 +166,7 @@ async function ask(event) {
   try {
     const reply = await fetch("api/detect", { method: "POST", body, signal: request.signal });
     const answer = await reply.json().catch((error) => {
-      if (request.signal.aborted) throw error; // another question has taken its place
+      if (request.signal.aborted) throw error; // a newer request has replaced this one
       return null;
     });
     if (!reply.ok || !answer) throw new Error(answer ? answer.error : `The server answered with ${reply.status}.`);
@@ -204,7 +204,7 @@ async function readInfo() {
   limits = info.limits;
   element("model").textContent = `Detector ${info.model}, ${info.device}`;
   element("score-word").textContent = info.calibrated ? "probability" : "score";
-  leastScore = Math.min(leastScore, info.threshold); // of a detector with a lower threshold, all
+  leastScore = Math.min(leastScore, info.threshold); // a detector's threshold may be even lower
   element("threshold").min = leastScore;
   element("threshold").value = info.threshold;
   element("threshold-value").textContent = info.threshold.toFixed(2);
@@ -231,7 +231,7 @@ document.addEventListener("paste", (event) => {
   if (pasted) takePicture(pasted);
 });
 
-// Files dropped on the place of examples are examples; anywhere else, the first is the picture.
+// Files dropped on the area of examples are examples; anywhere else, the first file is the picture.
 const isForExamples = (event) => element("example-drop").contains(event.target);
 
 function showTarget(event) {
