@@ -44,7 +44,7 @@ class SearchResult:
     limit: str
     """Threshold of the boxes shown, in words."""
     where: str
-    """Where the output was written, as the end of a sentence."""
+    """Place of the output, as the end of a sentence."""
     best: tuple[float, str]
     """Score of the best box, shown or not, and its class and source in words; score 0 if there is no box."""
 
