@@ -40,9 +40,9 @@ class LabelOutput:
     review_boxes: int = 0
     """Number of boxes on the review page; 0 for no page."""
     copy_images: bool = False
-    """Whether images are copied instead of linked to, for yolo."""
+    """Whether to copy the images instead of linking to them; yolo only."""
     image_url: str = LOCAL_FILES
-    """Prefix of an image's name in its URL, for label_studio."""
+    """Prefix of an image's name in its URL; label_studio only."""
 
     @property
     def report(self) -> Path:

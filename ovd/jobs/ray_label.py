@@ -45,7 +45,7 @@ class RayRequest:
 
 
 class ShardWorker:
-    """Class of the actors, each of which loads the teacher once."""
+    """Actor that loads the teacher once, and then labels shards."""
 
     def __init__(self, request: RayRequest):
         torch.set_num_threads(request.threads)

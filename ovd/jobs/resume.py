@@ -45,7 +45,7 @@ def find_run(config: TrainConfig, *, resume: bool, strict_resume: bool = False) 
 def check_same_run(
     stored: dict[str, Any], config: TrainConfig | AlignConfig, *, free: tuple[str, ...] = FREE_ON_RESUME
 ) -> None:
-    """Check that a resume continues the same run; a setting that is new since the run started counts as its default.
+    """Check that a resume continues the same run; a setting that was unknown when it started counts as its default.
 
     Args:
         free: prefixes of the names of settings that may differ.
@@ -53,7 +53,7 @@ def check_same_run(
     Raises:
         ValueError: other settings differ; the message names them.
     """
-    if isinstance(config, TrainConfig) and config.train.patience:  # it compares evaluations
+    if isinstance(config, TrainConfig) and config.train.patience:  # patience compares evaluations
         free = tuple(name for name in free if name not in _OF_EVALUATIONS)
     then = parse_config(stored, type(config), f"{config.output}, as it was started")
     before, now = flatten(then.model_dump(mode="json")), flatten(config.model_dump(mode="json"))

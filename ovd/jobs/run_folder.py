@@ -1,4 +1,4 @@
-"""The run folder: find its newest checkpoint, and lock it for writing."""
+"""Find the newest checkpoint of a run, and make and lock its run folder."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

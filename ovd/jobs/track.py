@@ -19,7 +19,7 @@ def tracking_package() -> ModuleType:
     try:
         return optional("trackers", "video")
     except ValueError as error:
-        # Its own requirements name an OpenCV build with a GUI, which shadows the headless one.
+        # The requirements of trackers name an OpenCV build with a GUI, which shadows the headless one.
         raise ValueError(f"{error}, and then pip install --no-deps trackers") from error
 
 
