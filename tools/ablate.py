@@ -25,7 +25,7 @@ from ovd.config_files import load_config
 
 
 def report(config: AblationConfig, variants: list[dict[str, RowStages]], results: Path | None) -> None:
-    """Draw the picture, and put the tables into `results`."""
+    """Draw the picture, print the tables, and write them into `results`, if given."""
     configs = {(row, stages.hash()) for variant in variants for row, stages in variant.items()}
     selection = select(read_records(config.records, Record), configs, config.seeds)
     rows = list(config.rows)

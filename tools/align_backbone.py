@@ -1,4 +1,4 @@
-"""Make a CLIP model's dense feature say at a place what the model says of a crop of it, by self-distillation.
+"""Align a CLIP model's dense feature with the model's embeddings of image crops, by self-distillation.
 
 python tools/align_backbone.py configs/align_tiny.yaml
 

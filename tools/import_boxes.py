@@ -1,4 +1,4 @@
-"""Make one clean JSON file in COCO's form of what an annotation tool exported.
+"""Convert an export of an annotation tool to one clean JSON file in COCO's form.
 
 python tools/import_boxes.py coco --annotations export/result.json --images export/images --output train.json
 

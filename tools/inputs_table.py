@@ -1,10 +1,10 @@
-"""Write docs/inputs.md: what is read, what is refused, and in which words, each tried as it is written.
+"""Write docs/inputs.md: which inputs are read, which are refused, and with which message; every input is tried.
 
     python tools/inputs_table.py                    # print the page
     python tools/inputs_table.py --output docs/inputs.md
 
-Every row is a file or a call that is made in a temporary folder and given to the reader that training, evaluation and
-tools use. A test compares the page with what this prints.
+Every row is a file or a call that is made in a temporary folder and passed to the reader that training, evaluation and
+tools use. A test compares the page with the output of this script.
 """
 
 import argparse
@@ -63,7 +63,7 @@ Row = tuple[str, Callable[[Path], str]]
 
 
 def annotation_file() -> dict[str, Any]:
-    """A good file: two objects in each image, the first up to the right lower corner."""
+    """Return a valid file with two objects per image, the first reaching to 1 px from the lower right corner."""
     boxes = [(image, [w // 2, h // 2, w - w // 2 - 1, h - h // 2 - 1]) for image, (h, w) in SIZES.items()]
     boxes += [(image, [2, 3, 10, 12]) for image in SIZES]
     return {
@@ -80,7 +80,7 @@ def annotation_file() -> dict[str, Any]:
 
 
 def read_for_training(folder: Path, content: bytes, **options: Any) -> str:
-    """What training would do with an annotation file, before its first step."""
+    """Read an annotation file as training does before its first step, and return a summary."""
     for image, (height, width) in SIZES.items():
         Image.new("RGB", (width, height)).save(folder / f"{image}.jpg")
     path = folder / "train.json"
@@ -116,7 +116,7 @@ def bytes_row(what: str, change: Callable[[bytes], bytes]) -> Row:
 
 
 def set_all(name: str, /, **values: Any) -> Callable[[dict[str, Any]], None]:
-    """A change that gives every record of a list these values; a function is called with the record."""
+    """Return a change that sets values in every record of a list; a value may be a function of the record."""
 
     def change(content: dict[str, Any]) -> None:
         for row in content[name]:
@@ -255,7 +255,11 @@ def look_for_validation_images(folder: Path) -> str:
 
 
 def layout_row(what: str, format: DataFormatName, files: dict[str, str], annotations: str, **options: Any) -> Row:
-    """A set of text files and of images of 30 x 20 px, whose texts are left out, read as training reads it."""
+    """Return the row of a data set that is read as training reads it.
+
+    Args:
+        files: texts by file name; a name that ends in .jpg gives an image of 30 x 20 px, without the text.
+    """
 
     def run(folder: Path) -> str:
         for name, text in files.items():
@@ -418,7 +422,7 @@ def memory_rows() -> Iterator[Row]:
 
 
 def predictor_rows() -> Iterator[Row]:
-    """Calls of a detector that nobody trained."""
+    """Yield calls of an untrained detector."""
     torch.manual_seed(0)
     sections = {
         "detector": {"channels": 32, "num_convs": 1},
@@ -491,7 +495,7 @@ SECTIONS: dict[str, Callable[[], Iterator[Row]]] = {
 
 
 def outcome(run: Callable[[Path], str]) -> tuple[str, str]:
-    """Whether an input is read, and the words."""
+    """Return `read` or `refused` for an input, and the message."""
     words = io.StringIO()
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(words):
         try:

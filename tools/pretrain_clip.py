@@ -33,7 +33,7 @@ from ovd.tiny_clip.respread import pair_features, respread
 
 
 def training_hours(config: PretrainConfig) -> float:
-    """Time spent in training steps, over all resumes of the run."""
+    """Return the time spent in training steps, in hours, over all resumes of the run."""
     records = read_records(config.output / METRICS_FILE)
     return sum(config.batch_size / record["images_per_s"] for record in records) / 3600
 

@@ -1,10 +1,10 @@
-"""The whole method on the embedded world: draw it, train on its base classes, label image-text pairs with the result,
-continue training on both, evaluate on its validation set and on two data sets of other styles, and draw pictures.
+"""Run the whole method on the embedded world: draw it, train on its base classes, label image-text pairs with the
+result, train further on both, evaluate on its validation set and on two data sets of other styles, and draw pictures.
 
     python tools/quickstart.py
     python tools/quickstart.py output=runs/mine train.seed=1      # into runs/mine_base/ and runs/mine/
 
-Writes runs/quickstart_base/ (first stage) and runs/quickstart/: metrics.json, eval-coco/, eval-objects365/,
+It writes runs/quickstart_base/ (first stage) and runs/quickstart/: metrics.json, eval-coco/, eval-objects365/,
 examples.png (the first eight validation images with rare objects, with detections of all classes of the world),
 example.jpg and example.detections.jpg (the first of them alone), predictions.jpg, training_images.jpg, curves.png, and
 stages.json, the seconds of each stage.
@@ -50,7 +50,7 @@ from ovd.visualize.boxes import MEANING_OF_RARE, choose_shown, draw_detections, 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NUM_LABELLED_SHARDS = 1
 NUM_EXAMPLES = 8
-"""Images in examples.png."""
+"""Number of images in examples.png."""
 
 
 class StageTimes:
@@ -69,25 +69,25 @@ class StageTimes:
             self.add(name, time.monotonic() - start)
 
     def add(self, name: str, seconds: float) -> None:
-        """Add time that was measured elsewhere."""
+        """Add time that was measured elsewhere, in seconds."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def table(self) -> str:
-        """One line per stage in order of first use, then the total, as h:mm:ss."""
+        """Return a table with a line per stage, in order of first use, and the total, as h:mm:ss."""
         rows = {**self.seconds, "total": sum(self.seconds.values())}
         width = max(map(len, rows))
         return "\n".join(f"{name:<{width}}  {format_duration(seconds):>8}" for name, seconds in rows.items())
 
 
 def rare_records(index: AnnotationIndex) -> list[ImageRecord]:
-    """Records of images with boxes of rare classes, sorted by image id."""
+    """Return the records of images with boxes of rare classes, sorted by image id."""
     rare, records = rare_rows(index.categories), [index.record(row) for row in range(len(index))]
     with_rare = [record for record in records if not rare.isdisjoint(record.labels.classes.tolist())]
     return sorted(with_rare, key=lambda record: record.id)
 
 
 def count_rare_found(index: AnnotationIndex, record: ImageRecord, found: Detections) -> tuple[int, int]:
-    """Number of rare true boxes with a detection of their class at IoU >= 0.5, and of all rare true boxes."""
+    """Count the rare true boxes with a detection of their class at IoU >= 0.5, and all rare true boxes."""
     of_rare = rare_rows(index.categories)
     rare = [row for row, c in enumerate(record.labels.classes.tolist()) if c in of_rare]
     overlap = box_iou(torch.from_numpy(record.labels.boxes[rare]), found.boxes)
@@ -96,7 +96,7 @@ def count_rare_found(index: AnnotationIndex, record: ImageRecord, found: Detecti
 
 
 def missed_objects(truth: Truth, image_id: int, shown: Detections) -> Detections:
-    """The true objects of an image that none of these detections is right about (IoU 0.5, same class)."""
+    """Return the true objects of an image that no detection of their class overlaps with IoU >= 0.5."""
     rows = truth.image_ids == image_id
     boxes = box_convert(torch.from_numpy(truth.boxes_xywh[rows]).float(), "xywh", "xyxy")
     classes = torch.from_numpy(truth.category_rows(truth.category_ids[rows]))
@@ -133,7 +133,7 @@ def draw_examples(trained: TrainedDetector, index: AnnotationIndex, output: Path
 
 
 def configs_of_stages(overrides: Sequence[str]) -> tuple[TrainConfig, TrainConfig]:
-    """The configs of both stages; the first one's run lies beside the second one's, wherever that is."""
+    """Load the configs of both stages; the run folder of the first is beside that of the second."""
     config = load_config(CONFIGS / "quickstart.yaml", overrides, TrainConfig)
     first = config.output.with_name(f"{config.output.name}_base")
     of_first = [f"init_from={first}", f"data.pairs.labels={first / 'labels'}"]
@@ -183,7 +183,7 @@ def main() -> None:
     with stages.measure("drawing pictures"):
         draw_examples(trained, index, config.output)
     print(stages.table())
-    if not arguments.resume:  # then they are whole
+    if not arguments.resume:  # the times of a resumed run are incomplete
         save_stages(stages, config)
 
 

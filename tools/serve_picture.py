@@ -1,4 +1,4 @@
-"""Make the picture of the page for docs/serve.md: `ovd serve` in a real browser, wide and on a phone.
+"""Make the picture for docs/serve.md: the page of `ovd serve` in a real browser, in a wide window and on a phone.
 
     python tools/serve_picture.py runs/quickstart runs/quickstart/example.jpg --names "anchor, yen sign, cat face" \
         --example gadget.png
@@ -37,7 +37,7 @@ def _browser(chromium: Path, driver: Path) -> Any:
 
 
 def _shot(browser: Any, url: str, given: argparse.Namespace, size: tuple[int, int], *, dark: bool) -> Image.Image:
-    """The page after a picture was searched."""
+    """Take a screenshot of the page after detecting in a picture."""
     mobile = size[0] < 500
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",

@@ -1,1 +1,1 @@
-"""The commands of `ovd`, one per file: its options, and what it prints; arguments.py has what several share."""
+"""The commands of `ovd`, one per file: options and printed output; arguments.py has the options that several share."""

@@ -1,12 +1,12 @@
-r"""Make a CLIP model's dense feature say at a place what the model says of a crop of it, by self-distillation.
+r"""Align a CLIP model's dense feature with the model's embeddings of image crops, by self-distillation.
 
     ovd align-backbone configs/align_tiny.yaml
     ovd align-backbone configs/align_rn50.yaml data.source.kind=shards \
         data.source.shards=cc12m output=runs/rn50_on_cc12m
     torchrun --nproc-per-node 8 -m ovd align-backbone configs/align_rn50.yaml
 
-Needs images only, no labels and no captions. The run folder then is also the folder of the aligned model, which
-clip.name=FOLDER takes; its report.json has the losses before and after. The same command continues an interrupted run.
+Only images are needed, no labels and no captions. The run folder is also the folder of the aligned model, for
+clip.name=FOLDER; its report.json has the losses before and after. The same command continues an interrupted run.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("config", type=Path, help="a YAML file, see configs/align_tiny.yaml")
     add_overrides(parser, help="for example train.steps=50")
     arguments = parse_with_overrides(parser)
-    config = load_config(arguments.config, arguments.overrides, AlignConfig)  # before what takes seconds to import
+    config = load_config(arguments.config, arguments.overrides, AlignConfig)  # before imports that take seconds
     from ovd.jobs.align_backbone import align_backbone, format_report
 
     report = align_backbone(config, command=shlex.join(["python", *sys.argv]))

@@ -1,4 +1,4 @@
-"""Options that several commands have: of a data set's format, of a detector and its experts, and checked numbers."""
+"""Options that several commands share: the format of a data set, a detector and its experts, and checked numbers."""
 
 import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -11,15 +11,15 @@ from ovd.choices import SamePlace
 from ovd.data.formats.options import FormatOptions
 from ovd.experts.group import ExpertGroup
 
-if TYPE_CHECKING:  # torch, which takes seconds to import
+if TYPE_CHECKING:  # imports torch, which takes seconds
     from ovd.build.trained import TrainedDetector
 
 
 def add_format_options(parser: ArgumentParser, *, default_split: str) -> None:
-    """Adds the arguments that `format_options` takes.
+    """Add the options that `format_options` reads.
 
     Args:
-        default_split: for the help; the reader of YOLO takes `val` where a truth is wanted, else `train`.
+        default_split: split named in the help; the YOLO reader takes `val` if it loads ground truth, else `train`.
     """
     parser.add_argument("--split", help=f"yolo: key of data.yaml that lists the images (default: {default_split})")
     parser.add_argument("--class-names", type=Path, help="voc: text file of class names (default: from objects)")
@@ -34,13 +34,13 @@ def add_format_options(parser: ArgumentParser, *, default_split: str) -> None:
 
 
 def format_options(arguments: Namespace) -> FormatOptions:
-    """The settings that some formats need besides paths."""
+    """Return the settings that some formats need besides paths."""
     given = vars(arguments)
     return FormatOptions(**{field.name: given[field.name] for field in fields(FormatOptions) if field.name in given})
 
 
 def add_expert_options(parser: ArgumentParser) -> None:
-    """Adds the arguments that `expert_group` takes."""
+    """Add the options that `expert_group` reads."""
     parser.add_argument(
         "--expert",
         type=Path,
@@ -60,17 +60,17 @@ def add_expert_options(parser: ArgumentParser) -> None:
 
 
 def add_detector_options(parser: ArgumentParser) -> None:
-    """Adds the arguments that `load_asked` takes beside the run, and the size of images."""
+    """Add the options that `load_asked` reads besides the run: experts, image size and device."""
     add_expert_options(parser)
     parser.add_argument("--size", type=positive_number, help="longest image side in pixels (default: as trained)")
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
 
 
 def expert_group(arguments: Namespace) -> ExpertGroup:
-    """The experts to use, and how.
+    """Return the experts to use, and how to combine them with the detector.
 
     Raises:
-        ValueError: it is said how to use experts, but not which.
+        ValueError: --nearest or --same-place is given without --expert.
     """
     if not arguments.expert and (arguments.nearest or arguments.same_place is not None):
         option = "--nearest" if arguments.nearest else "--same-place"
@@ -79,10 +79,11 @@ def expert_group(arguments: Namespace) -> ExpertGroup:
 
 
 def load_asked(arguments: Namespace) -> "TrainedDetector":
-    """Load the detector of a command line (`add_detector_options`) as `load_detector` does.
+    """Load the detector that a command line names (`add_detector_options`).
 
     Raises:
-        ValueError: as `load_detector` and `expert_group`, or as `checked_size`, before the seconds that loading takes.
+        ValueError: as raised by `load_detector` and `expert_group`, or by `checked_size`, before loading, which takes
+            seconds.
     """
     experts = expert_group(arguments)
     from ovd.build.trained import load_detector
@@ -94,7 +95,7 @@ def load_asked(arguments: Namespace) -> "TrainedDetector":
 
 
 def positive_number(text: str) -> int:
-    """The type of an option that is a whole number of at least 1."""
+    """Parse an option that is a whole number of at least 1."""
     try:
         value = int(text)
     except ValueError:
@@ -105,29 +106,29 @@ def positive_number(text: str) -> int:
 
 
 def whole_number(text: str) -> int:
-    """The type of an option that is a whole number of at least 0."""
+    """Parse an option that is a whole number of at least 0."""
     if not text.isdecimal():
         raise ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
 
 def number_above_0(text: str) -> float:
-    """The type of an option that is a number above 0, whole or not."""
+    """Parse an option that is a number above 0, whole or not."""
     return _number(text, lambda value: 0 < value < math.inf, "a number above 0")
 
 
 def number_from_0(text: str) -> float:
-    """The type of an option that is a number of at least 0, whole or not."""
+    """Parse an option that is a number of at least 0, whole or not."""
     return _number(text, lambda value: 0 <= value < math.inf, "a number of at least 0")
 
 
 def number_from_0_to_1(text: str) -> float:
-    """The type of an option that is a score or a share."""
+    """Parse an option that is a score or a share, from 0 to 1."""
     return _number(text, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
 def number_between_0_and_1(text: str) -> float:
-    """The type of an option that is a share, neither nothing nor all."""
+    """Parse an option that is a share above 0 and below 1."""
     return _number(text, lambda value: 0 < value < 1, "a number between 0 and 1")
 
 
@@ -135,7 +136,7 @@ def _number(text: str, is_wanted: Callable[[float], bool], words: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = math.nan  # which no comparison holds for
+        value = math.nan  # no comparison with it is true
     if not is_wanted(value):
         raise ArgumentTypeError(f"{text!r} is not {words}")
     return value

@@ -8,9 +8,9 @@
     ovd check yolo --annotations mine/data.yaml --split train
     ovd check pairs --shards cc12m
 
-Every record is checked and every image decoded, as in training and evaluation; nothing is changed. Prints class counts,
-each kind of fault with its first 20 records, and what training and an evaluation would do with the set as a whole; the
-codes are explained in data/README.md. Exits with 2 if there is a fault that training would leave out, or that would
+Every record is checked and every image decoded, as in training and evaluation; nothing is changed. The output has class
+counts, each kind of fault with its first 20 records, and what training and an evaluation would do with the whole set;
+data/README.md explains the codes. The exit code is 2 if training would leave out a faulty record, or if a fault would
 stop a training or an evaluation.
 """
 
@@ -28,7 +28,7 @@ from ovd.jobs.check import check_annotations, check_shards
 
 
 def _dataset(name: str) -> str:
-    """The type of the format, which says what to do with one that is only imported."""
+    """Parse the format, with a hint for formats that can only be imported."""
     if name in set(get_args(ImportFormatName)) - set(get_args(DataFormatName)):
         raise argparse.ArgumentTypeError(
             f"{name} is read by `ovd import-boxes {name}` alone, which reports what is wrong with it and writes a JSON "
@@ -38,7 +38,7 @@ def _dataset(name: str) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    """The command line, read."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=_dataset, choices=[*get_args(DataFormatName), "pairs"])
     parser.add_argument("--annotations", type=Path, help="annotation file, or folder where the format has one")

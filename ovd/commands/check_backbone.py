@@ -3,9 +3,9 @@
     ovd check-backbone RN50-quickgelu --weights openai --images data/coco/val2017 --count 200
     ovd check-backbone tiny --images data/world/KEY/images/val
 
-For each image, resized to the backbone's native size, it computes the cosine between the pooled embedding and the mean
-over locations of the dense feature and, for comparison, between the pooled embeddings of two different images. With
-random weights both are meaningless.
+Images are resized to the backbone's native size. The command computes the cosine between each image's pooled embedding
+and the mean of its dense feature over locations and, for comparison, between the pooled embeddings of two different
+images. With random weights both are meaningless.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from ovd.choices import Activation
 
 
 def _arguments() -> argparse.Namespace:
-    """The command line, read."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clip", help="as clip.name in a config")
     parser.add_argument("--weights", help="as clip.weights in a config")

@@ -5,9 +5,9 @@
     ovd cost configs/quickstart_base.yaml train.device=cpu --peak-tflops 0.2 --utilization 0.3
 
 Nothing is computed and no weights are needed. Hours follow from the operations of the image side and the share of the
-hardware's peak that training reaches, by default what was measured on one GPU (docs/cost.md), whose step ran as CUDA
-graphs; several GPUs do without these, and may reach less. Evaluation is left out. Of a CPU (train.device=cpu) no peak
-and no share is known: its time is predicted with --peak-tflops and --utilization alone.
+hardware's peak that training reaches, by default the share measured on one GPU (docs/cost.md), which ran its steps as
+CUDA graphs; several GPUs run without these and may reach less. Evaluation is left out. Peak and share of a CPU
+(train.device=cpu) are not known: its time is predicted only with --peak-tflops and --utilization.
 Memory is a lower bound: activations are counted as if all were bfloat16, and losses are left out.
 """
 
@@ -39,7 +39,7 @@ def main() -> None:
     arguments = parse_with_overrides(parser)
     if arguments.utilization == 0:
         parser.error("--utilization 0: nothing would be computed")
-    config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before what takes seconds to import
+    config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before imports that take seconds
     from ovd.jobs.predict_cost import Hardware, predict_cost
 
     hardware = Hardware.of_config(

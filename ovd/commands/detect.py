@@ -7,19 +7,19 @@
     ovd detect photos --classes "umbrella" --prompt gadget=shop.jpg:40,30,120,90 --prompt gadget=other.jpg
 
 A source is an image, a video, a folder with images and videos in it or below, a pattern, or - for an image on standard
-input. A number with a point after a name, as in anchor:0.8, is the minimum score of its boxes. Without one it is
---threshold, which is by default that of the detector: scores of a detector that was calibrated (train.calibration) are
+input. A number with a decimal point after a name, as in anchor:0.8, is the minimum score of its boxes. The default is
+--threshold, or else the detector's own threshold. The scores of a calibrated detector (train.calibration) are
 probabilities.
 
---prompt asks by an example: a picture, or the box x,y,width,height of one. Several of one name count together, and if
-the name is among --classes its text counts, too.
+--prompt gives an example of a class: a picture, or a box x,y,width,height in one. Several examples of one name are
+combined; if the name is among --classes, so is its text.
 
-Writes photo.detections.jpg and photo.detections.json beside the image (or into the folder --output, in the folders
-below it where sources have one name); of a video film.detections.mp4 and film.detections.jsonl, with a line per frame.
-A folder or a pattern does not stand for such files when it is given again. --write coco gives one file in COCO's form
-for all sources, --write lines a line of JSON per picture on standard output. What cannot be read is counted and named,
-and the others go on; the exit code is 2 if nothing could be read. Videos need the extra `video`:
-pip install 'ovd[video]'; --track needs pip install --no-deps trackers besides.
+An image gets photo.detections.jpg and photo.detections.json beside it (or in the folder --output, in subfolders if
+sources have the same name); a video gets film.detections.mp4 and film.detections.jsonl, with a line per frame. Folders
+and patterns leave such files out when they are given again. --write coco writes one file in COCO's form for all
+sources, --write lines a line of JSON per picture to standard output. Sources that cannot be read are skipped, counted
+and listed; the exit code is 2 if nothing could be read. Videos need the extra `video`: pip install 'ovd[video]';
+--track also needs pip install --no-deps trackers.
 """
 
 import argparse
@@ -41,15 +41,15 @@ from ovd.data.images.media import find_media, is_video
 from ovd.files import refuse_missing_run
 from ovd.warn import warn
 
-if TYPE_CHECKING:  # torch, which takes seconds to import
+if TYPE_CHECKING:  # imports torch, which takes seconds
     from ovd.jobs.queries import Query
 
 
 def asked_classes(arguments: argparse.Namespace) -> "list[Query]":
-    """What --classes and --classes-file ask for.
+    """Return the queries of --classes and --classes-file.
 
     Raises:
-        ValueError: there is none and no --prompt, or a minimum score is wrong.
+        ValueError: there is no query and no --prompt, or a minimum score is not in 0..1.
     """
     from ovd.jobs.queries import read_queries
 
@@ -58,7 +58,7 @@ def asked_classes(arguments: argparse.Namespace) -> "list[Query]":
             return []
         raise ValueError("say what to look for: --classes 'umbrella, anchor', or --classes-file with a name per line")
     for name in map(str.strip, (arguments.classes or "").split(",")):
-        if os.path.isfile(name):  # which takes words too long for a file's name, too
+        if os.path.isfile(name):  # False for words too long for a file name
             warn(f"{name} is a file; names are read from it with --classes-file {name}")
     asked = read_queries(arguments.classes, arguments.classes_file)
     if not asked:
@@ -68,7 +68,7 @@ def asked_classes(arguments: argparse.Namespace) -> "list[Query]":
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's options."""
+    """Build the parser of the command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="image, video, folder, pattern, or - for stdin")
     parser.add_argument("--classes", help="comma-separated class names, any words; NAME:0.8 for a minimum score")
@@ -134,7 +134,7 @@ def main() -> None:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     predictor = Predictor(load_asked(arguments), size=arguments.size, prefilter=arguments.prefilter)
-    is_data = arguments.write == "lines" and arguments.output is None  # on standard output, which has nothing else
+    is_data = arguments.write == "lines" and arguments.output is None  # standard output has JSON lines alone
     search = Search(
         sources,
         queries,

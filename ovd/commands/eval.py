@@ -8,9 +8,9 @@
     ovd eval --results results.json --format lvis --annotations lvis_v1_val.json --engine official
 
 LVIS files give ordinary AP (at most 300 detections per image) and fixed AP side by side; all other formats give COCO's.
-Beside AP, which ranks detections, tables say what they are worth as decisions (decisions.json, reliability.png) and, of
-a detector, how often true boxes are named right (naming.json, naming.png). predictions.jpg shows some images with what
-was found and missed. With --results, pictures need --html and --images, the folder where they are.
+AP ranks detections; further tables measure them as decisions (decisions.json, reliability.png) and, for a detector, how
+often true boxes are named correctly (naming.json, naming.png). predictions.jpg shows some images with found and missed
+objects. With --results, pictures need --html and --images, the folder of the images.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from ovd.files import refuse_missing_run
 from ovd.jobs.evaluation_subject import EvaluationSubject
 
 OF_A_RUN = ("expert", "same_place", "nearest", "onnx", "size", "device")
-"""Options that a results file has no use for."""
+"""Options that need a run, and cannot be used with a results file."""
 
 
 def main() -> None:
@@ -79,14 +79,14 @@ def main() -> None:
         onnx=arguments.onnx,
         size=arguments.size,
     )
-    from ovd.distributed import process_group  # here, since it takes torch
+    from ovd.distributed import process_group  # here, since importing torch takes seconds
 
     with process_group():
         evaluate_run_of(arguments, subject)
 
 
 def evaluate_run_of(arguments: argparse.Namespace, subject: EvaluationSubject) -> None:
-    """Evaluate the run on the data set that is named, or on its validation set."""
+    """Evaluate the run on the given data set, or on its validation set."""
     import torch  # here, since a results file needs none of these, which take seconds to import
 
     from ovd.build.data import load_evaluation_index

@@ -5,9 +5,9 @@
     ovd experts who runs/quickstart runs/mine_expert --classes "my thing, umbrella, parasol"
     ovd experts remove runs/mine_expert
 
-Experts are made by `ovd fine-tune`. One is used by naming its folder (--expert of detect, serve, eval and label-pairs,
-`experts` of Predictor.load), so nothing has to be registered, and one that is added or removed changes
-no other's answers.
+Experts are made by `ovd fine-tune`. An expert is used by giving its folder (--expert of detect, label, serve, eval and
+label-pairs, `experts` of Predictor.load). Nothing has to be registered, and adding or removing an expert changes no
+other's answers.
 """
 
 import argparse

@@ -4,11 +4,12 @@
     ovd export runs/quickstart model_fp16.onnx --fp16
     ovd export runs/quickstart model_int8.onnx --int8 --images data/mine/images
 
-Beside model.onnx lie model.text.onnx, the text tower, and model.text.json, the table of its tokenizer. With these three
-files ovd.onnx.Predictor detects things of any name without torch; docs/deployment.md says how, and what the graph's
-inputs and outputs are. --int8 needs images like those that will be detected in, without labels, for its scales.
+The text tower, model.text.onnx, and the table of its tokenizer, model.text.json, are written beside model.onnx. With
+these three files ovd.onnx.Predictor detects classes of any name without torch; docs/deployment.md describes this, and
+the graph's inputs and outputs. --int8 measures its scales on images without labels; they should be like those that will
+be detected in.
 
-Files of an earlier export to the same name are replaced once all of the new ones are complete.
+Files of an earlier export to the same name are replaced once all new files are complete.
 """
 
 import argparse

@@ -5,11 +5,11 @@ r"""Fine-tune a trained detector on your own boxes, and measure the gain on them
         data.source.val_annotations=mine/val.json data.source.val_images=mine/images
     ovd detect photo.jpg --classes "my thing, umbrella" --run runs/quickstart --expert runs/mine_expert
 
-With `expert` in the config (configs/expert.yaml) it makes an expert, output/expert: it answers for your names beside
-the detector that it started from, which answers for every other word as before. Without (configs/custom_coco.yaml) it
-trains one set of weights, and evaluates the detectors before and after and the average of their weights. Evaluations
-are on your validation set and on that of the original training. docs/fine_tuning.md walks through it. The same command
-continues an interrupted run.
+With `expert` in the config (configs/expert.yaml), the result is an expert in output/expert: it answers queries for your
+names, and the detector that it started from answers all others as before. Without `expert` (configs/custom_coco.yaml),
+the result is one set of weights, and the detectors before and after and the average of their weights are evaluated.
+Evaluations use your validation set and that of the original training. docs/fine_tuning.md walks through it. The same
+command continues an interrupted run.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--no-kept", action="store_true", help="do not evaluate on the data set of the detector to "
                         "start from, which may be large, or on another machine")  # fmt: skip
     arguments = parse_with_overrides(parser)
-    config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before what takes seconds to import
+    config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before imports that take seconds
     from ovd.distributed import is_main, process_group
     from ovd.jobs.fine_tune import fine_tune, format_outcomes
 

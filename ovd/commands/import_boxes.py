@@ -1,4 +1,4 @@
-r"""Make one clean JSON file in COCO's form of what an annotation tool exported.
+r"""Convert an export of an annotation tool to one clean JSON file in COCO's form.
 
     ovd import-boxes coco --annotations export/result.json --images export/images --output train.json
     ovd import-boxes coco --annotations roboflow/train --output data/mine/train.json
@@ -9,11 +9,11 @@ r"""Make one clean JSON file in COCO's form of what an annotation tool exported.
     ovd import-boxes open_images --annotations train-annotations-bbox.csv --images oi/train \
         --class-names class-descriptions-boxable.csv --output data/oi/train.json
 
-Formats: `coco` (COCO's own, Label Studio's, CVAT's, Roboflow's folders), `voc`, `yolo`, `labelme` (X-AnyLabeling's,
-too), `cvat` (its own XML, of images or of a video), `csv` (a row per object: TensorFlow's, Roboflow's, RetinaNet's),
-`via` (JSON of the VGG Image Annotator) and `open_images`. Images and annotations are read where they are; nothing is
-copied or changed. Beside the output a report, OUTPUT.report.json, has all that was left out or repaired, with its first
-20 records of each kind.
+Formats: `coco` (COCO's own, Label Studio's, CVAT's, Roboflow's folders), `voc`, `yolo`, `labelme` (also
+X-AnyLabeling's), `cvat` (its own XML, of images or of a video), `csv` (a row per object: TensorFlow's, Roboflow's,
+RetinaNet's), `via` (JSON of the VGG Image Annotator) and `open_images`. Images and annotations are read where they are;
+nothing is copied or changed. The report OUTPUT.report.json beside the output lists everything that was left out or
+repaired, with the first 20 records of each kind.
 """
 
 import argparse

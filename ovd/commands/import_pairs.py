@@ -3,8 +3,8 @@
     ovd import-pairs cc3m.tsv --columns caption,path --images cc3m_images --output data/cc3m
     ovd import-pairs pairs.tsv --columns _,caption,base64 --output data/pairs
 
-The file has one pair per line, no header, and is UTF-8; `key` is a column that goes into each pair's JSON, `_` one to
-leave out. Images are decoded once as a check; pairs that cannot be used are reported by line in
+The file is UTF-8, with one pair per line and no header; a column `key` goes into each pair's JSON, and a column `_` is
+left out. Images are decoded once as a check; pairs that cannot be used are reported by line in
 OUTPUT/data_report.json, and too many of them stop the import. The shards get a manifest, against which later reads are
 checked.
 """

@@ -4,13 +4,13 @@
     ovd label "photos/*.jpg" --classes "umbrella, anchor:0.8" --output labels --to yolo
     ovd label photos --recursive --classes-file words.txt --output tasks.json --to label_studio
 
-The classes file has one name per line, which may have commas in it. Boxes are kept from the detector's own threshold
-on, or from --threshold; a number after a name (anchor:0.8) is that of its boxes.
+The classes file has one name per line, which may contain commas. Boxes are kept that score at least the detector's own
+threshold, or --threshold; a number after a name (anchor:0.8) is the threshold of its boxes.
 
 Formats: `coco` (one JSON file, which ovd trains on and CVAT imports), `label_studio` (JSON tasks with predictions),
 `yolo` and `voc` (folders). Scores are kept. Beside the output, NAME.review.html shows the boxes that the detector is
-least sure of, to accept, reject and rename, and a report has every image that could not be read. After an interruption
-the same command goes on (OUTPUT.partial).
+least sure of, to accept, reject and rename, and a report lists the images that could not be read. The same command
+resumes an interrupted labelling, from OUTPUT.partial.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from ovd.data.images.files import images_at, name_below
 from ovd.files import refuse_missing_run
 from ovd.jobs.label_output import LabelOutput
 
-if TYPE_CHECKING:  # torch, which takes seconds to import
+if TYPE_CHECKING:  # imports torch, which takes seconds
     from ovd.jobs.queries import Query
 
 
 def _arguments() -> argparse.Namespace:
-    """The command line, read."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", help="folders, files, or patterns in quotes")
     parser.add_argument("--recursive", action="store_true", help="look into the folders below a folder, too")
@@ -62,10 +62,10 @@ def _arguments() -> argparse.Namespace:
 
 
 def asked_classes(arguments: argparse.Namespace) -> "list[Query]":
-    """What --classes or --classes-file asks for.
+    """Return the queries of --classes or --classes-file.
 
     Raises:
-        ValueError: no name, or one that cannot be written.
+        ValueError: there is no name, or a name cannot be written.
     """
     from ovd.jobs.queries import read_queries
 

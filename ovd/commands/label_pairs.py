@@ -8,7 +8,7 @@
 FOLDER holds tar shards of .jpg and .txt files (img2dataset, WebDataset). For each shard, OUTPUT gets NAME.safetensors
 with the boxes and the text embeddings, and then NAME.json, a ledger with the settings, hashes and counts. The same
 command continues an interrupted run; several workers may share an output. With --ray, all GPUs of a Ray cluster label,
-and what a worker that dies leaves is labelled by another (pip install 'ovd[ray]').
+and if a worker dies, another labels its shard (pip install 'ovd[ray]').
 """
 
 import argparse
@@ -23,14 +23,14 @@ from ovd.config.labelling import LabelOptions
 from ovd.config_files import parse_config
 from ovd.files import refuse_missing_run
 
-if TYPE_CHECKING:  # torch, which takes seconds to import
+if TYPE_CHECKING:  # imports torch, which takes seconds
     from ovd.jobs.label_pairs import LabelRequest
 
 DEFAULTS = LabelOptions(queries="caption")
 
 
 def _arguments() -> argparse.Namespace:
-    """The command line, read."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run or checkpoint folder of the detector; a student trained on "
                         "the labels needs its text tower")  # fmt: skip
@@ -75,10 +75,10 @@ def _arguments() -> argparse.Namespace:
 
 
 def label_options(arguments: argparse.Namespace) -> LabelOptions:
-    """What is asked and kept, as the command line says.
+    """Return the labelling options of the command line: the queries, and which boxes are kept.
 
     Raises:
-        ValueError: as `read_class_names`, or options that do not go together.
+        ValueError: as raised by `read_class_names`, or options cannot be combined.
     """
     from ovd.jobs.queries import read_class_names
 
@@ -93,7 +93,7 @@ def label_options(arguments: argparse.Namespace) -> LabelOptions:
 
 
 def label_request(arguments: argparse.Namespace, options: LabelOptions) -> "LabelRequest":
-    """What is labelled and how, as the command line says."""
+    """Return the label request of the command line: the pairs to label, and the settings."""
     from ovd.jobs.label_pairs import LabelRequest
 
     return LabelRequest(
@@ -108,7 +108,7 @@ def label_request(arguments: argparse.Namespace, options: LabelOptions) -> "Labe
 
 
 def label_here(arguments: argparse.Namespace, options: LabelOptions) -> str:
-    """Label this process's shards, and say what was done."""
+    """Label the shards of this process, and return a summary."""
     import torch
 
     from ovd.build.trained import load_detector
@@ -127,10 +127,10 @@ def label_here(arguments: argparse.Namespace, options: LabelOptions) -> str:
 
 
 def label_on_cluster(arguments: argparse.Namespace, options: LabelOptions) -> str:
-    """Label all shards on a Ray cluster, and say what was done.
+    """Label all shards on a Ray cluster, and return a summary.
 
     Raises:
-        ValueError: options that belong to a single process.
+        ValueError: an option belongs to a single process.
     """
     if (arguments.rank, arguments.world, arguments.device) != (None, None, None):
         raise ValueError("--rank, --world and --device cannot be used with --ray, whose workers choose their own")

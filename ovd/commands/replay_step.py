@@ -2,7 +2,7 @@
 
     ovd replay-step runs/mine/failed-step-000120.rank0.pt
 
-Prints each image's losses in float32 and whether the detector's predictions for it are finite.
+The output has the losses of each image in float32, and whether the detector's predictions for it are finite.
 """
 
 import argparse

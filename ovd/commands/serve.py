@@ -3,10 +3,10 @@
     ovd serve runs/quickstart
     ovd serve runs/quickstart --port 9000 --device cuda --batch 16
 
-Open the address that it prints, drop a picture, type names. `POST /api/detect` is the same for programs; `/docs` has
-the API, docs/serve.md has examples, limits and what to do behind a reverse proxy. Ctrl-C ends it.
+Open the address that it prints, drop a picture, type names. `POST /api/detect` does the same for programs; `/docs`
+describes the API, and docs/serve.md has examples, limits and the setup behind a reverse proxy. Ctrl-C ends it.
 
-Only programs on this machine can ask, unless --host says an address of the network and --public that this is meant.
+Only programs on this machine can send requests, unless --host is an address of the network and --public confirms it.
 It needs `pip install 'ovd[serve]'`.
 """
 
@@ -23,7 +23,7 @@ from ovd.serve.settings import Settings
 
 DEFAULTS = Limits()
 _PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
-"""What `ovd[serve]` installs, by the names that are imported."""
+"""Packages that `ovd[serve]` installs, by their import names."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,21 +69,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def port_number(text: str) -> int:
-    """The type of --port."""
+    """Parse --port."""
     if not text.isdecimal() or int(text) >= 2**16:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port; give a number from 0 to {2**16 - 1}")
     return int(text)
 
 
 def name_of_host(text: str) -> str:
-    """The type of --allow-host: the name or address in the Host header of a request, without its port."""
+    """Parse --allow-host: the name or address in the Host header of a request, without its port."""
     if not is_address(text) and (not text or host_name(text) != text.lower()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a host's name alone; write it as detect.example.org")
     return text
 
 
 def check_host(host: str, *, public: bool) -> None:
-    """Check that a server that other machines reach is meant to be one.
+    """Check that a host that other machines can reach is confirmed by --public.
 
     Raises:
         ValueError: it is not, or the host is neither localhost nor an address.

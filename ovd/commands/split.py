@@ -2,9 +2,9 @@
 
     ovd split mine/all.json --share 0.8 --first mine/train.json --second mine/val.json
 
-It reads files in COCO's and LVIS's form, and copies the records as they are. Images are drawn at random, such that a
-class of several images is in both parts where that can be; classes that are not are named. The same seed gives the same
-split; both parts keep all categories.
+It reads files in COCO's and LVIS's form, and copies the records unchanged. Images are drawn at random, but so that a
+class with several images is in both parts where possible; classes in one part alone are listed. The same seed gives the
+same split; both parts keep all categories.
 """
 
 import argparse

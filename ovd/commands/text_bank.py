@@ -4,8 +4,8 @@
     ovd text-bank configs/quickstart_base.yaml --classes names.txt     # one name per line
     ovd train configs/quickstart_base.yaml bank.file=data/text_banks/KEY.safetensors
 
-The first form encodes the config's training classes. The file is named by a hash of all that it depends on; an existing
-file is not built again.
+The first form encodes the config's training classes. The file is named after a hash of everything that it depends on;
+an existing file is not built again.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def main() -> None:
     add_overrides(parser, help="for example bank.templates=full")
     parser.add_argument("--classes", type=Path, help="text file of class names, one per line (default: the config's)")
     arguments = parse_with_overrides(parser)
-    config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before what takes seconds to import
+    config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before imports that take seconds
     from ovd.build.data import load_training_index
     from ovd.build.detector import configured_clip
     from ovd.build.text import build_class_bank

@@ -3,11 +3,11 @@
     ovd train configs/quickstart_base.yaml
     ovd train configs/quickstart_base.yaml train.steps=50 output=runs/short
     ovd train configs/quickstart_base.yaml --resume
-    ovd train configs/quickstart_base.yaml --preflight        # look at all data, train nothing
+    ovd train configs/quickstart_base.yaml --preflight        # check all data, train nothing
 
 The run folder gets config.yaml, checkpoints (step-*/), training_images.jpg (the first batch with its boxes),
 metrics.jsonl, tensorboard/, curves.png, data_report.json and, where the config names a validation set, metrics.json,
-per_class.csv, precision_recall.png and predictions.jpg (some images with what was found and missed).
+per_class.csv, precision_recall.png and predictions.jpg (some images with found and missed objects).
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main() -> None:
         "would do; exit with 2 if it would stop",
     )
     arguments = parse_with_overrides(parser)
-    config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before what takes seconds to import
+    config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before imports that take seconds
     from ovd.jobs.preflight import preflight
     from ovd.jobs.train import train_from_config
 

@@ -1,1 +1,1 @@
-"""What the commands do, one job per file: train, evaluate, fine-tune, label, detect. Begin with train.py."""
+"""The jobs behind the commands, one per file: train, evaluate, fine-tune, label, detect. Begin with train.py."""

@@ -1,4 +1,4 @@
-"""Align a CLIP model's dense feature with what the model says of crops, without labels."""
+"""Align a CLIP model's dense feature with its embeddings of crops, without labels."""
 
 import math
 from typing import Any
@@ -29,20 +29,20 @@ FREE_ON_RESUME = (
 
 
 def align_backbone(config: AlignConfig, *, command: str) -> dict[str, Any]:
-    """Align, under torchrun as one of its ranks; write the aligned model and `report.json` to the run folder.
+    """Align a CLIP backbone, and write the aligned model and `report.json` to the run folder.
 
-    A call with the settings of an interrupted run continues it; with those of a finished one, it writes model and
-    report again.
+    Under torchrun, every rank makes the call. A call with the settings of an interrupted run resumes it; with the
+    settings of a finished run, it writes model and report again.
 
     Args:
-        command: the command line, for the report.
+        command: command line to record in the report.
 
     Returns:
-        The content of `report.json`, on the main process; empty on others.
+        The content of `report.json` on the main process; an empty dict on the others.
 
     Raises:
-        ValueError: the run folder holds a run with other settings or of other images, there are no images, or the
-            batch cannot be divided among the ranks.
+        ValueError: the run folder holds a run with other settings or other images, there are no images, or the batch
+            cannot be divided among the ranks.
     """
     with process_group(), on_device(device_of_rank(config.train.device)):
         check_warmup(config)
@@ -56,14 +56,14 @@ def align_backbone(config: AlignConfig, *, command: str) -> dict[str, Any]:
 def _align(config: AlignConfig, found: Checkpoint | None, command: str) -> dict[str, Any]:
     torch.set_num_threads(config.train.threads)
     report = DataReport()
-    with main_first():  # it may have to draw the world
+    with main_first():  # loading may have to draw the embedded world
         images = load_unlabelled_images(config.data)
     data_of_run = {"images": images.fingerprint}
     if config.boxes.proposals and config.boxes.detector is not None:
         data_of_run["boxes.detector"] = sha256_of(weights_file(config.boxes.detector))
     if found is not None:
         check_same_data(found.notes.data, data_of_run, config.output)
-    torch.manual_seed(config.train.seed)  # should the CLIP weights be random
+    torch.manual_seed(config.train.seed)  # CLIP's weights may be random
     clip = configured_clip(config.clip)
     teacher = clip.visual_for_crops()
     distillation = build_distillation(config, clip)
@@ -90,8 +90,8 @@ def _align(config: AlignConfig, found: Checkpoint | None, command: str) -> dict[
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """The losses before and after as angles too, for a console."""
-    measured_on = "held-out images" if report["held_out_images"] else "trained images"  # of few, none is held out
+    """Format the losses before and after training as a table for the console, with their angles in degrees."""
+    measured_on = "held-out images" if report["held_out_images"] else "trained images"  # a small set has none held out
     lines = [f"{measured_on:<16}{'before':>18}{'after':>18}"]
     for name, label in (("point", "centre of a box"), ("box", "mean over it")):
         values = [report["losses_before"][name], report["losses_after"][name]]
@@ -101,6 +101,6 @@ def format_report(report: dict[str, Any]) -> str:
 
 
 def _training_seconds(config: AlignConfig) -> float:
-    """Time spent in training steps, over all starts of the run."""
+    """Return the time spent in training steps, in seconds, over all starts of the run."""
     records = read_records(config.output / METRICS_FILE)
     return sum(config.train.batch_size / record["images_per_s"] for record in records if record["kind"] == "train")

@@ -1,4 +1,4 @@
-"""Calibrate a detector on what was held out of its training."""
+"""Calibrate a detector on the images and names that were held out of its training."""
 
 from dataclasses import replace
 
@@ -23,14 +23,14 @@ from ovd.warn import warn
 
 
 def calibrate_detector(trained: TrainedDetector, held_out: HeldOut) -> ScoreCalibration:
-    """Fit a detector's calibration (evaluation/calibrate.py).
+    """Fit the score calibration of a detector (evaluation/calibrate.py).
 
     Args:
-        trained: without a calibration.
-        held_out: what it was not trained on.
+        trained: detector without a calibration.
+        held_out: images and names that it was not trained on.
 
     Raises:
-        CalibrationError: nothing is found in the held-out images.
+        CalibrationError: no true box of the held-out images is detected.
     """
     config = trained.config
     return calibrate(
@@ -45,10 +45,10 @@ def calibrate_detector(trained: TrainedDetector, held_out: HeldOut) -> ScoreCali
 
 
 def readable_part(held_out: HeldOut) -> HeldOut:
-    """What was held out without the images that cannot be read; a warning names each of them.
+    """Drop the held-out images that cannot be read, with a warning for each.
 
     Raises:
-        CalibrationError: none can be read.
+        CalibrationError: no image can be read.
     """
     index = held_out.index
     readable = []
@@ -65,7 +65,7 @@ def readable_part(held_out: HeldOut) -> HeldOut:
 
 
 def mean_example(config: TrainConfig, held_out: HeldOut) -> Float[Tensor, " D"]:
-    """The mean of CLIP's unit embeddings of crops of the true boxes of held-out images (build/prompts.py).
+    """Compute the mean of CLIP's unit embeddings of the true boxes in the held-out images (build/prompts.py).
 
     Raises:
         ImageError: an image is missing or cannot be read.

@@ -1,4 +1,4 @@
-"""Whether a training can run at all, seen before any of its data is read."""
+"""Checks that a training can run at all, made before any of its data is read."""
 
 import os
 from importlib.util import find_spec
@@ -15,8 +15,8 @@ def check_can_run(config: TrainConfig) -> None:
     """Check what a training needs besides its data, and warn of settings that hardly anyone wants.
 
     Raises:
-        ValueError: the warm-up does not end within the run, its batch cannot be divided among the ranks, or there is no
-            place for the run folder or no package to log with.
+        ValueError: the warm-up is longer than the run, a batch cannot be divided among the ranks, the run folder cannot
+            be written to, or the package for logging is missing.
     """
     check_warmup(config)
     _check_divisible(config)
@@ -33,7 +33,7 @@ def check_warmup(config: TrainConfig | AlignConfig) -> None:
     """Check that the warm-up ends within the run.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the warm-up is longer than the run.
     """
     if config.train.warmup_steps > config.train.steps:
         raise ValueError(
@@ -43,10 +43,10 @@ def check_warmup(config: TrainConfig | AlignConfig) -> None:
 
 
 def _check_divisible(config: TrainConfig) -> None:
-    """Check that every rank gets as large a part of each batch.
+    """Check that each batch can be divided evenly among the ranks.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it cannot.
     """
     for name, number in samples_per_step(config)._asdict().items():
         if number % world_size():
@@ -57,10 +57,10 @@ def _check_divisible(config: TrainConfig) -> None:
 
 
 def _check_surroundings(config: TrainConfig) -> None:
-    """Check what a training needs besides its data: a place for its run folder, and the package that it logs with.
+    """Check that the run folder can be written to, and that the package for logging is installed.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the folder cannot be written to, or `train.wandb` is set and wandb is missing.
     """
     nearest = next(folder for folder in (config.output, *config.output.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):

@@ -16,22 +16,22 @@ from ovd.number_of import number_of
 
 @dataclass(frozen=True)
 class CheckedSet:
-    """What was found in a data set."""
+    """Result of checking a data set."""
 
     words: str
-    """For people to read, of several lines."""
+    """Report of several lines, for people to read."""
     is_sound: bool
-    """Whether training leaves nothing out, and neither a training nor an evaluation would stop."""
+    """Whether training would leave nothing out, and neither a training nor an evaluation would stop."""
 
 
 def check_shards(folder: Path) -> CheckedSet:
-    """Look at every image and every caption of image-text pairs.
+    """Check every image and every caption of image-text pairs.
 
     Args:
-        folder: of their tar shards.
+        folder: folder of the tar shards.
 
     Raises:
-        DataError, ValueError: as `PairShards`.
+        DataError, ValueError: as raised by `PairShards`.
     """
     report = DataReport(stops=False)
     shards = PairShards(folder)
@@ -52,14 +52,15 @@ def check_annotations(
     *,
     with_images: bool,
 ) -> CheckedSet:
-    """Look at every record of an annotated set, as training and an evaluation would.
+    """Check every record of an annotated data set, as training and an evaluation would read it.
 
     Args:
         annotations, images, format, options: as for `load_for_both`.
-        with_images: whether to decode every image, too; only then it is said what training and an evaluation would do.
+        with_images: whether to decode every image, too; only then does the report say what training and an evaluation
+            would do.
 
     Raises:
-        DataError, ValueError: as `load_for_both`.
+        DataError, ValueError: as raised by `load_for_both`.
     """
     report = DataReport(stops=False)
     index, truth = load_for_both(annotations, images, format=format, report=report, options=options)

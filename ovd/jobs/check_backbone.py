@@ -17,30 +17,30 @@ from ovd.progress import progress
 
 @dataclass(frozen=True)
 class Agreement:
-    """Cosines between the unit embeddings that a backbone gives of some images."""
+    """Cosines between the dense and pooled embeddings of images."""
 
     num_images: int
     height: int
-    """In px, which every image is resized to; so is `width`."""
+    """Height in pixels that every image is resized to; `width` likewise."""
     width: int
     dense_mean: float
-    """Of the mean dense feature and the pooled embedding of an image, over the images."""
+    """Cosine between an image's mean dense feature and its pooled embedding, averaged over the images."""
     dense_least: float
-    """The least of these."""
+    """Lowest of these cosines."""
     others_mean: float
-    """Of the pooled embeddings of two different images, over the images."""
+    """Cosine between the pooled embeddings of two different images, averaged over the images."""
 
 
 def measure_agreement(clip: Clip, folder: Path, *, count: int) -> Agreement:
     """Compare the dense and the pooled embedding of images, each resized to the backbone's native size.
 
     Args:
-        folder: of the images.
-        count: number of images to take at most.
+        folder: folder of the images.
+        count: maximum number of images.
 
     Raises:
         ValueError: there are fewer than two images.
-        ImageError: one cannot be read.
+        ImageError: an image cannot be read.
     """
     backbone = backbone_of(clip.model.visual).eval()
     side = clip.model.visual.image_size

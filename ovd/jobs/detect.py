@@ -1,4 +1,4 @@
-"""Detect in pictures and videos one after another."""
+"""Detect objects in pictures and videos, one source after another."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,17 +24,17 @@ def detect_in(
     *,
     track_above: float | None = None,
 ) -> DataReport:
-    """Detect in every picture of the sources; what cannot be read is counted, and the others go on.
+    """Detect in every picture of the sources; count and skip sources that cannot be read.
 
-    An error that ends it leaves what was found before.
+    If an error ends the call, the detections made before are still written.
 
     Args:
-        sources: files, or "-" (`find_media`).
-        detect: what is to be shown of a picture.
-        track_above: the score of a box that may start a track in a video; by default nothing is tracked.
+        sources: files, or "-" for standard input (`find_media`).
+        detect: function that returns the detections to show of a picture.
+        track_above: minimum score of a box that may start a track in a video; None for no tracking.
 
     Returns:
-        The number of pictures, of boxes that were given to the output, and of sources that could not be read.
+        The number of pictures, of boxes passed to the output, and of sources that could not be read.
 
     Raises:
         ImageError: there is only one source, and it cannot be read.
@@ -50,7 +50,7 @@ def detect_in(
     report = DataReport(stops=False)
     try:
         _detect_in_each(sources, detect, output, track_above, report)
-    except BaseException:  # an interruption, too
+    except BaseException:  # includes an interruption
         if report.num_used():
             _close_after_an_error(output, report)
         raise
@@ -65,7 +65,7 @@ def _detect_in_each(
     track_above: float | None,
     report: DataReport,
 ) -> None:
-    """What `detect_in` does before it closes the output; the report counts on an error, too."""
+    """Detect in every source and pass the detections to the output; on an error, `report` has the counts up to it."""
     with_bar = len(sources) > 1
     for source in progress(sources, len(sources), "detecting") if with_bar else sources:
         try:
@@ -86,8 +86,7 @@ def _detect_in_each(
 
 
 def _close_after_an_error(output: Output, report: DataReport) -> None:
-    """Write what was found before an error, and say so where it is in files; another error here does not take the place
-    of the first."""
+    """Close the output after an error and print where its files are; print a second error instead of raising it."""
     found = f"what was found in {number_of(report.num_used(), 'picture')}"
     try:
         output.close()
@@ -99,7 +98,7 @@ def _close_after_an_error(output: Output, report: DataReport) -> None:
 
 
 def _with_bar(source: str) -> Iterator[Picture]:
-    """The pictures of the only source, with a progress bar over the frames of a video."""
+    """Yield the pictures of the only source, with a progress bar over the frames of a video."""
     pictures = pictures_of(source)
     if is_video(source):
         _, num_frames = describe_video(Path(source))
@@ -109,10 +108,10 @@ def _with_bar(source: str) -> Iterator[Picture]:
 
 
 def read_examples(prompts: Sequence[str | Prompt]) -> None:
-    """Read the example pictures once before all others, so that a bad one is not taken for a bad source.
+    """Read the example pictures before any source, so that a bad example is not counted as a bad source.
 
     Raises:
-        ImageError, ValueError: as `Example.read`.
+        ImageError, ValueError: as raised by `Example.read`.
     """
     examples = [example for prompt in prompts if isinstance(prompt, Prompt) for example in prompt.images]
     for example in examples:

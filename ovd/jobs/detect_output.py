@@ -1,4 +1,4 @@
-"""What `ovd detect` writes of the pictures that it looked at: pictures, COCO JSON, or lines of JSON."""
+"""The outputs of `ovd detect`: pictures with boxes, one file of COCO JSON, or JSON lines."""
 
 import sys
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from ovd.jobs.picture_files import PictureFiles
 
 
 def output_for(form: DetectionForm, path: Path | None, sources: Sequence[str], names: Sequence[str]) -> Output:
-    """What writes the detections of sources.
+    """Build the output that writes the detections of all sources.
 
     Args:
-        path: pictures: folder, None for that of each source; coco: file, None for detections.json; lines: file, None
-            for standard output.
+        path: for pictures, the folder, or None for that of each source; for coco, the file, or None for
+            detections.json; for lines, the file, or None for standard output.
 
     Raises:
         ValueError: the pictures of two sources would have the same name, the folder has the name of a file, or the file
@@ -37,10 +37,10 @@ def output_for(form: DetectionForm, path: Path | None, sources: Sequence[str], n
 
 
 def _check_folder(path: Path) -> None:
-    """Check that pictures go into a folder.
+    """Check that the output path of pictures is a folder, or can become one.
 
     Raises:
-        ValueError: it is a file, or would be a folder with the name of one, as where --write coco was forgotten.
+        ValueError: the path is a file, or is named like one, as when --write coco was forgotten.
     """
     is_named_as_file = path.suffix.lower() in (".json", ".jsonl") or is_image_name(path.name) or is_video(str(path))
     if not path.is_dir() and (path.exists() or is_named_as_file):
@@ -51,10 +51,10 @@ def _check_folder(path: Path) -> None:
 
 
 def _new_file(path: Path) -> Path:
-    """A file that is to be written, whose folder is made if it does not exist.
+    """Return the path of a file to write, after making its folder if that does not exist.
 
     Raises:
-        ValueError: it is there already, also as a folder or a device, or its folder cannot be made or written to.
+        ValueError: the path exists, as a file, folder or device, or its folder cannot be made or written to.
     """
     if path.is_dir():
         raise ValueError(f"--output {path} is a folder; name a file, such as {path / 'detections.json'}")
@@ -67,15 +67,15 @@ def _new_file(path: Path) -> Path:
 
 
 class CocoFile:
-    """One file in COCO's form: images, categories, and annotations that have a score."""
+    """Output of one JSON file in COCO's form: images, categories, and annotations with scores."""
 
     def __init__(self, path: Path, names: Sequence[str]):
         """
         Args:
-            path: written at the end; its folder is made if it does not exist.
+            path: file to write at the end; its folder is made if it does not exist.
 
         Raises:
-            ValueError: it is there already, or its folder cannot be made or written to.
+            ValueError: the file exists, or its folder cannot be made or written to.
         """
         self._path = _new_file(path)
         self._names = list(names)
@@ -83,7 +83,7 @@ class CocoFile:
         self._annotations: list[dict[str, Any]] = []
 
     def add(self, found: Found) -> None:
-        """Takes the boxes of a picture; frames of a video have its name, their position and their time."""
+        """Add the boxes of a picture; the record of a frame has the video's name, its position and its time."""
         picture, image_id = found.picture, len(self._images) + 1
         height, width = picture.pixels.shape[:2]
         frame = {} if picture.frame is None else {"frame": picture.frame, "time_s": picture.time_s}
@@ -95,33 +95,34 @@ class CocoFile:
             self._annotations.append(coco_annotation(number, image_id, class_row + 1, box, score=row["score"], **track))
 
     def close(self) -> None:
-        """Writes the file."""
+        """Write the file."""
         categories = [{"id": row + 1, "name": name} for row, name in enumerate(self._names)]
         content = {"images": self._images, "categories": categories, "annotations": self._annotations}
         write_json(self._path, content, indent=None)
 
     def where(self) -> str:
-        """The file."""
+        """Return the path of the file, as the end of a sentence."""
         return f"; see {self._path}"
 
 
 class JsonLines:
-    """A line of JSON per picture, written at once, so that another program can follow."""
+    """Output of one JSON line per picture, each flushed at once so that another program can read along."""
 
     def __init__(self, path: Path | None, names: Sequence[str]):
         """
         Args:
-            path: begun with the first picture; None for standard output. Its folder is made if it does not exist.
+            path: file, created with the first picture; None for standard output. Its folder is made if it does not
+                exist.
 
         Raises:
-            ValueError: it is there already, or its folder cannot be made or written to.
+            ValueError: the file exists, or its folder cannot be made or written to.
         """
         self._names = list(names)
         self._path = None if path is None else _new_file(path)
         self._file = sys.stdout if path is None else None
 
     def add(self, found: Found) -> None:
-        """Writes the line of a picture."""
+        """Write the line of a picture."""
         if self._file is None:
             assert self._path is not None
             self._file = self._path.open("x", encoding="utf-8", errors="backslashreplace")
@@ -129,10 +130,10 @@ class JsonLines:
         self._file.flush()
 
     def close(self) -> None:
-        """Closes the file, but not standard output."""
+        """Close the file, but not standard output."""
         if self._file is not None and self._file is not sys.stdout:
             self._file.close()
 
     def where(self) -> str:
-        """The file, if there is one."""
+        """Return the path of the file, as the end of a sentence; empty for standard output."""
         return "" if self._path is None else f"; see {self._path}"

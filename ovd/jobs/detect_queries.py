@@ -1,4 +1,4 @@
-"""Look for what is asked for in pictures and videos, and say what was found."""
+"""Detect queries in pictures and videos, and summarize the result."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,41 +16,41 @@ from ovd.visualize.boxes import choose_shown
 
 @dataclass(frozen=True)
 class Search:
-    """What is looked for in which sources, and what is shown of it."""
+    """Sources, queries, and settings of which boxes are shown."""
 
     sources: Sequence[str]
-    """Files, or "-" (`find_media`)."""
+    """Files, or "-" for standard input (`find_media`)."""
     queries: Sequence[Query]
     output: Output
     threshold: float | None = None
-    """The least score of a box whose query has none of its own; by default the detector's."""
+    """Score threshold of queries without their own; None for the detector's."""
     limit: int = 100
-    """Most boxes that are shown of a picture, the best ones."""
+    """Maximum number of boxes shown per picture; those with the highest scores are kept."""
     overlapping: bool = False
-    """Whether every box above its threshold is shown; else of those at one place the best."""
+    """Whether every box above its threshold is shown; otherwise only the best of boxes that overlap."""
     tracks: bool = False
-    """Whether objects of videos are numbered."""
+    """Whether objects in videos are tracked and numbered."""
     prints_boxes: bool = True
-    """Whether the boxes of a single picture are printed, too."""
+    """Whether the boxes are also printed if there is only one picture."""
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What came of a search."""
+    """Result of a search."""
 
     report: DataReport
-    """Counts pictures, boxes that are shown, and sources that could not be read."""
+    """Number of pictures, of boxes shown, and of sources that could not be read."""
     num_sources: int
     limit: str
-    """Which boxes are shown, in words."""
+    """Threshold of the boxes shown, in words."""
     where: str
-    """Where they are now, to end a sentence with."""
+    """Place of the output, as the end of a sentence."""
     best: tuple[float, str]
-    """Score and words of the best box, shown or not; 0 for none."""
+    """Score of the best box, shown or not, and its class and source in words; score 0 if there is no box."""
 
     @property
     def words(self) -> str:
-        """One line for people to read."""
+        """Summary in one line, for people to read."""
         num_boxes, (best, of_best) = self.report.num_used("box"), self.best
         text = f"{number_of(num_boxes, 'object')} with a {self.limit}{self.where}"
         if num_boxes == 0 and best > 0:
@@ -58,7 +58,7 @@ class SearchResult:
         return text
 
     def unread(self) -> Iterator[str]:
-        """Lines of what could not be read; none if all could be."""
+        """Yield lines that list the sources that could not be read; none if all could be read."""
         num_unread = self.report.num_seen() - self.report.num_used()
         if num_unread:
             yield f"{num_unread} of {self.num_sources} sources could not be read:"
@@ -71,7 +71,7 @@ class SearchResult:
 
 
 def detect_queries(predictor: Predictor, search: Search) -> SearchResult:
-    """Detect, and give what is shown to the output; errors as of `detect_in`."""
+    """Detect the queries in all sources, and pass the boxes to show to the output; errors as raised by `detect_in`."""
     queries, sources = search.queries, search.sources
     prompts, names = [query.prompt for query in queries], [query.name for query in queries]
     threshold = predictor.threshold if search.threshold is None else search.threshold

@@ -41,7 +41,7 @@ from ovd.text.names import are_among
 from ovd.warn import warn
 
 NAMING_IMAGES = 300
-"""Number of images in which naming is measured: over a thousand boxes, in seconds."""
+"""Number of images on which naming is measured: over a thousand boxes, measured in seconds."""
 
 
 def detect_all(
@@ -56,11 +56,11 @@ def detect_all(
     """Detect every class of a data set in each of its images.
 
     Args:
-        queries: one for each of the data set's classes (`queries_of_index`).
-        inference: detects in the place of the run's own.
+        queries: one query per class of the data set (`queries_of_index`).
+        inference: inference to use instead of the run's own.
 
     Raises:
-        Stopped: as `detect_in_dataset`.
+        Stopped: as raised by `detect_in_dataset`.
     """
     config = trained.config
     inference = inference or build_inference(trained)
@@ -75,16 +75,17 @@ def detect_all(
 
 
 def claim_folder(output: Path, options: Mapping[str, str]) -> None:
-    """Make the folder, and note in it what will be evaluated, so that it can be repeated after an interruption.
+    """Make the folder of an evaluation and note its options there, so that it can be repeated after an interruption.
 
-    What is noted of the weights of an earlier evaluation stays, as its files do, until those of this one are written.
+    The weights that were noted for an earlier evaluation stay noted, as its files stay, until the files of this one are
+    written.
 
     Args:
-        options: those that say what is evaluated on what.
+        options: options that identify the run and the data set (`EvaluationSubject.noted`).
 
     Raises:
-        ValueError: the folder has an evaluation of something else in it, or a results file of another origin; or it
-            cannot be made or written to.
+        ValueError: the folder holds an evaluation with other options, or a results file that is not from the evaluation
+            of a run, or it cannot be made or written to.
     """
     with main_first():
         before = read_note(output) or EvaluationNote()
@@ -98,7 +99,7 @@ def _check_same(output: Path, before: EvaluationNote, options: Mapping[str, str]
     """Check that the evaluation in a folder may be replaced by one with these options; see `claim_folder`."""
     results = output / "results.json"
     if not any((output / name).exists() for name in (results.name, "metrics.json")):
-        return  # an earlier one ended before its results: for want of an image, say
+        return  # an earlier evaluation stopped before its results, for example at a missing image
     if before.options:
         names = {*before.options, *options}
         if different := sorted(name for name in names if before.options.get(name) != options.get(name)):
@@ -118,13 +119,13 @@ def evaluate_run(
     onnx: Path | None = None,
     note: EvaluationNote | None = None,
 ) -> Evaluation:
-    """Evaluate on a data set with a vocabulary of its own; write all files. Ranks share the images.
+    """Evaluate a detector on a data set with its own vocabulary, and write all files; ranks share the images.
 
     Args:
-        index: loaded with its truth (`load_evaluation_index`); by default the run's validation set.
+        index: data set, loaded with its ground truth (`load_evaluation_index`); None for the run's validation set.
         html: whether to write report.html, too.
-        onnx: file that the detector was exported to, which detects in its place; naming is not measured then.
-        note: what else is to be noted beside the results, once all files are written: options or inputs.
+        onnx: exported file of the detector, which is run in its place; naming is not measured then.
+        note: options or inputs to note beside the results once all files are written.
 
     Raises:
         ValueError: no data set is given and the run has none, or `onnx` was exported from other weights.
@@ -157,7 +158,7 @@ def _exported(trained: TrainedDetector, path: Path) -> DetectionSession:
     """Open the file that a detector was exported to.
 
     Raises:
-        ValueError: it is none of `ovd export`, or of other weights.
+        ValueError: the file was not written by `ovd export`, or was exported from other weights.
     """
     session = DetectionSession(path)
     if trained.weights is None:
@@ -188,7 +189,7 @@ def _measured(
     html: bool,
     note: EvaluationNote,
 ) -> Evaluation:
-    """Measure what was detected, and write all files, the note last."""
+    """Compute the metrics of the detections, and write all files, the note last."""
     config = trained.config
     output.mkdir(parents=True, exist_ok=True)
     write_results(output / "results.json", evaluator.results())
@@ -196,7 +197,7 @@ def _measured(
     print_measures(measures)
     write_measures(measures, output, index=index, note=EvaluationNote(options=note.options))
     naming = None
-    if isinstance(inference, Inference):  # it is of one detector's embeddings
+    if isinstance(inference, Inference):  # naming is measured on the embeddings of a single detector
         naming = naming_of(trained, inference, index, text)
         print(format_naming(naming, group_average_precision(measures.evaluation.classes)))
         write_naming(naming, output)
@@ -219,13 +220,14 @@ def naming_of(
     """Measure how often CLIP and the detector name the true boxes of a data set correctly.
 
     Args:
-        text: unit rows of the data set's classes, as the detector is asked for them (`queries_of_index`).
+        text: unit text embeddings of the data set's classes, as the detector is queried with them
+            (`queries_of_index`).
     """
     config = trained.config
     untouched = untouched_clip(config)
     options = CropOptions(views=((1.0, 1.0),))
     crops = build_crop_encoder(untouched, options, inference.compute, section="naming")
-    # It looks at no scores and no second time.
+    # Naming needs no scores, and so neither the detection options nor the second look.
     naming_inference = replace(inference, options=DetectionOptions(), second_look=None, calibration=trained.calibration)
     clip_text = None
     if trained.detector.name_offsets is not None:

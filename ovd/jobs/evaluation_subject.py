@@ -1,4 +1,4 @@
-"""What `ovd eval` evaluates on what: its name for a folder, and what is noted of it there."""
+"""The run and the data set of an `ovd eval` call, the name of its results folder, and the options noted there."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +10,15 @@ from ovd.data.formats.options import NO_OPTIONS, FormatOptions
 
 @dataclass(frozen=True)
 class EvaluationSubject:
-    """A run with what is used beside it, and a data set.
+    """A run, with its experts or its exported file, and the data set to evaluate it on.
 
     Raises:
-        ValueError: a part of it is missing, or does not go with another.
+        ValueError: an option is missing, or cannot be combined with another.
     """
 
     run: Path
     annotations: Path | None = None
-    """Of the data set; by default it is the run's validation set."""
+    """Annotations of the data set; None for the run's validation set."""
     images: Path | None = None
     format: DataFormatName | None = None
     options: FormatOptions = NO_OPTIONS
@@ -26,9 +26,9 @@ class EvaluationSubject:
     same_place: SamePlace | None = None
     nearest: bool = False
     onnx: Path | None = None
-    """File that the run was exported to, which detects in its place."""
+    """Exported file of the run, which is evaluated in its place."""
     size: int | None = None
-    """Longest side of an image in pixels; by default as trained."""
+    """Longest side of an image in pixels; None for the size used in training."""
 
     def __post_init__(self) -> None:
         if self.annotations is None:
@@ -41,7 +41,7 @@ class EvaluationSubject:
 
     @property
     def folder_name(self) -> str:
-        """A name for the folder of its results, which says what differs from an evaluation of the run alone."""
+        """Name of the results folder, which lists what differs from an evaluation of the run alone."""
         annotations = self.annotations and self.annotations.resolve()
         experts = [path.resolve() for path in self.experts]
         words = [annotations.parent.name, annotations.stem] if annotations else []
@@ -54,7 +54,7 @@ class EvaluationSubject:
         return "-".join(["eval", *words])
 
     def noted(self) -> dict[str, str]:
-        """What is said of it, by the name of the option; paths start at the root of the file system."""
+        """Return the options to note in the results folder, by name; paths are absolute."""
         said = {
             "run": self.run,
             "annotations": self.annotations,

@@ -1,4 +1,4 @@
-"""Make an expert of a finished training, and look after expert folders."""
+"""Write an expert after its training, and describe, check, compare and remove expert folders."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,10 +42,10 @@ NAMES_SHOWN = 8
 def save_expert(
     folder: Path, config: TrainConfig, base: TrainedDetector, tuned: TrainedDetector, index: AnnotationIndex
 ) -> None:
-    """Write what a fine-tuned detector does not share with the one that it started from.
+    """Write an expert: the tensors that a fine-tuned detector does not share with the one that it started from.
 
     Args:
-        config: of the fine-tuning, with its `expert`.
+        config: config of the fine-tuning, with an `expert` section.
         index: the training set, for its names and their synonyms.
 
     Raises:
@@ -77,13 +77,13 @@ def save_expert(
 
 
 def _own_tensors(base: TrainedDetector, tuned: TrainedDetector, num_own: int) -> dict[str, Tensor]:
-    """The parameters that are not shared, by name.
+    """Return the parameters that are not shared with the base detector, by name.
 
     Raises:
-        ExpertError: another tensor differs.
+        ExpertError: a tensor that should be shared differs.
     """
     detector, own = tuned.detector, dict[str, Tensor]()
-    if detector.name_offsets is None:  # else the names alone
+    if detector.name_offsets is None:  # with name_offsets, only the names were learned
         shared = {id(parameter) for parameter in shared_parameters(detector.backbone, num_own)}
         shared -= {id(parameter) for adapter in adapters_of(detector) for parameter in adapter.parameters()}
         own = {name: parameter for name, parameter in detector.named_parameters() if id(parameter) not in shared}
@@ -102,7 +102,10 @@ def _own_tensors(base: TrainedDetector, tuned: TrainedDetector, num_own: int) ->
 
 
 def _own_text(base: TrainedDetector, index: AnnotationIndex) -> tuple[Float[Tensor, "K D"], Int[Tensor, " K"]]:
-    """The text rows by which queries are known as an expert's own, encoded as queries are, and the name of each."""
+    """Return the text embeddings that identify an expert's own queries, and the row of the name that each belongs to.
+
+    They are encoded as queries are: each name with its synonyms, each name alone, and each synonym alone.
+    """
     names = [category.name for category in index.categories]
     synonyms = [
         (row, synonym)
@@ -121,7 +124,7 @@ def _own_text(base: TrainedDetector, index: AnnotationIndex) -> tuple[Float[Tens
 
 
 def describe_expert(folder: Path) -> str:
-    """What an expert knows and needs, in a few lines."""
+    """Describe in a few lines which names an expert answers and which detector it needs."""
     expert = read_expert(folder)
     found = expert.description
     size = sum(path.stat().st_size for path in expert.folder.iterdir()) / 1e6
@@ -138,21 +141,21 @@ def describe_expert(folder: Path) -> str:
 
 
 def check_expert(run: Path, folder: Path) -> None:
-    """Check that an expert is whole and belongs to a detector.
+    """Check that an expert is complete and belongs to the detector of a run.
 
     Raises:
         ExpertError: it is missing or damaged, or belongs to another detector.
-        ValueError: no intact checkpoint in `run`.
+        ValueError: `run` has no intact checkpoint.
     """
     build_inference(load_detector(run, experts=ExpertGroup((folder,))))
 
 
 def format_answerers(run: Path, folders: Sequence[Path], names: Sequence[str]) -> str:
-    """Who answers each query, by default and with `nearest`, and how near it is to each side, as a table.
+    """Format a table of who answers each query, by default and with `nearest`, and its cosine with the nearest names.
 
     Raises:
         ExpertError: an expert is missing or damaged, or belongs to another detector.
-        ValueError: no query, no intact checkpoint in `run`, or an expert twice.
+        ValueError: there is no query, `run` has no intact checkpoint, or an expert is given twice.
     """
     if not names:
         raise ValueError("give at least one query")
@@ -187,7 +190,7 @@ def remove_expert(folder: Path) -> Path:
     """Remove an expert's two files, and its folder if nothing else is in it; its run stays.
 
     Raises:
-        ExpertError: there is none.
+        ExpertError: there is no expert.
     """
     found = find_expert(folder)
     for name in (DESCRIPTION, TENSORS):

@@ -1,4 +1,4 @@
-"""Export the detector of a run to ONNX, in place of an earlier export only once all files are complete."""
+"""Export the detector of a run to ONNX; an earlier export is replaced only once all new files are complete."""
 
 import tempfile
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from ovd.onnx.text import text_files
 
 @dataclass(frozen=True)
 class ExportedFiles:
-    """What an export has done."""
+    """Files that an export wrote and removed."""
 
     written: tuple[Path, ...]
     removed: tuple[Path, ...]
-    """Files of an earlier export to the same name, which would be used with this model."""
+    """Text files of an earlier export to the same name, which would otherwise be used with this model."""
 
 
 def export_run(
@@ -28,17 +28,18 @@ def export_run(
     Args:
         run: run folder or checkpoint folder.
         model: file to write, whose name ends in `.onnx`.
-        to_fp16: whether weights and features get 16 bits.
-        int8_images: folder of images to find ranges of features on; with it, convolutions and linear layers get 8 bits.
+        to_fp16: whether to convert weights and features to 16 bits.
+        int8_images: folder of images on which the ranges of features are measured; with it, convolutions and linear
+            layers are quantized to 8 bits.
         with_text, plain: as for `export_detector`.
 
     Raises:
-        ValueError: as `load_detector`, `export_detector` and `quantize`, the folder has no images, or that of the model
-            cannot be made or written to.
+        ValueError: as raised by `load_detector`, `export_detector` and `quantize`; or `int8_images` has no images, or
+            the folder of the model cannot be made or written to.
         ImageError: an image cannot be read.
     """
     calibration = [] if int8_images is None else calibration_images(int8_images)
-    trained = load_detector(run, "cpu", warns=False)  # export_detector refuses what would be warned of
+    trained = load_detector(run, "cpu", warns=False)  # export_detector raises where loading would warn
     make_folder_of(model)
     with tempfile.TemporaryDirectory(dir=model.parent) as folder:
         draft = Path(folder) / model.name

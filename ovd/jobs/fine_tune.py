@@ -1,8 +1,8 @@
 """Fine-tune a trained detector on other data, and evaluate the gain on the new and the loss on the original data.
 
-With `expert` in the config, the result is an expert: the detector beside it stays as it is. Otherwise it is one set of
-weights; then the detectors before and after and the average of their weights are each evaluated. Evaluations are on the
-new data's validation set and on that of the original training.
+With `expert` in the config, the result is an expert, and the detector itself stays unchanged. Otherwise the result is
+one set of weights, and the detectors before and after fine-tuning and the average of their weights are evaluated.
+Evaluations use the validation set of the new data and that of the original training.
 """
 
 import hashlib
@@ -41,30 +41,30 @@ SHOWN = ("AP", "AP50", "APr", "APc", "APf")
 
 @dataclass(frozen=True)
 class Outcome:
-    """One detector's metrics, 0 to 1."""
+    """Metrics of one detector, 0 to 1."""
 
     detector: str
-    """`before`; `expert`, the detector with its expert; `after` or `ensemble`."""
+    """Detector measured: `before`, `expert` (the detector with its expert), `after` or `ensemble`."""
     new: dict[str, float]
-    """Metrics on the new data; none without a validation set."""
+    """Metrics on the new data; empty without a validation set."""
     kept: dict[str, float]
-    """Metrics on the validation set of the detector that fine-tuning started from; none if it is left out."""
+    """Metrics on the validation set of the detector that fine-tuning started from; empty if it is left out."""
 
 
 @dataclass(frozen=True)
 class _Validation:
-    """What the detectors of a fine-tuning are measured on."""
+    """Validation sets on which the detectors of a fine-tuning are evaluated."""
 
     config: TrainConfig
-    """Of the fine-tuning."""
+    """Config of the fine-tuning."""
     new: AnnotationIndex | None
-    """Its validation set, if it has one."""
+    """Validation set of the new data; None if there is none."""
     home: AnnotationIndex | None
-    """That of the detector to start from; None if it is left out."""
+    """Validation set of the detector to start from; None if it is left out."""
 
     def outcome(self, name: str, path: Path, *, experts: ExpertGroup = NO_EXPERTS) -> Outcome:
-        """The metrics of one detector on both sets."""
-        # What was tuned is run with the settings of this call, which may be another's than those of its checkpoint.
+        """Evaluate one detector on both sets."""
+        # Fine-tuned detectors are run with this call's settings, which may differ from those in their checkpoints.
         options = None if path == self.config.init_from else self.config.eval
 
         def metrics(of: str, index: AnnotationIndex | None) -> dict[str, float]:
@@ -77,20 +77,20 @@ class _Validation:
 def fine_tune(config: TrainConfig, *, weight: float, measures_kept: bool = True) -> tuple[Outcome, ...]:
     """Train, make the expert or the average, and evaluate; steps that an earlier call finished are not repeated.
 
-    The evaluations and `fine_tuning.json` are written to the run folder, the expert to its `expert`, the averaged
-    detector to its `ensemble`.
+    The evaluations and `fine_tuning.json` are written to the run folder, the expert to its subfolder `expert`, and the
+    averaged detector to its subfolder `ensemble`.
 
     Args:
         config: config of the fine-tuning; `init_from` is the detector to start from.
         weight: weight of the fine-tuned detector in the average, 0 to 1; not used for an expert. With 1 there is no
             average.
-        measures_kept: whether to evaluate on the validation set of the detector to start from, which has to be there.
+        measures_kept: whether to evaluate on the validation set of the detector to start from, which must then exist.
 
     Raises:
-        ValueError: no `init_from`, or it is the run of an expert, a weight that is not in 0..1, that validation set is
-            missing, the detector's settings differ from the config's so that the two have no average, or the size of
-            images so that they share no features, or an earlier call had other settings, other boxes or another
-            weight.
+        ValueError: `init_from` is missing or is the run of an expert, the weight is not in 0..1, the validation set of
+            the detector to start from is missing, its settings differ from the config's so that the two cannot be
+            averaged, an expert has another image size so that it shares no features with it, or an earlier call had
+            other settings, other boxes or another weight.
     """
     with process_group():
         return _fine_tune(config, weight, measures_kept)
@@ -123,7 +123,7 @@ def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple
 
 
 def _finish_training(config: TrainConfig) -> AnnotationIndex:
-    """Train, or go on with a training, or check that a finished one is of this config and data; return its data.
+    """Train, resume a training, or check that a finished one has this config and data; return its training set.
 
     Raises:
         ValueError: an earlier call had another config, another detector to start from or other boxes.
@@ -146,11 +146,11 @@ def _check_start(start: TrainConfig, path: Path, config: TrainConfig) -> None:
     """Check that a fine-tuning can start from a run.
 
     Args:
-        start: its config.
-        path: its folder.
+        start: config of that run.
+        path: folder of that run.
 
     Raises:
-        ValueError: it is the run of an expert, or of a detector of another form.
+        ValueError: it is the run of an expert, its detector has other settings, or an expert has another image size.
     """
     if start.expert is not None:
         raise ValueError(f"{describe_expert_run(path, start)}. Start from the detector: init_from={start.init_from}")
@@ -165,7 +165,7 @@ def _check_start(start: TrainConfig, path: Path, config: TrainConfig) -> None:
 
 
 def _labels_now(config: TrainConfig, stored: Mapping[str, str]) -> dict[str, str]:
-    """The fingerprint of the labels that a finished training had, as they are now; nothing where there are none."""
+    """Return the current fingerprint of the labels of a finished training; empty if it had none or they are gone."""
     if config.data.pairs is None or "labels" not in stored or not config.data.pairs.labels.is_dir():
         return {}
     now = labels_fingerprint(label_files(config.data.pairs.labels))
@@ -173,10 +173,10 @@ def _labels_now(config: TrainConfig, stored: Mapping[str, str]) -> dict[str, str
 
 
 def _validation_of_start(start: TrainedDetector, path: Path) -> AnnotationIndex:
-    """The validation set of a detector to start from.
+    """Load the validation set of the detector to start from.
 
     Raises:
-        ValueError: it has none, or not on this machine.
+        ValueError: it has no validation set, or the set is not on this machine.
     """
     way_out = "what is kept there is not measured with --no-kept"
     try:
@@ -189,10 +189,10 @@ def _validation_of_start(start: TrainedDetector, path: Path) -> AnnotationIndex:
 
 
 def _with_expert(validation: _Validation, start: TrainedDetector, index: AnnotationIndex) -> tuple[Outcome, ...]:
-    """Write the expert of a finished training; evaluate without and with it.
+    """Write the expert of a finished training; evaluate the detector without and with it.
 
     Args:
-        index: what it was trained on.
+        index: the expert's training set.
     """
     config = validation.config
     assert config.init_from is not None
@@ -217,7 +217,7 @@ def _with_expert(validation: _Validation, start: TrainedDetector, index: Annotat
 
 
 def _averaged(validation: _Validation, start: Path, weight: float) -> tuple[Outcome, ...]:
-    """Average the weights before and after a finished training, unless the weight is 1; evaluate all of them."""
+    """Average the weights before and after fine-tuning, unless `weight` is 1; evaluate all the detectors."""
     after = validation.config.output
     stages = {"before": start, "after": after}
     if weight != 1:
@@ -226,10 +226,10 @@ def _averaged(validation: _Validation, start: Path, weight: float) -> tuple[Outc
 
 
 def _average(start: Path, after: Path, weight: float) -> Path:
-    """The folder of the average, which is made unless it is there.
+    """Return the folder of the averaged detector, after writing it if it does not exist.
 
     Raises:
-        ValueError: it holds something else, or an average of other weights or with another weight.
+        ValueError: the folder holds something else, or an average of other checkpoints or with another weight.
     """
     ensemble = after / "ensemble"
     averaged = latest_of_all_ranks(ensemble)
@@ -262,7 +262,7 @@ def format_outcomes(outcomes: tuple[Outcome, ...]) -> str:
 
 
 def _is_measured(outcomes: tuple[Outcome, ...]) -> bool:
-    """Whether there are metrics of any set."""
+    """Return whether there are metrics on any validation set."""
     return any(outcome.new or outcome.kept for outcome in outcomes)
 
 
@@ -284,10 +284,10 @@ def _evaluate(
     experts: ExpertGroup,
     options: EvalSection | None,
 ) -> dict[str, float]:
-    """The metrics of a detector on a data set; read from the folder if it holds those of the same two, as they are now.
+    """Evaluate a detector on a data set, unless `output` has the metrics of the same weights, data and settings.
 
     Args:
-        options: in the place of those of the detector's own config.
+        options: evaluation settings that replace those of the detector's own config; None to keep these.
     """
     done = output / "metrics.json"
     inputs = _what_is_evaluated(path, index, experts, options) if is_main() else {}
@@ -306,14 +306,14 @@ def _evaluate(
 def _what_is_evaluated(
     path: Path, index: AnnotationIndex, experts: ExpertGroup, options: EvalSection | None
 ) -> dict[str, Any]:
-    """The weights, data and settings of `_evaluate`, by their content."""
+    """Return hashes and settings that identify the weights, data and options of an evaluation by their content."""
     found = find_checkpoint(path)
     descriptions = [read_expert(folder).description for folder in experts.folders]
     return {
         "detector": str(found.folder),
         "weights_sha256": sha256_of(found.weights),
         "annotations": str(index.path),
-        "fingerprint": index.fingerprint(),  # a data.yaml has several sets
+        "fingerprint": index.fingerprint(),  # one data.yaml describes several sets
         "truths": [truth.fingerprint() for truth in (index.truth, index.exhaustive_truth) if truth is not None],
         "images": _state_of_images(index),
         "eval": found.config["eval"] if options is None else options.model_dump(mode="json"),
@@ -322,8 +322,8 @@ def _what_is_evaluated(
 
 
 def _state_of_images(index: AnnotationIndex) -> str:
-    """Hash of when each image file was written, and of its size; an evaluation names those that are missing."""
+    """Hash the modification time and size of every image file; missing files are reported by the evaluation itself."""
     paths = [index.encoded(image) for image in range(len(index))]
-    states = [path.stat() if os.path.exists(path) else None for path in paths]  # too long a name is no file's
+    states = [path.stat() if os.path.exists(path) else None for path in paths]  # False if the name is too long
     content = repr([state and (state.st_size, state.st_mtime_ns) for state in states])
     return hashlib.sha256(content.encode()).hexdigest()[:16]

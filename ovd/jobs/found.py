@@ -1,4 +1,4 @@
-"""What is found in a picture, and where it goes."""
+"""The detections shown of a picture, and the interface of the outputs that write them."""
 
 import json
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from ovd.structures import Detections
 
 @dataclass(frozen=True)
 class Found:
-    """What is shown of one picture."""
+    """Detections shown of one picture."""
 
     picture: Picture
     detections: Detections
     tracks: tuple[int, ...] | None = None
-    """Number of the object that each box follows through the video; None if objects are not tracked."""
+    """Track number of each box in the video; None if objects are not tracked."""
 
     def rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """One JSON-able row per box, best first."""
+        """Return one JSON-serializable row per box, best first."""
         found = self.detections
         boxes, scores, classes = found.boxes.tolist(), found.scores.tolist(), found.classes.tolist()
         rows: list[dict[str, Any]] = [
@@ -33,20 +33,20 @@ class Found:
 
 @runtime_checkable
 class Output(Protocol):
-    """Where detections go."""
+    """Interface of an output that detections are written to."""
 
     def add(self, found: Found) -> None:
-        """Takes those of one picture; the frames of a video come in their order, without others between them."""
+        """Add the detections of one picture; frames of a video come in order, with no other picture between them."""
 
     def close(self) -> None:
-        """Writes what is left, after the last picture."""
+        """Write what is left, after the last picture."""
 
     def where(self) -> str:
-        """Where it all is now, to end a sentence with; empty for standard output."""
+        """Return where the output was written, as the end of a sentence; empty for standard output."""
 
 
 def line_of(found: Found, names: Sequence[str]) -> str:
-    """A line of JSON; bytes of a file's name that are not UTF-8 are spelled out as the output's `errors` say."""
+    """Format one picture as a JSON line; file names that are not UTF-8 are left to the output's `errors` setting."""
     picture = found.picture
     frame = {} if picture.frame is None else {"frame": picture.frame, "time_s": round(picture.time_s or 0.0, 3)}
     content = {"image": picture.source, **frame, "detections": found.rows(names)}

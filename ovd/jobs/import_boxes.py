@@ -1,4 +1,4 @@
-"""Make one clean JSON file of what an annotation tool exported, and a report of what was left out or repaired."""
+"""Convert an export of an annotation tool to one clean JSON file, with a report of what was left out or repaired."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from ovd.warn import warn
 
 @dataclass(frozen=True)
 class ImportedFile:
-    """A file of boxes that was written, and how it came about."""
+    """A written annotation file, with its boxes and the report of the import."""
 
     path: Path
     boxes: ImportedBoxes
@@ -23,7 +23,7 @@ class ImportedFile:
 
     @property
     def words(self) -> str:
-        """A few lines for people to read."""
+        """Summary in a few lines, for people to read."""
         counts = ", ".join(
             number_of(len(self.boxes.content[many]), one, many)
             for one, many in (("image", "images"), ("annotation", "annotations"), ("category", "categories"))
@@ -41,11 +41,11 @@ def import_into_file(
     options: FormatOptions,
     crowds_as_objects: bool,
 ) -> ImportedFile:
-    """Write OUTPUT and OUTPUT.report.json; a set without a box is a warning.
+    """Import annotations into the file OUTPUT, and write OUTPUT.report.json; warn if there is no box.
 
     Raises:
-        ValueError: one of them exists, their folder cannot be made or written to, or as `import_boxes`, before anything
-            is written.
+        ValueError: one of the two files exists, their folder cannot be made or written to, or as raised by
+            `import_boxes`; no file is written then.
     """
     report, report_file = DataReport(), output.with_name(output.name + ".report.json")
     for path in (output, report_file):

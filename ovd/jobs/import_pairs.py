@@ -1,4 +1,4 @@
-"""Make tar shards of image-text pairs from a TSV file, and a report of those that were left out."""
+"""Write tar shards of image-text pairs from a TSV file, with a report of the pairs left out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,17 +11,17 @@ from ovd.data.report import DataReport
 def import_pairs(
     tsv: Path, columns: Sequence[str], images: Path | None, output: Path, *, pairs_per_shard: int
 ) -> DataReport:
-    """Write shards with their manifest, and data_report.json beside them, which an import that stops has, too.
+    """Write shards with their manifest, and data_report.json beside them, even if the import stops early.
 
     Args:
         tsv, columns, images: as for `read_tsv`.
-        output: folder that has no shard.
+        output: folder without shards.
 
     Returns:
-        Counts the pairs.
+        The report, which counts the pairs.
 
     Raises:
-        DataError, ValueError: as `read_tsv` and `write_pair_shards`.
+        DataError, ValueError: as raised by `read_tsv` and `write_pair_shards`.
     """
     report = DataReport()
     pairs = read_tsv(tsv, columns, images, report)

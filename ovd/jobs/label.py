@@ -1,4 +1,4 @@
-"""Label images with a detector: which images, which names, into which files."""
+"""Label images with a detector and write the labels to files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,33 +22,33 @@ from ovd.jobs.queries import Query
 
 @dataclass(frozen=True)
 class Labelling:
-    """Which images are labelled with what."""
+    """Images to label, queries, thresholds and output."""
 
     root: Path
-    """A folder that all images lie in; their names start there."""
+    """Folder that contains all images; image names are relative to it."""
     paths: Sequence[Path]
-    """The images."""
+    """Paths of the images."""
     queries: Sequence[Query]
-    """What is asked for: names, each once."""
+    """Queries by class name, each name once."""
     output: LabelOutput
     loading: Loading
     threshold: float | None = None
-    """The least score of a box whose name has none of its own; by default the detector's."""
+    """Score threshold of queries without their own; None for the detector's."""
     overlapping: bool = False
-    """Whether several names may stay at one place."""
+    """Whether every box above its threshold is kept; otherwise only the best of boxes that overlap."""
     size: int | None = None
-    """Longest side of an image in pixels; by default as trained."""
+    """Longest side of an image in pixels; None for the size used in training."""
 
 
 def label_into_files(trained: TrainedDetector, labelling: Labelling) -> WrittenLabels:
-    """Label images and write the files; go on from an interrupted call, and say so.
+    """Label images and write the files, resuming an interrupted call.
 
     Args:
-        trained: loaded from disk.
+        trained: detector loaded from disk.
 
     Raises:
-        ValueError: no image can be read, another call labels into these files or an interrupted one had other settings,
-            or as `LabelOutput.write`.
+        ValueError: no image can be read, another process is labelling into these files, an interrupted call had other
+            settings, or as raised by `LabelOutput.write`.
     """
     inference, output = build_inference(trained, size=labelling.size), labelling.output
     threshold = inference.shown_threshold if labelling.threshold is None else labelling.threshold
@@ -76,14 +76,14 @@ def label_into_files(trained: TrainedDetector, labelling: Labelling) -> WrittenL
 def _settings(
     trained: TrainedDetector, inference: BatchDetector, labelling: Labelling, least: Mapping[str, float]
 ) -> dict[str, Any]:
-    """All that the boxes of an image depend on."""
+    """Return all settings that the boxes of an image depend on."""
     experts = trained.experts
     assert trained.weights is not None
     return {
         "ovd": version("ovd"),
         "checkpoint": sha256_of(trained.weights.parent / MANIFEST),
         "experts": [sha256_of(find_expert(folder) / DESCRIPTION) for folder in experts.folders],
-        # The default has been written as null since there are journals.
+        # Journals have always stored the default as null.
         "same_place": None if experts.same_place == NO_EXPERTS.same_place else experts.same_place,
         "nearest": experts.nearest,
         "names": list(least),

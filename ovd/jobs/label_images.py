@@ -1,4 +1,4 @@
-"""Boxes of named classes in images, for a person to correct and a smaller detector to learn."""
+"""Detect boxes of named classes in images, for a person to correct and a smaller detector to learn from."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,23 +25,23 @@ from ovd.structures import Batch, Detections
 from ovd.visualize.boxes import SAME_PLACE_IOU, choose_shown
 
 BELOW_THRESHOLD = 0.5
-"""Boxes that score at least so large a part of their threshold are candidates for a review."""
+"""Share of its threshold from which a box below it is a candidate for review."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Which of the boxes that are found are kept."""
+    """Classes to detect, and the thresholds for keeping their boxes."""
 
     least: Mapping[str, float]
-    """The classes to detect, and the least score of each."""
+    """Minimum score of each class to detect, by name."""
     overlapping: bool = False
-    """Whether several names may stay at one place."""
+    """Whether every box above its threshold is kept; otherwise only the best of boxes that overlap."""
 
     def choose(self, found: Detections) -> Answer:
-        """The boxes at or above the thresholds of their classes, and those below that may be worth a look.
+        """Select the boxes at or above the thresholds of their classes, and candidates for review below them.
 
         Args:
-            found: its classes are rows of the names.
+            found: detections whose classes are positions in `least`.
         """
         thresholds = list(self.least.values())
         kept = choose_shown(found, thresholds, overlapping=self.overlapping)
@@ -63,16 +63,16 @@ def label_images(
     journal: LabelJournal,
     loading: Loading,
 ) -> LabelledSets:
-    """Detect names in images.
+    """Detect boxes of named classes in images.
 
-    Images are padded and run with those of like shape only, so that what is found in one does not depend on the others
-    beside it.
+    A batch holds only images with the same padded shape, so that the boxes of an image do not depend on the other
+    images of its batch.
 
     Args:
-        inference: of the detector.
-        root: a folder that all images lie in; their names start there.
-        report: counts the images, and the boxes too small to be of use (F4).
-        journal: has the answers of an interrupted call with these settings, and gets the others.
+        inference: inference of the detector.
+        root: folder that contains all images; image names are relative to it.
+        report: report that counts the images, and the boxes too small to export (F4).
+        journal: journal with the answers of an interrupted call with these settings, to which the others are added.
 
     Raises:
         ValueError: no image can be read.
@@ -82,7 +82,7 @@ def label_images(
     readable, sizes = readable_sizes(paths, report, stops=False)
     files = ImageFiles(tuple(paths[position] for position in readable.tolist()), sizes)
     file_names = [name_below(root, path) for path in files.paths]
-    stats = [stat_of(path) for path in files.paths]  # before an image is read, so that later changes count
+    stats = [stat_of(path) for path in files.paths]  # before any image is read, so that later changes show
     before = (journal.answer(name, stat) for name, stat in zip(file_names, stats, strict=True))
     found = {image: answer for image, answer in enumerate(before) if answer is not None}
     report.used(len(found))
@@ -123,7 +123,7 @@ def label_images(
 
 
 def _counted(batches: Iterator[Batch], report: DataReport, journal: LabelJournal) -> Iterator[Batch]:
-    """The batches, once the report has counted them and the journal has their repairs."""
+    """Yield the batches after counting them in the report and adding their repairs to the journal."""
     for batch in batches:
         report.add_batch(batch)
         journal.add_repaired(batch.repaired)
@@ -133,7 +133,7 @@ def _counted(batches: Iterator[Batch], report: DataReport, journal: LabelJournal
 def _detected(
     batches: Iterator[Batch], detect: Callable[[Batch], Sequence[Detections]]
 ) -> Iterator[tuple[int, Detections] | None]:
-    """Yield position and detections of each image; None for one that cannot be read."""
+    """Yield position and detections of each image, and None for each image that cannot be read."""
     for batch in batches:
         if batch.image_ids:
             yield from zip(batch.image_ids, detect(batch), strict=True)
@@ -141,7 +141,7 @@ def _detected(
 
 
 def _labelled(found: Detections, file: str, height: int, width: int, report: DataReport | None) -> LabelledImage:
-    """The image with the boxes that are large enough for every format."""
+    """Return the image with the boxes that are large enough for every format; count them in `report`, if given."""
     large = (found.boxes[:, 2:] - found.boxes[:, :2] >= SMALLEST_EXPORTED_PX).all(dim=1)
     if report is not None:
         report.used(int(large.sum()), unit="box")

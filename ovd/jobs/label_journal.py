@@ -1,7 +1,8 @@
-"""What was found in images before a labelling was interrupted: a file that the same command goes on from.
+"""Journal of a labelling: a file with the boxes found so far, from which the same command resumes if interrupted.
 
-`OUTPUT.partial` has the settings in its first line, and then one line for each image (its name, size in bytes, time of
-change, and boxes) or for what was repaired to read some. It is removed when the output is written.
+The first line of `OUTPUT.partial` has the settings. Each further line is either an image (its name, size in bytes,
+modification time, and boxes) or a list of repairs that were made to read images. The file is removed when the output is
+written.
 """
 
 import json
@@ -25,54 +26,54 @@ _MARK = "ovd label"
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found in an image."""
+    """Boxes found in one image."""
 
     kept: Detections
-    """The boxes at or above the thresholds."""
+    """Boxes at or above the thresholds."""
     below: Detections
-    """Candidates for a review."""
+    """Boxes below the thresholds that are candidates for review."""
 
     def to_json(self) -> list[dict[str, Any]]:
         return [{key: value.tolist() for key, value in vars(of).items()} for of in (self.kept, self.below)]
 
     @classmethod
     def from_json(cls, content: list[dict[str, Any]]) -> "Answer":
-        """The answer that `to_json` was made of.
+        """Rebuild an answer from the result of `to_json`.
 
         Raises:
-            ValueError, KeyError, TypeError, RuntimeError: it is none.
+            ValueError, KeyError, TypeError, RuntimeError: `content` is not such a result.
         """
         kept, below = content
         return cls(_detections(kept), _detections(below))
 
 
 class LabelJournal:
-    """A context manager that holds the file; without an answer in it, it is removed again."""
+    """Context manager that locks the journal file; on exit, a file without answers is removed."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any]):
         """
         Args:
-            path: the file.
-            settings: JSON-able; all that answers depend on besides the image.
+            path: path of the journal file.
+            settings: JSON-serializable settings: all that answers depend on besides the image.
 
         Raises:
-            ValueError: the file is of other settings, damaged, no journal, or in use.
+            ValueError: the file has other settings, is damaged, is not a journal, or is in use.
         """
         self.path = path
         self.repaired: list[Fault] = []
-        """Where and what, of an interrupted call."""
+        """Repairs made to read images in the interrupted call."""
         self._settings = json.loads(json.dumps({_MARK: 1, **settings}))
         self._lines: dict[str, bytes] = {}
-        """The latest line of each image."""
+        """Latest line of each image, by its name."""
         self._file = path.open("a+b")
         try:
             if not lock_file(self._file) or not _is_at(path, self._file):
                 raise ValueError(f"{path}: another process is labelling into this; wait for its end")
             self._file.seek(0)
             whole = self._read()
-            self._file.truncate(whole)  # without a line that was cut off
+            self._file.truncate(whole)  # drops a line that was cut off
             self.goes_on = whole > 0
-            """Whether an interrupted call is gone on with."""
+            """Whether an interrupted call is resumed."""
             if not self.goes_on:
                 self._write(self._settings)
         except ValueError:
@@ -80,7 +81,7 @@ class LabelJournal:
             raise
 
     def _read(self) -> int:
-        """Read the lines that are whole; return their length in bytes."""
+        """Read the complete lines; return their total length in bytes."""
         head = json.dumps(self._settings).encode() + b"\n"
         whole = 0
         for number, line in enumerate(self._file, start=1):
@@ -112,11 +113,11 @@ class LabelJournal:
             )
 
     def answer(self, name: str, stat: Sequence[int]) -> Answer | None:
-        """What was found in an image before; None if it was not looked at, or has changed since.
+        """Return the stored answer of an image; None if there is none, or the image has changed since.
 
         Args:
-            name: of the image.
-            stat: `stat_of` the file.
+            name: name of the image.
+            stat: `stat_of` the image file.
         """
         line = self._lines.get(name)
         if line is None:
@@ -125,11 +126,11 @@ class LabelJournal:
         return Answer.from_json(answer) if before == list(stat) else None
 
     def add(self, name: str, stat: Sequence[int], answer: Answer) -> None:
-        """Write the answer of an image; arguments as of `answer`."""
+        """Write the answer of an image; arguments as for `answer`."""
         self._lines[name] = self._write([name, list(stat), *answer.to_json()])
 
     def add_repaired(self, faults: Sequence[Fault]) -> None:
-        """Write what was repaired to read images."""
+        """Write the repairs that were made to read images."""
         if faults:
             self._write({"repaired": [str(fault) for fault in faults]})
 
@@ -140,7 +141,7 @@ class LabelJournal:
         return content
 
     def remove(self) -> None:
-        """Remove the file, once all is written elsewhere."""
+        """Remove the file, once the output is written."""
         self.path.unlink(missing_ok=True)
 
     def __enter__(self) -> "LabelJournal":
@@ -156,25 +157,25 @@ class LabelJournal:
 
 
 class _OtherSettingsError(ValueError):
-    """The file is of another call."""
+    """The journal was written with other settings."""
 
 
 def _is_at(path: Path, file: BufferedRandom) -> bool:
-    """Whether an open file is still the one of this name: who held it may have removed it at its end."""
+    """Return whether an open file is still the one at `path`; the process that held it may have removed it."""
     return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def stat_of(image: Path) -> list[int]:
-    """What changes with a file: its size in bytes and the time of its last change."""
+    """Return the size of an image file in bytes and its modification time in nanoseconds."""
     found = image.stat()
     return [found.st_size, found.st_mtime_ns]
 
 
 def _detections(columns: dict[str, Any]) -> Detections:
-    """Detections of a line.
+    """Rebuild the detections of a journal line.
 
     Raises:
-        ValueError, KeyError, TypeError, RuntimeError: it has none.
+        ValueError, KeyError, TypeError, RuntimeError: `columns` does not hold detections.
     """
     scores = torch.tensor(columns["scores"], dtype=torch.float32)
     classes = torch.tensor(columns["classes"], dtype=torch.int64)

@@ -20,43 +20,43 @@ _NUM_CLASSES_NAMED = 20
 
 @dataclass(frozen=True)
 class LabelledSets:
-    """What was found in the images that could be read, in their order."""
+    """Labels of the images that could be read, in the order of the images."""
 
     kept: LabelledSet
-    """Boxes at or above the threshold."""
+    """Boxes at or above their thresholds."""
     below: LabelledSet
-    """Boxes of the same images under it, where none is kept: candidates for a review."""
+    """Boxes of the same images below their thresholds, where no box is kept: candidates for review."""
 
 
 @dataclass(frozen=True)
 class LabelOutput:
-    """Where the labels of images go, and in which form."""
+    """Output files of a labelling, and their format."""
 
     path: Path
-    """The file, or the folder of yolo and voc; the others lie beside it."""
+    """Label file, or folder for yolo and voc; the other files are written beside it."""
     format: ExportFormatName
     source: str
-    """What made the boxes, in words."""
+    """Origin of the boxes, in words."""
     review_boxes: int = 0
-    """Number of boxes on the page to review; 0 for no page."""
+    """Number of boxes on the review page; 0 for no page."""
     copy_images: bool = False
-    """yolo: whether images are copied instead of linked to."""
+    """Whether to copy the images instead of linking to them; yolo only."""
     image_url: str = LOCAL_FILES
-    """label_studio: what stands before an image's name in its address."""
+    """Prefix of an image's name in its URL; label_studio only."""
 
     @property
     def report(self) -> Path:
-        """Counts all images, and those that could not be read."""
+        """Path of the report, which counts all images and those that could not be read."""
         return self.path.with_name(f"{self.path.name}.report.json")
 
     @property
     def journal(self) -> Path:
-        """What an interrupted labelling goes on from (`LabelJournal`)."""
+        """Path of the journal, from which an interrupted labelling is resumed (`LabelJournal`)."""
         return self.path.with_name(f"{self.path.name}.partial")
 
     @property
     def review(self) -> Path | None:
-        """The page to review; None for no page."""
+        """Path of the review page; None for no page."""
         return self._beside(".review.html") if self.review_boxes else None
 
     def _beside(self, ending: str) -> Path:
@@ -64,11 +64,12 @@ class LabelOutput:
         return base.with_name(f"{base.name}{ending}")
 
     def make_room(self) -> None:
-        """Make the folder of the files, none of which may exist. What an interrupted labelling left beside its journal
-        is written again.
+        """Check that no output file exists, and make the folder for them.
+
+        Report and review page may exist beside the journal of an interrupted labelling; they are written again.
 
         Raises:
-            ValueError: one exists, or the folder cannot be made or written to.
+            ValueError: a file exists, or the folder cannot be made or written to.
         """
         beside = [] if self.journal.exists() else [self.report, *([self.review] if self.review else [])]
         for path in (*outputs_of(self.path, self.format), *beside):
@@ -79,14 +80,14 @@ class LabelOutput:
         """Write all files, the labels last.
 
         Args:
-            thresholds: the least score of each name.
-            kind: what its scores are, in a word.
+            thresholds: minimum score of each name.
+            kind: word for the scores, `probability` or `score`.
 
         Returns:
-            Number of boxes on the page to review.
+            Number of boxes on the review page.
 
         Raises:
-            ValueError, OSError: as `export_boxes`.
+            ValueError, OSError: as raised by `export_boxes`.
         """
         report.write(self.report)
         num_shown = 0
@@ -114,19 +115,19 @@ class LabelOutput:
 
 @dataclass(frozen=True)
 class WrittenLabels:
-    """What a labelling found and wrote."""
+    """Result of a labelling."""
 
     kept: LabelledSet
     report: DataReport
     output: LabelOutput
     limit: str
-    """Which boxes are kept, in words."""
+    """Threshold of the boxes kept, in words."""
     num_shown: int
-    """Number of boxes on the page to review."""
+    """Number of boxes on the review page."""
 
     @property
     def words(self) -> str:
-        """A few lines for people to read."""
+        """Summary in a few lines, for people to read."""
         return printable("\n".join(self._lines()))
 
     def _lines(self) -> Iterator[str]:
@@ -149,5 +150,5 @@ class WrittenLabels:
 
 
 def printable(text: str) -> str:
-    """A text in which names of files that are not UTF-8 are spelled out."""
+    """Replace the bytes of file names that are not UTF-8 by escape sequences, so that a text can be printed."""
     return text.encode(errors="backslashreplace").decode()

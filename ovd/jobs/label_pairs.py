@@ -25,40 +25,41 @@ from ovd.text.encoder import text_tower_on
 from ovd.text.prompts import TEMPLATES
 
 CANDIDATES_PER_BOX = 20
-"""Candidates for an image's boxes that the teacher looks at, in multiples of the boxes that are stored, at least. An
-object has tens of candidates for each text, and a teacher that looks at too few loses the texts that score low."""
+"""Minimum number of candidates that the teacher considers in an image, per box that may be stored. An object has tens
+of candidates for each text, and a teacher that considers too few loses the texts with low scores."""
 
 
 @dataclass(frozen=True)
 class LabelRequest:
-    """Which pairs are labelled, and how."""
+    """Image-text pairs to label, and the settings of the labelling."""
 
     pairs: Path
-    """The folder of shards."""
+    """Folder of the shards."""
     output: Path
-    """The folder of labels and ledgers."""
+    """Folder of the labels and ledgers."""
     options: LabelOptions
     templates: Templates | None = None
-    """Of TEMPLATES, those that names and phrases are asked for in, and stored in as text variants; the run's by
-    default. Captions are asked for as they stand."""
+    """Name of the prompt templates (`TEMPLATES`) in which names and phrases are queried and stored as text variants;
+    None for the run's. Captions are queried unchanged."""
     teacher_hf: str | None = None
-    """A zero-shot detector of transformers that finds the boxes instead. Without `templates` it reads names and phrases
-    as they stand; the text variants are then still in the run's."""
+    """Name of a zero-shot detector of transformers that detects the boxes instead. Without `templates`, it is queried
+    with names and phrases unchanged, while the text variants use the run's templates."""
     size: int | None = None
-    """Longest side of an image in pixels, as trained by default; transformers' detectors have their own."""
+    """Longest side of an image in pixels; None for the size used in training. Detectors of transformers have their
+    own."""
     skip_unreadable: bool = False
-    """Whether to go on past images that cannot be read, however many."""
+    """Whether to continue however many images cannot be read."""
 
 
 @dataclass(frozen=True)
 class Labeller:
-    """A teacher with all that labelling needs beside it."""
+    """A teacher, and everything else that labelling needs."""
 
     teacher: Teacher
     shown_name: str
-    """The teacher's name, with the folder that it was loaded from."""
+    """Name of the teacher, with the folder that it was loaded from."""
     is_calibrated: bool
-    """Whether its scores are probabilities."""
+    """Whether the teacher's scores are probabilities."""
     texts: TextVariants
     request: LabelRequest
     trained: TrainedDetector
@@ -74,8 +75,10 @@ class Labeller:
 
 
 def device_of_worker(environment: Mapping[str, str]) -> str | None:
-    """The GPU of a process of torchrun, by its LOCAL_RANK; None for the device of the run's config, without torchrun or
-    without a GPU."""
+    """Return the GPU of a torchrun process by its LOCAL_RANK; None without torchrun or without a GPU.
+
+    With None, the device of the run's config is used.
+    """
     local_rank = environment.get("LOCAL_RANK")
     return f"cuda:{local_rank}" if local_rank is not None and torch.cuda.is_available() else None
 
@@ -120,9 +123,9 @@ def build_labeller(trained: TrainedDetector, request: LabelRequest) -> Labeller:
                 f"{trained.shown_name}: names do not compete for a place (eval.competition), so that scores can be "
                 "compared across captions with different numbers of names"
             )
-        # All names of a place are stored, at all points: labels are filtered afterwards, and captions have few names.
-        # The job keeps the best box of each name, so it is given those of all candidates. A caption is one name; there
-        # one box more than is kept tells that some are left out.
+        # All names at a place are stored, and all points are scored: labels are filtered afterwards, and captions have
+        # few names. The job keeps the best box of each name, so the teacher returns all candidates. A caption is a
+        # single name, for which one box more than is kept shows that some are left out.
         teacher_options = {
             "score_threshold": options.score_threshold,
             "max_detections": options.max_boxes + 1 if options.queries == "caption" else candidates,
@@ -144,10 +147,9 @@ def build_labeller(trained: TrainedDetector, request: LabelRequest) -> Labeller:
 
 
 def _without_competing(trained: TrainedDetector) -> TrainedDetector:
-    """The detector without a calibration that was fitted where names compete.
+    """Return the detector, without its calibration if that was fitted on names that compete.
 
-    Such a correction of the bias towards trained names belongs to the softmax over the names alone, and such a map to
-    its scores.
+    The bias correction and the score map of such a calibration hold only for scores of the softmax over the names.
     """
     return replace(trained, calibration=None) if _was_competing(trained.calibration) else trained
 
@@ -163,10 +165,11 @@ def pseudo_label_run(
 
     Args:
         trained: the teacher; a student trained on the labels must have its text tower.
-        listed: the shards to label (`shards_of_worker`); all of the folder by default.
+        listed: shards to label (`shards_of_worker`); None for all shards of the folder.
 
     Raises:
-        ValueError: experts together with `templates` or `teacher_hf`.
+        ValueError: experts are combined with `teacher_hf` or with templates other than the run's, `size` is combined
+            with `teacher_hf`, or the run learned names alone.
     """
     labeller = build_labeller(trained, request)
     scores = "scores are probabilities" if labeller.is_calibrated else "scores are not calibrated"

@@ -13,7 +13,7 @@ from ovd.selftrain.quality import QualityRow, measure_quality, read_true_objects
 
 @dataclass(frozen=True)
 class LabelQuality:
-    """How good the labels of some pairs are."""
+    """Precision and recall of pseudo-labels."""
 
     rows: tuple[QualityRow, ...]
     num_pairs: int
@@ -21,7 +21,7 @@ class LabelQuality:
     num_left_out: int
     """Number of pairs whose true objects are not known."""
     capped: str
-    """Of how many pairs the labels lack boxes, in a sentence; empty if they lack none."""
+    """Sentence that counts the pairs whose labels lack boxes; empty if there are none."""
 
 
 def label_quality(labels: Path, pairs: Path, annotations: Path | None, *, thresholds: Sequence[float]) -> LabelQuality:
@@ -29,7 +29,7 @@ def label_quality(labels: Path, pairs: Path, annotations: Path | None, *, thresh
 
     Args:
         labels: folder of label files.
-        pairs: folder of the image-text shards that they belong to.
+        pairs: folder of the image-text shards that the labels belong to.
         annotations: LVIS file with the names' synonyms and frequencies.
 
     Raises:

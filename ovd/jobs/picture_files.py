@@ -1,4 +1,4 @@
-"""Pictures and videos with the boxes that were found, and JSON beside them."""
+"""Output of detections as pictures and videos with boxes drawn, and JSON files beside them."""
 
 import os
 from collections import Counter
@@ -18,22 +18,24 @@ from ovd.jobs.found import Found, line_of
 from ovd.visualize.boxes import draw_detections
 
 PICTURE: dict[str, Any] = {"format": "JPEG", "quality": 95, "subsampling": 0}
-"""How pictures are saved. As PNG those of a phone (12 million pixels) take a hundred times as long."""
+"""Options for saving pictures. Saving a phone's picture (12 million pixels) as PNG takes a hundred times as long."""
 
 
 class PictureFiles:
-    """Writes, beside each source or into a folder, a picture with the boxes and a JSON file; of a video, a video and
-    lines of JSON."""
+    """Output of a picture with boxes and a JSON file per image, and of a video with boxes and JSON lines per video.
+
+    The files are written beside their sources or into a folder.
+    """
 
     def __init__(self, sources: Sequence[str], names: Sequence[str], folder: Path | None):
         """
         Args:
-            folder: made if it does not exist; None writes beside the sources. Where two sources have the same name,
-                it has the folders below the one that all sources lie in.
+            folder: output folder, made if it does not exist; None to write beside the sources. If two sources have the
+                same name, it gets their subfolders, relative to the folder that contains all sources.
 
         Raises:
-            ValueError: the files of two sources would have the same name; the folder cannot be made or written to, nor,
-                without one, that of a source.
+            ValueError: the files of two sources would have the same path, the folder cannot be made or written to, or,
+                without one, the folder of a source cannot be written to.
         """
         self._names = list(names)
         self._folder = folder
@@ -46,7 +48,7 @@ class PictureFiles:
         self.written: list[Path] = []
 
     def add(self, found: Found) -> None:
-        """Writes the files of an image; appends a frame."""
+        """Write the files of an image, or append a frame to those of its video."""
         picture = found.picture
         if self._video is not None and picture.source != self._video.source:
             self.close()
@@ -67,7 +69,7 @@ class PictureFiles:
         self._video.add(drawn, line_of(found, self._names))
 
     def _drawn(self, found: Found) -> Image.Image:
-        """The picture with its boxes; one color per class, or per object that is followed."""
+        """Draw the boxes on the picture, in one color per class, or per track if objects are tracked."""
         if found.tracks is None:
             return draw_detections(found.picture.pixels, found.detections, self._names)
         classes = found.detections.classes.tolist()
@@ -76,13 +78,13 @@ class PictureFiles:
         return draw_detections(found.picture.pixels, of_tracks, labels)
 
     def close(self) -> None:
-        """Ends the last video."""
+        """Close the files of the last video."""
         if self._video is not None:
             self._video.close()
             self._video = None
 
     def where(self) -> str:
-        """The one file, or the folder of several."""
+        """Return the one file, or the folder of several, as the end of a sentence."""
         if not self.written:
             return ""
         if len(self.written) == 1:
@@ -104,12 +106,12 @@ def _check_places(folders: Iterable[Path]) -> None:
 
 
 class _OpenVideo:
-    """The two files of a video that is not at its end: frames with boxes, and a line of JSON for each."""
+    """The two open files of a video: frames with boxes, and a JSON line per frame."""
 
     def __init__(self, source: str, target: Path):
         """
         Args:
-            target: path of the files, without an ending.
+            target: path of the files, without suffix.
         """
         self.source = source
         self.file = target.with_name(f"{target.name}{DRAWN}.mp4")
@@ -117,22 +119,22 @@ class _OpenVideo:
         self._lines = self.file.with_suffix(".jsonl").open("w", encoding="utf-8", errors="backslashreplace")
 
     def add(self, drawn: Image.Image, line: str) -> None:
-        """Appends a frame."""
+        """Append a frame and its JSON line."""
         self._frames.add(drawn)
         self._lines.write(line)
 
     def close(self) -> None:
-        """Ends both files."""
+        """Close both files."""
         self._frames.close()
         self._lines.close()
 
 
 def targets(sources: Sequence[str], folder: Path | None) -> dict[str, Path]:
-    """The path, without an ending, of the files that are written for each source.
+    """Choose the path, without suffix, of the files that are written for each source.
 
-    Sources of one name keep their own ending in it: x.jpg and x.png give x.jpg.detections.jpg and
-    x.png.detections.jpg. Where that does not tell them apart in the folder, as train/x.jpg and val/x.jpg, all sources
-    keep their path below the folder that they all lie in.
+    Sources of the same name keep their suffix in it: x.jpg and x.png give x.jpg.detections.jpg and
+    x.png.detections.jpg. If two would still have the same path in `folder`, such as train/x.jpg and val/x.jpg, all
+    sources keep their path relative to the folder that contains them all.
 
     Raises:
         ValueError: two sources would have the same path.
@@ -156,7 +158,7 @@ def targets(sources: Sequence[str], folder: Path | None) -> dict[str, Path]:
 
 
 def _targets_in(parents: Mapping[str, Path], files: Mapping[str, Path]) -> dict[str, Path]:
-    """The path of each source's files in its folder, with the source's own ending where its stem is there twice."""
+    """Return the path of each source's files in its folder, with the source's suffix where its stem occurs twice."""
     stems = {source: parents[source] / file.stem for source, file in files.items()}
     count = Counter(stems.values())
     return {source: parents[source] / files[source].name if count[stem] > 1 else stem for source, stem in stems.items()}

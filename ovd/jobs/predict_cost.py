@@ -1,4 +1,4 @@
-"""Predict what training a config takes on some hardware, from counted operations."""
+"""Predict the memory and time of training a config on given hardware, from counted operations."""
 
 from dataclasses import dataclass
 
@@ -6,30 +6,31 @@ from ovd.config.training import TrainConfig
 from ovd.cost import MEASURED_UTILIZATION, Cost, count_cost
 
 H100_TFLOPS = 989.0
-"""Peak in bf16 of an H100 SXM, on which `MEASURED_UTILIZATION` was measured."""
+"""Peak of an H100 SXM in TFLOP/s, in bf16; `MEASURED_UTILIZATION` is a share of it."""
 DEFAULT_GPUS = 8
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a training runs on: GPUs, or one CPU."""
+    """Hardware of a training: GPUs, or one CPU."""
 
     num_gpus: int
-    """0 for a CPU."""
+    """Number of GPUs; 0 for a CPU."""
     peak_tflops: float | None
-    """Of each GPU, or of the CPU; None for a CPU of which it is not known."""
+    """Peak of each GPU, or of the CPU, in TFLOP/s; None for a CPU whose peak is unknown."""
     utilization: float | None
-    """Share of the peak that is reached, above 0 to 1; None where it is not known."""
+    """Share of the peak that training reaches, above 0 and at most 1; None if it is unknown."""
 
     @classmethod
     def of_config(
         cls, config: TrainConfig, *, gpus: int | None, peak_tflops: float | None, utilization: float | None
     ) -> "Hardware":
-        """What a config's `train.device` means. For all but `cpu` that is GPUs, where nothing else is said 8 H100s that
-        are used as one was seen to be.
+        """Return the hardware of a config's `train.device`: one CPU for `cpu`, GPUs for all others.
+
+        The default is 8 H100 GPUs with the utilization that was measured on one.
 
         Raises:
-            ValueError: a number of GPUs for a CPU, or one of its peak and its utilization alone.
+            ValueError: a number of GPUs is given for a CPU, or only one of its peak and its utilization.
         """
         if config.train.device != "cpu":
             return cls(gpus or DEFAULT_GPUS, peak_tflops or H100_TFLOPS, utilization or MEASURED_UTILIZATION)
@@ -42,16 +43,16 @@ class Hardware:
 
 @dataclass(frozen=True)
 class PredictedCost:
-    """What training takes: memory of a process, and time without evaluations."""
+    """Predicted cost of a training: memory per process, and time without evaluations."""
 
     cost: Cost
     height: int
     width: int
-    """Of an image, in pixels."""
+    """Width of an image in pixels; `height` likewise."""
     steps: int
     images_per_step: int
     images_at_a_time: int
-    """Per process, of which there is one per GPU."""
+    """Number of images that a process computes at once; there is one process per GPU."""
     hardware: Hardware
 
     @property
@@ -60,7 +61,7 @@ class PredictedCost:
 
     @property
     def hours(self) -> float | None:
-        """None for a CPU of which nothing is known."""
+        """Training time in hours; None for a CPU whose peak and utilization are unknown."""
         hardware = self.hardware
         if hardware.peak_tflops is None or hardware.utilization is None:
             return None
@@ -73,7 +74,7 @@ class PredictedCost:
 
     @property
     def words(self) -> str:
-        """A few lines for people to read."""
+        """Summary in a few lines, for people to read."""
         cost, per_gpu = self.cost, " per GPU" if self.hardware.num_gpus else ""
         parameters, trained = cost.parameters / 1e6, cost.trained_parameters / 1e6
         forward, training = cost.forward_flops / 1e9, cost.training_flops / 1e9
@@ -106,13 +107,13 @@ def _counted(count: int, noun: str) -> str:
 
 
 def predict_cost(config: TrainConfig, hardware: Hardware, *, height: int | None = None) -> PredictedCost:
-    """Predict the cost for images as wide as `data.size`.
+    """Predict the cost of training a config on images that are `data.size` pixels wide.
 
     Args:
-        height: in pixels; by default the width, which batches of several images are padded to.
+        height: image height in pixels; None for the width, to which batches of several images are padded.
 
     Raises:
-        ValueError: as `count_cost`.
+        ValueError: as raised by `count_cost`.
     """
     train, width = config.train, config.data.size
     height = height or width

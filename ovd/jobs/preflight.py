@@ -1,4 +1,4 @@
-"""All that can stop or spoil a training, found before it: both sets, every image file, the vocabulary, the pairs."""
+"""Find what would stop or spoil a training before it starts, in data sets, image files, vocabulary and pairs."""
 
 from collections.abc import Sequence
 
@@ -22,17 +22,17 @@ _NUM_NAMED = 10
 
 
 def preflight(config: TrainConfig, *, resume: bool = False, strict_resume: bool = False) -> bool:
-    """Look at everything that a training reads, print it, and say whether the training would run to its end.
+    """Check everything that a training reads, print a report, and return whether the training would run to its end.
 
-    Every image of both sets is decoded, in threads, with progress: minutes for 100,000 images. The detector is built
-    and given its initial weights; the text bank, which takes longest, is not built.
+    Every image of both sets is decoded, in threads and with a progress bar, which takes minutes for 100,000 images. The
+    detector is built with its initial weights; the text bank, which takes longest, is not built.
 
     Args:
         resume: whether the training would be resumed.
-        strict_resume: whether it would then stop at a damaged newest checkpoint.
+        strict_resume: whether a resumed training would stop if its newest checkpoint is damaged.
 
     Raises:
-        ValueError: what stops a training before its first step; the message is the training's own.
+        ValueError: the training would stop before its first step; the message is the training's own.
     """
     check_can_run(config)
     found = find_run(config, resume=resume, strict_resume=strict_resume)
@@ -80,7 +80,7 @@ def preflight(config: TrainConfig, *, resume: bool = False, strict_resume: bool 
 
 
 def describe_vocabulary(training: AnnotationIndex, validation: AnnotationIndex) -> str:
-    """Which names are trained on, and which are asked for without that."""
+    """Describe which names are trained on, and which are evaluated without being trained on."""
     trained, asked = training.names, validation.names
     new, unused = _missing(asked, trained), _missing(trained, asked)
     return (

@@ -1,4 +1,4 @@
-"""What is asked for on a command line: names, minimum scores, and examples."""
+"""Queries of a command line: class names, minimum scores, and example images."""
 
 import re
 from collections.abc import Sequence
@@ -14,30 +14,30 @@ from ovd.warn import warn
 
 @dataclass(frozen=True)
 class Query:
-    """A class that is asked for."""
+    """A class to detect."""
 
     prompt: str | Prompt
-    """Its name, or what it is asked for by."""
+    """Name of the class, or a prompt with texts and examples."""
     min_score: float | None = None
-    """Of its boxes, 0 to 1; None for that of all classes."""
+    """Minimum score of the class's boxes, 0 to 1; None for the minimum score of all classes."""
 
     @property
     def name(self) -> str:
-        """What it is called in results."""
+        """Name of the class in results."""
         return self.prompt if isinstance(self.prompt, str) else self.prompt.name
 
     def threshold(self, default: float) -> float:
-        """The minimum score of its boxes: its own, else the one of all classes."""
+        """Return the minimum score of the class's boxes: its own, or `default` if it has none."""
         return default if self.min_score is None else self.min_score
 
 
 def split_query(query: str) -> Query:
-    """Read a query such as `anchor:0.8`: its name, and its minimum score, if it has one.
+    """Parse a query such as `anchor:0.8` into its name and its minimum score, if it has one.
 
-    A minimum has a decimal point: `a ratio of 16:9` and `a clock at 12:00` are names.
+    A minimum score has a decimal point, so that `a ratio of 16:9` and `a clock at 12:00` are names.
 
     Raises:
-        ValueError: no name, or a minimum that is not in 0..1.
+        ValueError: there is no name, or the minimum score is not in 0..1.
     """
     name, _, minimum = query.rpartition(":")
     if not re.fullmatch(r"\s*-?\d*\.\d+\s*", minimum):
@@ -49,14 +49,14 @@ def split_query(query: str) -> Query:
 
 
 def read_queries(classes: str | None, file: Path | None = None) -> list[Query]:
-    """What is asked for by names, each once (`each_once`).
+    """Read queries by class name, each once (`each_once`).
 
     Args:
         classes: comma-separated queries (`split_query`).
-        file: has a query per line, which may have commas.
+        file: text file with one query per line, which may contain commas.
 
     Raises:
-        ValueError: a minimum score is wrong, a name has two, or the file cannot be read.
+        ValueError: a minimum score is not in 0..1, a name has two minimum scores, or the file cannot be read.
     """
     queries = [query for query in (classes or "").split(",") if query.strip()]
     if file is not None:
@@ -67,7 +67,7 @@ def read_queries(classes: str | None, file: Path | None = None) -> list[Query]:
 
 
 def read_class_names(file: Path) -> tuple[str, ...]:
-    """The names of a file that has one per line, each once: the first of those that read alike.
+    """Read class names from a file with one per line; of names that read alike, keep the first.
 
     Raises:
         ValueError: a name reads as blank, or the file cannot be read.
@@ -82,10 +82,10 @@ def read_class_names(file: Path) -> tuple[str, ...]:
 
 
 def read_example(word: str) -> tuple[str, Example]:
-    """The name and the example of `NAME=IMAGE`, or of `NAME=IMAGE:x,y,width,height`.
+    """Parse `NAME=IMAGE` or `NAME=IMAGE:x,y,width,height` into the name and the example.
 
     Raises:
-        ValueError: it is not of that form.
+        ValueError: `word` does not have this form.
     """
     name, equals, rest = word.partition("=")
     if not equals or not name.strip() or not rest:
@@ -97,13 +97,13 @@ def read_example(word: str) -> tuple[str, Example]:
         x, y, width, height = map(float, found[2].split(","))
     except ValueError:
         if found[2].count(",") != 3 and not re.fullmatch(r"[\d.,\s-]+", found[2]):
-            return name.strip(), Example(rest)  # a colon and commas in the name of a file
+            return name.strip(), Example(rest)  # the file name has a colon and commas
         raise ValueError(f"--prompt {word}: {found[2]} is not a box x,y,width,height in pixels") from None
     return name.strip(), Example(found[1], (x, y, x + width, y + height))
 
 
 def each_once(queries: Sequence[Query]) -> list[Query]:
-    """What is asked for without repeats, which would share the probability of one name; a note counts them.
+    """Remove repeated queries, which would share the probability of one name, and warn of their number.
 
     Raises:
         ValueError: a name is given with two minimum scores.
@@ -120,14 +120,14 @@ def each_once(queries: Sequence[Query]) -> list[Query]:
 
 
 def with_examples(queries: Sequence[Query], words: Sequence[str]) -> list[Query]:
-    """What is asked for by names, by names with examples, and by examples alone.
+    """Combine names and examples into queries by name, by name with examples, and by examples alone.
 
     Args:
-        queries: by names.
-        words: examples (`read_example`); one belongs to the query whose name reads alike.
+        queries: queries by name.
+        words: examples (`read_example`); an example belongs to the query whose name reads like its own.
 
     Raises:
-        ValueError: as `read_example`.
+        ValueError: as raised by `read_example`.
     """
     called: dict[str, str] = {}
     examples: dict[str, list[Example]] = {}

@@ -1,8 +1,8 @@
-"""Label image-text pairs on a Ray cluster: one actor per GPU, which is given one shard after another.
+"""Label image-text pairs on a Ray cluster: one actor per GPU, which labels one shard after another.
 
-A shard's files depend on the shard and the settings alone, so they are those of the plain job (`pseudo_label_run`), to
-the byte. A shard whose actor or node died is given to another actor; what it had left is written again. All nodes see
-the run, the shards and the output under the same paths.
+The files of a shard depend only on the shard and the settings, so they are byte-identical to those of the plain job
+(`pseudo_label_run`). If an actor or its node dies, another actor labels its shard and writes the files again. All nodes
+must see the run, the shards and the output under the same paths.
 """
 
 import os
@@ -27,25 +27,25 @@ from ovd.selftrain.ledger import LabelCounts, total_counts
 from ovd.selftrain.pseudo_label import shards_of_worker
 
 MOST_TRIES = 3
-"""Actors that a shard may lose before the job stops: then the shard itself may be what kills them."""
+"""Number of actors that die on one shard before the job stops, since the shard itself may be the cause."""
 
 
 @dataclass(frozen=True)
 class RayRequest:
-    """What every actor needs to know."""
+    """Settings that every actor needs."""
 
     run: Path
-    """Of the teacher, which each actor loads."""
+    """Run folder of the teacher, which each actor loads."""
     labelling: LabelRequest
     experts: ExpertGroup = NO_EXPERTS
     threads: int = 2
     """CPU threads of an actor."""
     num_shards: int | None = None
-    """Number of the folder's shards to label, from the first; None for all."""
+    """Number of shards of the folder to label, from the first; None for all."""
 
 
 class ShardWorker:
-    """An actor's content: the teacher, loaded once."""
+    """Actor that loads the teacher once, and then labels shards."""
 
     def __init__(self, request: RayRequest):
         torch.set_num_threads(request.threads)
@@ -54,25 +54,26 @@ class ShardWorker:
         self._labeller = build_labeller(trained, request.labelling)
 
     def label(self, name: str, entry: ManifestEntry | None) -> tuple[LabelCounts, DataReport]:
-        """Label one shard; the job, not the shard, decides how many images may be unreadable.
+        """Label one shard; how many images may be unreadable is decided by the job, over all shards.
 
         Args:
-            entry: what the folder's manifest says of it.
+            entry: the shard's entry in the folder's manifest, if there is one.
         """
         report = DataReport(stops=False)
         return self._labeller.label({name: entry}, report=report), report
 
 
 def label_on_ray(request: RayRequest, *, address: str | None, workers: int | None = None) -> LabelCounts:
-    """Label all shards on a cluster; shards that are done already stay as they are.
+    """Label all shards on a cluster; shards that are labelled already stay as they are.
 
     Args:
-        address: of the cluster, "auto" for the one that this machine belongs to; None starts one on this machine.
+        address: address of the cluster, or "auto" for the one that this machine belongs to; None starts one on this
+            machine.
         workers: number of actors; by default one per GPU, or without GPUs one per `threads` CPU cores.
 
     Raises:
-        ValueError: the package ray is missing, or as `label_shards`.
-        RuntimeError: a shard lost its actor three times.
+        ValueError: the package ray is missing, or as raised by `label_shards`.
+        RuntimeError: an actor cannot start, or three actors died on one shard.
     """
     ray = optional("ray", "ray")
     pairs = request.labelling.pairs
@@ -88,7 +89,7 @@ def label_on_ray(request: RayRequest, *, address: str | None, workers: int | Non
 
 
 class _RayJob:
-    """The shards that are left, and which actor has which."""
+    """A labelling job: the shards left, and the shard that each actor labels."""
 
     def __init__(self, ray: Any, request: RayRequest, listed: Mapping[str, ManifestEntry | None], num_pairs: int):
         self._ray = ray
@@ -99,10 +100,10 @@ class _RayJob:
         self._left = deque(listed)
         self._tries = Counter[str]()
         self._running: dict[Any, tuple[Any, str]] = {}
-        """Actor and shard of each result that is awaited."""
+        """Actor and shard of each pending result."""
 
     def num_workers(self, wanted: int | None) -> int:
-        """The number of actors, at most one per shard."""
+        """Return the number of actors, at most one per shard."""
         resources = self._ray.cluster_resources()
         fitting = int(resources.get("GPU", 0)) or max(1, int(resources.get("CPU", 1)) // self._request.threads)
         return min(wanted or fitting, len(self._listed))
@@ -139,7 +140,7 @@ class _RayJob:
         return self._ray.remote(ShardWorker).options(num_gpus=num_gpus, num_cpus=num_cpus).remote(self._request)
 
     def _give(self, actor: Any) -> None:
-        """The next shard that is left, if any, to an actor."""
+        """Give an actor the next shard, if one is left."""
         if self._left:
             name = self._left.popleft()
             self._running[actor.label.remote(name, self._listed[name])] = (actor, name)

@@ -1,4 +1,4 @@
-"""Whether a run is gone on with, and whether it is still the same: its settings, data and start."""
+"""Find the checkpoint to resume from, and check that the run still has the same settings, data and start."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,11 +23,14 @@ _OF_EVALUATIONS = ("eval.", "data.source.val_", "train.eval_every")
 
 
 def find_run(config: TrainConfig, *, resume: bool, strict_resume: bool = False) -> Checkpoint | None:
-    """The checkpoint to resume from; None for a new run.
+    """Return the checkpoint to resume from; None for a new run.
+
+    Args:
+        strict_resume: whether a damaged newest checkpoint is an error.
 
     Raises:
-        ValueError: there is a run and `resume` is not set, or there is one with other settings, or the ranks see
-            different ones.
+        ValueError: the run folder holds a run and `resume` is not set, the run has other settings, its checkpoints are
+            damaged, or the ranks see different ones.
     """
     found = latest_of_all_ranks(config.output, strict=strict_resume)
     if resume and is_main():
@@ -42,15 +45,15 @@ def find_run(config: TrainConfig, *, resume: bool, strict_resume: bool = False) 
 def check_same_run(
     stored: dict[str, Any], config: TrainConfig | AlignConfig, *, free: tuple[str, ...] = FREE_ON_RESUME
 ) -> None:
-    """Check that a resume continues the same run. A setting that the run's version did not have counts as its default.
+    """Check that a resume continues the same run; a setting that was unknown when it started counts as its default.
 
     Args:
-        free: beginnings of the names of settings that may differ.
+        free: prefixes of the names of settings that may differ.
 
     Raises:
-        ValueError: names every other setting that differs.
+        ValueError: other settings differ; the message names them.
     """
-    if isinstance(config, TrainConfig) and config.train.patience:  # it goes by evaluations of one set
+    if isinstance(config, TrainConfig) and config.train.patience:  # patience compares evaluations
         free = tuple(name for name in free if name not in _OF_EVALUATIONS)
     then = parse_config(stored, type(config), f"{config.output}, as it was started")
     before, now = flatten(then.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
@@ -62,7 +65,7 @@ def check_same_run(
 
 
 def _other_start(then: TrainConfig | AlignConfig, config: TrainConfig | AlignConfig) -> str:
-    """How to train with other settings than those of a run; nothing starts from the run of an expert.
+    """Say how to train with settings other than those of a run; no training starts from the run of an expert.
 
     Args:
         then: config of the run.
@@ -73,7 +76,7 @@ def _other_start(then: TrainConfig | AlignConfig, config: TrainConfig | AlignCon
 
 
 def sha256_of_start(config: TrainConfig) -> str | None:
-    """The hash of the weights that a training starts from; None for CLIP's."""
+    """Return the SHA-256 of the weights that a training starts from; None for CLIP's weights."""
     return None if config.init_from is None else sha256_of(weights_file(config.init_from))
 
 
@@ -81,7 +84,7 @@ def check_same_start(found: Checkpoint, config: TrainConfig) -> None:
     """Check that the detector that a run started from still has the same weights.
 
     Raises:
-        ValueError: it was trained again.
+        ValueError: its weights have changed.
     """
     before, now = found.notes.init_sha256, sha256_of_start(config)
     if before is not None and before != now:
@@ -92,13 +95,15 @@ def check_same_start(found: Checkpoint, config: TrainConfig) -> None:
 
 
 def check_resumed(found: Checkpoint, config: TrainConfig, clip: Clip, data: Mapping[str, str]) -> None:
-    """Check that all that a resumed run goes by is as it was, but for its settings (`check_same_run`).
+    """Check that text tower, data and start of a resumed run are unchanged; `check_same_run` checks its settings.
+
+    The start matters only with `train.start_distillation`.
 
     Args:
-        data: fingerprints of its data, as they are now.
+        data: current fingerprints of the data, by name.
 
     Raises:
-        ValueError: as `check_text_tower`, `check_same_data` and `check_same_start`.
+        ValueError: as raised by `check_text_tower`, `check_same_data` and `check_same_start`.
     """
     check_text_tower(found, clip)
     check_same_data(found.notes.data, data, config.output)
@@ -107,13 +112,14 @@ def check_resumed(found: Checkpoint, config: TrainConfig, clip: Clip, data: Mapp
 
 
 def check_same_data(stored: Mapping[str, str], data: Mapping[str, str], output: Path) -> None:
-    """Check that a resume has the same data: otherwise images, their order and annotations would not be the run's.
+    """Check that a resumed run has the same data: with other data, images, order and annotations would change.
 
     Args:
-        stored: fingerprints in the checkpoint; empty in those of early versions.
+        stored: fingerprints in the checkpoint, by name; empty in checkpoints of early versions.
+        data: current fingerprints, by name.
 
     Raises:
-        ValueError: names the data that changed.
+        ValueError: data has changed; the message names it.
     """
     different = [name for name, fingerprint in data.items() if stored.get(name, fingerprint) != fingerprint]
     if different:

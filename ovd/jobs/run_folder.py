@@ -1,4 +1,4 @@
-"""The folder of a run: its newest checkpoint, and who may write to it."""
+"""Find the newest checkpoint of a run, and make and lock its run folder."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,15 +16,15 @@ from ovd.precision import describe_machine
 
 
 def is_finished(found: Checkpoint, config: TrainConfig) -> bool:
-    """Whether a checkpoint is the last one of its run."""
+    """Return whether a checkpoint is the last one of its run."""
     return found.step == config.train.steps or ended_early(found.notes)
 
 
 def latest_of_all_ranks(run: Path, *, strict: bool = False) -> Checkpoint | None:
-    """The newest intact checkpoint of a run, the same on every rank; None if there is none.
+    """Return the newest intact checkpoint of a run, the same on every rank; None if there is none.
 
     Raises:
-        ValueError: as `latest`; or the ranks see different checkpoints.
+        ValueError: as raised by `latest`, or the ranks see different checkpoints.
     """
     with failing_together():
         found = latest(run, strict=strict)
@@ -37,16 +37,16 @@ def latest_of_all_ranks(run: Path, *, strict: bool = False) -> Checkpoint | None
 
 @contextmanager
 def open_run_folder(config: TrainConfig | AlignConfig, found: Checkpoint | None) -> Iterator[None]:
-    """Make the run folder with its config, hold it for this run, and say what the run computes on.
+    """Make the run folder with its config, lock it for this run, and print the device that the run uses.
 
     Args:
-        found: the newest checkpoint there, seen before the folder was held.
+        found: newest checkpoint in the folder, looked up before the folder was locked.
 
     Raises:
-        ValueError: another run is writing there or has written since, its config was written by hand, or a rank does
-            not see the folder.
+        ValueError: another run is writing there or has written since, the config there was written by hand, or a rank
+            does not see the folder.
     """
-    barrier()  # until every rank has checked whether there is a run
+    barrier()  # every rank must have checked whether there is a run
     content, file = config.model_dump(mode="json"), config.output / "config.yaml"
     with ExitStack() as held:
         with failing_together():
@@ -68,21 +68,21 @@ def open_run_folder(config: TrainConfig | AlignConfig, found: Checkpoint | None)
 
 
 def _check_newest(run: Path, found: Checkpoint | None) -> None:
-    """Check that a checkpoint is the newest one, or that there is none.
+    """Check that `found` is still the newest checkpoint, or that there is still none.
 
     Raises:
-        ValueError: another run has written one meanwhile.
+        ValueError: another run has written one since.
     """
     newest = max((path.parent.name for path in run.glob(f"step-*/{MANIFEST}")), default=None)
     if newest == (None if found is None else found.folder.name):
         return
-    now = latest(run)  # what is newer may be damaged
+    now = latest(run)  # the newer one may be damaged
     if (None if now is None else now.folder) != (None if found is None else found.folder):
         raise ValueError(f"{run}: another run wrote {newest} there while this one started; start it again")
 
 
 def _is_of_a_run(file: Path) -> bool:
-    """Whether a config was written by a run of any version: in its form, which nobody else keeps to."""
+    """Return whether a config was written by a run of any version: then dumping it again gives the same text."""
     try:
         text = file.read_text(encoding="utf-8")
         written = yaml.safe_load(text)

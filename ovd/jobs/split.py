@@ -20,26 +20,26 @@ class WrittenPart:
     num_images: int
     num_annotations: int
     only_here: tuple[str, ...]
-    """Names of the classes that the other part has no object of, by id."""
+    """Names of the classes with objects in this part alone, in the order of their ids."""
 
 
 def split_annotations(
     annotations: Path, first: Path, second: Path, *, share: float, seed: int, xyxy: bool
 ) -> tuple[WrittenPart, WrittenPart]:
-    """Write each image's records, as they are, into one of two files; both keep all categories.
+    """Write the unchanged records of each image into one of two files; both keep all categories.
 
     Args:
         first, second: files to write.
-        share: of the images, in the first part.
-        seed: decides which they are (`draw_parts`).
+        share: share of the images in the first part.
+        seed: seed of the random split (`draw_parts`).
         xyxy: whether `bbox` is [x1, y1, x2, y2].
 
     Raises:
-        DataError: as `load_truth`.
+        DataError: as raised by `load_truth`.
         ValueError: a file has several image records, a part would have no image, a file to write exists, or its folder
             cannot be made or written to.
     """
-    load_truth(annotations, format="coco", options=FormatOptions(xyxy=xyxy))  # says what is wrong, where anything is
+    load_truth(annotations, format="coco", options=FormatOptions(xyxy=xyxy))  # raises if there are faults
     content = json.loads(annotations.read_text(encoding="utf-8-sig"))
     images = content["images"]
     _check_files_once(annotations, images)
@@ -61,7 +61,7 @@ def _check_files_once(annotations: Path, images: list[dict[str, Any]]) -> None:
     """Check that no file has several image records.
 
     Raises:
-        ValueError: one has.
+        ValueError: a file has several.
     """
     count = Counter(name for image in images if (name := image.get("file_name") or image.get("coco_url")))
     if twice := [name for name, number in count.items() if number > 1]:
@@ -72,7 +72,7 @@ def _check_files_once(annotations: Path, images: list[dict[str, Any]]) -> None:
 
 
 def _classes_of_images(content: dict[str, Any]) -> list[set[int]]:
-    """The ids of the classes that each image has an object of."""
+    """Return the category ids of the objects in each image."""
     of_id: dict[int, set[int]] = {int(image["id"]): set() for image in content["images"]}
     for row in content["annotations"]:
         of_id[int(row["image_id"])].add(int(row["category_id"]))
@@ -83,7 +83,7 @@ def _write_part(file: Path, content: dict[str, Any], rows: list[int], *, only_he
     """Write the images in these rows with their annotations.
 
     Args:
-        only_here: ids of the classes that the other part has no object of.
+        only_here: ids of the categories with objects in this part alone.
     """
     images = [content["images"][row] for row in rows]
     ids = {int(image["id"]) for image in images}

@@ -1,4 +1,4 @@
-"""Train a detector from a config, under torchrun as one of its ranks."""
+"""Train a detector from a config, alone or as one rank under torchrun."""
 
 import traceback
 from collections.abc import Callable, Sequence
@@ -43,14 +43,13 @@ from ovd.warn import warn
 def train_from_config(
     config: TrainConfig, *, resume: bool = False, strict_resume: bool = False, evaluate: bool = True
 ) -> dict[str, float]:
-    """Run a config to its end, under torchrun as one of its ranks.
+    """Train a detector to the end of its config, alone or as one rank under torchrun.
 
     Args:
-        evaluate: whether to evaluate on the validation set; with `train.patience`, which goes by evaluations, it is
-            done in any case.
+        evaluate: whether to evaluate on the validation set; `train.patience`, which depends on evaluations, implies it.
 
     Returns:
-        The metrics of the last evaluation; empty without any.
+        The metrics of the last evaluation; empty if there was none.
 
     Raises:
         ValueError: the run folder already holds a run and `resume` is not set, or a batch cannot be divided among the
@@ -127,7 +126,7 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
 
 
 def _names_of(index: AnnotationIndex, pairs: LabelledPairs | None, ids: Sequence[int]) -> list[str]:
-    """Names of classes, and texts of pairs, by the ids that batches have."""
+    """Return the class names and pair texts of the ids in a batch."""
     text_ids = [number for number in ids if number >= len(index.categories)]
     texts = dict(zip(text_ids, pairs.texts.texts(text_ids), strict=True)) if pairs is not None else {}
     return [texts[number] if number in texts else index.categories[number].name for number in ids]
@@ -136,7 +135,10 @@ def _names_of(index: AnnotationIndex, pairs: LabelledPairs | None, ids: Sequence
 def _calibration_of(
     config: TrainConfig, clip: Clip, held_out: HeldOut, checkpoints: CheckpointWriter
 ) -> Callable[[Detector], None]:
-    """A function that calibrates a detector on the main process, for the next checkpoint and all ranks' evaluation."""
+    """Return a function that calibrates a detector, for the next checkpoint and the evaluation on all ranks.
+
+    The calibration is computed on the main process.
+    """
 
     def calibrate(averaged: Detector) -> None:
         found: tuple[dict[str, Any], dict[str, Tensor]] | None = None
@@ -149,7 +151,7 @@ def _calibration_of(
                 found = calibration.to_json(), attached
             except CalibrationError as error:
                 warn(f"{error}; the detector has no calibration")
-            except Exception as error:  # such as memory that is too small: the training is not to be lost with it
+            except Exception as error:  # such as out of memory: it must not end the training
                 traceback.print_exc()
                 warn(f"the calibration failed ({error}); the detector has none")
         found = broadcast(found)
@@ -163,7 +165,7 @@ def _calibration_of(
 def _evaluation_of(
     config: TrainConfig, clip: Clip, validation: AnnotationIndex, checkpoints: CheckpointWriter
 ) -> Evaluate:
-    """A function that evaluates a detector on the validation set."""
+    """Return a function that evaluates a detector on the validation set."""
     clip_text = evaluation_text(config, clip, validation.names, validation.synonyms)
 
     def evaluate(averaged: Detector, stop: StopRequest | None) -> dict[str, float]:

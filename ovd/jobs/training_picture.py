@@ -1,7 +1,6 @@
-"""training_images.jpg of a run folder: the first batch as the detector sees it, augmented, with the boxes it learns.
+"""Draw training_images.jpg of a run folder: the first batch, augmented, with the boxes that are trained on.
 
-A label file in another box form, a wrong class order or too strong an augmentation can be seen there in the first
-minute.
+It shows labels in another box format, a wrong class order or too strong an augmentation within the first minute.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,16 +16,16 @@ from ovd.warn import warn
 TRAINING_PICTURE = "training_images.jpg"
 MAX_IMAGES = 16
 MAX_NAME = 40
-"""Characters of a name that are drawn: captions are long."""
+"""Maximum number of characters drawn of a name, since captions are long."""
 
 
 def drawing_the_first(
     batches_from: Callable[[int], Iterator[Batch]], folder: Path, names_of: Callable[[list[int]], list[str]]
 ) -> Callable[[int], Iterator[Batch]]:
-    """The same batches; of those from step 0 on, the first one with an image is drawn when it is taken.
+    """Wrap `batches_from` so that, from step 0 on, the first batch with an image is drawn when it is taken.
 
     Args:
-        names_of: gives the names of classes, or the texts of pairs, by their ids.
+        names_of: function that returns the names of classes, or the texts of pairs, for their ids.
     """
     drawn = False
 
@@ -45,7 +44,7 @@ def drawing_the_first(
 
 
 def draw_batch(batch: Batch, names_of: Callable[[list[int]], list[str]]) -> list[Image.Image]:
-    """The images of a batch without their padding, and the boxes and names that they are trained on."""
+    """Draw the images of a batch without their padding, with the boxes and names that they are trained on."""
     shown = range(min(MAX_IMAGES, len(batch.image_ids)))
     ids = sorted({number for row in shown for number in batch.targets[row].classes.tolist()})
     names = {number: _shortened(name) for number, name in zip(ids, names_of(ids), strict=True)}

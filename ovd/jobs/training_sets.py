@@ -1,4 +1,4 @@
-"""The sets of a training: what it learns from and what is held out of that, and what it is evaluated on."""
+"""The data sets of a training: the training set, the part of it that is held out, and the validation set."""
 
 import os
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from ovd.warn import warn
 
 @dataclass(frozen=True)
 class TrainingSets:
-    """The sets of a training, each with its own vocabulary."""
+    """Data sets of a training, each with its own vocabulary."""
 
     whole: AnnotationIndex
-    """The training set."""
+    """Whole training set."""
     trained: AnnotationIndex
-    """The part of it that is trained on."""
+    """Part of the training set that is trained on."""
     held_out: HeldOut | None
-    """The part of it that is calibrated on; None without `train.calibration`."""
+    """Part of the training set that is used for calibration; None without `train.calibration`."""
     validation: AnnotationIndex | None
-    """With its truth; None where nothing is evaluated."""
+    """Validation set with its ground truth; None if nothing is evaluated."""
 
 
 def load_training_sets(
@@ -36,18 +36,18 @@ def load_training_sets(
     *,
     evaluate: bool = True,
 ) -> TrainingSets:
-    """Load the sets of a training, and look for their images, none of which is opened.
+    """Load the data sets of a training, and check that their image files exist, without opening them.
 
     Args:
-        report, validation_report: of the reading.
-        evaluate: whether the validation set is used; with `train.patience`, which goes by evaluations, it always is.
+        report, validation_report: reports of reading the training and the validation set.
+        evaluate: whether to load the validation set; `train.patience`, which depends on evaluations, implies it.
 
     Raises:
-        ValueError: as `load_training_index`, `hold_out` and `check_all_exist`; the validation set has no class, or the
-            run ends by its AP and there is none, or none with a box.
+        ValueError: as raised by `load_training_index`, `hold_out` and `check_all_exist`; or the validation set has no
+            class; or `train.patience` is set, and there is no validation set or it has no box.
     """
     source = config.data.source
-    with main_first():  # it may have to draw the world
+    with main_first():  # loading may have to draw the embedded world
         whole = load_training_index(config, report)
         check_all_exist(whole, source, all_needed=False)
         trained, held_out = hold_out(config, whole)
@@ -59,10 +59,12 @@ def load_training_sets(
 
 
 def _check_validation(config: TrainConfig, validation: AnnotationIndex | None) -> None:
-    """Check that a validation set is there where the run ends by its AP, and that it has a class; say if it has no box.
+    """Check that the validation set has a class, and for `train.patience`, that it exists and has a box.
+
+    Without `train.patience`, a set without a box is a warning.
 
     Raises:
-        ValueError: it is not.
+        ValueError: a check fails.
     """
     if validation is None:
         if config.train.patience:
@@ -77,8 +79,8 @@ def _check_validation(config: TrainConfig, validation: AnnotationIndex | None) -
 
 
 def warn_of_absent_classes(config: TrainConfig, index: AnnotationIndex) -> None:
-    """Name the classes that are trained on as absent from every image, since they have no box and all are scored."""
-    if config.train.negatives != "all" or index.negative_classes.offsets[-1]:  # LVIS says where classes are absent
+    """Warn of classes without a box, which are trained on as absent from every image if all classes are scored."""
+    if config.train.negatives != "all" or index.negative_classes.offsets[-1]:  # LVIS lists absent classes
         return
     has_box = np.bincount(index.classes.values, minlength=len(index.categories)) > 0
     without = [name for name, has in zip(index.names, has_box.tolist(), strict=True) if not has]
@@ -91,7 +93,7 @@ def warn_of_absent_classes(config: TrainConfig, index: AnnotationIndex) -> None:
 
 
 def warn_of_trained_images(training: AnnotationIndex, validation: AnnotationIndex) -> None:
-    """Say how many images of the validation set are trained on, such as all where both sets are one file."""
+    """Warn of validation images that are also trained on, such as all of them if both sets are one file."""
     num_trained = len(_image_paths(training) & _image_paths(validation))
     if num_trained:
         warn(

@@ -1,4 +1,4 @@
-"""All that a training is built of and checked for before its slow steps; the same for the training and its preflight.
+"""Build and check the parts of a training before its slow steps, for the training itself and for its preflight.
 
 The text bank, which takes longest, is not part of it.
 """
@@ -27,32 +27,32 @@ from ovd.structures import Batch
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What a training is built of, but for its texts."""
+    """Parts of a training, without its texts."""
 
     sets: TrainingSets
     learner: Learner
     start: ChosenStart
     pairs: LabelledPairs | None
-    """None without `data.pairs`."""
+    """Labelled image-text pairs; None without `data.pairs`."""
     data_hashes: Mapping[str, str]
-    """Hashes of all that the training goes by besides its config and its start, by name."""
+    """Hashes of the data that the training depends on, by name; config and start are not included."""
     batches_from: Callable[[int], Iterator[Batch]]
-    """The batches from a step on, as a pure function of the step."""
+    """Pure function that returns the batches from a given step on."""
 
 
 def set_up(
     config: TrainConfig, found: Checkpoint | None, sets: TrainingSets, *, verifies_labels: bool = False
 ) -> TrainingSetup:
-    """Set the seed, build what a training is built of, and check all that can stop it before its first step.
+    """Set the seed, build the parts of a training, and check everything that can stop it before its first step.
 
     Args:
         found: the checkpoint that the run resumes from; None for a new run.
-        verifies_labels: whether to read every label file in order to compare its hash.
+        verifies_labels: whether to read every label file and compare its hash.
 
     Raises:
-        ValueError: the message says what does not fit.
+        ValueError: a part does not fit; the message says which.
     """
-    torch.manual_seed(config.train.seed)  # of the initial weights
+    torch.manual_seed(config.train.seed)  # for the initial weights
     learner = build_learner(config, num_classes=len(sets.trained.categories))
     start = choose_start(config, found, learner)
     pairs = None
@@ -72,9 +72,9 @@ def set_up(
 
 
 def _hashes(config: TrainConfig, sets: TrainingSets, pairs: LabelledPairs | None) -> dict[str, str]:
-    """Hashes of all that a training goes by besides its config and its start, by name.
+    """Return the hashes of the data that a training depends on, by name; config and start are not included.
 
-    The validation set counts where `train.patience` goes by it.
+    The validation set is included with `train.patience`, which depends on it.
 
     Raises:
         ValueError: the ranks have read different data.

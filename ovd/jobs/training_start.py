@@ -1,4 +1,4 @@
-"""What a training starts from, and what the stages before it have drawn."""
+"""The start of a training, and the number of samples that earlier stages have drawn."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +22,19 @@ class ChosenStart:
 
     start: Start
     first_samples: SampleCounts
-    """What earlier stages have drawn."""
+    """Numbers of samples that earlier stages have drawn."""
     weights: Path | None = None
-    """The file of another run's weights that a new run starts from."""
+    """Weights file of another run that a new run starts from."""
 
     def init_sha256(self) -> str | None:
-        """The hash of the weights of another run that the run started from; None for CLIP's."""
+        """Return the SHA-256 of the weights of another run that the run started from; None for CLIP's weights."""
         if isinstance(self.start, Resume):
             return self.start.checkpoint.notes.init_sha256
         return None if self.weights is None else sha256_of(self.weights)
 
 
 def choose_start(config: TrainConfig, found: Checkpoint | None, learner: Learner) -> ChosenStart:
-    """Choose the start of a training; a new run gets the weights of `init_from` here.
+    """Choose the start of a training; with `init_state: averaged`, load the weights of `init_from`.
 
     Args:
         found: the checkpoint that the run resumes from; None for a new run.
@@ -56,7 +56,7 @@ def choose_start(config: TrainConfig, found: Checkpoint | None, learner: Learner
 
 
 def _warn_of_seen_images(config: TrainConfig, before: Checkpoint) -> None:
-    """Say if an earlier stage on the same data was trained on images that this one is to be calibrated on."""
+    """Warn if an earlier stage was trained on images of the same data that this one holds out for its calibration."""
     options = config.train.calibration
     if options is None or not is_main():
         return
