@@ -345,7 +345,7 @@ def _focal_of_block_(
         if offsets is not None:
             logits[chunk] = slopes
 
-    # A positive of logit z is a background of logit -z.
+    # The loss of a positive with logit z is that of a background with logit -z.
     negated = -logits_of_positives.to(buffers.dtype)
     if offsets is not None:
         negated -= offsets[row]
