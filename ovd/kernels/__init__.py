@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 64
-"""Number that matrix products' numbers of rows should be multiples of; others may take several times as long."""
+"""Multiple that rows of matrix products are padded to; products of other sizes may take several times as long."""
 
 
 def applies_to(x: Tensor) -> bool:

@@ -217,7 +217,7 @@ def _with_ignored(
     padding: Bool[Tensor, "B P"],
     central: Bool[Tensor, "B P R"],
 ) -> Assignment:
-    """Return the assignment for matched points, with those that losses ignore; `central` is `_in_center_region`."""
+    """Build the assignment from matched points, and mark those to ignore; `central` is from `_in_center_region`."""
     unmatched = matched < 0
     crowd = _inside(points, crowd_boxes).any(dim=-1)
     return Assignment(matched, padding | (crowd & unmatched), central.any(dim=-1) & ~padding & unmatched)

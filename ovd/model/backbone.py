@@ -114,7 +114,7 @@ class Backbone(nn.Module, ABC):
 
 
 def disable_drop_paths(trunk: nn.Module) -> None:
-    """Set the rates of stochastic depth from a model's own config to 0, since only `set_drop_path` sets a rate."""
+    """Turn off stochastic depth from a model's own config, since only `set_drop_path` sets a rate."""
     for module in trunk.modules():
         if isinstance(module, DropPath):
             module.drop_prob = 0.0

@@ -167,7 +167,7 @@ def window_sides(grid: tuple[int, int], window: int) -> tuple[int, int]:
 
 
 def _ceiling(length: int, divisor: int) -> int:
-    """Return the quotient, rounded up, without negative numbers, whose quotients ONNX truncates."""
+    """Return the quotient, rounded up, using positive numbers only, since ONNX truncates negative quotients."""
     return (length + divisor - 1) // divisor
 
 

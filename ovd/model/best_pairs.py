@@ -25,7 +25,7 @@ from ovd.model.rounded_rows import MULTIPLE
 CLASSES_IN_GROUP = MULTIPLE
 """Number of classes in a group, of which only the highest cosine is used at first."""
 BOUNDS_PER_PAIR = 16
-"""Minimum number of score bounds that are ranked for each pair to find, if there are as many."""
+"""Minimum number of score bounds to rank per pair to be found, if there are as many."""
 FEW_PAIRS = 2**18
 """Number of pairs up to which scoring all is faster than choosing among them."""
 FEW_COMPETING_PAIRS = 2**22
@@ -126,7 +126,7 @@ def _of_high_cosines(scores: PairScores, needed: Float[Tensor, ""], count: int |
     """
     rough = scores.rough_cosines
     groups = _Groups.of(rough.values)
-    if count is not None:  # each group's highest is another pair, so `count` pairs are certain to score this much
+    if count is not None:  # the groups' highest are different pairs, so at least `count` pairs score this much
         some = _highest_of_larger_groups(groups.highest, BOUNDS_PER_PAIR * count)
         certain = scores.scores_at_least(rough.exact_at_least(some))
         needed = torch.maximum(needed, _last_of_best(certain, count))

@@ -24,7 +24,7 @@ class DetectionOptions(Section):
     score_threshold: NonNegativeFloat = 0.0
     """Score above which boxes are kept."""
     nms_iou: float = Field(default=0.6, gt=0, le=1)
-    """Non-maximum suppression: IoU above which the lower-scoring of two boxes of one class is dropped."""
+    """IoU above which non-maximum suppression drops the lower-scoring of two boxes of one class."""
     max_detections: PositiveInt = 1000
     """Maximum number of boxes per image, those with the best scores."""
     candidates: PositiveInt = 2000

@@ -21,9 +21,9 @@ from ovd.choices import NegativeRule
 from ovd.structures import Targets
 
 POWER = 0.5
-"""Power of a class's number of training images that the probability of drawing the class is proportional to."""
+"""Exponent of the sampling: the probability of a class is proportional to (number of training images) ** `POWER`."""
 NEAREST_CLASSES = 3
-"""Number of classes, the nearest to a text of an image-text pair, that the text may mean."""
+"""Number of nearest classes that a text of an image-text pair may mean."""
 
 
 def needed_classes(targets: tuple[Targets, ...], *, negatives: NegativeRule) -> Int[Tensor, " L"]:

@@ -1,4 +1,4 @@
-"""Group norm (Wu and He 2018), which does not depend on the batch, since batches in detection are small."""
+"""Group norm (Wu and He 2018): its statistics do not depend on the batch, which is small in detection."""
 
 from typing import Any
 

@@ -65,7 +65,7 @@ def add_stored(name: str, weight: Float[Tensor, "O ..."], tensors: Mapping[str, 
 
 
 def with_adapter_names(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """Return a module's tensors, renamed from a module without adapters to one with them, and its adapters' own.
+    """Return tensors under the names that they have in a module with adapters, together with the adapters' own.
 
     Args:
         tensors: state of the module without adapters.

@@ -14,7 +14,7 @@ from ovd import kernels
 _Slices = tuple[slice, slice, slice]
 
 WIDEST_BAND = 128
-"""Number of points of a line up to which products with band matrices are faster than sums; their cost is quadratic."""
+"""Number of points of a line up to which products with band matrices, of quadratic cost, are faster than sums."""
 
 
 def add_neighbors(

@@ -28,7 +28,7 @@ from ovd.model.similarity import TextClassifier, lengths, points_at_a_time
 from ovd.structures import Predictions
 
 ROUNDING = 1e-5
-"""Relative difference that may be between a score and the same score computed at another place of a tensor."""
+"""Largest relative difference between a score and the same score computed at another place of a tensor."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def _cosines(points: PointPredictions, classifier: TextClassifier) -> Float[Tens
 
 
 def sigmoid(logits: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-    """Compute the sigmoid, in a traced graph with small probabilities as exact as large ones.
+    """Compute the sigmoid, with small probabilities as exact as large ones even in a traced graph.
 
     onnxruntime's own operation has errors of 1e-7, which change the order of points with low scores.
     """

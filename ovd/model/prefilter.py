@@ -1,4 +1,4 @@
-"""Selection of points by a sample of the names, before all names are scored, for tens of thousands of names.
+"""Selection of points by a sample of the names, before all names are scored; for vocabularies of tens of thousands.
 
 A point of an object, or of something that looks like one, is near to many names, so the names that are not in the
 sample hardly change which points are the best. Selected points are scored exactly; detections at the other points are

@@ -24,12 +24,12 @@ from torch import Tensor
 from ovd.model.detection_options import DetectionOptions
 
 EPSILON = 1e-6
-"""Distance from 0 and 1 that scores are clamped to."""
+"""Margin from 0 and 1 that scores are clamped to."""
 
 BISECTIONS = 30
 
 SAME_TEXT = 1e-4
-"""Distance of the cosine of two text rows from 1 up to which the texts count as the same."""
+"""Maximum distance from 1 of the cosine of two text rows that count as the same text."""
 
 MEANING = (
     "nms_iou", "competition", "competition_power", "one_name_per_place", "second_look",

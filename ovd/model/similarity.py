@@ -158,7 +158,7 @@ class TextClassifier:
 
 @cache
 def _silence_sparse() -> None:
-    """Trigger torch's one-time warning that sparse matrices are in beta here, where it is ignored."""
+    """Use up torch's one-time warning that sparse matrices are in beta, with warnings ignored."""
     with warnings.catch_warnings(action="ignore", category=UserWarning):
         torch.sparse_csr_tensor(torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), [], (0, 0))
 
