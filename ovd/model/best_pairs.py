@@ -29,7 +29,7 @@ BOUNDS_PER_PAIR = 16
 FEW_PAIRS = 2**18
 """Number of pairs up to which scoring all is faster than choosing among them."""
 FEW_COMPETING_PAIRS = 2**22
-"""The same number where names compete, since the bounds on scores are wide there."""
+"""`FEW_PAIRS` where names compete, since the bounds on scores are wide there."""
 
 
 @dataclass(frozen=True)

@@ -255,7 +255,7 @@ class _Normalized:
     def along(self, gradient: Float[Tensor, "n D"]) -> Float[Tensor, "n 1"]:
         """Compute the part of the rows' gradient along each unit row.
 
-        It is the sum of a point's slopes times cosines, which the scale's gradient is the sum of.
+        It is the sum of a point's slopes times cosines; the sum over all points is the scale's gradient.
         """
         return self.inverse * torch.linalg.vecdot(gradient, self.embeddings)[:, None]
 
@@ -397,10 +397,10 @@ def _sigmoid_and_softplus(
 def _rough_sigmoid_and_softplus_(
     x: Float[Tensor, "*pairs"], probability: Float[Tensor, "*pairs"], complement: Float[Tensor, "*pairs"]
 ) -> tuple[Float[Tensor, "*pairs"], Float[Tensor, "*pairs"]]:
-    """Compute the same in fewer passes, with errors of up to an epsilon (1e-7) in both results; overwrites x as well.
+    """Compute sigmoid and softplus in fewer passes, with errors of up to an epsilon (1e-7) in both; overwrites x, too.
 
-    Values of that size are mostly error, but the focal loss and its derivative are of the order of their cube. The
-    softplus stays at 87 above 87, where the derivative no longer depends on it.
+    Results of that size are mostly error, but the focal loss and its derivative are of the order of their cube. Above a
+    logit of 87, where the derivative no longer depends on it, the softplus stays at 87.
     """
     torch.sigmoid(x.neg_(), out=complement)
     torch.sub(x.new_ones(()), complement, out=probability)

@@ -65,13 +65,12 @@ class GatedProjection(nn.Module):
 
 
 class ShortcutFilter(nn.Module):
-    """Filter that adds to the shortcut at each point a weighted sum of the shortcuts around it; initially all weights
-    are zero.
+    """Filter that adds to each point's shortcut a weighted sum of the shortcuts around it.
 
-    The weights are computed from the learned path's features at the point and shared by all channels. So the result is
-    always a combination of text-aligned features: the weights are learned on the base classes, while the content stays
-    CLIP's for all classes. Because of average pooling in CLIP, each location contains traces of the objects around it,
-    which this filter removes.
+    The weights are initially zero, computed from the learned path's features at the point, and shared by all channels.
+    So the result is always a combination of text-aligned features: the weights are learned on the base classes, while
+    the content stays CLIP's for all classes. Because of average pooling in CLIP, each location contains traces of the
+    objects around it, which this filter removes.
     """
 
     def __init__(self, in_channels: int, size: int):

@@ -42,7 +42,7 @@ def add_neighbors(
 def _traced(
     shortcut: Float[Tensor, "B D h w"], weights: Float[Tensor, "B K h w"], size: int
 ) -> Float[Tensor, "B D h w"]:
-    """Compute the same with operations that a traced graph keeps for maps of any size."""
+    """Compute `add_neighbors` with operations that a traced graph keeps for maps of any size."""
     height, width = shortcut.shape[2:]
     padded = F.pad(shortcut, (size // 2,) * 4)
     filtered = shortcut
@@ -55,7 +55,7 @@ def _traced(
 def _with_bands(
     shortcut: Float[Tensor, "B D h w"], weights: Float[Tensor, "B K h w"], size: int
 ) -> Float[Tensor, "B D h w"]:
-    """Compute the same as products of band matrices with the lines of points above, at and below each line."""
+    """Compute `add_neighbors` as products of band matrices with the lines above, at and below each line of points."""
     batch, channels, height, width = shortcut.shape
     lines = shortcut.permute(0, 2, 3, 1).reshape(batch * height, width, channels)
     weights = weights.view(batch, size, size, height, width)

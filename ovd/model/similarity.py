@@ -25,7 +25,7 @@ INITIAL_PROBABILITY = 0.01
 CHUNK_ELEMENTS = 2**24
 """Number of logits in memory at a time where points are processed chunk by chunk: 64 MiB."""
 GPU_CHUNK_ELEMENTS = 2**27
-"""The same on a GPU, which needs more work at a time: 512 MiB."""
+"""`CHUNK_ELEMENTS` on a GPU, which needs more work at a time: 512 MiB."""
 CACHED_ELEMENTS = 2**20
 """Number of elements of float32 embeddings in memory at a time on a CPU: 4 MiB, which stay in its cache."""
 
