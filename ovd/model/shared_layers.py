@@ -30,8 +30,8 @@ def copy_sharing_layers(original: Detector, own_layers: int) -> "tuple[Detector,
             projection, too, so that its backbone is the original's.
 
     Returns:
-        The copy, whose shared parameters are the original's own tensors, and the shared layers, whose outputs it reuses
-        in its own pass through the backbone. These are None if it shares the whole backbone.
+        The copy, whose shared parameters are the original's own tensors, and the shared layers, whose outputs the copy
+        reuses in its own pass through the backbone; None instead if it shares the whole backbone and needs no pass.
 
     Raises:
         ValueError: the backbone has fewer layers.
