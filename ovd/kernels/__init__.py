@@ -1,4 +1,4 @@
-"""Triton kernels for GPUs; each has an eager form beside the code that calls it, which CPUs and the compiler take."""
+"""Triton kernels for GPUs; each has an eager form beside the code that calls it, for CPUs and torch.compile."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -7,21 +7,21 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 64
-"""Matrix products whose numbers of rows are no multiple of it may take several times as long."""
+"""Multiple that rows of matrix products are padded to; products of other sizes may take several times as long."""
 
 
 def applies_to(x: Tensor) -> bool:
-    """Whether a tensor is for the kernels: on a CUDA device, with Triton there, and not while torch.compile traces."""
+    """Return whether a tensor is for the kernels: on a CUDA device, with Triton installed, outside torch.compile."""
     return x.is_cuda and _has_triton() and not torch.compiler.is_compiling()
 
 
 def applies_to_map(x: Tensor) -> bool:
-    """The same of a map, whose channels have to come last."""
+    """Return whether a map is for the kernels, for which it must also be channels last."""
     return applies_to(x) and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def aligned(num_rows: int) -> int:
-    """The number of rows to pad this many to."""
+    """Return a number of rows, rounded up to a multiple of `ALIGNMENT`."""
     return -(-num_rows // ALIGNMENT) * ALIGNMENT
 
 

@@ -1,4 +1,4 @@
-"""What follows a convolution, in place and in one pass: its bias, a shortcut that is added, and ReLU."""
+"""The bias of a convolution, a shortcut that is added, and ReLU, in place and in one pass."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 ROWS, CHANNELS = 32, 64
-"""Points and channels that a program computes at a time."""
+"""Numbers of points and of channels that a program computes at a time."""
 PROGRAMS = 512
-"""Programs that share a block of channels."""
+"""Maximum number of programs that share a block of channels."""
 
 
 class BiasRelu(torch.autograd.Function):
-    """x + bias, + shortcut if there is one, then ReLU if wanted. Overwrites x, which is channels last."""
+    """Sum of x, bias and an optional shortcut, with an optional ReLU; overwrites x, which is channels last."""
 
     @staticmethod
     def forward(

@@ -1,10 +1,11 @@
-"""A depthwise convolution of channels-last maps, at a larger share of the arithmetic than torch's libraries reach.
+"""A depthwise convolution of channels-last maps that uses more of the GPU's arithmetic than torch's libraries do.
 
-A thread holds two channels of a row of points, and loads an input once for all of them, or for all taps that it sums.
+A thread holds two channels of a row of points, and loads each input once for all these points, or for all taps that it
+sums.
 """
 
 # mypy: disable-error-code=assignment
-# Triton's tuples grow.
+# Tuples grow in Triton's loops, which mypy takes for a change of type.
 
 from typing import Any
 
@@ -16,15 +17,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 TILE = {"ROWS": 4, "COLUMNS": 5, "CHANNELS": 64}
-"""Points and channels of a program; a warp for each row."""
+"""Rows and columns of points, and channels, that a program computes at a time; each row has a warp."""
 PROGRAMS = 128
-"""Programs that share a block of channels when the weight's gradient is summed."""
+"""Maximum number of programs that share a block of channels when the weight's gradient is summed."""
 
 
 class DepthwiseShortcut(torch.autograd.Function):
-    """The convolution with an odd window, stride 1 and zeros around, and its input as the shortcut around it.
+    """Depthwise convolution with an odd window, stride 1 and zero padding, which also returns its input as a shortcut.
 
-    Both gradients of the input are added in the pass that computes the convolution's.
+    The backward pass adds the shortcut's gradient in the kernel that computes the convolution's input gradient.
     """
 
     @staticmethod
@@ -76,7 +77,7 @@ def _zeros(COUNT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
 
 @triton.jit
 def _load_columns(x, row, first, height, width, channels, channel, COUNT: tl.constexpr):
-    """The points of some rows in this many columns from the first, zeros outside of the map."""
+    """Load the points of some rows in COUNT columns from the first, with zeros outside the map."""
     inside = ((row >= 0) & (row < height))[:, None] & (channel < channels)[None, :]
     at = (row * width + first)[:, None] * channels + channel[None, :]
     values = ()

@@ -13,18 +13,18 @@ from ovd.kernels import aligned
 from ovd.precision import product_dtype
 
 TILE = 4096
-"""Products that a program computes at a time."""
+"""Number of products that a program computes at a time."""
 CHUNK = 2**26
-"""Products in memory at a time."""
+"""Maximum number of products in memory at a time."""
 
 
 class FocalLoss(torch.autograd.Function):
-    """The sum of `chunked_focal_loss`, for embeddings of any length, with all gradients computed in the forward pass.
+    """Sum of `chunked_focal_loss`, for embeddings of any length, with all gradients computed in the forward pass.
 
     The products are in autocast's dtype, or else in the embeddings'; all sums are in float32 and in a fixed order. The
-    products with the mean text row are added in float32: they are most of CLIP's, and what is left rounds less. An
-    embedding e of length 1 / r has the cosine r * e @ t, so that no normalized copy is needed: with the slope g of the
-    loss by a logit, the gradient is scale * r * (sum of g * t - r * e * sum of g * cosine).
+    products with the mean text row are added in float32: they make up most of CLIP's products, and the rest rounds
+    less. An embedding e of length 1 / r has the cosine r * e @ t, so no normalized copy is needed: with the derivative
+    g of the loss by a logit, the gradient is scale * r * (sum of g * t - r * e * sum of g * cosine).
     """
 
     @staticmethod
@@ -40,13 +40,14 @@ class FocalLoss(torch.autograd.Function):
         epsilon: float,
         alpha: float,
     ) -> Float[Tensor, ""]:
-        """
+        """Compute the loss, and its gradients for the backward pass.
+
         Args:
-            embeddings: of any length.
-            labels: row of the text that each point is a positive of, -1 for background, `IGNORED` to count nowhere.
+            embeddings: embeddings of any length.
+            labels: text row that each point is a positive of, -1 for background, `IGNORED` for a point without a loss.
             class_mask, group: as for `chunked_focal_loss`.
-            epsilon: shorter embeddings are not scaled to unit length.
-            alpha: weight of positives, where negatives have 1 - alpha.
+            epsilon: length below which embeddings are not scaled to unit length.
+            alpha: weight of positives; negatives have 1 - alpha.
         """
         device, dtype = embeddings.device.type, product_dtype(embeddings)
         ctx.dtypes = embeddings.dtype, text.dtype
@@ -76,7 +77,7 @@ class FocalLoss(torch.autograd.Function):
                 if grad_text is not None:
                     grad_text += slopes.T @ embeddings[chunk]
             losses, slope, along = sums
-            # A shorter embedding is not scaled to unit length, so that its gradient has a part along it.
+            # An embedding shorter than epsilon is not scaled to unit length, so its gradient has a part along it.
             is_unit = measures[0] < 1 / epsilon
             turned = torch.where(is_unit, -scale * measures[0].square() * along, 0.0)
         ctx.save_for_backward(grad_embeddings, embeddings, turned, grad_text, along.sum(), slope.sum())
@@ -101,7 +102,7 @@ class FocalLoss(torch.autograd.Function):
 
 
 def measured(embeddings: Float[Tensor, "N D"], row: Float[Tensor, " D"], epsilon: float) -> Float[Tensor, "2 N"]:
-    """One over each embedding's length, which counts as at least `epsilon`; and its product with a float32 row."""
+    """Compute 1 / length of each embedding, with lengths of at least `epsilon`, and its product with a float32 row."""
     num_points, dim = embeddings.shape
     measures = embeddings.new_empty(2, num_points, dtype=torch.float32)
     if num_points > 0:
@@ -122,14 +123,14 @@ def focal_rows_(
     sums: Float[Tensor, "3 N"],
     alpha: float,
 ) -> None:
-    """Replace the product of each embedding with each text row by the derivative of the loss by it.
+    """Replace the product of each embedding with each text row by the loss's derivative by this product.
 
     Args:
         products: columns from `num_classes` on are padding; they become 0.
         measures: the two rows r and m of `measured`: cosine = (product + m) * r, logit = scale * cosine + bias.
         labels, class_mask, group, alpha: as for `FocalLoss`.
-        sums: gets each row's sums over the classes: of the losses, of their derivatives by the logits, and of these
-            times the cosines.
+        sums: output, each row's sums over the classes: of the losses, of their derivatives by the logits, and of these
+            derivatives times the cosines.
     """
     num_rows, padded = products.shape
     if num_rows > 0:
@@ -144,10 +145,10 @@ def focal_rows_(
 
 @triton.jit
 def _background(logit):
-    """Derivative and value of p**2 * -log(1 - p), p = sigmoid(logit)."""
+    """Compute the derivative and the value of p**2 * -log(1 - p), where p = sigmoid(logit)."""
     small = tl.exp(-tl.abs(logit))
     probability = tl.where(logit >= 0, 1.0, small) / (1.0 + small)
-    # log(1 + small), of which a plain logarithm would lose a small number's last digits
+    # log(1 + small); a plain logarithm would lose the last digits of a small number
     rest = tl.where(small > 1e-4, tl.log(1.0 + small), small * (1.0 - 0.5 * small))
     surprise = tl.maximum(logit, 0.0) + rest
     modulation = probability * probability
@@ -194,7 +195,7 @@ def _focal(
         of_mask = of_group[:, None] * num_classes + column[None, :]
         counts = counts & (tl.load(mask + of_mask, mask=counts, other=0).to(tl.int1) | positive)
         logit = multiplier * cosine + offset
-        # A positive of logit z is a background of logit -z.
+        # The loss of a positive with logit z is that of a background with logit -z.
         slope, loss = _background(tl.where(positive, -logit, logit))
         weight = tl.where(counts, tl.where(positive, ALPHA, 1.0 - ALPHA), 0.0)
         slope = slope * tl.where(positive, -weight, weight)

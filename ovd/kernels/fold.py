@@ -1,4 +1,4 @@
-"""A batch norm with fixed statistics folded into the weight of the convolution before it, one launch for all of it."""
+"""Folding of a batch norm with fixed statistics into the convolution before it, in one kernel launch."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ BLOCK = 1024
 
 
 class Fold(torch.autograd.Function):
-    """The weight times the norm's scale, in another dtype, and the bias that remains, in float32."""
+    """Weight times the norm's scale, in another dtype, and the remaining bias, in float32."""
 
     @staticmethod
     def forward(
@@ -26,10 +26,13 @@ class Fold(torch.autograd.Function):
         epsilon: float,
         dtype: torch.dtype,
     ) -> tuple[Float[Tensor, "K ..."], Float[Tensor, " K"]]:
-        """
+        """Fold the norm.
+
         Args:
-            weight: of a convolution, in any memory format.
-            gain, offset, mean, variance: of the norm.
+            weight: weight of a convolution, in any memory format.
+            gain, offset, mean, variance: parameters and statistics of the norm.
+            epsilon: number added to the variance.
+            dtype: dtype of the folded weight.
         """
         folded = torch.empty_like(weight, dtype=dtype)
         bias = torch.empty_like(offset)
@@ -43,7 +46,7 @@ class Fold(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_folded: Tensor, grad_bias: Tensor) -> tuple[Tensor | None, ...]:
         weight, gain, mean, variance = ctx.saved_tensors
-        # All memory formats of a weight that is dense keep an output channel's numbers together, if it comes first.
+        # Every memory format of a dense weight keeps the numbers of an output channel together, as the first dimension.
         grad_folded, grad_bias = grad_folded.contiguous(memory_format=_format(weight)), grad_bias.contiguous()
         grad_weight, grad_gain = torch.empty_like(weight), torch.empty_like(gain)
         size = weight[0].numel()

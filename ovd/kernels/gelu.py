@@ -1,4 +1,4 @@
-"""The bias of a linear layer and the exact GELU after it in one pass; in the backward pass, with the bias's sum."""
+"""The bias of a linear layer and the exact GELU after it in one pass; the backward pass also sums the bias gradient."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 ROWS, CHANNELS = 32, 64
-"""Rows and channels that a program computes at a time."""
+"""Numbers of rows and of channels that a program computes at a time."""
 PROGRAMS = 256
-"""Programs that share a block of channels."""
+"""Maximum number of programs that share a block of channels."""
 
 
 class BiasGelu(torch.autograd.Function):
-    """gelu(x + bias)."""
+    """Exact GELU of a sum, gelu(x + bias)."""
 
     @staticmethod
     def forward(ctx: Any, x: Float[Tensor, "*N C"], bias: Float[Tensor, " C"]) -> Float[Tensor, "*N C"]:
@@ -47,7 +47,7 @@ def _grid(num_rows: int, channels: int) -> tuple[int, int]:
 
 @triton.jit
 def _below(x):
-    """The share of a normal distribution below x."""
+    """Compute the share of a standard normal distribution below x."""
     return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
 
 

@@ -1,7 +1,7 @@
-"""Group norm of channels-last maps, with the ReLU after it; torch's own kernel wants, and gives, channels first.
+"""Group norm of channels-last maps, with the ReLU after it; torch's own kernel takes and returns channels first.
 
 Sums are of differences to each channel's value at the image's first point: E[x^2] - E[x]^2 of the values themselves
-would lose all digits where a mean is much larger than the deviation.
+would lose all digits if a mean is much larger than the deviation.
 """
 
 from typing import Any
@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 ROWS = 32
-"""Points that a program loads at a time."""
+"""Number of points that a program loads at a time."""
 PROGRAMS_PER_IMAGE = 64
 
 
 class GroupNormRelu(torch.autograd.Function):
-    """Group norm, and ReLU if wanted. Sums are in float32 and in a fixed order; the output has the input's dtype."""
+    """Group norm with an optional ReLU. Sums are in float32 and in a fixed order; the output has the input's dtype."""
 
     @staticmethod
     def forward(
@@ -31,9 +31,10 @@ class GroupNormRelu(torch.autograd.Function):
         epsilon: float,
         relu: bool,
     ) -> Float[Tensor, "B C h w"]:
-        """
+        """Compute the group norm, then the ReLU if `relu`.
+
         Args:
-            weight, bias: C and the channels of a group are powers of 2.
+            weight, bias: factor and offset of each channel; C and the number of channels per group are powers of 2.
         """
         x = x.contiguous(memory_format=torch.channels_last)
         batch, channels, height, width = x.shape
@@ -78,7 +79,7 @@ class GroupNormRelu(torch.autograd.Function):
 
 @triton.jit
 def _mean_of_groups(sums, num_points, CHANNELS: tl.constexpr, GROUPS: tl.constexpr):
-    """The mean over each group of channels, at every channel."""
+    """Compute the mean over each group of channels, repeated at every channel."""
     width: tl.constexpr = CHANNELS // GROUPS
     of_groups = tl.sum(tl.reshape(sums, (GROUPS, width)), axis=1) / (num_points * width)
     return tl.reshape(tl.broadcast_to(of_groups[:, None], (GROUPS, width)), (CHANNELS,))
@@ -86,7 +87,7 @@ def _mean_of_groups(sums, num_points, CHANNELS: tl.constexpr, GROUPS: tl.constex
 
 @triton.jit
 def _totals(sums, image, programs, CHANNELS: tl.constexpr):
-    """Both sums of an image, over all programs."""
+    """Add up both sums of an image over all programs."""
     channel = tl.arange(0, CHANNELS)
     first = tl.zeros((CHANNELS,), dtype=tl.float32)
     second = tl.zeros((CHANNELS,), dtype=tl.float32)
@@ -99,7 +100,7 @@ def _totals(sums, image, programs, CHANNELS: tl.constexpr):
 
 @triton.jit
 def _first_point(x, image, num_points, CHANNELS: tl.constexpr):
-    """What the sums of an image are of differences to."""
+    """Load an image's first point; the sums are of differences to it."""
     return tl.load(x + image * num_points * CHANNELS + tl.arange(0, CHANNELS)).to(tl.float32)
 
 

@@ -1,4 +1,4 @@
-"""Layer norm of rows in one pass, with sums in float32 and the output in the precision of the step."""
+"""Layer norm of rows in one pass, with sums in float32 and the output in the step's dtype."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 NUMBERS = 2048
-"""Numbers of rows that a program computes at a time."""
+"""Number of elements that a program computes at a time."""
 PROGRAMS = 1024
-"""Programs that share the rows when gradients of weights are summed."""
+"""Maximum number of programs that share the rows when gradients of weights are summed."""
 
 
 class LayerNorm(torch.autograd.Function):
@@ -27,9 +27,10 @@ class LayerNorm(torch.autograd.Function):
         epsilon: float,
         dtype: torch.dtype,
     ) -> Float[Tensor, "*N C"]:
-        """
+        """Compute the layer norm.
+
         Args:
-            dtype: of the output.
+            dtype: dtype of the output.
         """
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         out = torch.empty(rows.shape, dtype=dtype, device=x.device)
@@ -58,7 +59,7 @@ class LayerNorm(torch.autograd.Function):
 
 
 def _tile(channels: int) -> dict[str, int]:
-    """Rows and columns of a program."""
+    """Return the numbers of rows and columns that a program computes at a time."""
     columns = triton.next_power_of_2(channels)
     return {"ROWS": max(1, NUMBERS // columns), "COLUMNS": columns}
 

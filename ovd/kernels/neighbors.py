@@ -10,19 +10,23 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 POINTS, CHANNELS = 16, 128
-"""Points of a row, and channels, that a program computes at a time."""
+"""Numbers of points of a row and of channels that a program computes at a time."""
 
 
 class WeightedNeighbors(torch.autograd.Function):
-    """x + sum over offsets i of weights_i * (x moved by i), zeros beyond the border, summed in float32."""
+    """Weighted sum of neighbors, x + sum over offsets i of weights_i * (x moved by i), with zeros beyond the border.
+
+    It is computed in float32.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: Float[Tensor, "B H W D"], weights: Float[Tensor, "B H W K"], size: int
     ) -> Float[Tensor, "B H W D"]:
-        """
+        """Compute the sum.
+
         Args:
-            weights: for the K = size * size offsets, row by row.
+            weights: weights of the K = size * size offsets, row by row.
             size: side of the square of offsets; odd.
         """
         x, weights = x.contiguous(), weights.contiguous()
@@ -69,7 +73,7 @@ def _sum(
     x, weights, out, height, width, dim,
     SIZE: tl.constexpr, BACK: tl.constexpr, POINTS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """With BACK, the transposed sum: what each point gives to its neighbors comes back from them."""
+    """Compute the sum; with BACK the transposed sum, in which each point collects what it gave to its neighbors."""
     row = tl.program_id(0).to(tl.int64)
     first = row - row % height
     across = tl.program_id(1) * POINTS + tl.arange(0, POINTS)

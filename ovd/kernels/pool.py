@@ -1,4 +1,4 @@
-"""The mean of cells of 2 x 2 points, channels last."""
+"""Average pooling over cells of 2 x 2 points, channels last."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CELLS, CHANNELS = 32, 64
-"""Cells of a row, and channels, that a program computes at a time."""
+"""Numbers of cells of a row and of channels that a program computes at a time."""
 
 
 class Halve(torch.autograd.Function):
-    """`avg_pool2d(x, 2)`: of odd sides, the last row or column is in no cell."""
+    """Average pooling, `avg_pool2d(x, 2)`: with an odd side, the last row or column is in no cell."""
 
     @staticmethod
     def forward(ctx: Any, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:

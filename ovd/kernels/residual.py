@@ -1,4 +1,4 @@
-"""The end of a residual branch in one pass: its last bias, its gain by channel and by image, and the shortcut."""
+"""The end of a residual branch in one pass: its last bias, its factors per channel and per image, and the shortcut."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 ROWS, CHANNELS = 32, 64
-"""Points and channels that a program computes at a time."""
+"""Numbers of points and of channels that a program computes at a time."""
 PROGRAMS_PER_IMAGE = 32
-"""Programs that share a block of channels of an image."""
+"""Maximum number of programs that share a block of channels of an image."""
 
 
 class ScaledResidual(torch.autograd.Function):
-    """shortcut + (x + bias) * gain * factor, channels last, in the dtype of x."""
+    """Sum of shortcut and scaled branch, shortcut + (x + bias) * gain * factor, channels last, in the dtype of x."""
 
     @staticmethod
     def forward(
@@ -27,9 +27,10 @@ class ScaledResidual(torch.autograd.Function):
         factor: Float[Tensor, " B"],
         shortcut: Float[Tensor, "B H W C"],
     ) -> Float[Tensor, "B H W C"]:
-        """
+        """Compute the sum.
+
         Args:
-            factor: of an image's branch, 0 where stochastic depth leaves it out; it gets no gradient.
+            factor: factor of each image's branch, 0 where stochastic depth drops it; it gets no gradient.
         """
         x, shortcut = x.contiguous(), shortcut.contiguous()
         out = torch.empty_like(x)

@@ -1,4 +1,4 @@
-"""Rows of unit length; points of several maps one after another."""
+"""Normalization of rows to unit length, and concatenation of the points of several maps."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 
 class UnitRows(torch.autograd.Function):
-    """x / max(length, epsilon) along the last dimension, summed in float32, in the dtype of x."""
+    """Normalization along the last dimension, x / max(length, epsilon), in the dtype of x with sums in float32."""
 
     @staticmethod
     def forward(ctx: Any, x: Float[Tensor, "*N D"], epsilon: float) -> Float[Tensor, "*N D"]:
@@ -37,7 +37,7 @@ class UnitRows(torch.autograd.Function):
 
 
 def _with_dense_rows(x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-    """The same numbers, those of a row side by side: a sum's gradient is a single number that stands for all."""
+    """Return x with each row contiguous, which the gradient of a sum, a single number expanded to all, is not."""
     return x if x.stride(1) == 1 else x.contiguous()
 
 
@@ -64,7 +64,7 @@ def _backward(slopes, unit, inverse, grad_rows, stride, dim, BLOCK: tl.constexpr
 
 
 class Concatenate(torch.autograd.Function):
-    """The points of several maps one after another; the gradient of each map is dense."""
+    """Concatenation of the points of several maps; the gradient of each map is dense."""
 
     @staticmethod
     def forward(ctx: Any, *maps: Float[Tensor, "B H W D"]) -> Float[Tensor, "B P D"]:

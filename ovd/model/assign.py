@@ -19,13 +19,13 @@ from ovd.model.similarity import TextClassifier
 from ovd.structures import IGNORED, Assignment, Points, Predictions, Targets
 
 PAIRS_AT_A_TIME = 2**22
-"""Pairs of a point and a box in memory at a time, unless one image has more."""
+"""Maximum number of (point, box) pairs in memory at a time, unless one image has more."""
 CENTER_RADIUS = 1.5
-"""Center sampling: maximum distance in x and y of a point from a box's center, in strides."""
+"""Maximum distance in x and y of a point from a box's center in center sampling, in strides."""
 ATSS_CANDIDATES, ATSS_ANCHOR = 9, 8
-"""Points of each level that are candidates of a box; side of a point's anchor, in strides."""
+"""Number of candidates of a box on each level; side of a point's anchor, in strides."""
 TOOD_CANDIDATES, TOOD_BETA = 13, 6.0
-"""Points that are matched to a box; exponent of the IoU in the alignment."""
+"""Maximum number of points matched to a box; exponent of the IoU in the alignment."""
 
 
 def assign_fcos(points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tensor, "B 2"]) -> Assignment:
@@ -34,13 +34,14 @@ def assign_fcos(points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tens
     A point is a candidate of a box if it lies inside the box, less than `CENTER_RADIUS` strides from the box's center
     in both x and y, and if the largest of its four distances to the box's sides belongs to its level: (4s, 8s] for a
     level of stride s, from 0 for the finest level and without limit for the coarsest. With strides 8 to 128 these are
-    FCOS's limits 64, 128, 256, 512. A candidate of several boxes is matched to the smallest, of equals to the first.
+    FCOS's limits 64, 128, 256, 512. A candidate of several boxes is matched to the smallest, or the first of equally
+    small ones.
 
-    A box so small that no point lies inside has no candidate, as in FCOS.
+    A box so small that no point lies inside it has no candidate, as in FCOS.
 
     Args:
-        points: shared by all images.
-        targets: one per image.
+        points: points of the predictions, shared by all images.
+        targets: targets of each image.
         sizes: height and width of each image before padding. Points in the padding are never matched.
     """
     most_boxes = max(len(image.boxes) for image in targets)
@@ -56,10 +57,10 @@ def assign_fcos(points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tens
 def assign_atss(points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tensor, "B 2"]) -> Assignment:
     """Match points to true boxes by ATSS: by statistics of each box's own candidates, without size ranges of levels.
 
-    A box's candidates are on every level the `ATSS_CANDIDATES` points nearest to its center, of equals the first. A
-    candidate's anchor is a square of `ATSS_ANCHOR` strides around it. Candidates inside the box are matched to it if
-    their anchor's IoU with it is at least the mean plus the standard deviation of its candidates' IoUs. A point that
-    qualifies for several boxes is matched to the one of highest IoU.
+    The candidates of a box are the `ATSS_CANDIDATES` points of each level nearest to its center, the first of equally
+    near ones. A candidate's anchor is a square of `ATSS_ANCHOR` strides around it. Candidates inside the box are
+    matched to it if their anchor's IoU with it is at least the mean plus the standard deviation of its candidates'
+    IoUs. A point that qualifies for several boxes is matched to the one of highest IoU.
 
     Args:
         points, targets, sizes: as for `assign_fcos`.
@@ -79,7 +80,7 @@ def assign(
     predictions: Predictions | None = None,
     classifier: TextClassifier | None = None,
 ) -> Assignment | None:
-    """The assignment by a rule; None where the rule depends on predictions and there are none yet.
+    """Match points to true boxes by a rule; return None if it depends on predictions and there are none yet.
 
     Args:
         points, targets, sizes: as for `assign_fcos`.
@@ -104,13 +105,13 @@ def _assign_image_atss(
     matched = torch.full_like(padding, -1, dtype=torch.int64)
     boxes = targets.boxes
     if len(boxes) > 0:
-        # Squared, by differences: equal distances have to be equal numbers, whatever the number of points.
+        # Squared distances from differences: equal distances must be equal numbers, whatever the number of points.
         offset = points.centers[:, None] - (boxes[:, :2] + boxes[:, 2:]) / 2
         distance = offset.square().sum(dim=2).masked_fill(padding[:, None], torch.inf)
         candidate = torch.zeros_like(distance, dtype=torch.bool)
         for stride in points.strides.unique():
             (level,) = (points.strides == stride).nonzero(as_tuple=True)
-            # Stable: of equally near points the first are taken, which padding does not change.
+            # A stable sort takes the first of equally near points, so that padding changes nothing.
             nearest = distance[level].sort(dim=0, stable=True).indices[:ATSS_CANDIDATES]
             candidate.scatter_(0, level[nearest], True)
         candidate &= ~padding[:, None]
@@ -135,13 +136,13 @@ def assign_task_aligned(
 ) -> Assignment:
     """Match to each true box the points inside it whose predictions are best at both tasks (TOOD).
 
-    A point's alignment with a box is (probability of the box's class) x (IoU of the predicted box) ** `TOOD_BETA`; the
-    `TOOD_CANDIDATES` best of a box are matched to it, and a point that qualifies for several is matched to the one of
-    highest IoU. Alignments are then scaled, box by box, so that the best equals the box's best IoU.
+    A point's alignment with a box is (probability of the box's class) x (IoU of the predicted box) ** `TOOD_BETA`. The
+    `TOOD_CANDIDATES` best points of a box are matched to it; a point that qualifies for several boxes is matched to the
+    one of highest IoU. Alignments are then scaled, box by box, so that the best equals the box's best IoU.
 
     Args:
         points, targets, sizes: as for `assign_fcos`.
-        classifier: of the classes scored in the step. The probability of another class counts as 1.
+        classifier: classifier of the classes scored in the step. The probability of any other class counts as 1.
     """
     images = zip(targets, points.in_padding(sizes), predictions.embeddings, predictions.boxes, strict=True)
     return Assignment.cat([_assign_image_task_aligned(points, classifier, *image) for image in images])
@@ -179,10 +180,10 @@ def _assign_image_task_aligned(
 def nearest_matched_points(
     points: Points, boxes: Float[Tensor, "R 4"], matched: Int[Tensor, " P"]
 ) -> Int[Tensor, " R"]:
-    """Of the points matched to each box the one nearest to its centre, the first of equal ones; -1 without any.
+    """Return, for each box, the matched point nearest to its center, the first of equally near ones; -1 for none.
 
     Args:
-        matched: which box each point is matched to, a row of `Assignment.matched`.
+        matched: row of the box that each point is matched to, or -1: one image of `Assignment.matched`.
     """
     offsets = (points.centers[:, None] - (boxes[:, :2] + boxes[:, 2:]) / 2).norm(dim=2)
     is_matched = matched[:, None] == torch.arange(len(boxes), device=matched.device)
@@ -191,7 +192,7 @@ def nearest_matched_points(
 
 
 def _assign_images(points: Points, targets: tuple[Targets, ...], padding: Bool[Tensor, "B P"]) -> Assignment:
-    # Boxes are padded to the same number in each image with empty ones, which no point is inside of.
+    # Images are padded to the same number of boxes with empty boxes, which contain no point.
     boxes = pad_sequence([image.boxes for image in targets], batch_first=True)
     matched = torch.full_like(padding, -1, dtype=torch.int64)
     central = _in_center_region(points, boxes) & ~padding[..., None]
@@ -216,7 +217,7 @@ def _with_ignored(
     padding: Bool[Tensor, "B P"],
     central: Bool[Tensor, "B P R"],
 ) -> Assignment:
-    """The assignment of images to which points are matched; `central` is from `_in_center_region`."""
+    """Build the assignment from matched points, and mark those to ignore; `central` is from `_in_center_region`."""
     unmatched = matched < 0
     crowd = _inside(points, crowd_boxes).any(dim=-1)
     return Assignment(matched, padding | (crowd & unmatched), central.any(dim=-1) & ~padding & unmatched)
@@ -227,14 +228,14 @@ def _inside(points: Points, boxes: Float[Tensor, "*B R 4"]) -> Bool[Tensor, "*B 
 
 
 def _in_center_region(points: Points, boxes: Float[Tensor, "*B R 4"]) -> Bool[Tensor, "*B P R"]:
-    """Whether a point is inside a box and less than `CENTER_RADIUS` strides from its center."""
+    """Return whether each point is inside a box and less than `CENTER_RADIUS` strides from its center."""
     box_centers = (boxes[..., None, :, :2] + boxes[..., None, :, 2:]) / 2
     offset = (points.centers[:, None] - box_centers).abs().amax(dim=-1)
     return _inside(points, boxes) & (offset < CENTER_RADIUS * points.strides[:, None])
 
 
 def _in_level_range(points: Points, boxes: Float[Tensor, "*B R 4"]) -> Bool[Tensor, "*B P R"]:
-    """Whether the largest distance from a point to a box's sides belongs to the point's level."""
+    """Return whether the largest distance from each point to a box's sides belongs to the point's level."""
     strides = points.strides
     lower = torch.where(strides == strides.min(), 0, 4 * strides)
     upper = torch.where(strides == strides.max(), torch.inf, 8 * strides)

@@ -1,4 +1,4 @@
-"""Convolutional backbones: timm's with average pooling (the tiny net, ConvNeXt, NFNet), and CLIP's own ResNets."""
+"""Convolutional backbones: timm models with average pooling (the tiny net, ConvNeXt, NFNet), and CLIP's own ResNets."""
 
 from collections.abc import Callable
 from functools import partial
@@ -27,18 +27,18 @@ Result = TypeVar("Result")
 
 
 class TimmConvolutionBackbone(Backbone):
-    """An average-pooling timm backbone of an open_clip model.
+    """Convolutional timm backbone of an open_clip model, with average pooling.
 
     For the dense feature, every location of the last map passes through CLIP's pooling and projection as a 1 x 1 map of
-    its own. Average pooling commutes with a linear projection, so with no norm between the two the mean over locations
-    is exactly the pooled embedding; ConvNeXt has a LayerNorm there (and an MLP after it in the `_d` models), which
-    makes it approximate.
+    its own. Average pooling commutes with a linear projection, so without a norm between the two the mean over
+    locations is exactly the pooled embedding. ConvNeXt has a LayerNorm there (and an MLP after it in the `_d` models),
+    so its mean is only approximately the pooled embedding.
     """
 
     def __init__(self, visual: TimmModel):
         """
         Args:
-            visual: the image side of an open_clip model; its modules are changed as `backbone_of` says.
+            visual: the image side of an open_clip model, whose modules are changed in place (see `backbone_of`).
 
         Raises:
             ValueError: the model pools by attention, or does not take images of any size.
@@ -65,7 +65,7 @@ class TimmConvolutionBackbone(Backbone):
 
     @torch.no_grad()
     def _check_free_size(self) -> None:
-        """Check by a small image that the features are what the detector takes them for; timm says it of none."""
+        """Check with a small image that the features have the expected shapes, since timm does not guarantee them."""
         height, width = 2 * SIZE_DIVISOR, 3 * SIZE_DIVISOR
         name, weight = type(self.trunk).__name__, next(self.trunk.parameters())
         try:
@@ -89,8 +89,10 @@ class TimmConvolutionBackbone(Backbone):
     def _exact_if_narrow(
         self, compute: Callable[[Float[Tensor, "B 3 H W"]], Result], images: Float[Tensor, "B 3 H W"]
     ) -> Result:
-        """What is computed of images; in float32 where the last map has one column, which oneDNN may compute wrongly in
-        bfloat16 (narrow_maps.py)."""
+        """Apply a function to images, in float32 if the last map has a single column.
+
+        oneDNN may compute such a map wrongly in bfloat16 (clip/narrow_maps.py).
+        """
         is_bf16 = images.device.type == "cpu" and product_dtype(images) == torch.bfloat16
         if not is_bf16 or images.shape[-1] >= 2 * self.strides[-1]:
             return compute(images)
@@ -137,7 +139,7 @@ class TimmConvolutionBackbone(Backbone):
 
 
 class ClipResNetBackbone(Backbone):
-    """The ResNets of CLIP (arXiv:2103.00020), whose last map is pooled by attention.
+    """ResNet of CLIP (arXiv:2103.00020), whose last map is pooled by attention.
 
     The dense feature is the attention pool's value and output projection at each location, without positions, which is
     the result of attention to that location alone.
@@ -170,7 +172,7 @@ class ClipResNetBackbone(Backbone):
         positions = resample_abs_pos_embed(pool.positional_embedding[None], list(last.shape[2:]))[0]
         tokens = last.flatten(2).permute(2, 0, 1)
         tokens = torch.cat([tokens.mean(dim=0, keepdim=True), tokens]) + positions[:, None]
-        heads = (tokens.shape[1] * pool.num_heads, tokens.shape[2] // pool.num_heads)  # as batch, and width of each
+        heads = (tokens.shape[1] * pool.num_heads, tokens.shape[2] // pool.num_heads)  # batch x heads, width of a head
         query, key, value = (
             projection(rows).reshape(len(rows), *heads).transpose(0, 1)
             for projection, rows in ((pool.q_proj, tokens[:1]), (pool.k_proj, tokens), (pool.v_proj, tokens))
@@ -196,9 +198,9 @@ class ClipResNetBackbone(Backbone):
         return [self.visual.layer1, self.visual.layer2, self.visual.layer3, self.visual.layer4]
 
     def _features(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B ..."]]:
-        """Feature maps of strides 8, 16 and 32."""
+        """Compute the feature maps of strides 8, 16 and 32."""
         x, features = images, []
-        for number in (1, 2, 3):  # the convolutions apply norm and ReLU, as `visual.stem` would
+        for number in (1, 2, 3):  # as in `visual.stem`, whose norm and ReLU are folded into the convolution
             x = getattr(self.visual, f"bn{number}")(getattr(self.visual, f"conv{number}")(x))
         x = self.visual.avgpool(x)
         for stage in self._stages():

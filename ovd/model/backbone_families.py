@@ -1,4 +1,4 @@
-"""The backbone of a CLIP model, by the type of its image side."""
+"""Choice of a CLIP model's backbone by the type of its image side."""
 
 from typing import Any
 
@@ -17,12 +17,12 @@ def backbone_of(visual: Any, *, window: int = 0, global_blocks: int = 0) -> Back
     """Wrap a CLIP model's image side as a backbone.
 
     Args:
-        visual: the image side of an open_clip model; its modules become the backbone's, and compute the
-            same in eval mode as before. Stochastic depth of the model's own config is off.
+        visual: the image side of an open_clip model. Its modules become the backbone's and still compute the same in
+            eval mode; stochastic depth from the model's own config is turned off.
         window, global_blocks: for transformers, see `TransformerBackbone`.
 
     Raises:
-        ValueError: the model has no feature maps to detect on, or a window is given for one without attention.
+        ValueError: the model has no feature maps to detect on, or a window is given for a model that is no transformer.
     """
     windows = {"window": window, "global_blocks": global_blocks}
     if isinstance(visual, VisionTransformer):

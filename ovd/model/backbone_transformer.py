@@ -17,14 +17,14 @@ from torch.utils.checkpoint import checkpoint
 from ovd.model.backbone import Backbone, BackboneOutput, disable_drop_paths, timm_layers
 
 LOCATIONS_AT_A_TIME = 2**15
-"""Number of sequences in one attention call: CUDA's kernels take fewer than 65,536."""
+"""Maximum number of sequences in one attention call: CUDA's kernels take fewer than 65,536."""
 
 _BlockCall = tuple[Callable[..., Tensor], Tensor | None]
-"""How a block is run, with which rotary position embeddings."""
+"""Function that runs a block, and the rotary position embeddings to run it with."""
 
 
 class TransformerBackbone(Backbone):
-    """A plain vision transformer: one feature map, with the stride of its patches.
+    """Plain vision transformer with one feature map, which has the stride of the patches.
 
     For the dense feature, every location of the last map passes through the rest of CLIP as a sequence of its own. It
     attends to itself alone, so only the value path matters (MaskCLIP, arXiv:2112.01071, with the residual path and the
@@ -33,16 +33,16 @@ class TransformerBackbone(Backbone):
     output of all blocks.
 
     Position embeddings are resampled to the image's grid. With windows (ViTDet, arXiv:2203.16527), attention is limited
-    to windows of patches, except in `global_blocks` evenly spread blocks. The windows are equally large, with sides of
-    at most `window` patches, so that one as large as the grid is global attention; where they do not divide the grid,
-    neighbors share a row or a column. Each window has a copy of the class token, and the block's output for it is the
-    mean of the copies.
+    to windows of patches, except in `global_blocks` evenly spread blocks. All windows have the same size, with sides of
+    at most `window` patches; a window as large as the grid is global attention. Where windows do not divide the grid,
+    neighboring windows share a row or a column. Each window has a copy of the class token, and the block's output for
+    the class token is the mean of the copies.
     """
 
     num_prefix: int
-    """Number of tokens before those of the patches."""
+    """Number of tokens before the patch tokens."""
     takes_class_token: bool
-    """Whether the embedding is computed from the class token's last state."""
+    """Whether the embedding is computed from the final class token."""
 
     def __init__(
         self,
@@ -78,19 +78,19 @@ class TransformerBackbone(Backbone):
 
     @abstractmethod
     def embed(self, images: Float[Tensor, "B 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "B N C"]:
-        """Input tokens of the first block: class token and other prefix tokens, then patches row by row."""
+        """Compute the first block's input: class token and other prefix tokens, then patch tokens row by row."""
 
     @abstractmethod
     def rotary(self, grid: tuple[int, int]) -> Tensor | None:
-        """Rotary position embeddings for a grid of patches; None for a model without them."""
+        """Return the rotary position embeddings for a grid of patches; None for a model without them."""
 
     @abstractmethod
     def run_block(self, block: nn.Module, tokens: Float[Tensor, "B N C"], rotary: Tensor | None) -> Tensor:
-        """The output tokens of one block."""
+        """Compute the output tokens of one block."""
 
     @abstractmethod
     def pool(self, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B D"]:
-        """The pooled embedding from all tokens after the last block."""
+        """Compute the pooled embedding from all tokens after the last block."""
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> BackboneOutput:
         grid = self._grid(images)
@@ -101,7 +101,7 @@ class TransformerBackbone(Backbone):
     def project_locations(self, last: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
         batch, channels, height, width = last.shape
         sequences = last.permute(0, 2, 3, 1).reshape(-1, 1, channels)
-        # A traced graph has no kernels of CUDA's, and would keep the number of parts of its example.
+        # A traced graph needs no limit for CUDA's kernels, and would fix the number of parts of its example input.
         parts = [sequences] if torch.jit.is_tracing() else sequences.split(LOCATIONS_AT_A_TIME)
         projected = torch.cat([self._project(some) for some in parts])
         return projected.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
@@ -114,7 +114,7 @@ class TransformerBackbone(Backbone):
         self._drop_path_rate = rate
 
     def _grid(self, images: Float[Tensor, "B 3 H W"]) -> tuple[int, int]:
-        """Number of rows and columns of patches."""
+        """Return the number of rows and columns of patches."""
         return images.shape[2] // self.strides[0], images.shape[3] // self.strides[0]
 
     def _project(self, sequences: Float[Tensor, "N 1 C"]) -> Float[Tensor, "N D"]:
@@ -141,10 +141,10 @@ class TransformerBackbone(Backbone):
         return tokens
 
     def _windowed_blocks(self) -> set[int]:
-        """The numbers of the blocks whose attention is limited to windows.
+        """Return the numbers of the blocks whose attention is limited to windows.
 
-        Global blocks are evenly spread over those up to the last map and include the last of them; a block after the
-        last map attends to all.
+        Global blocks are evenly spread over the blocks before the last map and include the last of these. A block after
+        the last map always has global attention.
         """
         if not self._window:
             return set()
@@ -155,32 +155,32 @@ class TransformerBackbone(Backbone):
     def _run_in_windows(
         self, block: nn.Module, tokens: Float[Tensor, "B N C"], rotary: Tensor | None, grid: tuple[int, int]
     ) -> Float[Tensor, "B N C"]:
-        """The output tokens of one block within each window."""
+        """Compute the output tokens of one block within each window."""
         windows = split_windows(tokens, grid, self._window, self.num_prefix)
         return join_windows(self.run_block(block, windows, rotary), grid, self._window, self.num_prefix)
 
 
 def window_sides(grid: tuple[int, int], window: int) -> tuple[int, int]:
-    """Rows and columns of a window: as few windows as sides of at most `window` allow, all equally large."""
+    """Return the rows and columns of a window: windows of equal size, as few as sides of at most `window` allow."""
     height, width = (_ceiling(length, _ceiling(length, window)) for length in grid)
     return height, width
 
 
 def _ceiling(length: int, divisor: int) -> int:
-    """The quotient rounded up; as sums of positive numbers, since ONNX truncates the quotient of a negative one."""
+    """Return the quotient, rounded up, using positive numbers only, since ONNX truncates negative quotients."""
     return (length + divisor - 1) // divisor
 
 
 def split_windows(
     tokens: Float[Tensor, "B N C"], grid: tuple[int, int], window: int, num_prefix: int
 ) -> Float[Tensor, "BW M C"]:
-    """Tokens of every window, with a copy of the prefix; a patch in a row or column that windows share is in each."""
+    """Return the tokens of every window, with a copy of the prefix; a patch in a shared row or column is in each."""
     sides = window_sides(grid, window)
     rows, columns = (
         _starts(length, window, tokens.device)[:, None] + torch.arange(side, device=tokens.device)
         for length, side in zip(grid, sides, strict=True)
     )
-    # Rows and columns of windows, and in them.
+    # Dimensions: row and column of the window, then row and column in the window.
     patch_indices = rows[:, None, :, None] * grid[1] + columns[None, :, None]
     patches = tokens[:, num_prefix:].index_select(1, patch_indices.flatten()).unflatten(1, (-1, sides[0] * sides[1]))
     prefix = tokens[:, None, :num_prefix].expand(-1, patches.shape[1], -1, -1)
@@ -190,7 +190,7 @@ def split_windows(
 def join_windows(
     windows: Float[Tensor, "BW M C"], grid: tuple[int, int], window: int, num_prefix: int
 ) -> Float[Tensor, "B N C"]:
-    """The inverse of `split_windows`, with the mean of the prefix's copies; a patch in two windows is of the second."""
+    """Invert `split_windows`, with the mean of the prefix's copies; a patch in several windows is from the last."""
     (height, width), device = window_sides(grid, window), windows.device
     starts = [_starts(length, window, device) for length in grid]
     (row, y), (column, x) = (_window_of_each(length, of_axis) for length, of_axis in zip(grid, starts, strict=True))
@@ -204,13 +204,13 @@ def join_windows(
 
 
 def _starts(length: int, window: int, device: torch.device) -> Int[Tensor, " W"]:
-    """The first row (or column) of each window."""
+    """Return the first row (or column) of each window."""
     number = _ceiling(length, window)
     return torch.arange(number, device=device) * length // number
 
 
 def _window_of_each(length: int, starts: Int[Tensor, " W"]) -> tuple[Int[Tensor, " L"], Int[Tensor, " L"]]:
-    """For each row (or column) of a grid, the last window that holds it, and its place in there."""
+    """Return, for each row (or column) of a grid, the last window that contains it, and its position in that window."""
     places = torch.arange(length, device=starts.device)
     number = ((places + 1) * starts.shape[0] - 1) // length
     return number, places - starts[number]
@@ -279,7 +279,8 @@ class TimmTransformerBackbone(TransformerBackbone):
     def __init__(self, visual: TimmModel, *, window: int = 0, global_blocks: int = 0):
         """
         Raises:
-            ValueError: patches are not square, not made by a single convolution, or rotary embeddings not EVA02's.
+            ValueError: patches are not square or not made by a single convolution, or the rotary embeddings are of
+                another kind than EVA02's.
         """
         trunk = visual.trunk
         if not isinstance(trunk.patch_embed, PatchEmbed):
@@ -296,7 +297,7 @@ class TimmTransformerBackbone(TransformerBackbone):
         self.num_prefix = trunk.num_prefix_tokens
         self.takes_class_token = trunk.attn_pool is None and trunk.global_pool == "token"
         disable_drop_paths(trunk)
-        # As timm's own option `dynamic_img_size` does, so that the library's forward pass goes on working, too.
+        # These are the changes of timm's own option `dynamic_img_size`, so that timm's forward pass still works.
         patches = trunk.patch_embed
         patches.strict_img_size, patches.flatten, patches.output_fmt = False, False, Format.NHWC
         trunk.dynamic_img_size = True
@@ -306,7 +307,7 @@ class TimmTransformerBackbone(TransformerBackbone):
 
     def embed(self, images: Float[Tensor, "B 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "B N C"]:
         embedded = self.trunk._pos_embed(self.trunk.patch_embed(images))
-        # Eva gives rotary embeddings, too, or None in their place.
+        # Eva also returns its rotary embeddings, or None.
         return self.trunk.norm_pre(embedded[0] if isinstance(embedded, tuple) else embedded)
 
     def rotary(self, grid: tuple[int, int]) -> Tensor | None:
@@ -334,12 +335,12 @@ class TimmTransformerBackbone(TransformerBackbone):
 
 
 def rope_of_any_grid(rope: nn.Module) -> RotaryEmbeddingCat:
-    """Rotary embeddings with the settings of a model's own, for grids of any size.
+    """Create rotary embeddings for grids of any size, with the settings of a model's own.
 
-    timm makes a model's own for the grid of its native size, and then they are those of that grid alone.
+    timm creates a model's own for the grid of its native size only.
 
     Raises:
-        ValueError: they are of another kind.
+        ValueError: the model's own are of another kind than `RotaryEmbeddingCat`.
     """
     if not isinstance(rope, RotaryEmbeddingCat):
         raise ValueError(f"timm transformers with rotary embeddings of {type(rope).__name__} are not supported")

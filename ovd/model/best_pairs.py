@@ -1,13 +1,13 @@
 """The best (point, class) pairs of an image, found in one pass over the products of embeddings and text rows.
 
-Points are processed chunk by chunk. Only pairs that may be among the best are scored and sorted, and two bounds tell
-which; cosines may be rough (rough_cosines.py), scores are exact:
+Points are processed chunk by chunk. Only pairs that may be among the best are scored and sorted. Two chains of bounds
+select them; cosines may be rough (rough_cosines.py), scores are exact:
 
-    rough cosines -- exact_at_least --> cosines -- scores_at_least --> scores, the last of the best of which is needed
-    that score    -- cosines_needed --> cosines -- values_needed  --> rough cosines that a pair must have
+    rough cosines -- exact_at_least --> cosines -- scores_at_least --> scores, of which the last of the best is needed
+    needed score  -- cosines_needed --> cosines -- values_needed  --> rough cosines that a pair must have
 
-The first goes from the highest rough cosine of each group of classes, and the pairs that were found before. With an
-ensemble, for few pairs, or where each point stands for its best class alone, all pairs are scored.
+The first chain starts from the highest rough cosine of each group of classes and from the pairs found before. With an
+ensemble, for few pairs, or if each point keeps only its best class, all pairs are scored.
 """
 
 import math
@@ -23,35 +23,36 @@ from ovd.model.pair_scores import PairScores, PointPredictions, Scoring
 from ovd.model.rounded_rows import MULTIPLE
 
 CLASSES_IN_GROUP = MULTIPLE
-"""Of which only the highest cosine is looked at first."""
+"""Number of classes in a group, of which only the highest cosine is used at first."""
 BOUNDS_PER_PAIR = 16
-"""For each pair that is wanted, at least this many score bounds are ranked, if there are as many."""
+"""Minimum number of score bounds to rank per pair to be found, if there are as many."""
 FEW_PAIRS = 2**18
-"""This many pairs are scored in less time than it takes to choose among them."""
+"""Number of pairs up to which scoring all is faster than choosing among them."""
 FEW_COMPETING_PAIRS = 2**22
-"""The same where names compete, since the bounds on scores are wide there."""
+"""`FEW_PAIRS` where names compete, since the bounds on scores are wide there."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """N pairs."""
+    """N (point, class) pairs with their scores."""
 
     points: Int[Tensor, " N"]
     classes: Int[Tensor, " N"]
     scores: Float[Tensor, " N"]
 
     def __len__(self) -> int:
-        """N, the number of pairs."""
+        """Return N, the number of pairs."""
         return len(self.scores)
 
     def __getitem__(self, rows: Tensor | slice) -> "Pairs":
         return Pairs(self.points[rows], self.classes[rows], self.scores[rows])
 
     def best_with(self, later: "Pairs", count: int) -> "Pairs":
-        """The best of these and of others, best first; pairs of equal score stay in the order of point, then class.
+        """Return the best of these and later pairs, best first; equal scores stay in the order of point, then class.
 
         Args:
-            later: of later points.
+            later: pairs of later points.
+            count: maximum number of pairs.
         """
         both = Pairs(
             torch.cat([self.points, later.points]),
@@ -62,7 +63,7 @@ class Pairs:
 
 
 def best_pairs(points: PointPredictions, scoring: Scoring) -> Pairs:
-    """The `candidates` pairs with the highest scores above `score_threshold`, best first.
+    """Find the `candidates` pairs with the highest scores above `score_threshold`, best first.
 
     Pairs of equal score are in the order of point, then class. With `one_name_per_place` only the best class of each
     point counts.
@@ -74,8 +75,8 @@ def best_pairs(points: PointPredictions, scoring: Scoring) -> Pairs:
     count, above = options.candidates, options.score_threshold
     none = torch.empty(0, dtype=torch.int64, device=device)
     best = Pairs(none, none, torch.empty(0, dtype=torch.float32, device=device))
-    needed = torch.tensor(above, dtype=torch.float32, device=device)  # a score: no pair below it is among the best
-    at_a_time = math.ceil(len(points) / max(1, math.ceil(len(points) / scoring.at_a_time)))  # chunks of one size
+    needed = torch.tensor(above, dtype=torch.float32, device=device)  # no pair with a lower score is among the best
+    at_a_time = math.ceil(len(points) / max(1, math.ceil(len(points) / scoring.at_a_time)))  # chunks of equal size
     for first in range(0, len(points), max(1, at_a_time)):
         scores = scoring.of(points[first : first + at_a_time])
         if options.one_name_per_place is not None:
@@ -92,37 +93,40 @@ def best_pairs(points: PointPredictions, scoring: Scoring) -> Pairs:
 
 
 def not_nan(best_scores: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-    """The same numbers, the highest of others; the highest of several is NaN if any of them is.
+    """Check that no score is NaN, and return the scores.
+
+    The best scores of points are enough for that, since a maximum is NaN if any of its inputs is.
 
     Raises:
         ValueError: one is NaN.
     """
-    if best_scores.numel() > 0 and best_scores.amax().isnan():  # which passes NaN on
+    if best_scores.numel() > 0 and best_scores.amax().isnan():
         raise ValueError("a score is NaN: the detector's weights, its input or the text rows are broken")
     return best_scores
 
 
 def _single(scores: Float[Tensor, "P C"]) -> Pairs:
-    """Each point's best pair."""
+    """Return each point's best pair."""
     best, classes = scores.max(dim=1)
     return Pairs(torch.arange(len(scores), device=scores.device), classes, not_nan(best))
 
 
 def _of_all_scores(scores: Float[Tensor, "P C"], count: int) -> Pairs:
-    """The pairs that may be among the `count` best ones."""
+    """Return the pairs that may be among the `count` best ones."""
     rows, classes = (scores >= _last_of_best(not_nan(scores), count)).nonzero().unbind(dim=1)
     return Pairs(rows, classes, scores[rows, classes])
 
 
 def _of_high_cosines(scores: PairScores, needed: Float[Tensor, ""], count: int | None) -> Pairs:
-    """The pairs that may score as much as is needed, and a few others.
+    """Return the pairs that may reach the needed score, and a few others.
 
     Args:
-        count: only those that may be among so many of the best ones; None for all.
+        needed: the needed score.
+        count: number of best pairs to find, which may raise the needed score; None keeps it as it is.
     """
     rough = scores.rough_cosines
     groups = _Groups.of(rough.values)
-    if count is not None:  # each group's highest is a pair of its own: `count` of them are certain to score this much
+    if count is not None:  # the groups' highest are different pairs, so at least `count` pairs score this much
         some = _highest_of_larger_groups(groups.highest, BOUNDS_PER_PAIR * count)
         certain = scores.scores_at_least(rough.exact_at_least(some))
         needed = torch.maximum(needed, _last_of_best(certain, count))
@@ -136,7 +140,7 @@ class _Groups:
     """Rough cosines in G groups of `CLASSES_IN_GROUP` classes: the group g has the classes g, g + G, g + 2 G, ..."""
 
     values: Float[Tensor, "P M"]
-    """Of all classes, and negative infinity in the padding that makes the groups equally large."""
+    """Rough cosines of all classes; negative infinity in the padding that makes the groups equally large."""
     highest: Float[Tensor, "P G"]
     """The highest value of every group, in float32."""
 
@@ -155,9 +159,10 @@ class _Groups:
     def pairs_with_at_least(
         self, values_needed: Float[Tensor, " P"], num_classes: int
     ) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
-        """Points and classes of the pairs whose value is that of their point or higher, by point, then class.
+        """Return points and classes of the pairs with at least the value needed at their point, by point, then class.
 
         Args:
+            values_needed: lowest value of a pair, for each point.
             num_classes: number of columns that are not padding.
 
         Raises:
@@ -165,7 +170,7 @@ class _Groups:
         """
         num_groups = self.highest.shape[1]
         rows, group = (not_nan(self.highest) >= values_needed[:, None]).nonzero().unbind(dim=1)
-        # Of the groups whose highest is high enough, all classes.
+        # All classes of the groups whose highest value is high enough.
         classes = group[:, None] + num_groups * torch.arange(CLASSES_IN_GROUP, device=rows.device)
         rows, classes = torch.broadcast_tensors(rows[:, None], classes)
         passes = self.values[rows, classes].float() >= values_needed[rows]
@@ -174,7 +179,10 @@ class _Groups:
 
 
 def _highest_of_larger_groups(highest: Float[Tensor, "P G"], count: int) -> Float[Tensor, "P N"]:
-    """Groups joined to larger ones, without a few; at least `count` numbers, if there are as many."""
+    """Join groups to larger ones, and return their highest values: at least `count`, if there are as many groups.
+
+    The last groups are left out if they do not fill larger ones.
+    """
     num_joined = min(highest.numel() // count, highest.shape[1])
     if num_joined < 2:
         return highest
@@ -183,7 +191,7 @@ def _highest_of_larger_groups(highest: Float[Tensor, "P G"], count: int) -> Floa
 
 
 def _last_of_best(scores: Float[Tensor, "P N"], count: int) -> Float[Tensor, ""]:
-    """The lowest of the `count` best scores; 0 if there are fewer."""
+    """Return the lowest of the `count` best scores; 0 if there are fewer."""
     if scores.numel() < count:
         return scores.new_zeros(())
     if scores.device.type != "cpu":

@@ -1,4 +1,4 @@
-"""The convolutions of pyramid and head: as fast as their weights and their device allow."""
+"""The convolution of pyramid, head and shortcuts, in the fastest way for its weights and device."""
 
 from collections.abc import Callable
 
@@ -13,15 +13,15 @@ from ovd.model.small_maps import convolve_small_maps, is_small
 from ovd.precision import product_dtype
 
 INPUT_SHAPES = 5
-"""Shapes of inputs that take turns at a convolution: those of a pyramid's levels."""
+"""Number of input shapes that take turns at a convolution, one per pyramid level."""
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` of pyramid, head and shortcuts, in the ways that are fastest.
+    """`nn.Conv2d` of pyramid, head and shortcuts, in the fastest way for its weights and device.
 
-    What depends on frozen weights alone is computed once. On a GPU a kernel adds the bias, and a map if there is one:
-    torch's takes as long as the convolution. On a CPU small levels are convolved together, and narrow maps around a
-    fault of oneDNN.
+    Values that depend only on frozen weights are computed once. On a GPU a kernel adds the bias, and a map if there is
+    one, since torch's own addition takes as long as the convolution. On a CPU small levels are convolved together, and
+    narrow maps are widened to avoid an error of oneDNN (clip/narrow_maps.py).
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Conv2d(nn.Conv2d):
     def forward(
         self, x: Float[Tensor, "B C h w"], added: Float[Tensor, "B K H W"] | None = None
     ) -> Float[Tensor, "B K H W"]:
-        """The convolution, plus a map if there is one."""
+        """Compute the convolution, plus the map `added` if there is one."""
         if torch.compiler.is_compiling():
             out = narrow_maps.convolve(self, x, self.weight, self.bias)
             return out if added is None else out + added
@@ -54,10 +54,11 @@ class Conv2d(nn.Conv2d):
         compute: Callable[[], Weights],
         added: Float[Tensor, "B K H W"] | None = None,
     ) -> Float[Tensor, "B K H W"]:
-        """The convolution with a weight and a bias that are computed from other tensors, plus a map.
+        """Compute the convolution with a weight and a bias computed from other tensors, plus the map `added` if any.
 
         Args:
-            sources: what they are computed from.
+            sources: tensors that weight and bias are computed from.
+            compute: returns weight and bias.
         """
         weight, bias = self.frozen.of(sources, compute)
         if kernels.applies_to_map(x):
@@ -66,11 +67,11 @@ class Conv2d(nn.Conv2d):
             return out if bias is None else add_bias(out, bias, added)
         if added is None or added.dtype == weight.dtype:
             return self.frozen.convolve(self, x, (weight, bias), added)
-        # A sum in float32 keeps its precision; torch takes several times as long for one of two dtypes.
+        # The sum is in float32, for its precision; adding tensors of two dtypes takes torch several times as long.
         return self.frozen.convolve(self, x, (weight, bias)).to(added.dtype).add_(added)
 
     def of_levels(self, levels: list[Float[Tensor, "B C ..."]]) -> list[Float[Tensor, "B K ..."]]:
-        """The convolution of each of a pyramid's levels; needs a bias, and a padding that keeps their sizes."""
+        """Convolve each of a pyramid's levels; needs a bias, and a padding that keeps their sizes."""
         weight, bias = self.weight, self.bias
         assert bias is not None
         learns = torch.is_grad_enabled() and weight.requires_grad
@@ -85,7 +86,7 @@ class Conv2d(nn.Conv2d):
 def add_bias(
     x: Float[Tensor, "B K H W"], bias: Float[Tensor, " K"], added: Float[Tensor, "B K H W"] | None = None
 ) -> Float[Tensor, "B K H W"]:
-    """x + bias + added with a kernel; overwrites x."""
+    """Compute x + bias + added with a kernel; overwrites x."""
     from ovd.kernels.bias_relu import BiasRelu
 
     return BiasRelu.apply(x.contiguous(memory_format=torch.channels_last), bias, added, False)

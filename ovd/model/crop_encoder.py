@@ -19,25 +19,25 @@ from ovd.model.similarity import unit_embeddings
 from ovd.precision import Compute
 
 CROPS_AT_A_TIME = 256
-"""Number of crops in one call of the backbone, at most."""
+"""Maximum number of crops in one call of the backbone."""
 PIXELS_AT_A_TIME = CROPS_AT_A_TIME * 224**2
-"""Number of their pixels, at most, unless one crop has more."""
+"""Maximum number of pixels of these crops, unless one crop has more."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One of the crops of a box."""
+    """Size of one of a box's crops."""
 
     side_px: int
-    """The crop's side."""
+    """Side of the crop in pixels."""
     context: float
     """Side of the square that is cut out, as a multiple of the box's longer side (`square_crops`)."""
 
 
 class CropEncoder:
-    """The original CLIP's image side, frozen, which embeds crops of boxes.
+    """Frozen image side of the original CLIP, which embeds crops of boxes.
 
-    It is not a part of the detector: neither an optimizer nor a checkpoint has its weights.
+    It is not a part of the detector: neither an optimizer nor a checkpoint contains its weights.
     """
 
     def __init__(
@@ -50,9 +50,11 @@ class CropEncoder:
     ):
         """
         Args:
-            backbone: frozen here, and moved to the device. It shares no weights with a detector.
-            normalization: of the backbone's input; moved to the device.
-            views: the crops of each box, at least one; the mean of their embeddings counts.
+            backbone: CLIP's image side, which is frozen and moved to the device here. It shares no weights with a
+                detector.
+            normalization: normalizes the backbone's input; moved to the device.
+            views: the crops of each box, at least one, whose embeddings are averaged.
+            compute: device and precision of the embeddings.
         """
         self.backbone = compute.freeze(backbone)
         self.normalization = normalization.to(compute.device)
@@ -63,14 +65,14 @@ class CropEncoder:
     def __call__(
         self, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"], boxes: Sequence[Float[Tensor, "_ 4"]]
     ) -> tuple[Float[Tensor, "_ D"], ...]:
-        """Unit embeddings of the crops of each image's boxes; the crops of all images are encoded together.
+        """Compute unit embeddings of the crops of each image's boxes; the crops of all images are encoded together.
 
-        What lies outside an image, the padding included, counts as CLIP's mean color.
+        Outside an image, and in its padding, a crop has CLIP's mean color.
 
         Args:
-            images: RGB, padded at the right and bottom.
-            sizes: heights and widths before padding.
-            boxes: xyxy in pixels, of each image; an image may have none.
+            images: RGB images, padded at the right and bottom.
+            sizes: height and width of each image before padding.
+            boxes: each image's boxes, xyxy in pixels; an image may have none.
         """
         if sum(map(len, boxes)) == 0:
             return tuple(torch.zeros(0, 0, device=images.device) for _ in boxes)
@@ -87,7 +89,7 @@ class CropEncoder:
         boxes: Sequence[Float[Tensor, "_ 4"]],
         view: View,
     ) -> Float[Tensor, "K D"]:
-        """Unit embeddings of one crop of each box.
+        """Compute unit embeddings of one crop of each box.
 
         Args:
             groups: rows and pixels of the images of each size.
@@ -102,7 +104,7 @@ class CropEncoder:
 
 
 def _parts(boxes: Sequence[Float[Tensor, "_ 4"]], count: int) -> Iterator[list[Float[Tensor, "_ 4"]]]:
-    """The boxes of all images in parts of at most `count`, each with a list for every image."""
+    """Yield the boxes of all images in parts of at most `count` boxes, each with an entry for every image."""
     ends = list(accumulate(map(len, boxes)))
     for first in range(0, ends[-1], count):
         yield [
@@ -114,7 +116,7 @@ def _parts(boxes: Sequence[Float[Tensor, "_ 4"]], count: int) -> Iterator[list[F
 def _crops(
     groups: Sequence[tuple[list[int], Float[Tensor, "_ 3 _ _"]]], boxes: Sequence[Float[Tensor, "_ 4"]], view: View
 ) -> Float[Tensor, "M 3 side side"]:
-    """One crop of each box, in the order of the images."""
+    """Return one crop of each box, in the order of the images."""
     of_image: dict[int, Tensor] = {}
     for rows, pixels in groups:
         own = [boxes[row] for row in rows]
@@ -124,7 +126,7 @@ def _crops(
 
 
 def _rows_by_size(sizes: Int[Tensor, "B 2"]) -> dict[tuple[int, int], list[int]]:
-    """The rows of the images of each height and width, which are cropped together."""
+    """Return the rows of the images of each height and width, which are cropped together."""
     rows: dict[tuple[int, int], list[int]] = {}
     for row, (height, width) in enumerate(sizes.tolist()):
         rows.setdefault((height, width), []).append(row)

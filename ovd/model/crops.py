@@ -1,10 +1,10 @@
-"""Crops of boxes as a CLIP model's image input: what CLIP itself would see of an object."""
+"""Crops of boxes as input images of a CLIP model."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torchvision.ops  # noqa: F401  # has torch.ops.torchvision loaded
+import torchvision.ops  # noqa: F401  # loads torch.ops.torchvision
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,13 +12,13 @@ from torch.nn import functional as F
 from ovd.clip.tiny_net import TinyNet
 
 TINY_SIDE = 64
-"""Side of the tiny CLIP's crops. Of the true boxes of 300 of the world's validation images it names 78 % right on tight
-crops of this side, 75 % at 48 px, 68 % at 80, 46 % at 96 and 21 % at its native 112: it was trained on objects that
-fill half of their image or less."""
+"""Side of the tiny CLIP's crops in pixels. It names 78 % of the true boxes in 300 validation images of the world
+correctly on tight crops of this side, 75 % at 48 px, 68 % at 80, 46 % at 96 and 21 % at its native 112, since it was
+trained on objects that fill half of their image or less."""
 
 
 def crop_side(visual: Any) -> int:
-    """The side in pixels at which a CLIP model encodes tight crops of boxes: its native size, but for the tiny CLIP.
+    """Return the side in pixels of tight crops for a CLIP model: its native size, or `TINY_SIDE` for the tiny CLIP.
 
     Args:
         visual: the image side of an open_clip model.
@@ -31,14 +31,14 @@ def crop_side(visual: Any) -> int:
 def square_crops(
     pixels: Float[Tensor, "B 3 H W"], boxes: Sequence[Float[Tensor, "_ 4"]], side: int, *, context: float = 1.0
 ) -> Float[Tensor, "M 3 side side"]:
-    """The square around each box, resized to `side` pixels; of all images, in their order.
+    """Crop the square around each box and resize it to `side` pixels; the crops are in the order of the images.
 
-    A square's side is the box's longer one times `context`, so that the aspect ratio of what is seen is kept. Each
-    pixel of a crop is the mean over the pixels that it covers.
+    A square's side is the box's longer side times `context`, so that the aspect ratio is kept. Each pixel of a crop is
+    the mean over the pixels that it covers.
 
     Args:
-        pixels: normalized as the backbone expects them; what lies outside an image counts as its mean color, 0.
-        boxes: xyxy in pixels, of each image.
+        pixels: images normalized as the backbone expects them; outside an image a crop has the mean color, 0.
+        boxes: each image's boxes, xyxy in pixels.
     """
     squares = []
     for row, of_image in enumerate(boxes):
@@ -46,6 +46,6 @@ def square_crops(
         halves = (of_image[:, 2:] - of_image[:, :2]).amax(dim=1, keepdim=True) * context / 2
         square = torch.cat([centers - halves, centers + halves], dim=1).to(pixels.dtype)
         squares.append(F.pad(square, (1, 0), value=row))
-    # Not torchvision's function: with `train.deterministic` a GPU would take its form in Python, whose gradient has the
-    # same bits every time. It repeats an image's border outside, and for each pixel looks at the whole image.
+    # Not torchvision's function: with `train.deterministic` a GPU would run its Python version, for the sake of a
+    # deterministic gradient. That one repeats an image's border outside it, and reads the whole image for each pixel.
     return torch.ops.torchvision.roi_align(pixels, torch.cat(squares), 1.0, side, side, -1, True)

@@ -21,13 +21,13 @@ MAX_RECOMPILATIONS = 128
 
 
 class Detector(nn.Module):
-    """Predicts an embedding, a box and a quality at every point of P3..P7.
+    """Detector that predicts an embedding, a box and a quality at every point of P3..P7.
 
-    The text rows are not part of the detector: `classifier` compares the embeddings with any rows. Its scale starts at
-    CLIP's logit scale; its bias is solved for on the first training batch.
+    The text rows are not part of the detector: `classifier` makes a classifier of any rows. The logit scale starts at
+    CLIP's; the bias is solved for on the first training batch.
 
-    With gated shortcuts a fresh detector's embedding is the dense CLIP feature, exactly. Without shortcuts it is a
-    projection of the class tower, as in an ordinary detector.
+    With gated shortcuts the embeddings of a fresh detector are exactly the dense CLIP feature. Without shortcuts they
+    are a projection of the class tower, as in an ordinary detector.
     """
 
     def __init__(
@@ -49,11 +49,12 @@ class Detector(nn.Module):
             pyramid: computes levels of one width from the backbone's features.
             head: computes class features, boxes and quality at every point of these levels.
             shortcuts: compute class embeddings from the dense feature, the levels and the class features.
-            normalization: of the backbone's input.
-            logit_scale: CLIP's factor from cosine to logit.
-            keeps_dense: whether to output the dense feature, too, in eval mode, for score ensembling.
-            learned_names: number of classes whose text rows are learned, as offsets that start at zero, and D.
-            side: adds to the features that the pyramid gets; None for nothing.
+            normalization: normalizes the backbone's input.
+            logit_scale: CLIP's factor from cosine to logit, where the learned scale starts.
+            keeps_dense: whether predictions in eval mode include the dense feature, for score ensembling.
+            learned_names: shape (number of classes, D) of learned offsets to text rows, which start at zero; None for
+                no offsets.
+            side: branch whose outputs are added to the backbone's features before the pyramid; None for no branch.
         """
         super().__init__()
         self.normalization = normalization
@@ -64,7 +65,7 @@ class Detector(nn.Module):
         self.side = side
         self.strides = pyramid.strides
         self.keeps_dense = keeps_dense
-        # Parts that the shortcuts do not use get no gradient.
+        # Parts that the shortcuts do not use would get no gradient.
         if not shortcuts.uses_class_features:
             head.class_tower.requires_grad_(False)
         if not shortcuts.uses_dense:
@@ -76,7 +77,7 @@ class Detector(nn.Module):
 
     @property
     def size_divisor(self) -> int:
-        """Divisor that image sides must be padded to multiples of."""
+        """Number that the sides of the input images must be multiples of."""
         return self.backbone.size_divisor
 
     @property
@@ -96,28 +97,31 @@ class Detector(nn.Module):
 
     @property
     def bias(self) -> Float[Tensor, ""]:
-        """Bias added to the scaled cosine. It is learned as a threshold on the cosine, logit = scale * (cosine -
-        threshold), so that the scale can grow without moving every logit: CLIP's embeddings share a direction, so all
-        cosines are high and only their differences separate classes."""
+        """Bias added to the scaled cosine.
+
+        It is learned as a threshold on the cosine, logit = scale * (cosine - threshold), so that the scale can grow
+        without moving every logit: CLIP's embeddings share a direction, so all cosines are high and only their
+        differences separate classes.
+        """
         return -self.scale * self.threshold
 
     def set_bias(self, bias: float) -> None:
-        """Set the threshold that gives this bias at the present scale."""
+        """Set the threshold that gives this bias at the current scale."""
         with torch.no_grad():
             self.threshold.copy_(-bias / self.scale)
 
     def classifier_parameters(self) -> list[nn.Parameter]:
-        """What `classifier` depends on besides the text rows."""
+        """Return the parameters that `classifier` depends on besides the text rows."""
         offsets = [] if self.name_offsets is None else [self.name_offsets]
         return [self.log_scale, self.threshold, *offsets]
 
     def classifier(self, text: Float[Tensor, "C D"], class_ids: Int[Tensor, " C"] | None = None) -> TextClassifier:
-        """The classifier of these text rows, with the detector's scale and bias.
+        """Return the classifier of these text rows, with the detector's scale and bias.
 
         Args:
-            text: unit rows, moved to the detector's device.
-            class_ids: of the training vocabulary, ascending; what was learned of these names (`name_offsets`) moves
-                their rows. By default the rows are any texts, and used as they are.
+            text: unit rows; moved to the detector's device.
+            class_ids: class of each row in the training vocabulary, ascending; the rows are moved by the learned
+                `name_offsets` of these classes. By default the rows may be of any texts and are used as they are.
         """
         if class_ids is None:
             class_ids = torch.arange(len(text))
@@ -142,12 +146,16 @@ class Detector(nn.Module):
         return Predictions(_concatenate(embeddings), boxes, quality, kept)
 
     def normalize(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-        """The images that `forward` takes as the backbone expects them, in the memory format of the weights."""
+        """Normalize the images that `forward` takes for the backbone, in the memory format of the weights.
+
+        Raises:
+            ValueError: an image side is no multiple of `size_divisor`.
+        """
         divisor = self.size_divisor
         if images.shape[-2] % divisor or images.shape[-1] % divisor:
             raise ValueError(f"image sides {tuple(images.shape[-2:])} are not multiples of {divisor}; pad them")
         pixels = self.normalization(images)
-        pixels = pixels.to(product_dtype(pixels))  # once for all that see them
+        pixels = pixels.to(product_dtype(pixels))  # once for backbone and side branch
         is_channels_last = self.head.distances.weight.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if is_channels_last else torch.contiguous_format
         return pixels.contiguous(memory_format=layout)
@@ -155,7 +163,7 @@ class Detector(nn.Module):
     def _dense(
         self, last: Float[Tensor, "B K h w"], pyramid: list[Float[Tensor, "B C ..."]]
     ) -> list[Float[Tensor, "B D ..."]]:
-        """The dense feature, resampled to every level."""
+        """Compute the dense feature, resampled to every level."""
         dense = self.backbone.project_locations(last)
         return [
             resample_dense(dense, self.backbone.strides[-1], (level.shape[2], level.shape[3]), stride)
@@ -163,11 +171,12 @@ class Detector(nn.Module):
         ]
 
     def compile_learned_path(self) -> None:
-        """Compile pyramid, head and shortcuts (not in copies of the detector); the backbone stays as it is.
+        """Compile pyramid, head and shortcuts, but not the backbone; copies of the detector are not compiled.
 
-        The first shape of a batch compiles in seconds, the second, for all further sizes, in minutes.
+        Compilation takes seconds for the first shape of a batch, and minutes for the second, which then serves all
+        further sizes.
         """
-        # The parts count together as one function, which torch by default compiles eight times at most.
+        # torch counts all parts as one function, which it compiles at most eight times by default.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_RECOMPILATIONS)
         parts: list[nn.Module | None] = [self.pyramid, self.head]
         if isinstance(self.shortcuts, GatedShortcuts):
@@ -177,7 +186,7 @@ class Detector(nn.Module):
                 part.compile()
 
     def points(self, images: UInt8[Tensor, "B 3 H W"]) -> Points:
-        """The points of the predictions for these images."""
+        """Return the points of the predictions for these images."""
         return make_points((images.shape[-2], images.shape[-1]), self.strides, images.device)
 
 

@@ -13,16 +13,16 @@ from ovd.structures import Points
 
 
 def conv_tower(channels: int, num_convs: int) -> nn.Sequential:
-    """3 x 3 convolutions, each with group norm and ReLU."""
+    """Create a tower of 3 x 3 convolutions, each with group norm and ReLU."""
     layers: dict[str, nn.Module] = {}
-    for first in range(0, 3 * num_convs, 3):  # weights have the names that they have where a ReLU is a module
+    for first in range(0, 3 * num_convs, 3):  # weights are numbered as if each ReLU were a module
         layers[str(first)] = Conv2d(channels, channels, 3, padding=1)
         layers[str(first + 1)] = GroupNorm(channels, relu=True)
     return nn.Sequential(OrderedDict(layers))
 
 
 class FcosHead(nn.Module):
-    """Box and class towers. The class tower outputs features, which are projected into the text space in gates.py."""
+    """FCOS head with a box and a class tower; gates.py projects the class tower's features into the text space."""
 
     def __init__(self, channels: int, num_convs: int, strides: list[int]):
         super().__init__()
@@ -37,7 +37,7 @@ class FcosHead(nn.Module):
     def forward(
         self, pyramid: list[Float[Tensor, "B C ..."]]
     ) -> tuple[list[Float[Tensor, "B C ..."]], Float[Tensor, "B P 4"], Float[Tensor, "B P"]]:
-        """Class features per level; boxes (xyxy, pixels) and quality logits of all points."""
+        """Compute class features per level, and boxes (xyxy, pixels) and quality logits of all points."""
         class_features, box_features = self._through(self.class_tower, pyramid), self._through(self.box_tower, pyramid)
         boxes, quality = [], []
         outputs = zip(self.distances.of_levels(box_features), self.quality.of_levels(box_features), strict=True)
@@ -47,7 +47,7 @@ class FcosHead(nn.Module):
         return class_features, torch.cat(boxes, dim=1), torch.cat(quality, dim=1)
 
     def _through(self, tower: nn.Sequential, levels: list[Float[Tensor, "B C ..."]]) -> list[Float[Tensor, "B C ..."]]:
-        """Each level after a tower."""
+        """Apply a tower to each level."""
         for layer in tower:
             levels = layer.of_levels(levels) if isinstance(layer, Conv2d) else [layer(level) for level in levels]
         return levels
@@ -63,26 +63,26 @@ def initialize_outputs(distances: Conv2d, quality: Conv2d) -> None:
 
 
 def distances_px(outputs: Float[Tensor, "B 4 h w"], scale: Float[Tensor, ""], stride: int) -> Float[Tensor, "B 4 h w"]:
-    """Distances to a box's sides, float32, from a head's outputs of any sign and the learned scale of the level."""
+    """Compute float32 distances to a box's sides from a head's outputs of any sign and the level's learned scale."""
     return F.softplus(outputs.float() * scale) * stride
 
 
 def level_centers(size: tuple[int, int] | torch.Size, stride: int, device: torch.device) -> Float[Tensor, "P 2"]:
-    """x, y of the centers of a level's cells, row by row, in pixels of the input."""
+    """Return x, y of the centers of a level's cells, row by row, in pixels of the input."""
     height, width = size
     y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
     return (torch.stack([x, y], dim=-1).reshape(-1, 2).float() + 0.5) * stride
 
 
 def boxes_around(distances: Float[Tensor, "B 4 h w"], stride: int) -> Float[Tensor, "B P 4"]:
-    """xyxy boxes from the distances in pixels of left, top, right and bottom side to the centers of a level's cells."""
+    """Return xyxy boxes from the distances in pixels of left, top, right and bottom side to the cells' centers."""
     left, top, right, bottom = distances.flatten(2).unbind(1)
     x, y = level_centers(distances.shape[-2:], stride, distances.device).unbind(-1)
     return torch.stack([x - left, y - top, x + right, y + bottom], dim=-1)
 
 
 def make_points(image_size: tuple[int, int], strides: list[int], device: torch.device) -> Points:
-    """The points of all levels for images of this height and width."""
+    """Return the points of all levels for images of this height and width."""
     centers, point_strides = [], []
     for stride in strides:
         size = ((image_size[0] + stride - 1) // stride, (image_size[1] + stride - 1) // stride)

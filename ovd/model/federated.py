@@ -21,13 +21,13 @@ from ovd.choices import NegativeRule
 from ovd.structures import Targets
 
 POWER = 0.5
-"""A class is drawn with a probability proportional to its number of training images to this power."""
+"""Exponent of the sampling: the probability of a class is proportional to (number of training images) ** `POWER`."""
 NEAREST_CLASSES = 3
-"""A text of an image-text pair may mean any of this many classes, those nearest to it."""
+"""Number of nearest classes that a text of an image-text pair may mean."""
 
 
 def needed_classes(targets: tuple[Targets, ...], *, negatives: NegativeRule) -> Int[Tensor, " L"]:
-    """The classes that a batch requires: those with a box in it and, under `strict`, its verified negatives."""
+    """Return the classes that a batch requires: those with a box in it and, under `strict`, its verified negatives."""
     needed = [image.classes for image in targets]
     if negatives == "strict":
         needed += [image.negative_classes for image in targets]
@@ -43,18 +43,18 @@ def sample_class_ids(
     left_out: Bool[Tensor, " C"] | None = None,
     generator: torch.Generator,
 ) -> Int[Tensor, " K"]:
-    """The classes that one step scores for all of its images: sorted, each once.
+    """Sample the classes that one step scores for all of its images: sorted, each once.
 
     These are the needed classes and `sampled_classes` more, drawn without replacement with probability proportional to
     (number of training images) ** `POWER`; classes without training images are never drawn. Under `strict` a drawn
     class would count nowhere, so nothing is drawn. Under `all` the whole vocabulary is scored. There is always at least
-    one row.
+    one class.
 
     Args:
         needed: `needed_classes` of the batch, on all ranks together.
         image_counts: number of training images of each class of the vocabulary.
         left_out: classes that are not scored, needed or not; none by default.
-        generator: on the device of `image_counts` and `needed`.
+        generator: random number generator on the device of `image_counts` and `needed`.
     """
     if left_out is None:
         left_out = torch.zeros_like(image_counts, dtype=torch.bool)
@@ -77,7 +77,10 @@ def sample_class_ids(
 def class_mask(
     targets: tuple[Targets, ...], class_ids: Int[Tensor, " K"], *, negatives: NegativeRule
 ) -> Bool[Tensor, "B K"]:
-    """Whether a class counts at an image's points that are not matched to it; at matched points it always counts."""
+    """Return whether each class counts at the points of an image that are not matched to it.
+
+    At points matched to a class, it always counts.
+    """
     mask = torch.zeros(len(targets), len(class_ids), dtype=torch.bool, device=class_ids.device)
     for row, image in enumerate(targets):
         mask[row] = _image_mask(image, class_ids, negatives)
@@ -87,8 +90,9 @@ def class_mask(
 def text_mask(
     targets: tuple[Targets, ...], texts: Float[Tensor, "M D"], class_rows: Float[Tensor, "C D"]
 ) -> Bool[Tensor, "B M"]:
-    """Whether a text of an image-text pair counts as a negative of an annotated image: none of the `NEAREST_CLASSES`
-    to it has a box there, or may have objects without one.
+    """Return whether each text of an image-text pair counts as a negative of each annotated image.
+
+    It counts if none of the `NEAREST_CLASSES` to it has a box in the image, or may have objects without a box there.
 
     Args:
         texts, class_rows: unit rows of the texts, and of the vocabulary that the targets' classes are from.

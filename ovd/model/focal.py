@@ -19,23 +19,25 @@ from ovd.precision import autocast, product_dtype
 from ovd.structures import IGNORED
 
 ALPHA, GAMMA = 0.25, 2
-"""Weight of positives, where negatives have 1 - ALPHA; focusing exponent, which `_background_focal_` and the kernel
-apply as a square."""
+"""Weight of positives (negatives have 1 - ALPHA); focusing exponent, which `_background_focal_` and the kernel apply as
+a square."""
 CHUNKS_IN_BLOCK = 2
-"""Matrix products take larger pieces than what comes between them, whose buffers should stay in a cache."""
+"""Number of chunks in a block. Matrix products run on blocks, the elementwise operations between them on chunks, whose
+buffers should stay in a cache."""
 FEWEST_POINTS_IN_BLOCK = 1024
-"""With fewer, a product waits for the memory of the text rows."""
+"""Minimum number of points in a block; with fewer, a product waits for the text rows to arrive from memory."""
 MIN_TEXT_NUMBERS = 2**16
-"""With fewer numbers in the text rows, the loss stays in float32: 7 of 280 ms more in the quick start's step."""
+"""Minimum number of elements of the text rows for low precision. Keeping float32 below it costs 7 of 280 ms in the
+quick start's step."""
 LARGE_LOGIT = 80
-"""A logit whose exponential is finite and whose sigmoid is 1; larger ones have the same sigmoid."""
+"""Logit at which the exponential is finite and the sigmoid is 1; larger logits have the same sigmoid."""
 
 
 def small_logit(dtype: torch.dtype) -> float:
-    """The logit that lower ones are taken for, -25 in float32: their loss is the cube of a probability, at most 1e-32.
+    """Return the lowest logit that is computed with, -25 in float32; the loss of lower ones is below 1e-32.
 
-    Without this limit loss and gradients are denormal numbers, which CPUs take 20 times as long to multiply. The limit
-    leaves room for the products that follow.
+    Below it, losses and gradients would become denormal numbers, which CPUs multiply 20 times more slowly. The limit
+    leaves room for the matrix products with the gradients.
     """
     return math.log(torch.finfo(dtype).tiny) / 3.5
 
@@ -49,10 +51,11 @@ def point_focal_loss(
     *,
     low_precision: bool = False,
 ) -> Float[Tensor, ""]:
-    """`chunked_focal_loss`; on a GPU with a kernel.
+    """Compute `chunked_focal_loss`, on a GPU with a Triton kernel.
 
     Args:
-        low_precision: use bf16 autocast where there are many text rows. A kernel goes by the embeddings' dtype instead.
+        low_precision: whether to use bf16 autocast if the text rows are large. The kernel ignores it: its products are
+            in autocast's dtype, or else in that of the embeddings.
     """
     if kernels.applies_to(embeddings):
         from ovd.kernels.focal import FocalLoss
@@ -73,24 +76,24 @@ def chunked_focal_loss(
     *,
     chunk_size: int | None = None,
 ) -> Float[Tensor, ""]:
-    """Sum of the sigmoid focal loss over points and classes, without N x C numbers in memory.
+    """Compute the sum of the sigmoid focal loss over points and classes, without N x C numbers in memory.
 
     The pair (point, class) counts iff `class_mask[group[point], class]` or `labels[point] == class`. Block by block of
     points, the forward pass computes logits, loss and gradients, and keeps only the gradients, which have the shapes
     of the inputs. The additional memory is that of a few blocks; there is no second derivative.
 
-    Under autocast the matrix products take and return autocast's dtype; the bias is added, and the focal loss and its
-    derivative are computed, in the classifier's dtype, from probabilities that err by up to its epsilon. The result is
-    deterministic: no atomic additions.
+    Under autocast the matrix products take and return autocast's dtype. The bias is added, and the focal loss and its
+    derivative are computed, in the classifier's dtype, from probabilities with errors of up to that dtype's epsilon.
+    The result is deterministic, since there are no atomic additions.
 
     Args:
-        embeddings: of any length; normalized here.
-        classifier: at least one text row, float32 or float64.
-        labels: row of the classifier that each point is a positive of, -1 for background, `IGNORED` for a point to be
-            left out.
-        class_mask: whether a class counts for a group of points.
+        embeddings: embeddings of any length, which are normalized here.
+        classifier: classifier with at least one text row, in float32 or float64.
+        labels: row of the classifier that each point is a positive of, -1 for background, `IGNORED` for a point without
+            a loss.
+        class_mask: whether each class counts for each group of points.
         group: row of `class_mask` for each point.
-        chunk_size: points per chunk; None chooses it by device and number of classes.
+        chunk_size: number of points per chunk; None chooses it by device and number of classes.
     """
     assert len(classifier) > 0, "the focal loss needs at least one class"
     if chunk_size is None:
@@ -108,7 +111,7 @@ def chunked_focal_loss(
 
 
 def _elements_in_chunk(text: Float[Tensor, "C D"]) -> int:
-    """The number of pairs of a point and a class whose losses are computed at a time: the fastest that were tried."""
+    """Return the number of (point, class) pairs per chunk, the fastest of those that were tried."""
     if text.device.type != "cpu":
         return 2**24  # a GPU needs more work per kernel
     return 2**18 if product_dtype(text) == text.dtype else 2**19
@@ -126,15 +129,15 @@ class _FocalLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
-        multiply = torch.mul if _graph_is_kept() else Tensor.mul_  # what is saved is not needed again
+        multiply = torch.mul if _graph_is_kept() else Tensor.mul_  # overwrites gradients that are not needed again
         gradients = [None if gradient is None else multiply(gradient, grad_output) for gradient in ctx.saved_tensors]
         return (*gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients)))
 
 
 def _graph_is_kept() -> bool:
-    """Whether the running backward pass keeps its graph (`retain_graph`), so that it may run again.
+    """Return whether the running backward pass keeps its graph (`retain_graph`), so that it may run again.
 
-    torch tells so under a private name; where it does not, the graph counts as kept.
+    torch reports this under a private name; in a version without it, the graph counts as kept.
     """
     is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return is_kept is None or is_kept()
@@ -154,11 +157,11 @@ def _focal_loss_and_gradients(
     *,
     needs_gradient: tuple[bool, ...],
 ) -> tuple[Float[Tensor, ""], tuple[Tensor | None, ...]]:
-    """The loss, and its gradients with respect to embeddings, text, scale and bias where needed.
+    """Compute the loss, and its gradients with respect to embeddings, text, scale and bias where needed.
 
-    The logits are rows @ text.T + bias, where the rows are the embeddings at the length of the scale. With the slopes
-    d loss / d logit, the gradient of the bias is their sum, that of the text slopes.T @ rows, that of the rows slopes
-    @ text. Rows and their gradient, logits and slopes share their memory.
+    The logits are rows @ text.T + bias, where the rows are the embeddings, scaled to length `scale`. With the slopes
+    d loss / d logit, the gradient of the bias is the sum of the slopes, that of the text is slopes.T @ rows, and that
+    of the rows is slopes @ text. The rows share memory with their gradient, and the logits with the slopes.
     """
     needs_embeddings, needs_text, needs_scale, needs_bias = needs_gradient
     text_rows = _TextRows.of(text)
@@ -167,7 +170,7 @@ def _focal_loss_and_gradients(
     gradient_embeddings = torch.empty_like(embeddings) if needs_embeddings else None
     gradient_text = torch.zeros_like(text) if needs_text else None
     starts = range(0, len(embeddings), block_size)
-    # Sums of a block's sums are more precise than one running total.
+    # Summing the sums of all blocks is more precise than one running total.
     sums_loss, sums_scale, sums_bias = text.new_zeros(3, len(starts))
     logits_of_block = text.new_empty(min(block_size, len(embeddings)), len(text), dtype=text_rows.rounded.dtype)
     row_buffers = _row_buffers(embeddings, gradient_embeddings, text, block_size)
@@ -178,13 +181,13 @@ def _focal_loss_and_gradients(
             block = slice(start, start + block_size)
             points = _Normalized.of(embeddings[block].to(text.dtype), scale)
             rows = torch.mul(points.embeddings, points.factor, out=row_buffers[i])
-            rounded = rows.to(text_rows.rounded.dtype)  # the rows themselves but in low precision
+            rounded = rows.to(text_rows.rounded.dtype)  # no copy, except in low precision
             logits = logits_of_block[: len(rows)]
             offsets = text_rows.logits(rows, rounded, bias, out=logits)
             sums_loss[i], sums_bias[i] = _focal_of_block_(
                 logits, offsets, targets[block], buffers=buffers, chunk_size=chunk_size, needs_bias=needs_bias
             )
-            slopes = logits  # as they are now
+            slopes = logits  # overwritten by `_focal_of_block_`
             if gradient_text is not None:
                 gradient_text += slopes.T @ rounded
             if needs_embeddings or needs_scale:
@@ -206,15 +209,15 @@ def _focal_loss_and_gradients(
 
 @dataclass(frozen=True)
 class _TextRows:
-    """Text rows as matrix products take them."""
+    """Text rows in the forms that the matrix products use."""
 
     exact: Float[Tensor, "C D"]
     rounded: Float[Tensor, "C D"]
-    """In the dtype of products: autocast's in low precision, else the rows themselves."""
+    """Rows in the dtype of the products: autocast's in low precision, else the exact rows."""
     mean: Float[Tensor, " D"] | None
-    """In low precision, what all rows have in common: it is most of CLIP's logits, which round less without it."""
+    """Mean of the rows; only in low precision. It makes up most of CLIP's logits, which round less without it."""
     centered: Float[Tensor, "C D"] | None
-    """The rounded rows without their mean, in low precision."""
+    """Rows minus their mean, rounded; only in low precision."""
 
     @classmethod
     def of(cls, text: Float[Tensor, "C D"]) -> "_TextRows":
@@ -232,7 +235,10 @@ class _TextRows:
         *,
         out: Float[Tensor, "n C"],
     ) -> Float[Tensor, " n"] | None:
-        """Compute the logits of points; in low precision without what is returned, to be added to all of a point."""
+        """Compute the logits of points into `out`.
+
+        In low precision `out` lacks an offset per point, the bias plus the product with the mean row; it is returned.
+        """
         if self.mean is None or self.centered is None:
             torch.addmm(bias, rounded, self.exact.T, out=out)
             return None
@@ -242,13 +248,13 @@ class _TextRows:
 
 @dataclass(frozen=True)
 class _Normalized:
-    """Embeddings e that are normalized without a copy: with their inverse length r, the cosines are r * e @ t."""
+    """Embeddings e with their inverse lengths r: the cosines are r * e @ t, without a normalized copy."""
 
     embeddings: Float[Tensor, "n D"]
     length: Float[Tensor, "n 1"]
     inverse: Float[Tensor, "n 1"]
     factor: Float[Tensor, "n 1"]
-    """scale * r, from embeddings to rows."""
+    """Factor scale * r from embeddings to rows."""
 
     @classmethod
     def of(cls, embeddings: Float[Tensor, "n D"], scale: Float[Tensor, ""]) -> "_Normalized":
@@ -257,15 +263,22 @@ class _Normalized:
         return cls(embeddings, length, inverse, scale * inverse)
 
     def along(self, gradient: Float[Tensor, "n D"]) -> Float[Tensor, "n 1"]:
-        """The part of the rows' gradient along each unit row, the sum of a point's slopes times cosines: what the
-        scale's gradient is made of."""
+        """Compute the part of the rows' gradient along each unit row.
+
+        It is the sum of a point's slopes times cosines; the sum over all points is the scale's gradient.
+        """
         return self.inverse * torch.linalg.vecdot(gradient, self.embeddings)[:, None]
 
     def backward_(
         self, gradient: Float[Tensor, "n D"], along: Float[Tensor, "n 1"], *, out: Float[Tensor, "n D"]
     ) -> None:
-        """Compute the embeddings' gradient from that of the rows, which is overwritten, and its part along them."""
-        # Nothing changes along an embedding, but for one that is too short to be normalized.
+        """Compute the embeddings' gradient into `out`, from the rows' gradient, which is overwritten.
+
+        Args:
+            gradient: gradient of the rows.
+            along: its part along each unit row, from `along`.
+        """
+        # The gradient has no part along an embedding, unless it is too short to be normalized.
         along = along.masked_fill(self.length < EPSILON, 0)
         gradient.addcmul_(self.embeddings, self.inverse * along, value=-1)
         torch.mul(gradient, self.factor, out=out)
@@ -274,7 +287,7 @@ class _Normalized:
 def _row_buffers(
     embeddings: Float[Tensor, "N D"], gradient: Float[Tensor, "N D"] | None, text: Float[Tensor, "C D"], block_size: int
 ) -> tuple[Float[Tensor, "n D"], ...]:
-    """A buffer for each block's rows in the dtype of the text: the rows of the gradient, or one buffer for all."""
+    """Return a buffer for each block's rows in the dtype of the text: parts of `gradient`, or one buffer for all."""
     if gradient is not None and gradient.dtype == text.dtype:
         return gradient.split(block_size)
     buffer = text.new_empty(min(block_size, len(embeddings)), text.shape[1])
@@ -283,19 +296,19 @@ def _row_buffers(
 
 @dataclass(frozen=True)
 class _Targets:
-    """What each point should be: a positive of one class or of none, and a negative of others."""
+    """Targets of the points: each is a positive of at most one class, and a negative of others."""
 
     labels: Int[Tensor, " N"]
-    """The class that a point is a positive of; negative for none."""
+    """Class that each point is a positive of; a negative number for none."""
     group: Int[Tensor, " N"]
     weights: Float[Tensor, "H C"]
-    """The weight of each class as a negative in each group of points."""
+    """Weight of each class as a negative in each group of points."""
 
     @classmethod
     def of(
         cls, labels: Int[Tensor, " N"], class_mask: Bool[Tensor, "G C"], group: Int[Tensor, " N"], dtype: torch.dtype
     ) -> "_Targets":
-        """The targets of `chunked_focal_loss`; points that are left out get a group of their own, without weight."""
+        """Return the targets of `chunked_focal_loss`; ignored points get a group of their own, with weights of 0."""
         weights = (1 - ALPHA) * F.pad(class_mask, (0, 0, 0, 1)).to(dtype)
         return cls(labels, group.masked_fill(labels == IGNORED, len(class_mask)), weights)
 
@@ -303,7 +316,7 @@ class _Targets:
         return _Targets(self.labels[points], self.group[points], self.weights)
 
     def weights_of(self, points: slice) -> Float[Tensor, "n C"]:
-        """The weight of each class as a negative at some points."""
+        """Return the weight of each class as a negative at some points."""
         return self.weights.index_select(0, self.group[points])
 
 
@@ -316,15 +329,15 @@ def _focal_of_block_(
     chunk_size: int,
     needs_bias: bool,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """The summed loss of a block of points, and the sum of its derivatives, which replace the logits.
+    """Compute the summed loss of a block of points, and the sum of its derivatives, which replace the logits.
 
     Args:
-        logits: complete if they have the buffers' dtype; in low precision without `offsets`.
-        offsets: to be added to each point's logits, if anything.
-        buffers: for n points at a time: `chunk_size`, or all if they are fewer.
+        logits: logits of all pairs, in the buffers' dtype; or in low precision, without `offsets`.
+        offsets: number to add to all logits of each point; None for nothing.
+        buffers: memory for n points at a time: `chunk_size`, or all if there are fewer.
         needs_bias: whether the sum of the derivatives is used.
     """
-    # Nearly all pairs are negatives. A positive's logit is put aside: -inf has next to no loss and derivative.
+    # Nearly all pairs are negatives. Positives are computed below; here -inf has next to no loss and derivative.
     row = (targets.labels >= 0).nonzero().squeeze(1)
     own = (row, targets.labels[row])
     logits_of_positives = logits[own]
@@ -333,7 +346,7 @@ def _focal_of_block_(
     for first in range(0, len(logits), chunk_size):
         chunk = slice(first, first + chunk_size)
         values, spare = logits[chunk], list(buffers[:, : len(logits[chunk])])
-        if offsets is not None:  # in the buffers' dtype, in one of them
+        if offsets is not None:  # a copy in one of the buffers, in their dtype
             values = spare.pop().copy_(values).add_(offsets[chunk, None])
         slopes, losses = _background_focal_(values, spare, targets.weights_of(chunk))
         loss += losses.sum()
@@ -342,7 +355,7 @@ def _focal_of_block_(
         if offsets is not None:
             logits[chunk] = slopes
 
-    # A positive of logit z is a background of logit -z.
+    # The loss of a positive with logit z is that of a background with logit -z.
     negated = -logits_of_positives.to(buffers.dtype)
     if offsets is not None:
         negated -= offsets[row]
@@ -357,10 +370,10 @@ def _background_focal_(
     spare: list[Float[Tensor, "*pairs"]],
     weight: Float[Tensor, "*pairs"] | float,
 ) -> tuple[Float[Tensor, "*pairs"], Float[Tensor, "*pairs"]]:
-    """Derivative and value of weight * p**GAMMA * -log(1 - p), p = sigmoid(logit).
+    """Compute the derivative and the value of weight * p**GAMMA * -log(1 - p), where p = sigmoid(logit).
 
-    The derivative replaces `logits`; the value is in one of the `spare` buffers, which are overwritten: three for full
-    relative precision, or two (see `_rough_sigmoid_and_softplus_`).
+    The derivative replaces `logits`; the value is in one of the `spare` buffers, which are overwritten. Three buffers
+    give full relative precision; for two see `_rough_sigmoid_and_softplus_`.
     """
     sigmoid_and_softplus = _sigmoid_and_softplus if len(spare) == 3 else _rough_sigmoid_and_softplus_
     probability, losses = sigmoid_and_softplus(logits, *spare)
@@ -377,27 +390,27 @@ def _sigmoid_and_softplus(
     rounded: Float[Tensor, "*pairs"],
     lost: Float[Tensor, "*pairs"],
 ) -> tuple[Float[Tensor, "*pairs"], Float[Tensor, "*pairs"]]:
-    """p = sigmoid(x), and log(1 + exp(x)), which is -log(1 - p), with full relative precision for both signs.
+    """Compute p = sigmoid(x) and log(1 + exp(x)) = -log(1 - p), with full relative precision for both signs.
 
-    They are in the first two of the three buffers, all of which are overwritten.
+    The results are in the first two of the three buffers, all of which are overwritten.
     """
-    # With e = exp(x), p is e / (1 + e). log1p(e) costs a CPU eight times as much as log, so it is computed as
-    # log(s) + (e - (s - 1)) / s, where s is 1 + e as rounded, and the bracket is what the rounding took.
-    torch.clamp(x, min=small_logit(x.dtype), max=LARGE_LOGIT, out=exponential).exp_()
+    # With e = exp(x), p is e / (1 + e). On a CPU log1p(e) takes eight times as long as log, so it is computed as
+    # log(s) + (e - (s - 1)) / s, where s is 1 + e after rounding, and the bracket is the rounding error.
+    torch.clamp(x, max=LARGE_LOGIT, out=exponential).exp_()
     torch.add(exponential, 1, out=rounded)
     torch.sub(exponential, torch.sub(rounded, 1, out=lost), out=lost).div_(rounded)
     probability = exponential.div_(rounded)
-    softplus = torch.maximum(rounded.log_().add_(lost), x, out=rounded)  # x itself beyond the limit
+    softplus = torch.maximum(rounded.log_().add_(lost), x, out=rounded)  # x itself beyond LARGE_LOGIT
     return probability, softplus
 
 
 def _rough_sigmoid_and_softplus_(
     x: Float[Tensor, "*pairs"], probability: Float[Tensor, "*pairs"], complement: Float[Tensor, "*pairs"]
 ) -> tuple[Float[Tensor, "*pairs"], Float[Tensor, "*pairs"]]:
-    """The same with fewer passes, and with errors of up to an epsilon (1e-7) in both; overwrites x as well.
+    """Compute sigmoid and softplus in fewer passes, with errors of up to an epsilon (1e-7) in both; overwrites x, too.
 
-    That is much of a value that is as small itself, but the focal loss and its derivative are of the order of its cube.
-    Above 87, where the derivative no longer depends on it, the softplus stays 87.
+    Results of that size are mostly error, but the focal loss and its derivative are of the order of their cube. Above a
+    logit of 87, where the derivative no longer depends on it, the softplus stays at 87.
     """
     torch.sigmoid(x.neg_(), out=complement)
     torch.sub(x.new_ones(()), complement, out=probability)

@@ -1,4 +1,4 @@
-"""Feature pyramids of five levels: on a backbone's features (Lin et al. 2017), or on one map of a plain transformer."""
+"""Feature pyramids of five levels, from a backbone's features (Lin et al. 2017) or one map of a plain transformer."""
 
 import itertools
 
@@ -14,13 +14,13 @@ NUM_LEVELS = 5
 
 
 class FeaturePyramid(nn.Module):
-    """Five levels of one width: one per feature map of the backbone, the others by strided convolutions."""
+    """Feature pyramid of five levels of equal width, one per feature map, the others by strided convolutions."""
 
     def __init__(self, backbone_channels: tuple[int, ...], backbone_strides: tuple[int, ...], channels: int):
         """
         Args:
-            backbone_channels, backbone_strides: those of the backbone's features, finest first; each stride is twice
-                the one before.
+            backbone_channels, backbone_strides: channels and strides of the backbone's features, finest first; each
+                stride is twice the one before.
             channels: width of the pyramid, a multiple of 32.
         """
         super().__init__()
@@ -36,7 +36,7 @@ class FeaturePyramid(nn.Module):
         self.strides = [backbone_strides[0] * 2**level for level in range(NUM_LEVELS)]
 
     def forward(self, features: tuple[Float[Tensor, "B ..."], ...]) -> list[Float[Tensor, "B C ..."]]:
-        """One B x channels x h_l x w_l map per stride of `strides`."""
+        """Compute one B x channels x h_l x w_l map per stride of `strides`."""
         merged = [lateral(level) for lateral, level in zip(self.laterals, features, strict=True)]
         for finer in range(len(merged) - 2, -1, -1):
             merged[finer] = merged[finer] + F.interpolate(merged[finer + 1], size=merged[finer].shape[-2:])
@@ -45,7 +45,7 @@ class FeaturePyramid(nn.Module):
 
 
 class SimplePyramid(nn.Module):
-    """Five levels from the single map of a plain transformer (ViTDet, arXiv:2203.16527).
+    """Feature pyramid of five levels from the single map of a plain transformer (ViTDet, arXiv:2203.16527).
 
     The levels have half the map's stride (a transposed convolution), its own stride, twice its stride (max-pooling),
     and the next two (strided convolutions).
@@ -54,7 +54,8 @@ class SimplePyramid(nn.Module):
     def __init__(self, backbone_channels: int, backbone_stride: int, channels: int):
         """
         Args:
-            backbone_channels, backbone_stride: those of the backbone's only feature map; the stride is even.
+            backbone_channels, backbone_stride: channels and stride of the backbone's only feature map; the stride is
+                even.
             channels: width of the pyramid, a multiple of 32.
         """
         super().__init__()
@@ -74,7 +75,7 @@ class SimplePyramid(nn.Module):
         self.strides = [backbone_stride * 2**level // 2 for level in range(NUM_LEVELS)]
 
     def forward(self, features: tuple[Float[Tensor, "B ..."], ...]) -> list[Float[Tensor, "B C ..."]]:
-        """One B x channels x h_l x w_l map per stride of `strides`."""
+        """Compute one B x channels x h_l x w_l map per stride of `strides`."""
         (only,) = features
         scales = (self.finer(only), self.same(only), self.coarser(only))
         levels = [output(scale) for output, scale in zip(self.outputs, scales, strict=True)]
@@ -82,7 +83,7 @@ class SimplePyramid(nn.Module):
 
 
 def strided_levels(channels: int, num_levels: int) -> nn.ModuleList:
-    """Strided convolutions, each of which computes a level from the next finer one."""
+    """Create strided convolutions, each of which computes a level from the next finer one."""
     return nn.ModuleList(
         nn.Sequential(Conv2d(channels, channels, 3, stride=2, padding=1), GroupNorm(channels))
         for _ in range(num_levels)

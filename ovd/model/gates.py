@@ -18,7 +18,7 @@ from ovd.model.neighbors import add_neighbors
 
 
 def zero_init_projection(in_channels: int, out_channels: int) -> Conv2d:
-    """A 1 x 1 convolution whose initial output is zero."""
+    """Create a 1 x 1 convolution whose initial output is zero."""
     projection = Conv2d(in_channels, out_channels, 1)
     assert projection.bias is not None
     nn.init.zeros_(projection.weight)
@@ -27,7 +27,7 @@ def zero_init_projection(in_channels: int, out_channels: int) -> Conv2d:
 
 
 def unit_projection(in_channels: int, out_channels: int) -> Conv2d:
-    """A 1 x 1 convolution whose output has about unit length for group-normalized input."""
+    """Create a 1 x 1 convolution whose output has about unit length for group-normalized input."""
     projection = Conv2d(in_channels, out_channels, 1)
     nn.init.normal_(projection.weight, std=(in_channels * out_channels) ** -0.5)
     assert projection.bias is not None
@@ -36,10 +36,11 @@ def unit_projection(in_channels: int, out_channels: int) -> Conv2d:
 
 
 class GatedProjection(nn.Module):
-    """gate * projection(x) into the text space, 1 x 1; initially zero, since the projection starts at zero.
+    """Gated 1 x 1 projection into the text space, gate * projection(x), whose output is initially zero.
 
-    The gate, one trainable factor for all channels or one per channel, starts at 1. With a gate at zero and a random
-    projection instead, the learned path starts late, since the projection gets no gradient before the gate has opened.
+    The projection starts at zero. The gate, one trainable factor for all channels or one per channel, starts at 1. With
+    a gate at zero and a random projection instead, the learned path starts late, since the projection gets no gradient
+    before the gate has opened.
     """
 
     def __init__(self, in_channels: int, text_dim: int, *, per_channel: bool):
@@ -50,11 +51,7 @@ class GatedProjection(nn.Module):
     def forward(
         self, x: Float[Tensor, "B C h w"], added: Float[Tensor, "B D h w"] | None = None
     ) -> Float[Tensor, "B D h w"]:
-        """Gate times projection, plus a map if there is one.
-
-        Args:
-            added: what the projection is added to.
-        """
+        """Compute gate * projection(x), plus the map `added` if there is one."""
         if torch.compiler.is_compiling():
             projected = F.conv2d(x, *self._gated())
             return projected if added is None else projected + added
@@ -68,12 +65,12 @@ class GatedProjection(nn.Module):
 
 
 class ShortcutFilter(nn.Module):
-    """Adds to the shortcut at each point a weighted sum of the shortcuts around it; the weights are initially zero.
+    """Filter that adds to each point's shortcut a weighted sum of the shortcuts around it.
 
-    The weights are computed from the learned path's features at the point, and are the same for all channels. With any
-    weights the result is therefore a combination of text-aligned features: the positions are learned on the base
-    classes, the content stays CLIP's for all classes. Because of average pooling in CLIP, each location contains traces
-    of the objects around it, which this filter removes.
+    The weights are initially zero, computed from the learned path's features at the point, and shared by all channels.
+    So the result is always a combination of text-aligned features: the weights are learned on the base classes, while
+    the content stays CLIP's for all classes. Because of average pooling in CLIP, each location contains traces of the
+    objects around it, which this filter removes.
     """
 
     def __init__(self, in_channels: int, size: int):
@@ -93,7 +90,10 @@ class ShortcutFilter(nn.Module):
 
 
 class PyramidShortcut(nn.Module):
-    """A_l = S_l + g_l * U_l(P_l) for every level l."""
+    """Gated shortcut of the pyramid: A_l = S_l + g_l * U_l(P_l) for every level l.
+
+    S_l is the dense feature resampled to the level, P_l the level's learned features, U_l a projection, g_l its gate.
+    """
 
     def __init__(self, num_levels: int, channels: int, text_dim: int, *, per_channel: bool):
         super().__init__()
@@ -109,7 +109,10 @@ class PyramidShortcut(nn.Module):
 
 
 class HeadShortcut(nn.Module):
-    """e_l = filter(A_l) + h * W(class tower(P_l)), with filter, h and W shared by all levels, as the head is."""
+    """Gated shortcut of the head: e_l = filter(A_l) + h * W(class tower(P_l)).
+
+    The filter, the gate h and the projection W are shared by all levels, as the head is.
+    """
 
     def __init__(self, channels: int, text_dim: int, *, per_channel: bool, filter_size: int):
         super().__init__()
@@ -124,7 +127,7 @@ class HeadShortcut(nn.Module):
 
 
 class GatedShortcuts(nn.Module):
-    """Class embeddings that are initially exactly the dense feature, and to which the learned path adds.
+    """Gated shortcuts of pyramid and head, whose class embeddings are initially exactly the dense feature.
 
     With both places, e_l = filter(S_l + g_l * U_l(P_l)) + h * W(class tower(P_l)) at every level l.
     """
@@ -144,10 +147,10 @@ class GatedShortcuts(nn.Module):
     ):
         """
         Args:
-            num_levels: levels of the pyramid.
+            num_levels: number of levels of the pyramid.
             channels: width of pyramid and head.
-            text_dim: D, dimensions of the text space.
-            places: where the learned path is added to the dense feature, at least one.
+            text_dim: D, number of dimensions of the text space.
+            places: places at which the learned path is added to the dense feature, at least one.
             per_channel: whether there is one gate per channel of the text space, or one for all.
             filter_size: side of the square of points that the head's shortcut filter covers; odd.
         """
@@ -170,17 +173,17 @@ class GatedShortcuts(nn.Module):
         pyramid: list[Float[Tensor, "B C ..."]],
         class_features: list[Float[Tensor, "B C ..."]],
     ) -> list[Float[Tensor, "B D ..."]]:
-        """The class embeddings of every level.
+        """Compute the class embeddings of every level.
 
         Args:
-            dense: S_l, from `resample_dense`.
+            dense: S_l, the dense feature at every level, from `resample_dense`.
         """
         embeddings = dense if self.pyramid is None else self.pyramid(dense, pyramid)
         return embeddings if self.head is None else self.head(embeddings, class_features)
 
 
 class PlainProjection(nn.Module):
-    """Class embeddings of an ordinary detector, without shortcuts: a projection of the head's class features."""
+    """Projection of the head's class features to class embeddings, without shortcuts, as in an ordinary detector."""
 
     uses_dense = False
     uses_class_features = True
@@ -195,5 +198,5 @@ class PlainProjection(nn.Module):
         pyramid: list[Float[Tensor, "B C ..."]],
         class_features: list[Float[Tensor, "B C ..."]],
     ) -> list[Float[Tensor, "B D ..."]]:
-        """The class embeddings of every level; `dense` and `pyramid` are not used."""
+        """Compute the class embeddings of every level; `dense` and `pyramid` are not used."""
         return [self.projection(features) for features in class_features]

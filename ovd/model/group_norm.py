@@ -1,4 +1,4 @@
-"""Group norm (Wu and He 2018), which does not depend on the batch: batches of detection data are small."""
+"""Group norm (Wu and He 2018): its statistics do not depend on the batch, which is small in detection."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from ovd import kernels
 
 CHANNELS_PER_GROUP = 8
 LARGE_MAP = 1024
-"""Number of points of a map from which torch's CPU kernel is fast in bfloat16, too."""
+"""Number of points of a map from which torch's CPU kernel is also fast in bfloat16."""
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm, with a ReLU after it if wanted, in the ways that are fastest for bfloat16 with channels last."""
+    """Group norm with an optional ReLU, fast for bfloat16 with channels last."""
 
     def __init__(self, channels: int, *, num_groups: int | None = None, relu: bool = False):
         super().__init__(num_groups or channels // CHANNELS_PER_GROUP, channels)
@@ -40,7 +40,7 @@ class GroupNorm(nn.GroupNorm):
 def _normalized(
     x: Float[Tensor, "B C h w"], weight: Float[Tensor, " C"], bias: Float[Tensor, " C"], num_groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The result, and the mean and the inverse deviation of each group; by way of float32 for small maps."""
+    """Return the normalized map, and the mean and inverse deviation of each group; small maps go through float32."""
     batch_size, channels, height, width = x.shape
     given = x if height * width >= LARGE_MAP else x.float()
     normal, mean, inverse = torch.native_group_norm(
@@ -50,7 +50,7 @@ def _normalized(
 
 
 class _GroupNormOfBFloat16(torch.autograd.Function):
-    """Group norm by way of float32, which takes a CPU half the time."""
+    """Group norm of bfloat16 maps through float32, which takes half the time on a CPU."""
 
     @staticmethod
     def forward(

@@ -15,13 +15,14 @@ NUM_PROPOSALS = 20
 def image_label_loss(
     predictions: Predictions, batch: Batch, classifier: TextClassifier, points: Points
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the pairs' texts at the largest proposal of each pair's image; summed over the pairs.
+    """Compute the cross-entropy of the pairs' texts at the largest proposal of each pair's image, summed over pairs.
 
     A one-stage detector has no class-agnostic proposals; the `NUM_PROPOSALS` points of highest score for any text of
-    the pairs are used instead. At the largest, texts of the pair itself are positives, those of other pairs negatives.
+    the pairs are used instead. At the largest proposal, the pair's own texts are positives, those of other pairs
+    negatives.
 
     Args:
-        classifier: of the texts of the step's pairs, including those of other ranks and parts.
+        classifier: classifier of the texts of the step's pairs, including those of other ranks and parts.
     """
     loss = predictions.embeddings.sum() * 0
     pairs = batch.is_pair.nonzero().flatten().tolist()

@@ -1,4 +1,4 @@
-"""The latest result of a computation, kept while the tensors that it depends on stay as they are."""
+"""The latest result of a computation, kept while the tensors that it depends on do not change."""
 
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
@@ -11,17 +11,17 @@ T = TypeVar("T")
 
 
 class LastResult(Generic[T]):
-    """Keeps one result, for calls again and again with the same tensors."""
+    """Cache of one result, for repeated calls with the same tensors."""
 
     def __init__(self) -> None:
         self._kept: tuple[Sources, T] | None = None
 
     def of(self, sources: Sequence[Tensor], compute: Callable[[], T]) -> T:
-        """`compute()`, or what it gave before if these very tensors were the latest and nobody wrote to them since."""
+        """Return `compute()`, or its last result if it was for the same tensors and they have not been written to."""
         if not may_be_kept(sources):
             self._kept = None
             return compute()
-        kept = self._kept  # another thread may change what is kept
+        kept = self._kept  # read once, since another thread may replace it
         if kept is None or not kept[0].are(sources):
             self._kept = kept = (Sources.of(sources), compute())
         return kept[1]

@@ -15,10 +15,10 @@ from ovd.structures import IGNORED, Assignment, Points, Predictions, Targets
 
 @dataclass(frozen=True)
 class ClassMasks:
-    """Which classes of a classifier count for an image; the class of the box that a point is matched to always does."""
+    """Masks of the classes that count in each image's class loss; the class of a point's matched box always counts."""
 
     unmatched: Bool[Tensor, "B C"]
-    """Whether a class counts at points that are matched to no box (`federated.class_mask`)."""
+    """Whether a class counts at points that are not matched to a box (`federated.class_mask`)."""
     in_boxes: Bool[Tensor, "B C"]
     """Whether a class counts at points that are matched to a box of another class."""
 
@@ -27,23 +27,23 @@ class ClassMasks:
 class MatchedPoints:
     """The M matched points of a batch, and the targets of the box and the quality loss.
 
-    Points are rows of the B * P points of all images, in their order.
+    Points are given as rows of the B * P points of all images, in ascending order.
     """
 
     rows: Int[Tensor, " M"]
     classes: Int[Tensor, " M"]
-    """Class of the box that the point is matched to."""
+    """Class of the box that each point is matched to."""
     box_loss_rows: Int[Tensor, " N"]
-    """The N points with a box loss: those of images that are not left out of the box and the quality loss."""
+    """The N matched points with a box and a quality loss: all except those of `no_box_loss` images."""
     true_boxes: Float[Tensor, "N 4"]
-    """Boxes that these points are matched to."""
+    """Box that each of the N points is matched to."""
     weights: Float[Tensor, " N"]
-    """Weights of these points: their alignment if the assignment has it, else their true centerness."""
+    """Weight of each of the N points: its alignment if the assignment has it, else its true centerness."""
     center_rows: Int[Tensor, " W"]
-    """The W unmatched points in the center of a box, whose quality has the target 0."""
+    """The W unmatched points in the center of a box, whose quality target is 0."""
 
     def normalizers(self) -> Float[Tensor, "3"]:
-        """Divisors of the losses `class`, `box` and `quality`, to be summed over the ranks of a batch.
+        """Compute the divisors of the losses `class`, `box` and `quality`, to be summed over the ranks of a batch.
 
         These are the number of matched points, the sum of the box loss's weights, and the number of points with a
         quality loss.
@@ -57,7 +57,7 @@ class MatchedPoints:
 def match_points(
     assignment: Assignment, targets: tuple[Targets, ...], *, no_box_loss: Bool[Tensor, " B"] | None, points: Points
 ) -> MatchedPoints:
-    """The matched points of a batch, one by one.
+    """Collect the matched points of a batch and their targets.
 
     Args:
         no_box_loss: images whose boxes are targets of the class loss only; None if there are none.
@@ -93,16 +93,17 @@ def detection_losses(
     normalizers: Float[Tensor, "3"],
     low_precision: bool = False,
 ) -> dict[str, Tensor]:
-    """The losses `class`, `box` and `quality` of a batch, for the log and to be summed.
+    """Compute the losses `class`, `box` and `quality` of a batch, which are logged and summed.
 
     They are finite and connected to every prediction in the graph even when no image has a box.
 
     Args:
-        predictions: embeddings of any length; normalized here.
+        predictions: predictions for the batch; embeddings of any length are normalized here.
         matched_points: `match_points` of the assignment.
-        classifier: of the classes scored in this step. Points matched to a box of another class have no class loss.
+        classifier: classifier of the classes scored in this step. Points matched to a box of any other class have no
+            class loss.
         normalizers: `MatchedPoints.normalizers` of these images, or summed over a larger batch that contains them.
-        low_precision: compute the class loss's products in bf16, if they are many.
+        low_precision: whether to compute the matrix products of the class loss in bf16 if they are large.
     """
     quality = predictions.quality.flatten()
     loss_box, loss_quality = box_and_quality_losses(
@@ -115,7 +116,7 @@ def detection_losses(
 
     labels = torch.where(assignment.ignored, IGNORED, -1).flatten()
     labels[matched_points.rows] = classifier.labels(matched_points.classes)
-    # Two groups of points per image: those matched to no box, then those matched to one.
+    # Each image has two groups of points: group i holds its unmatched points, group i + B its matched ones.
     num_images = len(assignment.matched)
     number = torch.arange(num_images, device=labels.device)[:, None]
     group = number + num_images * (assignment.matched >= 0)
@@ -143,7 +144,7 @@ def box_and_quality_losses(
     weights: Float[Tensor, " M"],
     unmatched_center_quality: Float[Tensor, " W"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Sums of the weighted GIoU loss and of the cross-entropy between the predicted quality and the weights.
+    """Compute the sums of the weighted GIoU loss and of the cross-entropy between predicted quality and weights.
 
     Unlike in FCOS, an unmatched point in the center of a true box, mostly of a box of another level, has the quality
     target 0. A shortcut gives such a point a high class probability (at P7, for every class in the image), so that only
@@ -152,9 +153,9 @@ def box_and_quality_losses(
 
     Args:
         boxes, quality: predictions of the M positive points; quality is a logit.
-        true_boxes: the box that each of them is matched to.
-        weights: weights of the points, 0 to 1: their true centerness, or their alignment.
-        unmatched_center_quality: logits of the W such points.
+        true_boxes: the box that each of these points is matched to.
+        weights: weights of these points, 0 to 1: their true centerness, or their alignment.
+        unmatched_center_quality: quality logits of the W unmatched points in the center of a true box.
     """
     giou = giou_loss(boxes.float(), true_boxes)
     logits = torch.cat([quality, unmatched_center_quality]).float()
@@ -164,7 +165,11 @@ def box_and_quality_losses(
 
 
 def centerness(distances: Float[Tensor, "M 4"]) -> Float[Tensor, " M"]:
-    """Centerness (equation 3 of arXiv:1904.01355): 1 at the box's center, 0 at its sides."""
+    """Compute the centerness (equation 3 of arXiv:1904.01355): 1 at the box's center, 0 at its sides.
+
+    Args:
+        distances: distances to the left, top, right and bottom side.
+    """
     left, top, right, bottom = distances.unbind(dim=1)
     across = torch.minimum(left, right) / torch.maximum(left, right)
     down = torch.minimum(top, bottom) / torch.maximum(top, bottom)

@@ -16,12 +16,12 @@ from ovd.precision import autocast
 
 
 class LowRank(nn.Module):
-    """Adds a product of two matrices to a weight, whose first dimension are the outputs."""
+    """Adapter that adds the product of two matrices to a weight, whose first dimension is that of the outputs."""
 
     def __init__(self, weight: Float[Tensor, "O ..."], rank: int):
         """
         Args:
-            rank: columns of `up` and rows of `down`; at most as many as the weight has.
+            rank: number of columns of `up` and rows of `down`; limited to the smaller side of the weight as a matrix.
         """
         super().__init__()
         num_outputs, num_inputs = len(weight), weight[0].numel()
@@ -30,15 +30,15 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(num_outputs, rank))
 
     def forward(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
-        # In float32 under autocast, too, so that a stored sum has the same bits.
+        # Without autocast, in float32, so that a stored sum has the same bits.
         with autocast(weight.device, False):
             return weight + (self.up @ self.down).view_as(weight)
 
 
 def add_adapters(backbone: Backbone, weights: Iterable[nn.Parameter], rank: int) -> None:
-    """Put adapters into a backbone, beside those of the weights that are of convolutions and linear layers.
+    """Add adapters in a backbone to those of the weights that belong to convolutions and linear layers.
 
-    Weights that no feature depends on get none: nothing would train it, and data parallelism would wait for its
+    Weights that no feature depends on get none: it would not be trained, and data parallelism would wait for its
     gradient. Uses torch's global random state.
     """
     adapted = set(map(id, weights)) - set(map(id, backbone.unused_parameters()))
@@ -48,15 +48,15 @@ def add_adapters(backbone: Backbone, weights: Iterable[nn.Parameter], rank: int)
 
 
 def adapters_of(module: nn.Module) -> list[LowRank]:
-    """The adapters in a module."""
+    """Return the adapters in a module."""
     return [part for part in module.modules() if isinstance(part, LowRank)]
 
 
 def add_stored(name: str, weight: Float[Tensor, "O ..."], tensors: Mapping[str, Tensor]) -> Float[Tensor, "O ..."]:
-    """A weight with its stored adapter, as a module with adapters has it; without an adapter, itself.
+    """Return a weight plus its stored adapter, as in a module with adapters; without an adapter, the weight itself.
 
     Args:
-        name: of the weight in a module without adapters.
+        name: name of the weight in a module without adapters.
         tensors: state of a module with adapters.
     """
     prefix = name.removesuffix("weight") + "parametrizations.weight.0"
@@ -65,7 +65,12 @@ def add_stored(name: str, weight: Float[Tensor, "O ..."], tensors: Mapping[str, 
 
 
 def with_adapter_names(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """Tensors of a module without adapters, by the names that they have in one with adapters, and its adapters' own."""
+    """Return tensors under the names that they have in a module with adapters, together with the adapters' own.
+
+    Args:
+        tensors: state of the module without adapters.
+        module: the module with adapters.
+    """
     renamed = dict(tensors)
     for path, adapter in module.named_modules():
         if isinstance(adapter, LowRank):

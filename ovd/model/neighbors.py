@@ -14,16 +14,16 @@ from ovd import kernels
 _Slices = tuple[slice, slice, slice]
 
 WIDEST_BAND = 128
-"""Points of a line up to which products with band matrices, which grow with its square, are faster than sums."""
+"""Number of points of a line up to which products with band matrices, of quadratic cost, are faster than sums."""
 
 
 def add_neighbors(
     shortcut: Float[Tensor, "B D h w"], weights: Float[Tensor, "B K h w"], size: int
 ) -> Float[Tensor, "B D h w"]:
-    """shortcut + sum over offsets i of weights_i * (shortcut moved by i), zeros beyond the border.
+    """Compute shortcut + sum over offsets i of weights_i * (shortcut moved by i), zeros beyond the border.
 
     Args:
-        weights: for the K = size * size offsets, row by row.
+        weights: weights of the K = size * size offsets, row by row.
         size: side of the square of offsets; odd.
     """
     if kernels.applies_to(shortcut):
@@ -42,7 +42,7 @@ def add_neighbors(
 def _traced(
     shortcut: Float[Tensor, "B D h w"], weights: Float[Tensor, "B K h w"], size: int
 ) -> Float[Tensor, "B D h w"]:
-    """The same by operations that a traced graph holds for maps of any size."""
+    """Compute `add_neighbors` with operations that a traced graph keeps for maps of any size."""
     height, width = shortcut.shape[2:]
     padded = F.pad(shortcut, (size // 2,) * 4)
     filtered = shortcut
@@ -55,7 +55,7 @@ def _traced(
 def _with_bands(
     shortcut: Float[Tensor, "B D h w"], weights: Float[Tensor, "B K h w"], size: int
 ) -> Float[Tensor, "B D h w"]:
-    """The same as products of band matrices with the lines of points above, at and below each line."""
+    """Compute `add_neighbors` as products of band matrices with the lines above, at and below each line of points."""
     batch, channels, height, width = shortcut.shape
     lines = shortcut.permute(0, 2, 3, 1).reshape(batch * height, width, channels)
     weights = weights.view(batch, size, size, height, width)
@@ -63,7 +63,7 @@ def _with_bands(
     for row, ((line, other), (y, _)) in enumerate(
         zip(_offsets_along_side(len(lines), size), _offsets_along_side(height, size), strict=True)
     ):
-        # Where a line has no other at an offset, the lines of all images in a row have one of another image.
+        # Beyond an image's border the stacked lines of all images hold another image's line; its weights stay zero.
         bands = weights.new_zeros(batch, height, width, width)
         for column, (x, _) in enumerate(_offsets_along_side(width, size)):
             bands[:, y].diagonal(column - size // 2, 2, 3).copy_(weights[:, row, column, y, x])
@@ -72,10 +72,9 @@ def _with_bands(
 
 
 class _WeightedNeighbors(torch.autograd.Function):
-    """shortcut + sum over offsets i of weights_i * (shortcut moved by i), zeros beyond the border.
+    """Autograd function of `add_neighbors`, with a gradient written by hand.
 
-    The gradient is written out, since autograd would keep a copy of the shortcut for every offset, which takes a fifth
-    of a training step.
+    Autograd would keep a copy of the shortcut for every offset, which takes a fifth of a training step.
     """
 
     @staticmethod
@@ -84,7 +83,7 @@ class _WeightedNeighbors(torch.autograd.Function):
     ) -> Float[Tensor, "B D h w"]:
         ctx.save_for_backward(shortcut, weights)
         ctx.size = size
-        last = shortcut.permute(0, 2, 3, 1)  # channels last, which is the layout in bf16 already
+        last = shortcut.permute(0, 2, 3, 1)  # channels last, which is already the layout in bf16
         filtered = last.clone(memory_format=torch.contiguous_format)
         for index, (points, neighbors) in enumerate(_offsets_in_square(shortcut.shape[2], shortcut.shape[3], size)):
             filtered[points].addcmul_(weights[:, index, :, :, None][points], last[neighbors])
@@ -104,19 +103,19 @@ class _WeightedNeighbors(torch.autograd.Function):
 def _products(
     points: Float[Tensor, "B h w D"], others: Float[Tensor, "B h w D"], size: int
 ) -> Float[Tensor, "B K h w"]:
-    """The scalar product of each point with each of its neighbors in another map, zero beyond the border."""
+    """Compute the scalar product of each point with each of its neighbors in another map, zero beyond the border."""
     batch, height, width, _ = points.shape
     products = points.new_zeros(batch * height, size, size, width)
     is_inside = torch.zeros(height, size, dtype=torch.bool, device=points.device)
     for row, ((line, other), (y, _)) in enumerate(
         zip(_offsets_along_side(len(products), size), _offsets_along_side(height, size), strict=True)
     ):
-        # One product for all pairs of points of a line and the line at this offset, of which diagonals are wanted.
+        # One product of all pairs of points of a line and of the line at this offset; its diagonals are the results.
         pairs = torch.bmm(points.flatten(0, 1)[line], others.flatten(0, 1)[other].transpose(1, 2))
         for column, (x, _) in enumerate(_offsets_along_side(width, size)):
             products[line, row, column, x] = pairs.diagonal(column - size // 2, 1, 2)[:, : x.stop - x.start]
         is_inside[y, row] = True
-    # Where a line has no other at an offset, the lines of all images in a row had one of another image.
+    # Beyond an image's border the stacked lines of all images held another image's line.
     products = products.view(batch, height, size, size, width).masked_fill_(~is_inside[..., None, None], 0)
     return products.permute(0, 2, 3, 1, 4).reshape(batch, size * size, height, width)
 

@@ -1,16 +1,16 @@
 """Scores of (point, class) pairs: sqrt(class probability * sigmoid(quality)).
 
-Two options make a score depend on more. Both are choices of this toolkit.
+Two options change the score. Both are choices of this toolkit.
 
 Competition (`competition`): a point's score for a class is multiplied by softmax(competition * cosine) **
-competition_power, over all classes of the vocabulary. So a score may not be compared with one from another vocabulary.
-The only class of a vocabulary keeps its scores. The correction of the bias towards trained names is then in the softmax
-alone.
+competition_power, over all classes of the vocabulary. So scores from different vocabularies may not be compared. The
+scores of a vocabulary's only class do not change. The correction of the bias towards trained names then applies in the
+softmax only.
 
 Ensemble: the class probability is the geometric mean of the detector's and CLIP's, weighted by class.
 
-Without an ensemble a score rises with the pair's cosine, and all else in it belongs to the point or to the class. So
-the cosines tell which pairs may score at least so much, and no other's score needs to be computed.
+Without an ensemble a score increases with the pair's cosine, and everything else in it depends on the point or on the
+class alone. So the cosines tell which pairs may reach a score, and the scores of all others need not be computed.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from ovd.model.similarity import TextClassifier, lengths, points_at_a_time
 from ovd.structures import Predictions
 
 ROUNDING = 1e-5
-"""Share by which a score may differ from the same in another place of a tensor."""
+"""Largest relative difference between a score and the same score computed at another place of a tensor."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class ScoreEnsemble:
     weights: Float[Tensor, " C"]
     """CLIP's weight in each class's probability, 0 to 1."""
     clip_scale: float
-    """CLIP's factor from cosine to logit; its probability is the softmax over the vocabulary's classes."""
+    """CLIP's factor from cosine to logit; CLIP's probability is the softmax over the vocabulary's classes."""
 
 
 @dataclass(frozen=True)
 class PointPredictions:
-    """The predictions at P points."""
+    """Predictions at P points."""
 
     embeddings: Float[Tensor, "P D"]
     boxes: Float[Tensor, "P 4"]
@@ -51,10 +51,10 @@ class PointPredictions:
     dense: Float[Tensor, "P D"] | None
     """The dense CLIP feature, for score ensembling."""
     mixed: Float[Tensor, "P D"] | None = None
-    """After a second look, the vectors whose products with text rows are the mixed cosines."""
+    """Vectors whose products with text rows are the mixed cosines, after a second look."""
 
     def __len__(self) -> int:
-        """P, the number of points."""
+        """Return P, the number of points."""
         return len(self.boxes)
 
     def __getitem__(self, points: Int[Tensor, " p"] | slice) -> "PointPredictions":
@@ -64,7 +64,7 @@ class PointPredictions:
 
 
 class PairScores:
-    """The scores of some points for all classes; none is computed before it is asked for."""
+    """Scores of some points for all classes, computed only when a method needs them."""
 
     def __init__(
         self,
@@ -80,17 +80,17 @@ class PairScores:
         self._quality = sigmoid(points.quality.float())
         self.competes = options.competition > 0
         self._log_total = (options.competition * self.cosines).logsumexp(dim=1) if self.competes else None
-        # The bias is one in the choice between names: where they compete, it is corrected there alone.
+        # The bias towards trained names affects the choice between names; with competition it is corrected only there.
         self._restored = classifier.name_penalty if self.competes else None
 
     @cached_property
     def cosines(self) -> Float[Tensor, "P C"]:
-        """By which classes are chosen, less what is taken off against the bias towards trained names."""
+        """Cosines that classes are chosen by, minus the classifier's `name_penalty`."""
         return _cosines(self._points, self._classifier)
 
     @cached_property
     def rough_cosines(self) -> RoughCosines:
-        """What the cosines are nearly; exact ones if they are known, or not much slower."""
+        """Cosines in bfloat16 with bounds on their errors; exact cosines if these are known or not much slower."""
         if self._is_rough:
             return RoughCosines.of(self._points.embeddings, self._lengths, self._classifier)
         return RoughCosines.exact(self.cosines)
@@ -105,26 +105,26 @@ class PairScores:
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """C, the number of classes."""
         return len(self._classifier)
 
     @property
     def num_pairs(self) -> int:
-        """P x C."""
+        """P x C, the number of (point, class) pairs."""
         return len(self._points) * len(self._classifier)
 
     @property
     def has_ensemble(self) -> bool:
-        """Whether scores depend on CLIP's cosines, too."""
+        """Whether scores also depend on CLIP's cosines."""
         return self._ensemble is not None
 
     def all(self) -> Float[Tensor, "P C"]:
-        """Of all pairs."""
+        """Compute the scores of all pairs."""
         points = (slice(None), None)
         if self._ensemble is None:
             return self._joined(self._probability(self.cosines, self._restored), self.cosines, points)
         assert self._points.dense is not None
-        # In the log domain, where a small probability of one of the two does not become 0 before its root is taken.
+        # In the log domain, since a small probability of either could become 0 before its root is taken.
         detected = F.logsigmoid(self._logit(self.cosines, self._restored))
         named = (self._ensemble.clip_scale * self._points.dense @ self._classifier.text.T).log_softmax(dim=1)
         log_probability = torch.lerp(detected, named, self._ensemble.weights.to(named))
@@ -132,7 +132,7 @@ class PairScores:
         return self._competing(scores, self.cosines, points)
 
     def of(self, rows: Int[Tensor, " n"], classes: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Of some pairs; without an ensemble."""
+        """Compute the scores of some pairs; without an ensemble only."""
         if self._is_rough:
             cosines = self._classifier.pair_cosines(self._points.embeddings, self._lengths, rows, classes)
         else:
@@ -141,21 +141,23 @@ class PairScores:
         return self._joined(self._probability(cosines, restored), cosines, rows)
 
     def scores_at_least(self, cosines: Float[Tensor, "P N"]) -> Float[Tensor, "P N"]:
-        """A bound: what each point scores at least for a class whose cosine is this; without an ensemble."""
+        """Compute lower bounds on each point's scores for classes with these cosines; without an ensemble only."""
         restored = None if self._restored is None else self._restored.amin()
         return self._joined(self._probability(cosines, restored), cosines, (slice(None), None))
 
     def cosines_needed(self, score: Float[Tensor, ""]) -> Float[Tensor, " P"]:
-        """A bound: at each point, no class with a lower cosine scores this much, and more than 0; without an
-        ensemble."""
+        """Compute, for each point, a lower bound on the cosines of classes that score at least this, and more than 0.
+
+        Without an ensemble only.
+        """
         score = ((1 - ROUNDING) * score).clamp(min=torch.finfo(torch.float32).tiny)
-        log_probability = 2 * score.log() - self._quality.log()  # of a class that scores this, unless names compete
-        certain = log_probability.clamp(max=0)  # at 0 the logit is infinite: no class scores this much
+        log_probability = 2 * score.log() - self._quality.log()  # of the class; a lower bound if names compete
+        certain = log_probability.clamp(max=0)  # at 0 the logit is infinite: no class scores that high
         logit = certain - (-torch.expm1(certain)).log()
         lowest = (logit - self._classifier.bias) / self._classifier.scale
         if self._restored is not None:
             lowest = lowest - self._restored.amax()
-        if self._log_total is not None:  # nor does a class that has too little of the softmax
+        if self._log_total is not None:  # a class also needs a share of the softmax to score this
             log_share = log_probability / (2 * self._options.competition_power)
             lowest = torch.maximum(lowest, (log_share + self._log_total) / self._options.competition)
         return lowest - COSINE_ROUNDING
@@ -168,25 +170,25 @@ class PairScores:
         return self._classifier.scale * absolute + self._classifier.bias
 
     def _joined(self, probability: Float[Tensor, "*N"], cosines: Float[Tensor, "*N"], rows: Any) -> Float[Tensor, "*N"]:
-        """The scores of class probabilities and cosines at points.
+        """Compute scores from the class probabilities and cosines at points.
 
         Args:
-            rows: index of the points' numbers, which gives them a shape that goes with the cosines'.
+            rows: index into numbers per point, with a result that broadcasts with the cosines.
         """
         return self._competing(torch.sqrt(probability * self._quality[rows]), cosines, rows)
 
     def _competing(self, scores: Float[Tensor, "*N"], cosines: Float[Tensor, "*N"], rows: Any) -> Float[Tensor, "*N"]:
-        """The scores with the share that each class has among all of them, if names compete; see `_joined`."""
+        """Weight scores by each class's share of the softmax if names compete; `rows` is as for `_joined`."""
         if self._log_total is None:
             return scores
-        # The softmax in the log domain, where a small probability does not become 0 before its root is taken.
+        # The softmax in the log domain, since a small probability could become 0 before its root is taken.
         log_share = self._options.competition * cosines - self._log_total[rows]
         return scores * (self._options.competition_power * log_share).exp()
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """The classes that are searched for, and how points are scored for them."""
+    """Classes to detect, and the settings that points are scored with."""
 
     classifier: TextClassifier
     options: DetectionOptions
@@ -198,14 +200,14 @@ class Scoring:
         return points_at_a_time(len(self.classifier), self.classifier.text.device)
 
     def of(self, points: PointPredictions) -> PairScores:
-        """The scores of some points for all classes."""
+        """Return the scores of some points for all classes."""
         return PairScores(points, self.classifier, self.options, self.ensemble)
 
 
 def all_scores(
     predictions: Predictions, classifier: TextClassifier, options: DetectionOptions
 ) -> Float[Tensor, "B P C"]:
-    """The scores of all points for all classes, all at once, as `postprocess` computes them without a second look."""
+    """Compute all points' scores for all classes at once, as in `postprocess` without second look or ensemble."""
     points = PointPredictions(
         predictions.embeddings.flatten(0, 1), predictions.boxes.flatten(0, 1), predictions.quality.flatten(), dense=None
     )
@@ -223,8 +225,8 @@ def _cosines(points: PointPredictions, classifier: TextClassifier) -> Float[Tens
 
 
 def sigmoid(logits: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-    """Probabilities, the small ones as exact as the large ones in a traced graph, too.
+    """Compute the sigmoid, with small probabilities as exact as large ones even in a traced graph.
 
-    onnxruntime's own operation is exact to 1e-7, which changes the order of points that score little.
+    onnxruntime's own operation has errors of 1e-7, which change the order of points with low scores.
     """
     return 1 / (1 + (-logits).exp()) if torch.jit.is_tracing() else logits.sigmoid()

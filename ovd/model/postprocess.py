@@ -1,18 +1,18 @@
 """Post-processing: from predictions to detections, in pixels of the original images.
 
-Two options make a detection depend on all classes that are searched for together, and so does the competition between
-names (pair_scores.py). Both are choices of this toolkit.
+Two options make a detection depend on all queried classes together, and so does the competition between names
+(pair_scores.py). Both are choices of this toolkit.
 
-One name per place (`one_name_per_place`): each point stands for its best class alone, and NMS over all classes comes
-before the class-aware one.
+One name per place (`one_name_per_place`): each point keeps only its best class, and class-agnostic NMS precedes the
+class-aware one.
 
-Second look (`second_look`): the `candidates` best points above `score_threshold` are reduced by NMS over all classes at
-`PLACE_IOU`, by each point's best score; the others are dropped. CLIP looks at the crops of the best boxes that are
+Second look (`second_look`): the `candidates` best points above `score_threshold`, by their best score, go through
+class-agnostic NMS at `PLACE_IOU`; all other points are dropped. CLIP then embeds the crops of the best boxes that are
 kept. At their points the cosine with a class becomes (1 - weight) * the detector's + weight * the crop's, plus one
-number a point that makes the best cosine the detector's best: the logit's scale and bias were learned for the
-detector's cosines, and cosines of crops are higher or lower as a whole. The scores are then computed anew, with the
-competition. So it may change which class is the best of a point, but not that class's probability before the
-competition. A vocabulary of one class needs no second look and gets none.
+number per point that makes the best cosine equal to the detector's best: the logit's scale and bias were learned for
+the detector's cosines, and cosines of crops are higher or lower as a whole. The scores are then computed again, with
+the competition. So a second look may change which class is the best at a point, but not the best probability before
+the competition. A vocabulary of one class needs no second look and gets none.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,13 +32,13 @@ from ovd.model.similarity import TextClassifier, unit_embeddings
 from ovd.structures import Detections, Predictions
 
 PLACE_IOU = 0.7
-"""IoU above which the weaker of two points' boxes gets no second look, whatever their classes."""
+"""IoU above which a second look drops the lower-scoring of two points, whatever their classes."""
 
 FIRST_TRIED = 2
-"""Boxes that NMS looks at first, in multiples of those that are wanted."""
+"""Number of boxes that NMS processes first, as a multiple of the number to keep."""
 
 Look = Callable[[Sequence[Float[Tensor, "_ 4"]]], Sequence[Float[Tensor, "_ D"]]]
-"""CLIP's unit embeddings of the crops of each image's boxes, which are in pixels of the input image."""
+"""Function that computes CLIP's unit embeddings of the crops of each image's boxes, in pixels of the input image."""
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def postprocess(
     ensemble: ScoreEnsemble | None = None,
     look: Look | None = None,
 ) -> tuple[Detections, ...]:
-    """Score, select, suppress duplicates and rescale.
+    """Turn predictions into detections: score, select, suppress duplicates and rescale.
 
     The score of a point for a class is sqrt(class probability * sigmoid(quality)). Per image, boxes are clipped to the
     image and those left without area are dropped; the `candidates` best (point, class) pairs above `score_threshold` go
@@ -64,10 +64,10 @@ def postprocess(
     points that score little for a sample of the classes (prefilter.py).
 
     Args:
-        classifier: of the vocabulary to detect, at least one class; `Detections.classes` are its rows.
+        classifier: classifier of the classes to detect, at least one; `Detections.classes` are its rows.
         input_sizes: height and width of the detector's input images before padding.
         original_sizes: height and width of the original images, which the boxes are rescaled to.
-        look: encodes crops of the same images, for a second look.
+        look: embeds crops of the same images, for a second look.
 
     Raises:
         ValueError: the predictions or text rows contain NaN.
@@ -88,7 +88,7 @@ def postprocess(
 
 
 def _visible(predictions: Predictions, input_sizes: Int[Tensor, "B 2"]) -> list[PointPredictions]:
-    """The points of each image, the boxes clipped; without an area in the image they have quality 0, and score 0."""
+    """Return each image's points with clipped boxes; a box without area in the image gets quality 0, so score 0."""
     if predictions.boxes.isnan().any():
         raise ValueError("the detector predicted a NaN box: its weights or its input are broken")
     boxes = clip_boxes(predictions.boxes.float(), input_sizes[:, None])
@@ -100,10 +100,10 @@ def _visible(predictions: Predictions, input_sizes: Int[Tensor, "B 2"]) -> list[
 def _look_again(
     images: Iterable[PointPredictions], scoring: Scoring, look: Look, options: SecondLookOptions
 ) -> Iterator[PointPredictions]:
-    """The points that are left after NMS over all classes, with what CLIP sees at the best of them."""
+    """Yield each image's points left after class-agnostic NMS, with CLIP's embeddings of crops mixed in at the best."""
     places, looked_at = [], []
     for image in images:
-        points, rank = _places(image, scoring).sort()  # in the order that ties are in
+        points, rank = _places(image, scoring).sort()  # in the order of points, which decides ties
         places.append(image[points])
         looked_at.append((rank < options.crops).nonzero().squeeze(1))
     crops = look([image.boxes[rows] for image, rows in zip(places, looked_at, strict=True)])
@@ -115,7 +115,7 @@ def _look_again(
 
 
 def _places(image: PointPredictions, scoring: Scoring) -> Int[Tensor, " K"]:
-    """The points above the score threshold whose box no better one covers, best first."""
+    """Return the points above the score threshold whose boxes class-agnostic NMS keeps, best first."""
     scores = _best_scores(image, scoring)
     order = scores.argsort(descending=True, stable=True)[: scoring.options.candidates]
     order = order[scores[order] > scoring.options.score_threshold]
@@ -123,10 +123,10 @@ def _places(image: PointPredictions, scoring: Scoring) -> Int[Tensor, " K"]:
 
 
 def _best_kept(boxes: Float[Tensor, "N 4"], scores: Float[Tensor, " N"], iou: float, count: int) -> Int[Tensor, " K"]:
-    """The rows of the `count` best boxes that NMS keeps, best first.
+    """Return the rows of the `count` best boxes that NMS keeps, best first.
 
     Args:
-        boxes: best first. Worse ones do not change whether a box is kept, so those that follow wait.
+        boxes: boxes, best first. Worse boxes do not change whether a box is kept, so they are processed only if needed.
     """
     num_tried = FIRST_TRIED * count
     while True:
@@ -137,7 +137,7 @@ def _best_kept(boxes: Float[Tensor, "N 4"], scores: Float[Tensor, " N"], iou: fl
 
 
 def _best_scores(image: PointPredictions, scoring: Scoring) -> Float[Tensor, " P"]:
-    """Each point's score for its best class."""
+    """Compute each point's score for its best class."""
     points = torch.arange(len(image), device=image.boxes.device)
     return not_nan(torch.cat([scoring.of(image[chunk]).all().amax(dim=1) for chunk in points.split(scoring.at_a_time)]))
 
@@ -151,7 +151,7 @@ def _postprocess_image(
         kept = nms(boxes.double(), pairs.scores.double(), options.one_name_per_place)
         boxes, pairs = boxes[kept], pairs[kept]
 
-    # NMS is class-aware because the boxes of each class are shifted by a distance of its own, as in torchvision's
+    # NMS is class-aware because the boxes of each class are shifted by a different distance, as in torchvision's
     # batched_nms, but in float64: in float32 the shifts of a thousand classes would round fractions of a pixel. On a
     # CPU batched_nms loops over the classes instead, which is many times slower.
     shifts = pairs.classes * (input_size.max() + 1)

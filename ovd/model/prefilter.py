@@ -1,8 +1,8 @@
-"""A choice of points by a sample of the names, before all names are scored: for tens of thousands of them.
+"""Selection of points by a sample of the names, before all names are scored; for vocabularies of tens of thousands.
 
-A point of an object, or of what looks like one, is near to many names, so the names that are not in the sample hardly
-change which points are the best. What is chosen is scored exactly; what a point that is left out would have scored is
-lost. The choice is this toolkit's own; `bench/prefilter.py` measures what is kept.
+A point of an object, or of something that looks like one, is near to many names, so the names that are not in the
+sample hardly change which points are the best. Selected points are scored exactly; detections at the other points are
+lost. The method is a choice of this toolkit; `bench/prefilter.py` measures what is kept.
 """
 
 import math
@@ -18,11 +18,11 @@ from ovd.precision import fast_low_precision
 
 SAMPLED_NAMES = 256
 FEWEST_NAMES = 2048
-"""A smaller vocabulary is scored at all points, which takes no longer."""
+"""Number of names below which a vocabulary is scored at all points, which takes no longer."""
 
 
 def promising_points(image: PointPredictions, classifier: TextClassifier, share: float) -> Int[Tensor, " K"]:
-    """The share of points that score best for their best name of a sample, in their order.
+    """Return the share of points that score best for their best name of a sample, in their order.
 
     The sample has every n-th row. All points are kept for a vocabulary of fewer than `FEWEST_NAMES`.
     """
@@ -35,7 +35,7 @@ def promising_points(image: PointPredictions, classifier: TextClassifier, share:
 
 
 def _best_cosines(embeddings: Float[Tensor, "P D"], classifier: TextClassifier, step: int) -> Float[Tensor, " P"]:
-    """Of each point, the highest cosine with every `step`-th row; in bfloat16 where that is fast."""
+    """Compute each point's highest cosine with every `step`-th text row, in bfloat16 where that is fast."""
     dtype = torch.bfloat16 if fast_low_precision(embeddings.device) else torch.float32
     embeddings = embeddings.to(dtype)
     lengths = torch.linalg.vector_norm(embeddings, dim=1).float().clamp(min=EPSILON)

@@ -19,16 +19,16 @@ from ovd.model.similarity import TextClassifier, best_scores, unit_embeddings
 from ovd.structures import Points, Predictions
 
 SMALLEST_DISTILLED_PX = 8.0
-"""Boxes with a shorter side of at most this length are not used: a crop would show nothing that CLIP could name."""
+"""Length that a box's shorter side must exceed: CLIP could not name the content of a smaller crop."""
 NMS_IOU = 0.5
 """IoU above which the lower-scoring of two boxes is dropped, whatever their classes."""
 AGREEMENT_IOU = 0.7
-"""IoU with a kept box above which a point's own predicted box agrees with it."""
+"""IoU above which a point's predicted box agrees with a kept box."""
 
 
 @dataclass(frozen=True)
 class Regions:
-    """The kept boxes of a batch's images, K in all, and the N points whose predicted boxes agree with them."""
+    """The K kept boxes of a batch's images, and the N points whose predicted boxes agree with them."""
 
     boxes: tuple[Float[Tensor, "_ 4"], ...]
     """Kept boxes of each image, clipped to it, best first."""
@@ -51,13 +51,13 @@ def select_regions(
 
     A box is clipped to its image; it is a candidate if its shorter side is longer than `SMALLEST_DISTILLED_PX` and if
     it scores more than `min_score`. The score is the geometric mean of the highest class probability and the quality.
-    The `boxes` best candidates that survive class-agnostic NMS are kept; the `points` best candidates that overlap a
-    kept box by more than `AGREEMENT_IOU` are its points: mostly with the box's own point, which may have worse scored
-    ones before it if NMS dropped them for a third box.
+    The `boxes` best candidates that survive class-agnostic NMS are kept. The points of a kept box are the `points` best
+    candidates whose IoU with it is above `AGREEMENT_IOU`. They usually include the box's own point: others come before
+    it only if they score more and NMS dropped them for a third box.
 
     Args:
-        classifier: of the texts scored in the step; without any, nothing is selected.
-        points: of the predictions. Those in an image's padding are left out.
+        classifier: classifier of the texts scored in the step; without texts, nothing is selected.
+        points: points of the predictions; those in an image's padding are left out.
         sizes: height and width of each image before padding.
     """
     boxes, pairs, num_boxes = [], [], 0
@@ -77,7 +77,7 @@ def _select_in_image(
     classifier: TextClassifier,
     options: RegionOptions,
 ) -> tuple[Float[Tensor, "K 4"], Int[Tensor, " N"], Int[Tensor, " N"]]:
-    """An image's kept boxes; the points, and the row of each point's box."""
+    """Return an image's kept boxes, the points, and the row of each point's box."""
     boxes = clip_boxes(predictions.boxes[image].float(), size)
     is_large = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) > SMALLEST_DISTILLED_PX
     (point,) = (is_large & ~padding).nonzero(as_tuple=True)
@@ -99,15 +99,17 @@ def region_loss(
     sizes: Int[Tensor, "B 2"],
     teacher: CropEncoder,
 ) -> Float[Tensor, ""]:
-    """The sum over the regions' points of 1 - cosine between the class embedding and CLIP's embedding of the crop.
+    """Compute the sum over the regions' points of 1 - cosine between class embedding and CLIP's embedding of the crop.
 
     Without any point it is 0, with a gradient of zeros.
 
     Args:
         embeddings: class embeddings of any length.
-        images, sizes: RGB, 0..255; height and width of each image before padding.
+        images: RGB images, 0..255.
+        sizes: height and width of each image before padding.
+        teacher: encoder that computes CLIP's embeddings of the crops.
     """
-    # The gradient of index_select adds the rows in their order, so that it has the same bits every time.
+    # The gradient of index_select adds the rows in order, so it has the same bits every time.
     chosen = unit_embeddings(embeddings.flatten(0, 1).index_select(0, regions.rows))
     if len(regions.rows) == 0:
         return chosen.sum()

@@ -1,4 +1,4 @@
-"""The settings of region distillation, which configs embed."""
+"""Settings of region distillation, which configs embed."""
 
 from typing import Annotated
 
@@ -17,4 +17,4 @@ class RegionOptions(CropOptions):
     points: PositiveInt = 4
     """Maximum number of points per box that are pulled towards the crop's embedding, those with the best scores."""
     min_score: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """Only boxes that score more are used; the score is sqrt(highest class probability x quality)."""
+    """Score above which boxes are used; the score is sqrt(highest class probability x quality)."""

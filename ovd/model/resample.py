@@ -9,18 +9,18 @@ from ovd import kernels
 from ovd.precision import autocast
 
 EPSILON = 1e-12
-"""Features shorter than this are not scaled to unit length."""
+"""Length below which features are not scaled to unit length."""
 
 
 def resample_dense(
     dense: Float[Tensor, "B D h w"], dense_stride: int, size: tuple[int, int], stride: int
 ) -> Float[Tensor, "B D H W"]:
-    """S_l: the dense CLIP feature, resampled to a pyramid level and then normalized to unit length at every location.
+    """Resample the dense CLIP feature to a pyramid level, then normalize it to unit length at every location: S_l.
 
-    Upsampling is bilinear; downsampling is the mean over the cells that a coarser cell covers. No parameters. In
-    training on a CPU the result is in float32, else in the dtype of the dense feature.
+    Upsampling is bilinear; downsampling is the mean over the cells that a coarser cell covers. There are no parameters.
+    In training on a CPU the result is in float32, else in the dtype of the dense feature.
     """
-    if stride < dense_stride and torch.jit.is_tracing():  # one operation of a graph that is exported
+    if stride < dense_stride and torch.jit.is_tracing():  # a single operation in an exported graph
         dense = F.interpolate(dense, size=size, mode="bilinear", align_corners=False)
     elif stride < dense_stride:
         dense = _upsample(dense, size)
@@ -37,9 +37,9 @@ def resample_dense(
 
 
 def _upsample(dense: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[Tensor, "B D H W"]:
-    """Bilinear interpolation (align_corners=False) as two matrix products, down and across.
+    """Interpolate bilinearly (align_corners=False) with two matrix products, down and across.
 
-    On a GPU the gradient of torch's own has another sum in every run, and takes longer.
+    On a GPU the gradient of torch's own interpolation is summed in another order in every run, and takes longer.
     """
     batch, channels, height, width = dense.shape
     down, across = (_interpolation(old, new, dense) for old, new in zip((height, width), size, strict=True))
@@ -49,7 +49,7 @@ def _upsample(dense: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[T
 
 
 def _interpolation(old: int, new: int, like: Tensor) -> Float[Tensor, "new old"]:
-    """The weights of old positions along a line at new ones."""
+    """Return the weights of the old positions along a line at each new position."""
     at = ((torch.arange(new, device=like.device) + 0.5) * (old / new) - 0.5).clamp(0, old - 1)
     distance = (at[:, None] - torch.arange(old, device=like.device)).abs()
     return (1 - distance).clamp(min=0).to(like.dtype)

@@ -1,4 +1,4 @@
-"""Text rows in bfloat16, for products of which the largest error is known."""
+"""Text rows in bfloat16, for products whose largest error is known."""
 
 import torch
 from jaxtyping import Float
@@ -8,13 +8,13 @@ from torch.nn import functional as F
 from ovd.clip.onednn import Layouts, has_operations
 
 MULTIPLE = 32
-"""The rows are padded to a multiple of this number, so that classes fall into groups of equal size."""
+"""Number that the rows are padded to a multiple of, so that classes fall into groups of equal size."""
 ROWS_AT_A_TIME = 1024
 """Number of rows whose rounding is measured at a time, so that they stay in a CPU's cache."""
 
 
 class RoundedRows:
-    """Rows in bfloat16, and how far they are from exact ones."""
+    """Text rows in bfloat16, with their largest rounding error."""
 
     def __init__(self, text: Float[Tensor, "C D"]):
         padding = (0, 0, 0, -len(text) % MULTIPLE)
@@ -23,15 +23,15 @@ class RoundedRows:
         parts = zip(text.split(ROWS_AT_A_TIME), self.rows[: len(text)].split(ROWS_AT_A_TIME), strict=True)
         errors = [torch.linalg.vector_norm(part - other, dim=1).amax() for part, other in parts]
         self.error = torch.stack(errors).amax()
-        """The length of the largest difference."""
+        """Largest length of the difference between an exact row and the rounded one."""
         self._layouts = Layouts(1)
 
     def products(self, embeddings: Float[Tensor, "P D"]) -> Float[Tensor, "P M"]:
-        """The products of embeddings in bfloat16 with the rows, negative infinity in the padding."""
+        """Compute the products of bfloat16 embeddings with the rows; the padding has negative infinity."""
         if self.rows.device.type != "cpu" or not has_operations(torch.bfloat16):
             return torch.addmm(self.bias, embeddings, self.rows.T)
         onednn = torch.ops.mkldnn
-        # The layout is the same for all but few embeddings, with which the operation changes it itself.
+        # The layout is the same for any number of embeddings except small ones, for which the operation changes it.
         any_number = embeddings.shape[1:]
         rows = self._layouts.of(
             any_number, self.rows, lambda: onednn._reorder_linear_weight(self.rows, len(embeddings))

@@ -1,7 +1,7 @@
 """A copy of a detector that shares the first layers of its backbone, which then run once for both.
 
-The copy's shared modules do not compute: they return what the same modules of the original returned in its last forward
-pass. So its other layers, and all that follow, run as in a whole detector.
+The copy's shared modules do not compute: they return the outputs of the original's modules in its last forward pass. So
+the copy's own layers run as in a whole detector.
 """
 
 import copy
@@ -18,7 +18,7 @@ from ovd.model.backbone import Backbone
 from ovd.model.detector import Detector
 
 TRACED_CELLS = 2
-"""Side, in units of the backbone's divisor, of the image that shows which modules are called."""
+"""Side of the image that is run to find which modules are called, as a multiple of the backbone's size divisor."""
 
 
 def copy_sharing_layers(original: Detector, own_layers: int) -> "tuple[Detector, SharedLayers | None]":
@@ -30,8 +30,8 @@ def copy_sharing_layers(original: Detector, own_layers: int) -> "tuple[Detector,
             projection, too, so that its backbone is the original's.
 
     Returns:
-        The copy, whose shared parameters are the original's own tensors, and the layers that it shares but for which it
-        needs a pass of its own through the backbone: None if it shares all of the backbone.
+        The copy, whose shared parameters are the original's own tensors, and the shared layers, whose outputs the copy
+        reuses in its own pass through the backbone; None instead if it shares the whole backbone and needs no pass.
 
     Raises:
         ValueError: the backbone has fewer layers.
@@ -49,7 +49,7 @@ def copy_sharing_layers(original: Detector, own_layers: int) -> "tuple[Detector,
 
 
 def shared_parameters(backbone: Backbone, own_layers: int) -> list[nn.Parameter]:
-    """The parameters that stay common if a copy owns the last layers.
+    """Return the parameters that are shared if a copy owns the last layers.
 
     Raises:
         ValueError: the backbone has fewer layers.
@@ -63,13 +63,13 @@ def shared_parameters(backbone: Backbone, own_layers: int) -> list[nn.Parameter]
 
 
 class SharedLayers:
-    """The outputs of a backbone's first layers in its last forward pass."""
+    """Recorded outputs of a backbone's first layers in its last forward pass."""
 
     def __init__(self, original: Backbone, shared: list[nn.Parameter]):
         """
         Args:
-            original: computes the layers.
-            shared: their parameters.
+            original: backbone that computes the layers.
+            shared: parameters of these layers.
         """
         self._original = original
         self._names = _largest_called(original, {id(parameter) for parameter in shared})
@@ -82,7 +82,7 @@ class SharedLayers:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """A context in which the original's forward pass is recorded, and after which nothing is kept."""
+        """Record the original's forward pass in this context, and discard the outputs at its end."""
         hooks = [
             self._original.get_submodule(name).register_forward_hook(partial(self._record, name))
             for name in self._names
@@ -102,7 +102,7 @@ class SharedLayers:
 
 
 def _largest_called(backbone: Backbone, shared: set[int]) -> list[str]:
-    """The names of the largest modules that are called and have shared parameters only."""
+    """Return the names of the largest modules that are called and have shared parameters only."""
     called: set[nn.Module] = set()
     hooks = [
         module.register_forward_hook(lambda module, inputs, output: called.add(module)) for module in backbone.modules()

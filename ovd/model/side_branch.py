@@ -1,8 +1,8 @@
-"""A small net beside a frozen backbone, which shows an expert's pyramid what the backbone's features have lost.
+"""A small network beside a frozen backbone, which gives an expert's pyramid what the backbone's features have lost.
 
-A backbone that was trained where color means nothing has no color in its features, whatever a pyramid makes of them.
-The branch computes features from the image itself and adds them to the backbone's; its outputs start at zero. The idea
-is that of side-tuning (arXiv:1912.13503); the form is a choice of this toolkit.
+A backbone that was trained where color means nothing has no color in its features, so no pyramid can recover it. The
+branch computes features from the image itself and adds them to the backbone's; its outputs start at zero. The idea is
+that of side-tuning (arXiv:1912.13503); the form is a choice of this toolkit.
 """
 
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ from ovd.model.gates import zero_init_projection
 from ovd.model.group_norm import GroupNorm
 
 FIRST_STRIDE = 8
-"""Of the first convolution. With a finer one, and with kernels that overlap, the branch takes longer, and experts
-learned no more (docs/log.md)."""
+"""Stride of the first convolution. With a finer stride, and with kernels that overlap, the branch takes longer, and
+experts learned no more (docs/log.md)."""
 WIDTH = 128
 NORM_GROUPS = 8
 
 
 class SideBranch(nn.Module):
-    """Convolutions from the image down to the backbone's strides, which are powers of 2; each sees every input once."""
+    """Convolutions from the image down to the backbone's strides, which are powers of 2; kernels do not overlap."""
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int]):
         """
         Args:
-            channels, strides: of the backbone's features, finest first.
+            channels, strides: channels and strides of the backbone's features, finest first.
 
         Raises:
-            ValueError: a stride is not a power of 2, or less than 8.
+            ValueError: a stride is not a power of 2, or is less than 8.
         """
         if any(stride & (stride - 1) or stride < FIRST_STRIDE for stride in strides):
             listed = ", ".join(map(str, strides))
@@ -51,11 +51,11 @@ class SideBranch(nn.Module):
     def forward(
         self, images: Float[Tensor, "B 3 H W"], features: Sequence[Float[Tensor, "B ..."]]
     ) -> tuple[Float[Tensor, "B ..."], ...]:
-        """The backbone's features, finest first, plus what the branch sees.
+        """Return the backbone's features, finest first, plus those of the branch.
 
         Args:
-            images: normalized as the backbone expects them.
-            features: of the backbone.
+            images: images normalized as the backbone expects them.
+            features: the backbone's features.
         """
         of_strides: dict[str, Tensor] = {}
         x = images

@@ -17,7 +17,7 @@ from ovd.model.rounded_rows import RoundedRows
 from ovd.structures import IGNORED
 
 EPSILON = 1e-6
-"""Embeddings shorter than this are not scaled to unit length, so that a zero has a finite gradient."""
+"""Length below which embeddings are not scaled to unit length, so that a zero has a finite gradient."""
 
 INITIAL_PROBABILITY = 0.01
 """Mean class probability of a fresh detector (the prior of arXiv:1708.02002, 3.3)."""
@@ -25,9 +25,9 @@ INITIAL_PROBABILITY = 0.01
 CHUNK_ELEMENTS = 2**24
 """Number of logits in memory at a time where points are processed chunk by chunk: 64 MiB."""
 GPU_CHUNK_ELEMENTS = 2**27
-"""The same on a GPU, which needs more work at a time: 512 MiB."""
+"""`CHUNK_ELEMENTS` on a GPU, which needs more work at a time: 512 MiB."""
 CACHED_ELEMENTS = 2**20
-"""Numbers of embeddings in float32 in memory at a time on a CPU: 4 MiB, which stay in its cache."""
+"""Number of elements of float32 embeddings in memory at a time on a CPU: 4 MiB, which stay in its cache."""
 
 
 def unit_embeddings(embeddings: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
@@ -36,32 +36,34 @@ def unit_embeddings(embeddings: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
 
 
 def text_cosines(embeddings: Float[Tensor, "*N D"], text: Float[Tensor, "C D"]) -> Float[Tensor, "*N C"]:
-    """Cosines, in float32, of embeddings of any length with unit rows, all at once; for many points and classes, call
-    it chunk by chunk."""
+    """Compute the float32 cosines of embeddings of any length with unit rows.
+
+    All are computed at once; for many points and classes, call it chunk by chunk.
+    """
     if embeddings.dtype != torch.bfloat16 or torch.is_grad_enabled():
         return (unit_embeddings(embeddings) @ text.T).float()
     rows = embeddings.reshape(-1, embeddings.shape[-1])
     if rows.is_cuda:
         cosines = _products_on_tensor_cores(rows, text) / lengths(rows)[:, None]
-    else:  # part by part, since a CPU would wait for all of them in float32
+    else:  # part by part, so that the float32 embeddings stay in the CPU's cache
         cosines = torch.cat([(part @ text.T).div_(lengths(part)[:, None]) for part in _parts_in_float32(rows)])
     return cosines.view(*embeddings.shape[:-1], len(text))
 
 
 def lengths(rows: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
-    """Euclidean norm of each row in float32, at least `EPSILON`."""
+    """Compute the Euclidean norm of each row in float32, at least `EPSILON`."""
     parts = _parts_in_float32(rows)
     return torch.cat([torch.linalg.vector_norm(part, dim=1) for part in parts]).clamp_(min=EPSILON)
 
 
 def _parts_in_float32(rows: Float[Tensor, "N D"]) -> Iterator[Float[Tensor, "n D"]]:
-    """The rows in float32, as many at a time as a CPU's cache has room for; on a GPU all at once."""
+    """Yield the rows in float32, as many at a time as fit into a CPU's cache; on a GPU all at once."""
     at_a_time = len(rows) if rows.is_cuda else CACHED_ELEMENTS // max(1, rows.shape[1])
     return (part.float() for part in rows.split(max(1, at_a_time)))
 
 
 def _products_on_tensor_cores(rows: Float[Tensor, "N D"], text: Float[Tensor, "C D"]) -> Float[Tensor, "N C"]:
-    """The products as exact as in float32: text rows are sums of two bfloat16 ones."""
+    """Compute products that are as exact as in float32, with each text row as the sum of two bfloat16 rows."""
     padded = kernels.aligned(len(text))
     both = torch.zeros(2, padded, text.shape[1], dtype=torch.bfloat16, device=text.device)
     both[0, : len(text)] = text
@@ -71,7 +73,7 @@ def _products_on_tensor_cores(rows: Float[Tensor, "N D"], text: Float[Tensor, "C
 
 
 def points_at_a_time(num_classes: int, device: torch.device) -> int:
-    """Number of points whose logits are in memory at a time."""
+    """Return the number of points whose logits are in memory at a time."""
     elements = GPU_CHUNK_ELEMENTS if device.type == "cuda" else CHUNK_ELEMENTS
     return max(1, elements // max(1, num_classes))
 
@@ -79,10 +81,10 @@ def points_at_a_time(num_classes: int, device: torch.device) -> int:
 def with_offsets(
     text: Float[Tensor, "C D"], class_ids: Int[Tensor, " C"], offsets: Float[Tensor, "N D"]
 ) -> Float[Tensor, "C D"]:
-    """Unit rows moved by what was learned for their classes.
+    """Return unit rows moved by the learned offsets of their classes.
 
     Args:
-        class_ids: of each row; those from N on, of pairs' texts, have no offset.
+        class_ids: class of each row; classes from N on, which are texts of pairs, have no offset.
     """
     own = offsets[class_ids.clamp(max=len(offsets) - 1)] * (class_ids < len(offsets))[:, None]
     return unit_embeddings(text + own)
@@ -90,23 +92,23 @@ def with_offsets(
 
 @dataclass(frozen=True)
 class TextClassifier:
-    """A text row per class, which class embeddings are compared with, and the scale and bias of the logits."""
+    """Text rows, one per class, that class embeddings are compared with, and the scale and bias of the logits."""
 
     text: Float[Tensor, "C D"]
     """Unit rows."""
     class_ids: Int[Tensor, " C"]
-    """Class of each row: its position in the vocabulary, or the id of a pair's text. Ascending."""
+    """Class of each row, ascending: its position in the vocabulary, or the id of a pair's text."""
     scale: Float[Tensor, ""]
     bias: Float[Tensor, ""]
     name_penalty: Float[Tensor, " C"] | None = None
-    """Taken off the cosines with each row, against a bias towards names that were trained on; None for nothing."""
+    """Number subtracted from the cosines with each row, against a bias towards trained names; None for nothing."""
 
     def __len__(self) -> int:
-        """C, the number of classes."""
+        """Return C, the number of classes."""
         return len(self.text)
 
     def cosines(self, embeddings: Float[Tensor, "*N D"]) -> Float[Tensor, "*N C"]:
-        """Cosines of embeddings of any length, less `name_penalty`, all at once."""
+        """Compute the cosines of embeddings of any length, minus `name_penalty`, all at once."""
         cosines = text_cosines(embeddings, self.text)
         return cosines if self.name_penalty is None else cosines - self.name_penalty
 
@@ -117,11 +119,12 @@ class TextClassifier:
         points: Int[Tensor, " N"],
         rows: Int[Tensor, " N"],
     ) -> Float[Tensor, " N"]:
-        """The cosines of some pairs of an embedding and a row, less `name_penalty`.
+        """Compute the cosines of some pairs of an embedding and a text row, minus `name_penalty`.
 
         Args:
-            lengths: of the embeddings.
-            points: ascending.
+            lengths: lengths of the embeddings.
+            points: each pair's row of the embeddings, ascending.
+            rows: each pair's text row.
         """
         ends = F.pad(torch.bincount(points, minlength=len(embeddings)).cumsum(0), (1, 0))
         _silence_sparse()
@@ -133,29 +136,29 @@ class TextClassifier:
 
     @cached_property
     def rounded(self) -> RoundedRows:
-        """The rows in bfloat16."""
+        """Text rows in bfloat16."""
         return RoundedRows(self.text)
 
     def logits(self, embeddings: Float[Tensor, "*N D"]) -> Float[Tensor, "*N C"]:
-        """Class logits of embeddings of any length, all at once."""
+        """Compute the class logits of embeddings of any length, all at once."""
         return self.scale * self.cosines(embeddings) + self.bias
 
     def labels(self, class_ids: Int[Tensor, " R"]) -> Int[Tensor, " R"]:
-        """The rows of these classes, `IGNORED` for a class without one."""
+        """Return the rows of these classes, `IGNORED` for a class without one."""
         if len(self) == 0:
             return torch.full_like(class_ids, IGNORED)
         rows = torch.searchsorted(self.class_ids, class_ids).clamp(max=len(self) - 1)
         return torch.where(self.class_ids[rows] == class_ids, rows, IGNORED)
 
     def select(self, rows: Bool[Tensor, " C"] | Int[Tensor, " R"]) -> "TextClassifier":
-        """The classifier of only these rows, by a mask or by number; its `labels` are right if these ascend."""
+        """Return the classifier of only these rows, by mask or by number; for `labels` the numbers must ascend."""
         name_penalty = None if self.name_penalty is None else self.name_penalty[rows]
         return replace(self, text=self.text[rows], class_ids=self.class_ids[rows], name_penalty=name_penalty)
 
 
 @cache
 def _silence_sparse() -> None:
-    """Have torch warn now, once and for all, that sparse matrices are a beta."""
+    """Use up torch's one-time warning that sparse matrices are in beta, with warnings ignored."""
     with warnings.catch_warnings(action="ignore", category=UserWarning):
         torch.sparse_csr_tensor(torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), [], (0, 0))
 
@@ -164,10 +167,10 @@ def _silence_sparse() -> None:
 def best_scores(
     embeddings: Float[Tensor, "P D"], quality: Float[Tensor, " P"], classifier: TextClassifier
 ) -> Float[Tensor, " P"]:
-    """Of each point, the geometric mean of its highest class probability and its quality; 0 without any class.
+    """Compute for each point the geometric mean of its highest class probability and its quality; 0 without any class.
 
     Args:
-        quality: logits.
+        quality: quality logits.
     """
     if len(classifier) == 0:
         return torch.zeros_like(quality, dtype=torch.float32)
@@ -178,14 +181,14 @@ def best_scores(
 
 @torch.no_grad()
 def initial_bias(embeddings: Float[Tensor, "N D"], text: Float[Tensor, "C D"], *, scale: float) -> float:
-    """The bias at which a fresh detector's mean class probability is `INITIAL_PROBABILITY`.
+    """Find the bias at which a fresh detector's mean class probability is `INITIAL_PROBABILITY`.
 
     Setting the mean logit instead would give a far larger mean probability, since the dense CLIP feature is confident
     on background too. The cosines are counted chunk by chunk in bins of width 1.2e-4; the bisection uses the counts of
     all ranks together.
 
     Args:
-        embeddings: embeddings of any length at the points of the first batch, without those in the padding.
+        embeddings: embeddings of any length at the points of the first batch, except points in the padding.
         text: unit rows.
         scale: initial logit scale.
 

@@ -1,7 +1,8 @@
 """A convolution of several small maps, such as the coarse levels of a pyramid, as one matrix product.
 
-In training on a CPU oneDNN brings the weight into its layout for each map, and its gradient back, which takes several
-times as long as the convolution of a map of a few cells. Here a cell's neighbors are gathered instead, for all maps.
+In training on a CPU oneDNN converts the weight to its own layout for each map, and the gradient back, which takes
+several times as long as the convolution of a few cells. Here each cell's neighbors are gathered instead, for all maps
+together.
 """
 
 from collections.abc import Sequence
@@ -14,22 +15,22 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 MOST_CELLS = 512
-"""Cells of a batch's map, up to which a map is small."""
+"""Number of cells up to which a map is small, counted over the batch."""
 
 
 def is_small(x: Float[Tensor, "B C h w"]) -> bool:
-    """Whether a map has few cells."""
+    """Return whether a map has at most `MOST_CELLS` cells."""
     return x.shape[0] * x.shape[2] * x.shape[3] <= MOST_CELLS
 
 
 def convolve_small_maps(
     maps: Sequence[Float[Tensor, "B C ..."]], weight: Float[Tensor, "K C s s"], bias: Float[Tensor, " K"]
 ) -> list[Float[Tensor, "B K ..."]]:
-    """The convolution of each map, padded with zeros to its own size.
+    """Convolve each map, with a padding of zeros that keeps its size.
 
     Args:
-        maps: at least one, in the dtype of weight and bias.
-        weight: of an odd size s.
+        maps: at least one map, in the dtype of weight and bias.
+        weight: weight with an odd kernel size s.
     """
     sizes = tuple((one.shape[2], one.shape[3]) for one in maps)
     neighbors = _neighbors(len(maps[0]), sizes, weight.shape[-1]).to(weight.device)
@@ -42,11 +43,11 @@ def convolve_small_maps(
 
 @lru_cache(maxsize=64)
 def _neighbors(batch_size: int, sizes: tuple[tuple[int, int], ...], side: int) -> Int[Tensor, "N K"]:
-    """The rows of the cells in a square around each cell, row by row; N beyond the border.
+    """Return the rows of the cells in a square around each cell, row by row; N beyond the border.
 
     Args:
         sizes: height and width of the maps whose cells are the N rows, map by map and image by image.
-        side: of the square.
+        side: side of the square.
     """
     margin, first, parts = side // 2, 0, []
     total = batch_size * sum(height * width for height, width in sizes)
@@ -61,7 +62,7 @@ def _neighbors(batch_size: int, sizes: tuple[tuple[int, int], ...], side: int) -
 
 
 class _ConvolveRows(torch.autograd.Function):
-    """The convolution of maps whose cells are rows, from the rows of each cell's neighbors."""
+    """Convolution of maps whose cells are rows, from the rows of each cell's neighbors."""
 
     @staticmethod
     def forward(
@@ -87,6 +88,6 @@ class _ConvolveRows(torch.autograd.Function):
 
 
 def _gather(rows: Float[Tensor, "N C"], neighbors: Int[Tensor, "N ss"]) -> Float[Tensor, "N ssC"]:
-    """The rows of each cell's neighbors, one after the other; zeros beyond the border."""
+    """Concatenate the rows of each cell's neighbors; zeros beyond the border."""
     padded = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
     return padded.index_select(0, neighbors.flatten()).view(len(neighbors), -1)

@@ -1,8 +1,8 @@
-"""Distillation to the detector that a fine-tuning starts from, wherever the new annotations say nothing.
+"""Distillation from the detector that a fine-tuning starts from, at the points without new annotations.
 
-At points that are matched to no box, embeddings, quality and boxes are pulled towards those of the starting detector
-(learning without forgetting, arXiv:1606.09282, at the points of a detector). The losses and their form are choices of
-this toolkit. One set of weights keeps more of its old words so, and learns less of the new ones (docs/fine_tuning.md).
+At unmatched points, embeddings, quality and boxes are pulled towards those of the starting detector (learning without
+forgetting, arXiv:1606.09282, at the points of a detector). The losses and their form are choices of this toolkit. With
+them a single set of weights keeps more of the old names and learns less of the new ones (docs/fine_tuning.md).
 """
 
 import torch
@@ -16,25 +16,26 @@ from ovd.model.similarity import unit_embeddings
 from ovd.structures import Assignment, Predictions
 
 SURE_QUALITY = 0.3
-"""Boxes are distilled where the starting detector's quality is above this."""
+"""Quality of the starting detector above which its boxes are distilled."""
 
 
 def free_points(assignment: Assignment) -> Bool[Tensor, "B P"]:
-    """The points that the annotations say nothing about."""
+    """Return the mask of the points without annotations: unmatched, not ignored and in no center of a true box."""
     return (assignment.matched < 0) & ~assignment.ignored & ~assignment.unmatched_center
 
 
 def start_losses(
     predictions: Predictions, start: Predictions, free: Bool[Tensor, "B P"]
 ) -> dict[str, Float[Tensor, ""]]:
-    """The losses `keep_class`, `keep_quality` and `keep_box`, each 0 without any points.
+    """Compute the losses `keep_class`, `keep_quality` and `keep_box`, each 0 without any points.
 
     The first two are means over the free points of all ranks. The last is the mean over those where the starting
-    detector is sure of its box, weighted by its quality; where the weights sum to less than 1, the weighted sum.
+    detector's quality is above `SURE_QUALITY`, weighted by this quality; if the weights sum to less than 1, it is the
+    weighted sum.
 
     Args:
         start: the starting detector's predictions for the same images.
-        free: points that are distilled.
+        free: points to distill, from `free_points`.
     """
     probability = start.quality.float().sigmoid()
     sure = free & (probability > SURE_QUALITY)

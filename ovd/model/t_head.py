@@ -15,11 +15,11 @@ from ovd.model.fcos_head import boxes_around, distances_px, initialize_outputs
 from ovd.model.group_norm import GroupNorm
 
 REDUCTION = 4
-"""Factor by which the layers over all interactive features together are narrower."""
+"""Factor by which layers that take all interactive features together are narrower than the pyramid."""
 
 
 class TaskDecomposition(nn.Module):
-    """A task's features from the stack of interactive features: layers are weighted by attention, then mixed."""
+    """Task decomposition: a task's features from all interactive features, weighted by attention, then mixed."""
 
     def __init__(self, channels: int, num_layers: int):
         super().__init__()
@@ -38,7 +38,7 @@ class TaskDecomposition(nn.Module):
 
 
 class TaskAlignedHead(nn.Module):
-    """Interactive convolutions for both tasks; each side of a box is that of the box at a learned offset."""
+    """Task-aligned head: interactive convolutions for both tasks, and box sides taken from boxes at learned offsets."""
 
     def __init__(self, channels: int, num_convs: int, strides: list[int]):
         """
@@ -68,7 +68,7 @@ class TaskAlignedHead(nn.Module):
     def forward(
         self, pyramid: list[Float[Tensor, "B C ..."]]
     ) -> tuple[list[Float[Tensor, "B C ..."]], Float[Tensor, "B P 4"], Float[Tensor, "B P"]]:
-        """Class features per level; boxes (xyxy, pixels) and quality logits of all points."""
+        """Compute class features per level, and boxes (xyxy, pixels) and quality logits of all points."""
         class_features, boxes, quality = [], [], []
         for level, (features, stride) in enumerate(zip(pyramid, self.strides, strict=True)):
             layers = []
@@ -86,13 +86,13 @@ class TaskAlignedHead(nn.Module):
 def move_sides(
     distances: Float[Tensor, "B 4 h w"], offsets: Float[Tensor, "B 8 h w"], stride: int
 ) -> Float[Tensor, "B P 4"]:
-    """xyxy boxes in pixels, each of whose sides is taken from the box at its offset, between points bilinearly.
+    """Return xyxy boxes in pixels, with each side interpolated bilinearly from the boxes at the side's offset.
 
-    A box that comes out inverted stays as it was at its own point, as in the authors' code.
+    If the result is inverted, the box of the point itself is returned, as in the authors' code.
 
     Args:
-        distances: of left, top, right and bottom side from the cells' centers, in pixels.
-        offsets: as `look_up` takes them.
+        distances: distances of left, top, right and bottom side from the cells' centers, in pixels.
+        offsets: offsets of the sides, as for `look_up`.
     """
     unmoved = boxes_around(distances, stride)
     sides = unmoved.transpose(1, 2).unflatten(2, distances.shape[2:])
@@ -105,7 +105,7 @@ def look_up(sides: Float[Tensor, "B 4 h w"], offsets: Float[Tensor, "B 8 h w"]) 
     """Sample each side's map bilinearly at the point moved by that side's offset.
 
     Args:
-        offsets: x and y of left, top, right, bottom in turn, in cells; beyond the border the border's value is used.
+        offsets: x and y of left, top, right, bottom in turn, in cells. Beyond the border the border's value is used.
     """
     batch, _, height, width = sides.shape
     row, column = torch.arange(height, device=sides.device), torch.arange(width, device=sides.device)
@@ -114,8 +114,8 @@ def look_up(sides: Float[Tensor, "B 4 h w"], offsets: Float[Tensor, "B 8 h w"]) 
     maps = sides.reshape(batch * 4, 1, height, width)
     if sides.is_cuda and torch.are_deterministic_algorithms_enabled():
         return interpolate_at(maps[:, 0], x, y).view(batch, 4, height, width)
-    # For grid_sample the outer borders of the first and last cell are -1 and 1. Sides are divided by one at a time,
-    # since a tensor of both would be copied to a GPU, which the capture of a CUDA graph forbids.
+    # For grid_sample the outer borders of the first and last cell are -1 and 1. Width and height divide separately,
+    # since a tensor of both would be copied to the GPU, which the capture of a CUDA graph forbids.
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
     sampled = F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
     return sampled.reshape(batch, 4, height, width)
@@ -124,11 +124,12 @@ def look_up(sides: Float[Tensor, "B 4 h w"], offsets: Float[Tensor, "B 8 h w"]) 
 def interpolate_at(
     maps: Float[Tensor, "N h w"], x: Float[Tensor, "N H W"], y: Float[Tensor, "N H W"]
 ) -> Float[Tensor, "N H W"]:
-    """Bilinear samples of maps at cells, whose gradient has the same bits every time on a GPU, too; slower than
-    grid_sample, whose gradient has not.
+    """Sample maps bilinearly, with a gradient that is deterministic on a GPU, too.
+
+    It is slower than grid_sample, whose gradient is not deterministic there.
 
     Args:
-        x, y: beyond the border the border's value is used.
+        x, y: positions in cells. Beyond the border the border's value is used.
     """
     height, width = maps.shape[1:]
     left, x_share = _cell_before(x, width)
@@ -144,7 +145,7 @@ def interpolate_at(
 
 
 def _cell_before(at: Float[Tensor, "N H W"], length: int) -> tuple[Int[Tensor, "N H W"], Float[Tensor, "N H W"]]:
-    """The last of so many cells at or before a place, and how far the place is from it; no further than the border."""
+    """Return the last of `length` cells at or before each position, and the distance to it, both within the border."""
     # At the border and beyond there is no gradient, as in grid_sample.
     inside = torch.where((at > 0) & (at < length - 1), at, at.detach().clamp(0, length - 1))
     before = inside.detach().floor()
