@@ -396,7 +396,7 @@ def _sigmoid_and_softplus(
     """
     # With e = exp(x), p is e / (1 + e). On a CPU log1p(e) takes eight times as long as log, so it is computed as
     # log(s) + (e - (s - 1)) / s, where s is 1 + e after rounding, and the bracket is the rounding error.
-    torch.clamp(x, max=LARGE_LOGIT, out=exponential).exp_()
+    torch.clamp(x, min=small_logit(x.dtype), max=LARGE_LOGIT, out=exponential).exp_()
     torch.add(exponential, 1, out=rounded)
     torch.sub(exponential, torch.sub(rounded, 1, out=lost), out=lost).div_(rounded)
     probability = exponential.div_(rounded)
