@@ -12,12 +12,12 @@ from ovd.metric import is_known
 from ovd.visualize.palette import LINES
 
 GATE_QUANTITIES = {"added": "learned / shortcut", "gate": "mean |gate|", "filter": "mean |filter weight|"}
-"""What the log calls the quantities of the gates (engine/gate_statistics.py), and the words for them."""
+"""Labels of the quantities in `gate_statistics`, by the name that the log has for them."""
 
 LINE_STYLES = ("-", "--", ":", "-.")
-"""One after the other, where there are more lines than colors."""
+"""Line styles; a panel with more lines than colors uses the next one for each round of colors."""
 LEGEND_ROWS = 13
-"""Of a legend beside a panel: as many as it is high."""
+"""Number of rows of a legend beside a panel, as many as fit its height."""
 
 
 def draw_training_curves(records: list[dict[str, Any]], image: Path) -> None:
