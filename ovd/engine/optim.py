@@ -94,7 +94,8 @@ def step_if_finite(
     optimizer.found_inf = (~numbers.isfinite()).any().float()  # type: ignore[attr-defined]
     optimizer.grad_scale = (grad_norm.float() / max_norm).clamp(min=1)  # type: ignore[attr-defined]
     optimizer.step()
-    # The fused step does not do this, so autograd and autocast's cache would not notice that the weights changed.
+    # The fused step leaves this out, so results computed from the old weights would pass for current ones
+    # (clip/frozen_sources.py).
     torch.autograd.graph.increment_version([p for group in optimizer.param_groups for p in group["params"]])
     return numbers
 
