@@ -110,8 +110,8 @@ def read_true_objects(pairs: PairShards, positions: Sequence[int]) -> TrueObject
     """Read true objects from the pairs' info members: `boxes` (xyxy in pixels) and `names`.
 
     Raises:
-        ValueError: an info member has different numbers of boxes and names, a box that is not four finite numbers
-            below 1e9, or a name that is not a string.
+        ValueError: an info member has different numbers of boxes and names, a box that is not four numbers with
+            absolute values below 1e9, or a name that is not a string.
     """
     is_known, counts, captions = [], [], []
     boxes: list[list[float]] = []
