@@ -58,7 +58,7 @@ class Checkpoint:
 
     folder: Path
     step: int
-    """Optimizer steps done."""
+    """Number of optimizer steps done."""
     config: dict[str, Any]
     notes: Notes
 
@@ -131,7 +131,7 @@ def save_weights(
     notes: Notes,
     attached: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write a checkpoint of step 0 without optimizer state, to evaluate or to start other runs from.
+    """Write weights alone as a checkpoint of step 0 under `run_dir`, to evaluate or to start other runs from.
 
     Args:
         tensors: a detector's state_dict.

@@ -19,7 +19,7 @@ FAILED_SAVES_SURVIVED = 2
 
 
 class CheckpointWriter:
-    """Writes a run's checkpoints; tolerates two failed saves, for example on a full disk."""
+    """Writer of a run's checkpoints, which tolerates two failed saves, for example on a full disk."""
 
     def __init__(self, run_dir: Path, *, keep: int, config: Mapping[str, Any], notes: Notes):
         """

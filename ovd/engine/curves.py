@@ -21,8 +21,10 @@ LEGEND_ROWS = 13
 
 
 def draw_training_curves(records: list[dict[str, Any]], image: Path) -> None:
-    """Draw log records: losses (running means over 2 % of the steps), learning rate and, if any were logged, evaluation
-    metrics and the gates."""
+    """Draw log records: losses, learning rate and, if any were logged, evaluation metrics and the gates.
+
+    Losses are running means over 2 % of the steps.
+    """
     training = [record for record in records if record["kind"] == "train"]
     evaluations = sorted((record for record in records if record["kind"] == "evaluation"), key=lambda r: r["step"])
     gates = [record for record in records if record["kind"] == "gates"]

@@ -39,7 +39,7 @@ class StepTexts:
 
 @dataclass(frozen=True)
 class TextSampler:
-    """Draws a step's texts and one variant of each."""
+    """Sampler of a step's texts, with one variant of each."""
 
     bank: TextBank
     image_counts: Int[Tensor, " C"]

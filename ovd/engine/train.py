@@ -54,8 +54,10 @@ from ovd.precision import Compute
 from ovd.structures import Batch
 
 Evaluate = Callable[[Detector, StopRequest | None], dict[str, float]]
-"""Function that evaluates a detector and returns its metrics, the same on every rank; raises `Stopped` at a request to
-stop."""
+"""Function that evaluates a detector and returns its metrics, the same on every rank.
+
+It raises `Stopped` if a stop is requested meanwhile.
+"""
 GATE_INTERVAL = 50
 """Steps between measurements of the gates, each of which takes an additional forward pass."""
 
@@ -181,7 +183,7 @@ class _Evaluation:
         return metrics
 
     def run_until(self, stop: StopRequest, step: int) -> dict[str, float] | None:
-        """Evaluate as in `run`; return None if a stop was requested before the evaluation or during it."""
+        """Call `run`; return None if a stop was requested before the evaluation or during it."""
         try:
             return None if on_any_rank(stop.received) else self.run(step, stop)
         except Stopped:
@@ -217,7 +219,7 @@ def _log_gates(
 def initial_state(
     detector: Detector, data: TrainingData, settings: TrainSection, start: Start, compute: Compute
 ) -> DetectorState:
-    """Build the training state before the first step, with the bias solved for or a checkpoint restored as in `start`.
+    """Build the training state before the first step; a `start` may solve for the bias or restore a checkpoint.
 
     The detector must be on its device, in train mode.
     """

@@ -29,8 +29,8 @@ _OWL = ("owlvit", "owlv2")
 _GROUNDING_DINO = ("grounding-dino", "mm-grounding-dino")
 
 _PROMPTS_PER_PASS = 512
-"""Prompts per pass of OWL models, which have no limit of their own: more prompts need more memory, and every pass runs
-the backbone again."""
+"""Prompts per pass of OWL models, which have no limit of their own. Memory grows with it; with fewer prompts there are
+more passes, each of which runs the backbone again."""
 
 _LARGEST_ASPECT = 32
 """Largest aspect ratio of an image; thinner ones are padded, since processors that keep the aspect ratio would shrink
@@ -241,11 +241,10 @@ def _owl_passes(tokenizer: Any, prompts: list[str], text_config: Any) -> Iterato
 
 
 def _grounding_dino_passes(tokenizer: Any, prompts: list[str], max_tokens: int) -> Iterator[_Pass]:
-    """Yield the passes of Grounding DINO: prompts are joined into one sequence, each followed by a full stop; every
-    token of it is a column of the logits.
+    """Yield the passes of Grounding DINO: prompts are joined into one sequence, each followed by a full stop.
 
-    The model splits at full stops and question marks, so those inside a prompt are removed. A prompt without any other
-    token is left out.
+    Every token of the sequence is a column of the logits. The model splits at full stops and question marks, so those
+    inside a prompt are removed. A prompt without any other token is left out.
     """
     begin, end = tokenizer.cls_token_id, tokenizer.sep_token_id
     stop, question = tokenizer.convert_tokens_to_ids([".", "?"])

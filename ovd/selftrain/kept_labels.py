@@ -27,7 +27,7 @@ class KeptLabels:
     list_of_pair: Int32[np.ndarray, " N"]
     """Row of each pair's list in `text_lists`."""
     boxes: Ragged
-    """xyxy in pixels of the pair's image, float32, best first."""
+    """Boxes of each pair, xyxy in pixels of its image, float32, best first."""
     scores: Ragged
     """Scores of the boxes, float32."""
     box_texts: Ragged

@@ -34,7 +34,7 @@ class TeacherBoxes:
     """A teacher's K boxes in one image, best first."""
 
     boxes: Float32[np.ndarray, "K 4"]
-    """xyxy in pixels of the image."""
+    """Boxes, xyxy in pixels of the image."""
     scores: Float32[np.ndarray, " K"]
     texts: Int64[np.ndarray, " K"]
     """Position of each box's text in the image's queries."""
@@ -48,12 +48,12 @@ class ShardLabels:
     reasons: tuple[Fault | None, ...]
     """Reason why a pair was not given to the teacher; None if it was."""
     image_sizes: Int64[np.ndarray, "N 2"]
-    """Height and width in pixels; 0 where the image could not be read."""
+    """Height and width in pixels; 0 if the image could not be read."""
     texts: tuple[str, ...]
     queries: Ragged
     """Queries of each pair, as rows of `texts`."""
     boxes: Ragged
-    """xyxy in pixels of the pair's image, float32, best first."""
+    """Boxes of each pair, xyxy in pixels of its image, float32, best first."""
     scores: Ragged
     """Scores of the boxes, float32."""
     box_texts: Ragged

@@ -89,8 +89,7 @@ def _has_letter(word: str) -> bool:
 
 @functools.cache
 def _kept_character(char: str) -> str:
-    """Keep a character of a word or white space, remove an invisible mark, and replace any other by a comma, which ends
-    a clause."""
+    """Keep parts of words and white space, remove invisible marks, replace others by a comma, which ends a clause."""
     category = unicodedata.category(char)
     if category == "Me" or "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef":
         return ""  # a mark that changes the form of the previous character, most often of an emoji

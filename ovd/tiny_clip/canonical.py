@@ -46,10 +46,10 @@ def _whitening(features: Float[Tensor, "N F"], ridge: float) -> Float[Tensor, "F
 
 
 def participation_ratio(rows: Float[Tensor, "N D"]) -> float:
-    """Compute the effective number of dimensions of rows: (sum of variances)^2 / sum of squared variances, along their
-    principal axes.
+    """Compute the effective number of dimensions of rows.
 
-    For 287 class names of LVIS it is 85 in CLIP ViT-B/32, which has 512 dimensions.
+    It is (sum of variances)^2 / sum of squared variances, along the principal axes. For 287 class names of LVIS it is
+    85 in CLIP ViT-B/32, which has 512 dimensions.
     """
     variances = torch.linalg.svdvals((rows - rows.mean(dim=0)).double()).square()
     return (variances.sum().square() / variances.square().sum()).item()

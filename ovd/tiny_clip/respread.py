@@ -1,5 +1,4 @@
-"""The last step of pretraining: solve for the tiny CLIP's last layers again, so that its text space uses more
-dimensions.
+"""The last step of pretraining: solve for the tiny CLIP's last layers again, so that they use more dimensions.
 
 In real CLIP models the embeddings of LVIS's class names vary in about 85 dimensions (participation ratio); in the tiny
 CLIP, after a few thousand steps, in 9. In such a small space a few hundred base classes determine the map from images
