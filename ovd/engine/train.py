@@ -91,8 +91,7 @@ def train(
         criterion: the losses; its `train` section has the settings of the loop as well.
         start: initial weights and first step of the run.
         evaluate: called with the averaged detector in eval mode.
-        calibrate: called with the averaged detector after the last step, before the last checkpoint is saved, so that
-            it can add to that checkpoint.
+        calibrate: called with the averaged detector before the last checkpoint, which it may add to.
 
     Returns:
         The metrics of the last evaluation of the averaged (EMA) detector; empty without `evaluate`. With
@@ -135,8 +134,7 @@ def train(
                 _log_gates(state, batch, settings, log, compute)
             is_over = state.step == settings.steps
             is_evaluated = _is_evaluated(state.step, settings)
-            # Before the checkpoint, which stores the best weights so far.
-            if evaluation and early_stop is not None and (is_over or is_evaluated):
+            if evaluation and early_stop is not None and (is_over or is_evaluated):  # before its checkpoint is saved
                 early_stop.see(state.step, evaluation.run(state.step), state.ema)
                 if is_over := is_over or early_stop.is_over:
                     log.message(early_stop.put_best(state.ema))
