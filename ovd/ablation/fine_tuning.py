@@ -1,4 +1,4 @@
-"""Ways to fine-tune on a foreign domain, each with several seeds: what is gained there, and what is kept at home."""
+"""Comparison of ways to fine-tune on a foreign domain, with several seeds: AP gained there, AP kept on the world."""
 
 import datetime
 import shutil
@@ -27,31 +27,33 @@ from ovd.metric import NO_TRUE_BOX, is_known
 from ovd.precision import device_name
 
 BEFORE = "before"
-"""Row of the starting detector itself."""
+"""Name of the row for the starting detector, before fine-tuning."""
 REPLAY = "share: 0.5, keep: one_to_one, min_score: 0.15, box_loss: true"
-"""How the starting detector's labels are trained on: its boxes, too, since people's are of other images."""
+"""Settings of `data.pairs` for training on the starting detector's own labels, in rows with `replay`; with a box loss,
+since the annotated boxes are in other images."""
 METRICS = {"new_AP": "new AP", "kept_AP": "kept AP", "kept_APr": "kept APr", "kept_cgF1": "kept cgF1"}
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=RECORD_CONFIG)
 class FineTuningRecord:
-    """One finished run. Metrics are in per cent, or -1 without a true box to measure them on."""
+    """The record of one finished run. Metrics are in per cent; -1 if there is no true box to measure them on."""
 
     row: str
     seed: int
     domain: str
     new_AP: float
-    """COCO's AP on the foreign validation set."""
+    """COCO AP on the foreign validation set."""
     new_AP50: float
     kept_AP: float
-    """LVIS's on the world's validation set, over all classes and over rare ones."""
+    """LVIS AP on the world's validation set, over all classes."""
     kept_APr: float
+    """LVIS AP on the world's validation set, over rare classes."""
     kept_cgF1: float | None
-    """None if the classes are in all images, or in none."""
+    """cgF1 on the world's validation set; None if the classes are in all images or in none."""
     minutes: float
-    """Of training."""
+    """Training time in minutes."""
     megabytes: float
-    """Of what has to be stored beside the starting detector."""
+    """Size in MB of the files that have to be stored in addition to the starting detector."""
     steps: int
     config_hash: str
     """Hash of the row's settings, the same for every seed."""
@@ -60,7 +62,7 @@ class FineTuningRecord:
 
 
 def row_hashes(table: FineTuningTable, folder: Path, start: RowStages) -> dict[str, str]:
-    """Hash of all settings that each row's metrics depend on, by row, with that of `before`.
+    """Hash all settings that each row's metrics depend on; return the hashes by row, including `before`.
 
     Args:
         folder: folder that the configs of the rows are relative to.
@@ -87,7 +89,7 @@ def run_fine_tuning(
     Args:
         folder: folder that the row's config is relative to.
         start: stages of the starting detector.
-        hashes: of `row_hashes`.
+        hashes: hash of each row's settings (`row_hashes`).
 
     Returns:
         The records of the row and of `before`.
@@ -123,7 +125,7 @@ def run_fine_tuning(
     torch.set_num_threads(config.train.threads)
     hours = timed(output, "training", lambda: train_from_config(config, resume=True, evaluate=False))
     for path in (table.runs / f"seed-{seed}").glob(f"{table.domain}-*/eval-*-{BEFORE}"):
-        if not (output / path.name).exists():  # the starting detector, as it was evaluated for another row
+        if not (output / path.name).exists():  # the starting detector was evaluated for another row
             shutil.copytree(path, output / path.name)
     outcomes = {outcome.detector: outcome for outcome in fine_tune(config, weight=row.weight)}
     if config.expert is not None:
@@ -160,7 +162,7 @@ def run_fine_tuning(
 
 
 def append_new(path: Path, records: Sequence[FineTuningRecord]) -> None:
-    """Append the records of runs that the file does not have yet: `before` is measured with every row."""
+    """Append the records of runs that the file does not have yet, since every row returns a record of `before`."""
     known = {(record.row, record.seed, record.config_hash) for record in read_records(path, FineTuningRecord)}
     for record in records:
         if (record.row, record.seed, record.config_hash) not in known:
@@ -168,7 +170,7 @@ def append_new(path: Path, records: Sequence[FineTuningRecord]) -> None:
 
 
 def format_table(records: Sequence[FineTuningRecord], rows: Sequence[str]) -> str:
-    """A Markdown table: mean over the seeds and 95 % interval of each metric; of two seeds, both values."""
+    """Format a Markdown table: mean over the seeds and 95 % interval of each metric, or one or two seeds' values."""
     lines = [["row", "seeds", *METRICS.values(), "MB", "minutes"]]
     for row in (BEFORE, *rows):
         row_records = [record for record in records if record.row == row]
@@ -183,10 +185,10 @@ def format_table(records: Sequence[FineTuningRecord], rows: Sequence[str]) -> st
 
 
 def draw_trade(records: Sequence[FineTuningRecord], titles: Mapping[str, str], image: Path) -> None:
-    """Draw AP on the new data and, beside it, AP on the detector's own: every seed, mean and interval of each row.
+    """Draw AP on the new data beside AP on the detector's own data: every seed, mean and interval of each row.
 
     Args:
-        titles: what rows are called, by name, in order; the starting detector is put before them.
+        titles: titles of the rows by name, from top to bottom; the starting detector is drawn above them.
     """
     known = [record for record in records if NO_TRUE_BOX not in (record.new_AP, record.kept_AP)]
     every_title = {BEFORE: "before fine-tuning", **titles}
@@ -199,7 +201,10 @@ def draw_trade(records: Sequence[FineTuningRecord], titles: Mapping[str, str], i
 
 
 def _cell(records: Sequence[FineTuningRecord], metric: str) -> str:
-    """Mean and interval of a metric over the seeds, of which two have no meaningful one; a dash if one is unknown."""
+    """Format mean and interval of a metric over the seeds; a dash if a value is unknown.
+
+    For one or two seeds, whose interval is undefined or meaningless, the values are shown.
+    """
     values = np.array([known_or_nan(getattr(record, metric), metric) for record in records])
     if np.isnan(values).any():
         return "-"
@@ -210,5 +215,5 @@ def _cell(records: Sequence[FineTuningRecord], metric: str) -> str:
 
 
 def _per_cent(value: float) -> float:
-    """A metric in per cent; without a true box it stays unknown."""
+    """Convert a metric to per cent; without a true box it stays `NO_TRUE_BOX`."""
     return round(100 * value, 2) if is_known(value) else NO_TRUE_BOX

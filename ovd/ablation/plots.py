@@ -1,4 +1,4 @@
-"""Plots of tables of runs: every seed of every row, and AP and naming over the length of training."""
+"""Plots of tables of runs: every seed of every row, and AP and naming over the training length."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,19 +30,19 @@ LENGTH_PANELS = {
 
 @dataclass(frozen=True)
 class Panel:
-    """A metric of every row."""
+    """The panel of one metric."""
 
     title: str
     values: Mapping[str, Mapping[int, float]]
-    """In per cent, by row and seed; NaN where it is not known."""
+    """Values in per cent by row and seed; NaN if unknown."""
 
 
 def draw_rows(records: Sequence[Record], titles: Mapping[str, str], image: Path) -> None:
-    """Draw ROW_PANELS, a panel for each metric (`draw_panels`).
+    """Draw a panel for each metric of `ROW_PANELS` (see `draw_panels`).
 
     Args:
-        records: at most one per row and seed.
-        titles: what rows are called, by name, from top to bottom; one without a record keeps its place.
+        records: at most one record per row and seed.
+        titles: titles of the rows by name, from top to bottom; a row without a record keeps its place.
     """
     panels = []
     for metric, title in ROW_PANELS.items():
@@ -61,8 +61,8 @@ def draw_panels(panels: Sequence[Panel], titles: Mapping[str, str], image: Path,
     The intervals include the variation between worlds; only paired differences (tables.py) compare two rows.
 
     Args:
-        titles: what rows are called, by name, from top to bottom; one without a value keeps its place.
-        joined: whether a line joins the dots of a seed.
+        titles: titles of the rows by name, from top to bottom; a row without a value keeps its place.
+        joined: whether the dots of a seed are joined by a line.
     """
     seeds = sorted({seed for panel in panels for of_row in panel.values.values() for seed in of_row})
     figure = Figure(figsize=(max(10, 3.5 + 2.4 * len(panels)), 1.6 + 0.4 * len(titles)), layout="constrained")
@@ -99,11 +99,13 @@ def _draw_panel(axes: Axes, panel: Panel, rows: Sequence[str], seeds: Sequence[i
 
 
 def draw_lengths(records: Sequence[Record], titles: Mapping[str, str], image: Path) -> None:
-    """Draw LENGTH_PANELS over optimizer steps: a row's mean over the seeds, a dot per run, dots of a seed joined.
+    """Draw a panel for each metric of `LENGTH_PANELS` over optimizer steps.
+
+    A thick line is a row's mean over the seeds; each run is a dot, and the dots of a seed are joined.
 
     Args:
-        records: at most one per row, number of steps and seed.
-        titles: what rows are called, by name.
+        records: at most one record per row, number of steps and seed.
+        titles: titles of the rows by name.
     """
     lengths = sorted({record.steps for record in records})
     figure = Figure(figsize=(13, 4.2), layout="constrained")

@@ -1,4 +1,4 @@
-"""A file of the records of finished runs, one JSON object per line, which survives kills and company."""
+"""The file of the records of finished runs, one JSON object per line; safe with killed and concurrent writers."""
 
 import fcntl
 import os
@@ -10,33 +10,33 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ovd.warn import warn
 
 RECORD_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-"""Of a record's class: values are checked when a record is made, not hours later when a table is made."""
+"""Pydantic config of record classes: values are checked when a record is created, not hours later by a table."""
 
 RecordType = TypeVar("RecordType")
 
 
 def append_record(path: Path, record: object) -> None:
-    """Append a record as a line; on return it is on the disk. Any number of processes may append to one file.
+    """Append a record as a line and flush it to the disk; any number of processes may append to the same file.
 
-    A last line that was torn by a kill is removed first; followed by another line, it would be an error.
+    A last line that was torn by a kill is removed first, since it would be an error once another line follows.
 
     Args:
         record: a pydantic dataclass.
 
     Raises:
-        OSError: the line could not be written whole; the file is unchanged.
+        OSError: the line could not be written completely; the file keeps the records that it had.
     """
     line = TypeAdapter(type(record)).dump_json(record) + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)  # no other process may append between reading the end and writing
+        fcntl.flock(file, fcntl.LOCK_EX)  # another process must not append between reading the end and writing
         content = os.pread(file, os.fstat(file).st_size, 0)
         end = content.rfind(b"\n") + 1
         if _is_torn(content[end:], type(record)):
             warn(f"{path}: cut off a torn last line of {len(content) - end} bytes")
             os.ftruncate(file, end)
-        elif content[end:]:  # whole, but an editor removed its line end
+        elif content[end:]:  # complete, but an editor removed its line end
             end = len(content)
             line = b"\n" + line
         written = os.write(file, line)
@@ -52,7 +52,7 @@ def read_records(path: Path, kind: type[RecordType]) -> list[RecordType]:
     """Read all records in the file's order; none if there is no file. A torn last line is dropped with a warning.
 
     Args:
-        kind: the records' class, a pydantic dataclass.
+        kind: class of the records, a pydantic dataclass.
 
     Raises:
         ValueError: a line is not a record, or has missing, unknown or wrong fields; names file, line and field.
@@ -76,7 +76,7 @@ def read_records(path: Path, kind: type[RecordType]) -> list[RecordType]:
 
 
 def _is_torn(last: bytes, kind: type) -> bool:
-    """Whether the bytes after the last line end are the beginning of a line whose writer was killed."""
+    """Whether the bytes after the last line end are an incomplete line, whose writer was killed."""
     if not last:
         return False
     try:

@@ -1,4 +1,4 @@
-"""Records of the ablation's finished runs; missing runs, and the selection for a table."""
+"""Records of the ablation's finished runs, the runs that are missing, and the selection of records for a table."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -13,7 +13,7 @@ from ovd.ablation.record_file import RECORD_CONFIG
 Metric = Annotated[float, Field(ge=-1, le=1)]
 """A metric, 0 to 1; -1 if there is no true box to measure it on."""
 DecisionScore = Annotated[float, Field(ge=-100, le=100)]
-"""A cgF1, less than 0 if the classes that are reported are there less often than the others."""
+"""A cgF1, -100 to 100; less than 0 if reported classes are present less often than the others."""
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=RECORD_CONFIG)
@@ -23,26 +23,29 @@ class Record:
     row: str
     seed: int
     AP: Metric
-    """LVIS ordinary box AP over all classes, then over rare, common and frequent ones."""
+    """LVIS ordinary box AP over all classes; `APr`, `APc` and `APf` over rare, common and frequent ones."""
     APr: Metric
     APc: Metric
     APf: Metric
     coco_AP: Metric
     o365_AP: Metric
     exhaustive_APr: Metric | None = None
-    """COCO's AP of rare classes on the exhaustive truth. This and the following are None in early records."""
+    """COCO AP of rare classes on the exhaustive ground truth. In early records, this to `brier_rare` are None."""
     rare_named: Metric | None = None
-    """Share of true boxes of rare classes, and of base classes, that the detector names right among all names."""
+    """Share of true boxes of rare classes that the detector names right among all names."""
     base_named: Metric | None = None
+    """Share of true boxes of base classes that the detector names right among all names."""
     cgF1: DecisionScore | None = None
-    """Decisions about all classes (evaluation/decisions.py), and about rare ones; thresholds of base ones."""
+    """cgF1 of all classes (evaluation/decisions.py), at thresholds chosen on base classes."""
     cgF1_rare: DecisionScore | None = None
+    """cgF1 of rare classes, at thresholds chosen on base classes."""
     IL_MCC: Metric | None = None
     absent_per_image: NonNegativeFloat | None = None
-    """Absent classes per image that are reported at the detector's own threshold, or at that of base classes."""
+    """Number of absent classes reported per image, at the detector's own threshold, or else at those of `cgF1`."""
     ece_rare: Metric | None = None
-    """Expected calibration error and Brier score of rare classes."""
+    """Expected calibration error of rare classes."""
     brier_rare: Metric | None = None
+    """Brier score of rare classes."""
     hours: NonNegativeFloat
     config_hash: str
     """Hash of the row's config, the same for every seed."""
@@ -51,21 +54,21 @@ class Record:
     device: str
     instruction_set: str
     versions: dict[str, str]
-    """Version by package. Like device and instruction set, it affects the bits of a run."""
+    """Versions of Python and of packages, by name. Like device and instruction set, they affect the bits of a run."""
     date: str
     extra: dict[str, float] = Field(default_factory=dict)
     """Further metrics by name."""
 
     @property
     def machine(self) -> str:
-        """All that the bits of a run depend on besides its config and seed, in one line."""
+        """Device, instruction set and versions in one line: with config and seed, they determine the bits of a run."""
         versions = (f"{name} {version}" for name, version in sorted(self.versions.items()))
         return ", ".join([self.device, self.instruction_set, *versions])
 
 
 @runtime_checkable
 class Run(Protocol):
-    """What any record has."""
+    """The fields that every kind of record has."""
 
     @property
     def row(self) -> str: ...
@@ -78,10 +81,10 @@ class Run(Protocol):
 def missing_runs(
     rows: Sequence[str], seeds: Sequence[int], records: Sequence[Run], hashes: Mapping[str, str]
 ) -> list[tuple[str, int]]:
-    """Rows and seeds without a record, seed by seed, so that an interruption leaves as many complete seeds as possible.
+    """List the rows and seeds without a record, seed by seed, so that most seeds are complete after an interruption.
 
     Args:
-        hashes: each row's present config hash; records of other configs are ignored.
+        hashes: present config hash of each row; records of other configs are ignored.
     """
     done = {(record.row, record.seed) for record in records if record.config_hash == hashes.get(record.row)}
     return [(row, seed) for seed in dict.fromkeys(seeds) for row in rows if (row, seed) not in done]
@@ -89,21 +92,21 @@ def missing_runs(
 
 @dataclass(frozen=True)
 class Selection:
-    """Records that can be in one table: present configs, one record per run, of one machine as far as possible."""
+    """Records that can be in one table: of present configs, one per run, and of one machine as far as possible."""
 
     records: tuple[Record, ...]
     notes: tuple[str, ...]
     """Descriptions of the records that were left out."""
     elsewhere: tuple[str, ...] = ()
-    """Descriptions of the records that are of another machine than most."""
+    """Descriptions of the selected records that are of another machine than most."""
 
 
 def select(records: Sequence[Record], configs: Collection[tuple[str, str]], seeds: Collection[int]) -> Selection:
-    """Select the records of one table: those of its configs and seeds on the machine that has most of them, and for
-    runs that were not done on it those of other machines, which `Selection.elsewhere` counts.
+    """Select the records of one table.
 
-    If a run was done twice on one machine, the later record is used; of machines with equally many records, the one
-    that is first in the file.
+    These are the records of its configs and seeds on the machine that has most of them and, for runs that were not done
+    there, the records of other machines, which `Selection.elsewhere` describes. If a run was done twice on one machine,
+    the later record is used; of machines with equally many records, the one that is first in the file.
 
     Args:
         configs: present configs as (row, config hash), such as `hashes.items()` of `missing_runs`.

@@ -34,13 +34,13 @@ from ovd.precision import device_name, instruction_set
 from ovd.selftrain.pseudo_label import shards_of_worker
 
 UNHASHED = ("data.workers", "init_from", "data.pairs.labels")
-"""Settings without a say in a row's metrics: how batches are loaded, and paths that a row fills in."""
+"""Settings that do not affect a row's metrics: the number of loader workers, and paths that a row fills in."""
 VERSIONED = ("torch", "torchvision", "open_clip_torch", "timm", "albumentations", "hotcoco", "numpy")
 
 
 @dataclass(frozen=True)
 class RowStages:
-    """The configs of a row's stages, in which seed and folders are still to be set."""
+    """The configs of a row's stages, before seed and folders are set."""
 
     final: TrainConfig
     teacher: TrainConfig | None
@@ -52,15 +52,17 @@ class RowStages:
         return self.final.train.steps + (self.teacher.train.steps if self.teacher is not None else 0)
 
     def training_hash(self) -> str:
-        """Hash of the settings that the final weights depend on: `hash` without the final run's evaluation, unless that
-        chooses the weights (`train.patience`)."""
+        """Return a hash of the settings that the final weights depend on.
+
+        Unlike `hash`, it excludes the evaluation of the final run, unless that chooses the weights (`train.patience`).
+        """
         if self.final.train.patience:
             return self.hash()
         final = self.final.model_copy(update={"eval": TrainConfig.model_fields["eval"].default})
         return replace(self, final=final).hash()
 
     def hash(self) -> str:
-        """Hash of all settings that a run's metrics depend on, the same for every seed."""
+        """Return a hash of all settings that a run's metrics depend on, the same for every seed."""
         stages = [self.final, self.teacher]
         content = [changed_settings(at_seed(stage, 0, Path())) if stage is not None else {} for stage in stages]
         content.append(self.labels.model_dump(mode="json", exclude_defaults=True) if self.labels else {})
@@ -69,7 +71,7 @@ class RowStages:
         return hash_of(content)
 
     def on_backbone(self, aligned: Path) -> "RowStages":
-        """The same stages with the CLIP model of a folder; `align` is done."""
+        """Return the stages after `align`, with the aligned CLIP model of a folder."""
         final, teacher = (
             stage and stage.model_copy(update={"clip": stage.clip.model_copy(update={"name": str(aligned)})})
             for stage in (self.final, self.teacher)
@@ -79,12 +81,11 @@ class RowStages:
 
 
 def changed_settings(config: TrainConfig) -> dict[str, Any]:
-    """The settings that a run's metrics depend on and that are not at their defaults, by dotted name, for a hash.
+    """Return the settings that a run's metrics depend on and that are not at their defaults, by dotted name, to hash.
 
-    `UNHASHED` settings are left out. Settings at their defaults are, too (except those of `data.pairs`,
-    `eval.ensemble`, `eval.second_look` and `train.region_distillation`, which are hashed whole), so that a new setting
-    without effect does not outdate records. When a default is changed, the old value must be written into the configs
-    that relied on it.
+    `UNHASHED` settings are left out. Settings at their defaults are left out so that a new setting without effect does
+    not outdate records; those of `data.pairs`, `eval.ensemble`, `eval.second_look` and `train.region_distillation` are
+    hashed in any case. When a default is changed, the old value must be written into the configs that relied on it.
     """
     defaults = flatten(TrainConfig(output=Path(), train=TrainSection(steps=1)).model_dump(mode="json"))
     settings = flatten(config.model_dump(mode="json"))
@@ -100,7 +101,7 @@ def read_row(row: AblationRow, folder: Path, overrides: list[str]) -> RowStages:
         folder: folder that the row's paths are relative to.
 
     Raises:
-        ConfigError: a config that cannot be used, or not on the embedded world.
+        ConfigError: a config cannot be used, or is not on the embedded world.
     """
     final = load_config(folder / row.config, [*row.overrides, *overrides], TrainConfig)
     teacher = load_config(folder / row.teacher, overrides, TrainConfig) if row.teacher else None
@@ -115,7 +116,7 @@ ConfigType = TypeVar("ConfigType", TrainConfig, AlignConfig)
 
 
 def at_seed(config: ConfigType, seed: int, output: Path) -> ConfigType:
-    """The config with this seed for the world and the training."""
+    """Return the config with this seed for the world and the training, and this output folder."""
     values = config.model_dump(mode="json")
     values["output"] = str(output)
     values["train"]["seed"] = values["data"]["source"]["seed"] = seed
@@ -127,16 +128,17 @@ class TrainedRow:
     """A row's finished training with one seed."""
 
     config: TrainConfig
-    """Of the final stage; `output` is the run folder."""
+    """Config of the final stage; `output` is the run folder."""
     world: Path
+    """Folder of the world that was drawn for the seed."""
     hours: float
-    """Of training and labelling, including those of a teacher that was trained for another row."""
+    """Hours of alignment, training and labelling, including stages that were done for another row."""
 
 
 def train_row(stages: RowStages, seed: int, runs: Path) -> TrainedRow:
-    """Train, label and train again as the row defines, continuing an interrupted call; what is done is not repeated."""
-    folder = runs / f"seed-{seed}" / stages.training_hash()  # shared by rows that differ in post-processing alone
-    torch.set_num_threads(stages.final.train.threads)  # also if an earlier call did all the training
+    """Align, train, label and train again as the row defines; finished stages of an earlier call are not repeated."""
+    folder = runs / f"seed-{seed}" / stages.training_hash()  # shared by rows that differ only in post-processing
+    torch.set_num_threads(stages.final.train.threads)  # for the evaluation if an earlier call did all the training
     hours = 0.0
     if stages.align is not None:
         aligned = runs / f"seed-{seed}" / f"aligned-{hash_of(flatten(stages.align.model_dump(mode='json')))}"
@@ -147,7 +149,7 @@ def train_row(stages: RowStages, seed: int, runs: Path) -> TrainedRow:
     world = draw_world(config)
     if stages.teacher is not None:
         assert stages.labels is not None
-        hash_of_teacher = RowStages(stages.teacher, None, None).hash()  # names the aligned model's folder too
+        hash_of_teacher = RowStages(stages.teacher, None, None).hash()  # depends on the aligned model's folder, too
         teacher = at_seed(stages.teacher, seed, runs / f"seed-{seed}" / f"teacher-{hash_of_teacher}")
         hours += timed(teacher.output, "training", lambda: train_from_config(teacher, resume=True, evaluate=False))
         hours += timed(folder, "labelling", lambda: label(teacher.output, world, folder / "labels", stages.labels))
@@ -157,7 +159,7 @@ def train_row(stages: RowStages, seed: int, runs: Path) -> TrainedRow:
 
 
 def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
-    """Train the row, and evaluate it."""
+    """Train a row with one seed, and evaluate it on the world's three data sets."""
     config_hash = stages.hash()
     done = train_row(stages, seed, runs)
     config, world, folder = done.config, done.world, done.config.output
@@ -202,12 +204,12 @@ def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
 
 
 def of_groups(file: Path) -> dict[str, Any]:
-    """A report's groups of classes, by name."""
+    """Read the groups of classes in a report, by name."""
     return {group["group"]: group for group in json.loads(file.read_text())["groups"]}
 
 
 def with_post_processing(trained: TrainedDetector, config: TrainConfig) -> TrainedDetector:
-    """A detector with the post-processing of a config, for which it is calibrated anew if it was for another."""
+    """Return a detector with the post-processing of a config, recalibrated if its calibration is for another."""
     trained = replace(trained, config=config)
     if config.train.calibration is None or trained.threshold is not None:
         return trained
@@ -217,7 +219,7 @@ def with_post_processing(trained: TrainedDetector, config: TrainConfig) -> Train
 
 
 def label(run: Path, world: Path, output: Path, labels: LabelsConfig | None) -> None:
-    """Label the world's pairs with a trained run."""
+    """Label the world's image-text pairs with a trained run."""
     assert labels is not None
     options = LabelOptions(**labels.model_dump(exclude={"shards"}))
     listed = shards_of_worker(world / "pairs", num_shards=labels.shards)
@@ -225,7 +227,7 @@ def label(run: Path, world: Path, output: Path, labels: LabelsConfig | None) -> 
 
 
 def with_labels(config: TrainConfig, teacher: Path, labels: Path) -> TrainConfig:
-    """A student's config, which starts from the teacher's weights and trains on its labels."""
+    """Return a student's config, which starts from the teacher's weights and trains on its labels."""
     values = config.model_dump(mode="json")
     values["init_from"] = str(teacher)
     values["data"]["pairs"]["labels"] = str(labels)
@@ -233,8 +235,10 @@ def with_labels(config: TrainConfig, teacher: Path, labels: Path) -> TrainConfig
 
 
 def timed(folder: Path, stage: str, work: Callable[[], object]) -> float:
-    """Run a stage and return its hours; those stored in the folder if it was done before. After an interruption only
-    the last call counts."""
+    """Run a stage and return its hours, or only return those stored in the folder if it was done before.
+
+    The hours of interrupted calls are not counted.
+    """
     file = folder / f"{stage}.hours.json"
     if file.exists():
         return float(json.loads(file.read_text())["hours"])
@@ -246,10 +250,10 @@ def timed(folder: Path, stage: str, work: Callable[[], object]) -> float:
 
 
 def at_length(stages: RowStages, steps: int) -> RowStages:
-    """The same row trained for another number of steps.
+    """Return the stages of the same row with another number of training steps.
 
     Raises:
-        ConfigError: the row has a teacher, whose share of the steps is not defined.
+        ConfigError: the row has a teacher, whose share of the steps is undefined.
     """
     if stages.teacher is not None:
         raise ConfigError("a table with `lengths` takes rows of one stage only")

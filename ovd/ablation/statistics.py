@@ -1,4 +1,4 @@
-"""Statistics over seeds of a row, and of the difference of two rows: mean, standard deviation, 95 % interval."""
+"""Statistics over the seeds of a row, or of the difference of two rows: mean, standard deviation, 95 % interval."""
 
 import math
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from ovd.metric import is_known
 
 CONFIDENCE = 0.95
 SIGNED_METRICS = frozenset({"cgF1", "cgF1_rare", "IL_MCC", "kept_cgF1"})
-"""Metrics that may be less than 0, so that -1 is a value of them; where they are not known, records have None."""
+"""Metrics that may be negative, so that -1 is a valid value; records have None where they are unknown."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean of N >= 1 values; a single value has no deviation and no interval."""
+    """Mean of N >= 1 values, with deviation and interval; both are None for a single value."""
 
     mean: float
     deviation: float | None
@@ -29,7 +29,7 @@ class Estimate:
 
 
 def estimate(values: Float64[np.ndarray, " N"]) -> Estimate:
-    """Mean, deviation and interval of at least one value."""
+    """Compute mean, deviation and interval of at least one value."""
     mean, num_values = float(values.mean()), len(values)
     if num_values == 1:
         return Estimate(mean, None, None, 1)
@@ -39,7 +39,7 @@ def estimate(values: Float64[np.ndarray, " N"]) -> Estimate:
 
 
 def row_estimate(records: Sequence[Record], row: str, metric: str) -> Estimate | None:
-    """A row's metric over its seeds; None without a record, or if a record lacks the metric.
+    """Estimate a row's metric over its seeds; return None without a record, or if a record lacks the metric.
 
     Args:
         metric: a field of `Record`, or a key of its `extra`.
@@ -48,7 +48,10 @@ def row_estimate(records: Sequence[Record], row: str, metric: str) -> Estimate |
 
 
 def paired_difference(records: Sequence[Record], row: str, other: str, metric: str) -> Estimate | None:
-    """`row` minus `other`, paired over the seeds that both have; None where `row_estimate` would be None."""
+    """Estimate the metric of `row` minus that of `other`, paired over the seeds that both rows have.
+
+    Return None if there are no such seeds, or if a record of them lacks the metric.
+    """
     row_records, other_records = records_by_seed(records, row), records_by_seed(records, other)
     seeds = sorted(row_records.keys() & other_records.keys())
     return _estimate_of_known(
@@ -62,18 +65,18 @@ def _estimate_of_known(values: Float64[np.ndarray, " N"]) -> Estimate | None:
 
 
 def known_values(records: Sequence[Record | None], metric: str) -> Float64[np.ndarray, " N"]:
-    """Each record's metric, a field or a key of its `extra`; NaN without a record or if the record lacks it."""
+    """Return each record's metric, a field or a key of `extra`; NaN without a record, or if the record lacks it."""
     values = [None if record is None else getattr(record, metric, record.extra.get(metric)) for record in records]
     return np.array([known_or_nan(value, metric) for value in values], float)
 
 
 def known_or_nan(value: float | None, metric: str) -> float:
-    """A metric's value; NaN for None and for -1, which stands for no true box unless it is of `SIGNED_METRICS`."""
+    """Return a metric's value; NaN for None and, unless the metric is in `SIGNED_METRICS`, for -1 (no true box)."""
     return value if value is not None and (metric in SIGNED_METRICS or is_known(value)) else math.nan
 
 
 def records_by_seed(records: Sequence[Record], row: str) -> dict[int, Record]:
-    """A row's records by seed, ascending."""
+    """Return a row's records by seed, in ascending order."""
     row_records = sorted((record for record in records if record.row == row), key=lambda record: record.seed)
     by_seed = {record.seed: record for record in row_records}
     assert len(by_seed) == len(row_records), f"{row}: two records of one seed; select records first"

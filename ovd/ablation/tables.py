@@ -11,9 +11,9 @@ from ovd.files import atomic_write
 
 TITLES = {"AP": "AP", "APr": "APr", "APc": "APc", "APf": "APf", "coco_AP": "COCO AP", "o365_AP": "O365 AP"}
 COMPARED_METRICS = ("APr", "AP", "coco_AP", "o365_AP")
-"""Metrics of differences and plots: novel classes, all classes, and transfer."""
+"""Metrics in the tables of differences: novel classes, all classes, and transfer."""
 COMPARED_TITLES = {metric: (TITLES[metric], 100) for metric in COMPARED_METRICS}
-"""Their titles, and what they are multiplied by."""
+"""Titles of the compared metrics, and the factors that they are multiplied by."""
 STEPS = (
     ("text_augmentation", "scratch"),
     ("gated", "text_augmentation"),
@@ -23,7 +23,8 @@ STEPS = (
     ("gated_no_text", "scratch"),
     ("gated", "gated_no_text"),
 )
-"""Compared rows: the method's three ways, each added to the one before; then shortcuts without text augmentation."""
+"""Pairs of compared rows: the method's three ways, each added to the previous one; then shortcuts without text
+augmentation."""
 ALIGNMENT = (
     ("aligned_backbone", "today"),
     ("region_distillation", "today"),
@@ -37,7 +38,7 @@ ALIGNMENT = (
     ("second_look", "today"),
     ("second_look", "one_pass"),
 )
-"""Compared rows of the table on alignment: each part alone, length, all parts together."""
+"""Pairs of compared rows in the table on alignment: each part alone, training length, all parts together."""
 BASELINES = ("oracle", "frozen_backbone", "image_labels", "ngrams", "caption_top1")
 """Rows that self-training is compared with."""
 LENGTH_TITLES = {
@@ -45,8 +46,8 @@ LENGTH_TITLES = {
     "naming_rare": "rare named right",
     "naming_base": "base named right",
 }
-"""Metrics of the tables over lengths of training. Naming is the share of true boxes, of rare and of base classes, whose
-own class has the highest score."""
+"""Titles of the metrics in the tables over training lengths. Naming is the share of true boxes, of rare and of base
+classes, whose own class has the highest score."""
 
 
 DECISION_TITLES = {
@@ -60,14 +61,14 @@ DECISION_TITLES = {
     "brier_rare": ("Brier rare", 1),
     "exhaustive_APr": ("exhaustive APr", 100),
 }
-"""Metrics of names and decisions, with the factor that they are shown with; early records lack them."""
+"""Titles of the naming and decision metrics, and the factors that they are multiplied by; early records lack them."""
 
 
 def format_report(selection: Selection, rows: Sequence[str]) -> str:
-    """Format all tables, with the machine and what was left out.
+    """Format all tables, with the machine and the records that were left out.
 
     Args:
-        rows: names in the table's order; one without a record keeps its place.
+        rows: names of the rows in the table's order; a row without a record keeps its line.
     """
     records = selection.records
     parts = [
@@ -103,7 +104,7 @@ def format_report(selection: Selection, rows: Sequence[str]) -> str:
 
 
 def format_lengths(selection: Selection, rows: Sequence[str]) -> str:
-    """Format every row at every number of optimizer steps, and each row's difference to the first row."""
+    """Format tables of every row at every number of optimizer steps, and of each row's difference to the first row."""
     records = selection.records
     by_length = {
         steps: [record for record in records if record.steps == steps]
@@ -205,7 +206,7 @@ def _difference_cell(estimate: Estimate | None, factor: float = 100) -> str:
 
 
 def markdown_table(lines: list[list[str]]) -> str:
-    """A Markdown table; the first line is its header."""
+    """Format a Markdown table; the first line is the header."""
     head, *body = [f"| {' | '.join(cells)} |" for cells in lines]
     return "\n".join([head, "|---" * len(lines[0]) + "|", *body])
 

@@ -1,1 +1,1 @@
-"""Training: the loop (train.py), what a step does to the gradients (step.py), which texts it scores (step_texts.py)."""
+"""Training: the loop (train.py), the gradients of a step (step.py) and the texts that it scores (step_texts.py)."""

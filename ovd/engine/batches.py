@@ -1,4 +1,4 @@
-"""The batches of a training loop: counted, of all ranks together, and ended by a signal that kills their workers."""
+"""Iterators over the batches of a training: counting of samples, stop requests, and the first batch with images."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ from ovd.structures import Batch
 def counted(
     batches: Iterator[Batch], report: DataReport, num_samples: int, checkpoints: CheckpointWriter
 ) -> Iterator[Batch]:
-    """The batches, whose samples are added to this rank's report, which is written where one was left out.
+    """Yield the batches and count their samples in this rank's report, which is written when a sample was left out.
 
     Raises:
         DataError: too many of the samples were left out.
@@ -29,21 +29,24 @@ def counted(
 
 
 def until_stopped(batches: Iterator[Batch], stop: StopRequest) -> Iterator[Batch]:
-    """The batches, of which every rank has as many, up to a signal to stop, which may kill loader workers, too."""
+    """Yield the batches, the same number on every rank, until a stop is requested on any rank.
+
+    The signal that requests it may also kill loader workers; their error is then ignored.
+    """
     of_all = together(batches)
     try:
         while not on_any_rank(stop.received) and (batch := next(of_all, None)) is not None:
             yield batch
-    except (RuntimeError, OSError):  # an OSError of one rank is a RuntimeError on the others (`failing_together`)
+    except (RuntimeError, OSError):  # an OSError on one rank is a RuntimeError on the others (`failing_together`)
         if not on_any_rank(stop.received):
             raise
 
 
 def first_with_images(batches: Iterator[Batch], num_samples: int) -> Batch:
-    """The first batch with at least one readable image, on any rank.
+    """Return this rank's part of the first batch in which any rank has a readable image.
 
     Raises:
-        DataError: too many images in a row cannot be read, or all of them.
+        DataError: too many images cannot be read, or none can.
     """
     report = DataReport()
     for batch in together(batches):

@@ -1,4 +1,4 @@
-"""Atomic checkpoints: a run killed at any time leaves one that can be loaded.
+"""Atomic checkpoints: a run that is killed at any time leaves a checkpoint that can be loaded.
 
 A checkpoint is a folder `step-000123/`, 123 being the number of optimizer steps done:
 
@@ -6,7 +6,7 @@ A checkpoint is a folder `step-000123/`, 123 being the number of optimizer steps
     ema.safetensors        the averaged weights under the same names; absent if the run keeps no average
     optimizer.safetensors  the optimizer's tensors as `<parameter index>.<name>`, the rest as JSON in the header;
                            absent from a checkpoint of weights alone, which cannot be resumed
-    attached.safetensors   the caller's other tensors; absent if it has none
+    attached.safetensors   further tensors of the caller; absent if there are none
     state.json             step, resolved config, and the run's notes, as `extra`
     manifest.json          sha256 of each file above
 
@@ -35,9 +35,9 @@ from ovd.files import sha256_of, usual_permissions
 from ovd.warn import warn
 
 CLIP_FOLDER = "clip"
-"""In the folder of a detector that was given away, the CLIP model that it needs (build/packaged.py)."""
+"""Folder of the CLIP model inside the folder of a packaged detector (build/packaged.py)."""
 MANIFEST = "manifest.json"
-"""In the folder of every checkpoint, the hashes of its other files."""
+"""File in every checkpoint folder with the hashes of its other files."""
 _MODEL = "model.safetensors"
 _EMA = "ema.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
@@ -58,28 +58,28 @@ class Checkpoint:
 
     folder: Path
     step: int
-    """Optimizer steps done."""
+    """Number of optimizer steps done."""
     config: dict[str, Any]
     notes: Notes
 
     @property
     def weights(self) -> Path:
-        """The file to evaluate: the averaged weights if the run keeps them, else the module's own."""
+        """Weights file to evaluate: the averaged weights if the run keeps them, else the module's own."""
         ema = self.folder / _EMA
         return ema if ema.is_file() else self.folder / _MODEL
 
     def fingerprint(self) -> str:
-        """What tells it from any other: the hash of its files' hashes."""
+        """Return the hash of the manifest, which identifies the checkpoint by the hashes of its files."""
         return sha256_of(self.folder / MANIFEST)
 
     def config_here(self) -> dict[str, Any]:
-        """The config, with the place of a CLIP model that lies in the checkpoint's own folder."""
+        """Return the config; `clip.name` is the present path of the CLIP model if the checkpoint's folder holds it."""
         if not self.notes.has_clip:
             return self.config
         return self.config | {"clip": self.config["clip"] | {"name": str((self.folder / CLIP_FOLDER).absolute())}}
 
     def attached(self) -> dict[str, Tensor]:
-        """Load the caller's other tensors."""
+        """Load the attached tensors; empty if there are none."""
         file = self.folder / _ATTACHED
         return load_file(file) if file.is_file() else {}
 
@@ -99,8 +99,8 @@ def save(
 
     Args:
         config: the resolved config, JSON-able.
-        notes: what else a resumed run needs.
-        attached: other tensors.
+        notes: notes of the run, which a resumed run needs.
+        attached: further tensors by name.
 
     Returns:
         The checkpoint's folder.
@@ -131,7 +131,7 @@ def save_weights(
     notes: Notes,
     attached: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write weights alone as the checkpoint of step 0 under `run_dir`, to be evaluated or to start other runs from.
+    """Write weights alone as a checkpoint of step 0 under `run_dir`, to evaluate or to start other runs from.
 
     Args:
         tensors: a detector's state_dict.
@@ -191,14 +191,14 @@ def _write(
 
 
 def latest(run_dir: Path, *, strict: bool = False, whole: bool = True) -> Checkpoint | None:
-    """The newest intact checkpoint of a run; None if the run has no checkpoint.
+    """Return the newest intact checkpoint of a run; None if the run has no checkpoint.
 
-    Damaged ones are skipped; a line on stderr names them and the one used.
+    Damaged checkpoints are skipped; a line on stderr names them and the one used.
 
     Args:
-        strict: do not fall back to an older one.
-        whole: whether all of it has to be intact, to be resumed. Otherwise the weights to evaluate and the caller's
-            other tensors are enough, and no other file is read: the optimizer's state is twice as large as they are.
+        strict: do not fall back to an older checkpoint.
+        whole: whether every file has to be intact, as a resumed run needs. Otherwise the hashes of the optimizer's
+            state, which is twice as large as the weights, and of weights that are not evaluated are not checked.
 
     Raises:
         ValueError: checkpoints exist but all are damaged, or, if `strict`, the newest one is.
@@ -211,7 +211,7 @@ def latest(run_dir: Path, *, strict: bool = False, whole: bool = True) -> Checkp
             if damaged:
                 warn(f"damaged checkpoint {'; '.join(damaged)}; falling back to {folder}")
             return _read_state(folder)
-        if not folder.exists():  # a training that goes on has replaced it by a newer one
+        if not folder.exists():  # a running training has replaced it by a newer one
             return latest(run_dir, strict=strict, whole=whole)
         damaged.append(f"{folder}: {damage}")
         if strict:
@@ -228,7 +228,7 @@ def read(folder: Path, *, whole: bool = True) -> Checkpoint:
         whole: as for `latest`.
 
     Raises:
-        ValueError: names what is damaged.
+        ValueError: the checkpoint is damaged; names the file.
     """
     damage = _damage(folder, whole=whole)
     if damage is not None:
@@ -237,13 +237,14 @@ def read(folder: Path, *, whole: bool = True) -> Checkpoint:
 
 
 def restore(found: Checkpoint, state: TrainState) -> None:
-    """Load a checkpoint's weights, average and optimizer into a state, bit for bit; its step is left as it is.
+    """Load a checkpoint's weights, average and optimizer into a state, bit for bit; `state.step` is not changed.
 
-    The module must already be on its device and in its memory format, the optimizer built over its parameters by
-    the same calls as when saved (fused AdamW: each state tensor is a scalar or shaped as its parameter).
+    The module must already be on its device and in its memory format, and the optimizer built over its parameters by
+    the same calls as when saved (fused AdamW: each state tensor is a scalar or shaped like its parameter).
 
     Raises:
-        ValueError: a tensor does not fit, named by file and key, or the checkpoint has weights alone.
+        ValueError: a tensor does not fit, named by file and key, or the checkpoint has no optimizer state, or has no
+            weight average while the state has one.
     """
     if not (found.folder / _OPTIMIZER).is_file():
         raise ValueError(
@@ -284,14 +285,14 @@ def _to_json(value: object, what: str) -> str:
 
 
 def _damage(folder: Path, *, whole: bool = True) -> str | None:
-    """What is wrong with a checkpoint, or with the part of it that is evaluated; None if nothing is."""
+    """Describe the damage of a checkpoint, or of the files that are evaluated; return None if it is intact."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         needed = {_MODEL, _STATE}
         if not isinstance(manifest, dict) or not needed <= manifest.keys() <= needed | {_OPTIMIZER, _EMA, _ATTACHED}:
             return f"{MANIFEST} does not name the files of a checkpoint"
         unread = set[str]() if whole else {_OPTIMIZER}
-        if not whole and _EMA in manifest:  # which is evaluated in place of the module's own weights
+        if not whole and _EMA in manifest:  # the average is evaluated instead of the module's own weights
             unread.add(_MODEL)
         for name, expected in manifest.items():
             if name not in unread and sha256_of(folder / name) != expected:
@@ -318,7 +319,7 @@ def _folders(run_dir: Path) -> list[Path]:
 
 
 def step_of(folder: Path) -> int | None:
-    """The number of optimizer steps that a checkpoint's folder is named after; None for a folder of another name."""
+    """Return the number of optimizer steps in the name of a checkpoint folder; None for any other folder."""
     found = re.fullmatch(r"step-(\d+)", folder.name)
     return None if found is None else int(found[1])
 

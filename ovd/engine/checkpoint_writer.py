@@ -1,4 +1,4 @@
-"""Writes the checkpoints of a run, and the reports of its data."""
+"""Writer of a run's checkpoints and of the reports on its data."""
 
 from collections.abc import Callable, Mapping
 from itertools import count
@@ -19,7 +19,7 @@ FAILED_SAVES_SURVIVED = 2
 
 
 class CheckpointWriter:
-    """Writes a run's checkpoints; tolerates two failed saves, for example on a full disk."""
+    """Writer of a run's checkpoints, which tolerates two failed saves, for example on a full disk."""
 
     def __init__(self, run_dir: Path, *, keep: int, config: Mapping[str, Any], notes: Notes):
         """
@@ -27,7 +27,7 @@ class CheckpointWriter:
             run_dir: the run folder.
             keep: number of checkpoints kept on the disk, the newest ones.
             config: the resolved config, JSON-able.
-            notes: for every checkpoint; who learns more replaces them.
+            notes: notes of the run, stored in every checkpoint; the attribute may be replaced later.
         """
         self.run_dir = run_dir
         self._report_file = run_dir / (f"data_report.rank{rank()}.json" if rank() else "data_report.json")
@@ -35,18 +35,18 @@ class CheckpointWriter:
         self._keep = keep
         self.notes = notes
         self.attached: dict[str, Tensor] = {}
-        """Other tensors for the checkpoints."""
+        """Further tensors by name, stored in every checkpoint."""
         self._num_failed = 0
 
     def save(
         self, state: TrainState, report: DataReport, *, must_succeed: bool, warning: Callable[[str], None]
     ) -> None:
-        """Write a checkpoint on the main process, and every rank's report; every rank waits until it is written.
+        """Write a checkpoint on the main process, and every rank's report; all ranks wait for the checkpoint.
 
         Args:
             report: counts of the samples that this rank loaded since the run was last started.
-            must_succeed: whether to raise any error, not only the third.
-            warning: called with the words of a tolerated error.
+            must_succeed: whether to raise every error; otherwise the first two of the run are tolerated.
+            warning: called with the message of a tolerated error.
 
         Raises:
             SaveError, OSError: writing failed.
@@ -70,14 +70,14 @@ class CheckpointWriter:
         barrier()
 
     def write_report(self, report: DataReport) -> None:
-        """Write `data_report.json`, one file per rank; a full disk is a warning."""
+        """Write the data report, one file per rank; only warn if it cannot be written."""
         try:
             report.write(self._report_file)
         except OSError as error:
             warn(f"{self._report_file} cannot be written ({error})")
 
     def set_report_aside(self) -> None:
-        """Rename the report of an earlier start."""
+        """Rename the data report of an earlier start, so that it is not overwritten."""
         if self._report_file.exists():
             earlier = (self._report_file.with_suffix(f".{number}.json") for number in count(1))
             self._report_file.replace(next(path for path in earlier if not path.exists()))

@@ -12,17 +12,19 @@ from ovd.visualize.figure import write_figure
 from ovd.visualize.palette import LINES
 
 GATE_QUANTITIES = {"added": "learned / shortcut", "gate": "mean |gate|", "filter": "mean |filter weight|"}
-"""What the log calls the quantities of the gates (engine/gate_statistics.py), and the words for them."""
+"""Labels of the quantities in `gate_statistics`, by the name that the log has for them."""
 
 LINE_STYLES = ("-", "--", ":", "-.")
-"""One after the other, where there are more lines than colors."""
+"""Line styles; a panel with more lines than colors uses the next one for each round of colors."""
 LEGEND_ROWS = 13
-"""Of a legend beside a panel: as many as it is high."""
+"""Number of rows of a legend beside a panel, as many as fit its height."""
 
 
 def draw_training_curves(records: list[dict[str, Any]], image: Path) -> None:
-    """Draw log records: losses (running means over 2 % of the steps), learning rate and, if any were logged, evaluation
-    metrics and the gates."""
+    """Draw log records: losses, learning rate and, if any were logged, evaluation metrics and the gates.
+
+    Losses are running means over 2 % of the steps.
+    """
     training = [record for record in records if record["kind"] == "train"]
     evaluations = sorted((record for record in records if record["kind"] == "evaluation"), key=lambda r: r["step"])
     gates = [record for record in records if record["kind"] == "gates"]

@@ -1,4 +1,4 @@
-"""Learning rates of a detector's parts."""
+"""Parameter groups of a detector, with a learning rate for each part."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from ovd.model.gates import GatedProjection
 
 
 def build_groups(detector: Detector, settings: TrainSection) -> list[dict[str, Any]]:
-    """The optimizer's parameter groups of a detector, with the configured learning rates."""
+    """Build the optimizer's parameter groups of a detector, with the configured learning rates."""
     decay = settings.weight_decay
     learned: list[nn.Module | nn.Parameter] = [detector.pyramid, detector.head]
     if detector.side is not None:
@@ -36,7 +36,7 @@ def build_groups(detector: Detector, settings: TrainSection) -> list[dict[str, A
 
 
 def _backbone_groups(backbone: Backbone, settings: TrainSection) -> dict[str, GroupSpec]:
-    """One group for the backbone, or with layer-wise decay (BEiT, arXiv:2106.08254) one per layer."""
+    """Return one group for the backbone, or one per layer with layer-wise decay (BEiT, arXiv:2106.08254)."""
     rate, decay = settings.backbone_rate, settings.weight_decay
     if settings.layer_decay == 1:
         return {"backbone": GroupSpec([backbone], lr_factor=rate, weight_decay=decay)}

@@ -1,4 +1,4 @@
-"""The end of a training that no longer helps, and the averaged weights of the evaluation at which it helped most."""
+"""Early stopping: end a training that no longer improves, with the averaged weights of its best evaluation."""
 
 from dataclasses import replace
 
@@ -15,13 +15,17 @@ _PREFIX = "best."
 
 
 class EarlyStop:
-    """Compares the evaluations of a run. All that it knows is in checkpoints, so that a resumed run ends alike."""
+    """Comparison of a run's evaluations by AP.
+
+    Its whole state is stored in the checkpoints, so that a resumed run ends at the same step.
+    """
 
     def __init__(self, patience: int, checkpoints: CheckpointWriter):
         """
         Args:
-            patience: number of evaluations without a better one after which the run ends.
-            checkpoints: of the run; they have what an earlier start of it knew.
+            patience: number of evaluations in a row without improvement after which the run ends.
+            checkpoints: writer of the run's checkpoints, with the state of an earlier start of the run
+                (`carry_over`).
         """
         self._patience = patience
         self._checkpoints = checkpoints
@@ -40,17 +44,17 @@ class EarlyStop:
 
     @property
     def best_step(self) -> int:
-        """Of the best evaluation, the first of equal ones."""
+        """Step of the best evaluation; of equally good ones, the first."""
         return self._notes.best_step
 
     @property
     def is_over(self) -> bool:
-        """Whether the run ends."""
+        """Whether the run should end, since the last `patience` evaluations were not better than the best."""
         steps = [step for step, _ in self._notes.evaluations]
         return bool(steps) and len(steps) - 1 - steps.index(self.best_step) >= self._patience
 
     def see(self, step: int, metrics: dict[str, float], ema: Ema) -> None:
-        """Take in an evaluation of the averaged weights of a step."""
+        """Record an evaluation; attach the averaged weights to the checkpoints if it is the best one."""
         self._note((*self._notes.evaluations, (step, metrics[METRIC])), is_over=False)
         if self.best_step == step:
             attached = {_PREFIX + name: tensor.clone() for name, tensor in ema.state_dict().items()}
@@ -58,7 +62,7 @@ class EarlyStop:
 
     @torch.no_grad()
     def put_best(self, ema: Ema) -> str:
-        """Make the averaged weights those of the best evaluation, for the run's last checkpoint; say which it is."""
+        """Put the best evaluation's averaged weights into `ema`, for the last checkpoint; return a log message."""
         attached = self._checkpoints.attached
         best = {name: attached.pop(_PREFIX + name) for name in ema.state_dict()}
         ema.load_state_dict(best, ema.num_updates)
@@ -67,29 +71,29 @@ class EarlyStop:
 
 
 def carry_over(found: Checkpoint, checkpoints: CheckpointWriter) -> None:
-    """Give what an earlier start of a run has stored to its next checkpoints."""
+    """Carry the early stopping of a resumed run over from its checkpoint to its next checkpoints."""
     if found.notes.early_stop is not None:
         checkpoints.notes = replace(checkpoints.notes, early_stop=found.notes.early_stop)
         checkpoints.attached |= {name: tensor for name, tensor in found.attached().items() if _is_best(name)}
 
 
 def without_early_stop(found: Checkpoint) -> tuple[Notes, dict[str, Tensor]]:
-    """The notes and attached tensors of a checkpoint, without what only its own run has a use for."""
+    """Return the notes and attached tensors of a checkpoint without those of early stopping, for another run."""
     others = {name: tensor for name, tensor in found.attached().items() if not _is_best(name)}
     return replace(found.notes, early_stop=None), others
 
 
 def _is_best(name: str) -> bool:
-    """Whether an attached tensor is of the averaged weights of the best evaluation."""
+    """Whether an attached tensor belongs to the averaged weights of the best evaluation."""
     return name.startswith(_PREFIX)
 
 
 def averaged_step(notes: Notes, step: int | None) -> int | None:
-    """The step whose averaged weights the checkpoint of a step holds: its own, unless the run ended with its best."""
+    """Return the step that a checkpoint's averaged weights are from: `step`, or the best one of an ended run."""
     known = notes.early_stop
     return known.best_step if known is not None and known.is_over else step
 
 
 def ended_early(notes: Notes) -> bool:
-    """Whether a checkpoint with these notes is the last of a run that ended before its last step."""
+    """Whether a checkpoint with these notes is the last one of a run with `train.patience`, early or at its end."""
     return notes.early_stop is not None and notes.early_stop.is_over

@@ -1,4 +1,4 @@
-"""The weight average of a training. A checkpoint stores all of its state, so a resumed run has the same one."""
+"""The weight average of a training; checkpoints store its whole state, so that a resumed run has the same average."""
 
 from collections.abc import Mapping
 
@@ -12,8 +12,9 @@ class Ema:
     """Exponential moving average of a module's parameters and floating-point buffers, kept in float32.
 
     The decay warms up as min(decay, (1 + t) / (10 + t)) with the number of updates t, so that the initial weights lose
-    influence quickly. Integer buffers (batch counters) are copied. Parameters are taken not to change while they are
-    frozen. The whole state is `state_dict()` and `num_updates`.
+    influence quickly. Integer buffers (batch counters) are copied. Parameters must not change while they are frozen,
+    since frozen ones that equal their average are not averaged again. The whole state is `state_dict()` and
+    `num_updates`.
     """
 
     @torch.no_grad()
@@ -49,7 +50,7 @@ class Ema:
         self.num_updates += 1
 
     def _follow(self, module: nn.Module) -> tuple[nn.Module, dict[str, Tensor], frozenset[str]]:
-        """A module, its weights, which change in place, and which of them are frozen at the average."""
+        """Return a module, its weights (changed in place), and the names of frozen weights that equal their average."""
         current = module.state_dict(keep_vars=True)
         frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
         settled = (name for name in frozen if torch.equal(self._average[name], current[name].float()))
@@ -61,7 +62,7 @@ class Ema:
         module.load_state_dict(self._average, strict=True)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged tensors under the module's own names, as in a weights file of the module."""
+        """Return the averaged tensors under the names that they have in the module's own state_dict."""
         return dict(self._average)
 
     @torch.no_grad()

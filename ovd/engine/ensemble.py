@@ -1,4 +1,4 @@
-"""Average the weights of two stages of training, such as a detector before and after self-training.
+"""Averages of the weights of two stages of training, such as a detector before and after self-training.
 
 Further training improves on its own data and degrades elsewhere; interpolated weights before and after often keep most
 of both (arXiv:2109.01903 for CLIP, arXiv:2306.09683 for detectors).
@@ -22,26 +22,26 @@ from ovd.text.names import are_among
 
 _NUM_LISTED = 20
 _TRAINING_ONLY = {"freeze_backbone", "frozen_layers", "recompute", "drop_path"}
-"""Settings of a detector that affect its training, but not its outputs."""
+"""Settings of a detector that affect its training but not its outputs."""
 
 
 def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, output: Path) -> Path:
     """Write weight * second + (1 - weight) * first as a run that can be evaluated like any other, but not resumed.
 
     The weights are those that the checkpoints are evaluated with: the averages over steps if the runs keep them. Config
-    and evaluation settings are the second's. Weights 0 and 1 give the two runs bit for bit. A calibration is one of
-    certain weights, so that the second's is kept with a weight of 1 alone.
+    and evaluation settings are the second's. Weights of 0 and 1 give the first and the second run bit for bit. A
+    calibration is fitted to certain weights, so the second's is kept only with a weight of 1.
 
     Args:
-        weight: weight of the second, 0 to 1.
+        weight: weight of the second checkpoint, 0 to 1.
         output: run folder for one checkpoint, step 0.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        ValueError: the weight is outside 0 to 1, the runs differ in detector, CLIP or text tower, one alone is that of
-            an expert, or `output` already holds a run, or cannot be made or written to.
+        ValueError: the weight is outside 0 to 1, the runs differ in detector, CLIP or text tower, only one of them is
+            the run of an expert, or `output` already holds a run, or cannot be made or written to.
         SaveError: writing failed.
     """
     experts = [found.folder for found in (first, second) if found.config_here().get("expert") is not None]
@@ -74,7 +74,7 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
     )
     notes, attached = without_early_stop(second)
     notes = replace(notes, ensemble=sources, has_clip=False)
-    if "name_offsets" not in tensors:  # which are of the second's classes, in their order
+    if "name_offsets" not in tensors:  # they belong to the second's classes, in their order
         notes = replace(notes, classes=_trained_classes(first, second, weight))
     if weight != 1:
         notes = replace(notes, calibration=None)
@@ -89,7 +89,7 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
 
 
 def _trained_classes(first: Checkpoint, second: Checkpoint, weight: float) -> tuple[str, ...]:
-    """The names that the weights were trained on: the second's, then what only the first has."""
+    """Return the class names that the weights were trained on: the second's, then those that only the first has."""
     first_classes, second_classes = first.notes.classes, second.notes.classes
     if weight in (0, 1):
         return second_classes if weight else first_classes
@@ -128,9 +128,9 @@ def _mean(first: Tensor, second: Tensor, weight: float) -> Tensor:
 
 
 def different_detectors(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    """The differing settings of two runs' resolved configs that prevent averaging their detectors.
+    """List the settings in which two resolved configs differ and that prevent averaging their detectors.
 
-    A setting that is missing in one of them, from an earlier version, is not compared.
+    A setting that is missing in one of the configs, which is then from an earlier version, is not compared.
     """
     different = []
     for section in ("clip", "detector"):

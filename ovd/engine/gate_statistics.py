@@ -32,7 +32,7 @@ def gate_statistics(detector: Detector, images: UInt8[Tensor, "B 3 H W"], comput
     handles = []
 
     def watch(module: nn.Module, measure: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """Collect `measure` of what the module adds: one per level if levels share the module."""
+        """Collect `measure` of the module's output, less the shortcut that was added to it, once per call."""
         seen: list[Tensor] = []
 
         def see(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -46,7 +46,7 @@ def gate_statistics(detector: Detector, images: UInt8[Tensor, "B 3 H W"], comput
     squares = {part: watch(path, lambda output: output.square().sum(dim=1)) for part, path in learned.items()}
     weights = watch(shortcuts.head.filter.weights, torch.abs) if shortcuts.head is not None else []
     try:
-        # Code that was compiled earlier may not call the hooks.
+        # Code that was compiled before the hooks were registered may not call them.
         with torch.compiler.set_stance("force_eager"), compute.autocast():
             detector(images)
     finally:
@@ -58,7 +58,7 @@ def gate_statistics(detector: Detector, images: UInt8[Tensor, "B 3 H W"], comput
 
 
 def _learned_paths(shortcuts: GatedShortcuts, strides: list[int]) -> dict[str, GatedProjection]:
-    """The learned paths by level, P3 having the stride nearest to 8, and of the `head`."""
+    """Return the learned paths by name: one per level, P3 with the stride nearest to 8, and that of the `head`."""
     paths: dict[str, GatedProjection] = {}
     if shortcuts.pyramid is not None:
         for stride, path in zip(strides, shortcuts.pyramid.learned, strict=True):

@@ -1,6 +1,6 @@
-"""A detector in training through CUDA graphs: one launch for its forward pass, one for its backward pass.
+"""Training of a detector through CUDA graphs: one launch for its forward pass and one for its backward pass.
 
-Without them, a fast GPU waits for the thousands of launches of a step more than half of the time.
+Without graphs, a fast GPU spends more than half of the time waiting for the thousands of kernel launches of a step.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from ovd.precision import Compute
 from ovd.structures import Predictions
 
 MAX_SHAPES = 8
-"""Shapes of batches with a graph of their own, whose gradients stay in memory; batches of further ones have none."""
+"""Number of batch shapes that get a graph, each of which keeps its gradients in memory; others run without a graph."""
 
 
 def can_be_graphed(detector: Detector, *, accumulate: int) -> bool:
-    """Whether graphs apply: on a CUDA device, in one process, for batches in one part, without recomputation.
+    """Whether graphs can be used: on a CUDA device, in one process, for batches in one part, without recomputation.
 
     Graphs keep the gradients in buffers of their own, which the next part of a batch would overwrite.
     """
@@ -28,12 +28,12 @@ def can_be_graphed(detector: Detector, *, accumulate: int) -> bool:
 
 
 class GraphedDetector(nn.Module):
-    """Calls a detector, in train mode; each shape of a batch is captured the first time it comes."""
+    """A detector in train mode that runs through CUDA graphs; each batch shape is captured when it first occurs."""
 
     def __init__(self, detector: Detector, compute: Compute):
         """
         Args:
-            detector: stays where it is, with the same trainable parameters.
+            detector: must stay on its device, and keep the same parameters trainable.
         """
         super().__init__()
         self._plain = _Plain(detector, compute)
@@ -41,21 +41,21 @@ class GraphedDetector(nn.Module):
         self._pool = torch.cuda.graph_pool_handle()
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> Predictions:
-        """The detector's predictions, valid until the next call."""
+        """Compute the detector's predictions, which are valid until the next call."""
         graph = self._graphs.get(images.shape)
-        with torch.autocast(images.device.type, enabled=False):  # the graph has its own
+        with torch.autocast(images.device.type, enabled=False):  # `_Plain` enters its own autocast
             if graph is None and len(self._graphs) < MAX_SHAPES:
                 graph = self._graphs[images.shape] = self._capture(images)
             embeddings, boxes, quality = (graph or self._plain)(images)
         return Predictions(embeddings, boxes, quality)
 
     def _capture(self, images: UInt8[Tensor, "B 3 H W"]) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-        # Gradients are summed on the stream that captured, and torch says in every backward pass that it waits for it.
+        # Gradients are accumulated on the capture stream, and torch warns in every backward pass that it waits for it.
         if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):  # since torch 2.11
             torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         plain = _Plain(self._plain.detector, self._plain.compute)
         options = {"allow_unused_input": True, "pool": self._pool}
-        # Passes before the capture draw random numbers; the step's own must not depend on whether it captures.
+        # The warm-up passes draw random numbers; those of the step must not depend on whether it captures.
         state = torch.cuda.get_rng_state(images.device)
         graph = torch.cuda.make_graphed_callables(plain, (images.clone(),), **options)  # type: ignore[call-overload]
         torch.cuda.set_rng_state(state, images.device)
@@ -72,7 +72,7 @@ class _Plain(nn.Module):
     def forward(
         self, images: UInt8[Tensor, "B 3 H W"]
     ) -> tuple[Float[Tensor, "B P D"], Float[Tensor, "B P 4"], Float[Tensor, "B P"]]:
-        # Weights that autocast has cast before are not to be a part of the graph, which casts them in every step.
+        # The graph must cast the weights in every step, so it may not read casts that autocast has cached.
         torch.clear_autocast_cache()
         with self.compute.autocast():
             predictions = self.detector(images)

@@ -29,10 +29,11 @@ CURVES_INTERVAL = 1000
 def open_log(
     run_dir: Path, total_steps: int, resumed_step: int, wandb: str | None, config: Mapping[str, Any]
 ) -> "RunLog | NoLog":
-    """The run's log on the main process, and one without output on the others.
+    """Open the run's log on the main process, and a log without output on the others.
 
     Args:
-        wandb: Weights & Biases project for the scalars and the run's config.
+        resumed_step: number of optimizer steps done before; 0 for a new run.
+        wandb: Weights & Biases project for the scalars and the run's config; None for no W&B log.
     """
     if is_main():
         more = WandbLog(wandb, run_dir, config, resumed=resumed_step > 0) if wandb is not None else None
@@ -72,8 +73,8 @@ class RunLog:
     """The log of one training run; a context manager, since TensorBoard and the curves are finished on exit.
 
     In a terminal one line is redrawn in place; in a log file there is one line every `CONSOLE_INTERVAL` steps.
-    The losses shown are means since the line before. `metrics.jsonl` gets one JSON object per step, evaluation or
-    measurement of the gates:
+    The losses shown are means over the steps since the last permanent line. `metrics.jsonl` gets one JSON object per
+    step, evaluation or measurement of the gates:
 
         {"kind": "train", "step": 12, "time_s": ..., "lr": ..., "images_per_s": ..., "losses": {name: value}}
         {"kind": "evaluation", "step": 500, "time_s": ..., "metrics": {name: value}}
@@ -95,7 +96,7 @@ class RunLog:
         """Open the log of a run that has done `resumed_step` of `total_steps` steps.
 
         Raises:
-            ValueError: an older `metrics.jsonl` is damaged before its last line.
+            ValueError: on resume, `metrics.jsonl` is damaged before its last line.
         """
         run_dir.mkdir(parents=True, exist_ok=True)
         self._metrics_file = run_dir / METRICS_FILE
@@ -106,7 +107,7 @@ class RunLog:
         self._start_s = self._last_step_s = self._last_line_s = time.monotonic()
         self._unshown: list[tuple[Mapping[str, float], int]] = []
 
-        # A run from step 0 repeats all evaluations, so nothing is kept.
+        # A run from step 0 repeats all evaluations, so no record is kept.
         earlier = read_records(self._metrics_file) if resumed_step else []
         kept = [record for record in earlier if record["step"] <= resumed_step]
         self._evaluated = {record["step"] for record in kept if record["kind"] == "evaluation"}
@@ -126,7 +127,7 @@ class RunLog:
 
         Args:
             step: optimizer steps done, this one included (1..total).
-            losses: the terms by name, without their sum.
+            losses: the single losses by name, without their sum.
             lr: base learning rate of this step.
             num_images: images in this step, over all ranks.
         """
@@ -148,7 +149,7 @@ class RunLog:
             self._draw_curves()
 
     def has_evaluation(self, step: int) -> bool:
-        """Whether there is an evaluation after `step` optimizer steps."""
+        """Whether an evaluation after `step` optimizer steps was logged."""
         return step in self._evaluated
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -163,19 +164,19 @@ class RunLog:
         self._evaluated.add(step)
         self._append({"kind": "evaluation", "step": step, "metrics": dict(metrics)})
         self._scalars(step, {f"evaluation/{name}": value for name, value in metrics.items()})
-        now = time.monotonic()  # the time since the last step is none of the next one's
+        now = time.monotonic()  # the time of the evaluation is not counted in the next step's
         self._last_line_s += now - self._last_step_s
         self._last_step_s = now
         values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self.message(f"step {step}/{self._total_steps}  evaluation  {values}")
 
     def gates(self, step: int, values: Mapping[str, float]) -> None:
-        """Log `gate_statistics` after `step` optimizer steps; not on the console."""
+        """Log the `gate_statistics` after `step` optimizer steps; they are not printed."""
         self._append({"kind": "gates", "step": step, "gates": dict(values)})
         self._scalars(step, {f"gates/{name}": value for name, value in values.items()})
 
     def message(self, text: str) -> None:
-        """Print a separate line without breaking the progress line."""
+        """Print a separate line, without breaking the progress line."""
         self._show(text, stays=True)
 
     def warning(self, text: str) -> None:
@@ -218,7 +219,7 @@ class RunLog:
 
     @contextmanager
     def _surviving(self, consequence: str) -> Iterator[None]:
-        """Warn of an error of the disk instead of ending the run, which checkpoints alone decide on."""
+        """Turn disk errors inside the context into warnings, since only a failed checkpoint may end the run."""
         try:
             yield
         except OSError as error:
@@ -229,7 +230,7 @@ class RunLog:
             try:
                 for name, value in values.items():
                     self._tensorboard.add_scalar(name, value, step)
-            except OSError as error:  # its thread has ended, and gives this error from now on
+            except OSError as error:  # the writer's thread has ended, so every later call would fail, too
                 self._tensorboard = None
                 self.warning(f"TensorBoard's log ends at step {step} ({error}); metrics.jsonl goes on")
         if self._wandb is not None:
@@ -251,10 +252,10 @@ class RunLog:
         )
 
     def _show(self, line: str, *, stays: bool) -> None:
-        with suppress(OSError):  # a terminal or a pipe that is gone ends no run
+        with suppress(OSError):  # a closed terminal or pipe must not end the run
             if sys.stdout.isatty():
                 columns = shutil.get_terminal_size().columns
-                # A redrawn line that wraps would leave its first half behind.
+                # A line that wraps is cut, since only its last row would be redrawn.
                 print(f"\r\x1b[K{line if stays else line[: columns - 1]}", end="\n" if stays else "", flush=True)
             else:
                 print(line, flush=True)
@@ -267,13 +268,13 @@ class RunLog:
 
 
 def format_duration(seconds: float) -> str:
-    """h:mm:ss, rounded to whole seconds."""
+    """Format a duration as h:mm:ss, rounded to whole seconds."""
     minutes, whole_seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{whole_seconds:02d}"
 
 
 def peak_memory_gib() -> float:
-    """Peak of the GPU's allocated memory if CUDA is in use, else of the process's resident memory."""
+    """Return the peak memory in GiB: allocated on the GPU if CUDA is in use, else resident memory of the process."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024

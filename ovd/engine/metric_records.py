@@ -1,4 +1,4 @@
-"""`metrics.jsonl` of a run folder: a line of JSON for each step, evaluation or measurement (log.py)."""
+"""Reading and writing of `metrics.jsonl`, which has a line for each step, evaluation or measurement (log.py)."""
 
 import json
 import math
@@ -12,10 +12,10 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a file, none if it is not there; an incomplete last line is left out.
+    """Read the records of a file; none if there is no file. An incomplete last line is left out.
 
     Raises:
-        ValueError: another line is damaged.
+        ValueError: a line before the last is damaged.
     """
     if not path.is_file():
         return []
@@ -26,13 +26,13 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             records.append(json.loads(line))
         except json.JSONDecodeError as error:
             if number == len(lines):
-                break  # incomplete, by a kill in the middle of the write
+                break  # incomplete, since the run was killed while writing it
             raise ValueError(f"{path}, line {number}: not JSON ({error}); repair or move the file away") from error
     return records
 
 
 def last_evaluated_step(run_dir: Path) -> int | None:
-    """The number of steps done when a run was evaluated last; None if it never was.
+    """Return the step of a run's last evaluation; None if it was never evaluated.
 
     Raises:
         ValueError: as `read_records`.
@@ -42,13 +42,13 @@ def last_evaluated_step(run_dir: Path) -> int | None:
 
 
 def write_records(path: Path, records: list[dict[str, Any]]) -> None:
-    """Replace the file."""
+    """Write the records, in place of the file's content."""
     with atomic_write(path) as file:
         file.writelines(map(to_line, records))
 
 
 def to_line(record: Mapping[str, Any]) -> str:
-    """A record as a line, with null for numbers that are not finite."""
+    """Format a record as a line of JSON, with null for numbers that are not finite."""
     return json.dumps(_finite_or_null(record), allow_nan=False) + "\n"
 
 

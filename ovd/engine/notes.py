@@ -1,4 +1,4 @@
-"""What a checkpoint holds of its run besides tensors and config."""
+"""Notes on a run that its checkpoints store, besides tensors and config."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 
 class SampleCounts(NamedTuple):
-    """Numbers of samples by where they come from."""
+    """Numbers of samples by source."""
 
     images: int = 0
-    """Of the detection data."""
+    """Number of images of the detection data."""
     pairs: int = 0
-    """Image-text pairs."""
+    """Number of image-text pairs."""
 
 
 NO_SAMPLES = SampleCounts()
@@ -19,59 +19,63 @@ NO_SAMPLES = SampleCounts()
 
 @dataclass(frozen=True)
 class Averaged:
-    """The two checkpoints that weights are an average of."""
+    """The two checkpoints whose weights were averaged."""
 
     first: str
-    """Its folder, like `second`."""
+    """Folder of the first checkpoint."""
     second: str
+    """Folder of the second checkpoint."""
     weight: float
-    """Of the second; the first has the rest."""
+    """Weight of the second checkpoint; the first has 1 - weight."""
     first_sha256: str | None = None
-    """Of its weights; None in averages of the first versions."""
+    """Hash of the first checkpoint's weights; None in averages of early versions."""
     second_sha256: str | None = None
+    """Hash of the second checkpoint's weights; None in averages of early versions."""
 
 
 @dataclass(frozen=True)
 class EarlyStopNotes:
-    """What a run with `train.patience` knows."""
+    """State of early stopping, in a run with `train.patience`."""
 
     evaluations: tuple[tuple[int, float], ...] = ()
-    """Step and metric of each."""
+    """Step and metric of each evaluation."""
     is_over: bool = False
     """Whether the run has ended, before its last step or at it."""
 
     @property
     def best_step(self) -> int:
-        """Of the best evaluation, the first of equal ones."""
+        """Step of the best evaluation; of equally good ones, the first."""
         return max(self.evaluations, key=lambda evaluation: evaluation[1])[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Notes:
-    """JSON-able notes of a run; its tensors are `attached`. Those of other versions may lack some, or have more."""
+    """JSON-able notes on a run. Notes of other versions may lack some fields, or have more."""
 
     text_tower: str | None = None
     """Fingerprint of the text tower that the detector was trained with."""
     classes: tuple[str, ...] = ()
-    """Names that it was trained on."""
+    """Class names that the detector was trained on."""
     data: Mapping[str, str] = field(default_factory=dict)
-    """Hashes of what it is trained on, by what that is."""
+    """Hashes of the training data, by the name of each part, such as `annotations`."""
     first_samples: SampleCounts = NO_SAMPLES
-    """What earlier stages have drawn."""
+    """Numbers of samples that earlier stages have drawn; the run continues their order."""
     init_sha256: str | None = None
-    """Of the weights that it started from; None for CLIP's."""
+    """Hash of the weights that the run started from; None for CLIP's."""
     calibration: Mapping[str, Any] | None = None
-    """`ScoreCalibration.to_json`; its tensor is attached as `trained_text`."""
+    """`ScoreCalibration.to_json`; its tensor is attached to the checkpoint as `trained_text`."""
     early_stop: EarlyStopNotes | None = None
+    """State of early stopping; None without `train.patience`."""
     ensemble: Averaged | None = None
+    """The averaged checkpoints, if the weights are an average of two."""
     has_clip: bool = False
     """Whether the checkpoint's folder holds the CLIP model that the detector needs."""
     before: Mapping[str, float] | None = None
-    """Losses before the training, of an alignment."""
+    """Held-out losses by name before the training, in the run of an alignment."""
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Notes":
-        """Those that `to_json` gave. Unknown ones, of another version, are passed over."""
+        """Read the output of `to_json`; unknown fields, from another version, are ignored."""
         known = {name: content[name] for name in cls.__dataclass_fields__ if content.get(name) is not None}
         if "classes" in known:
             known["classes"] = tuple(known["classes"])
@@ -85,6 +89,6 @@ class Notes:
         return cls(**known)
 
     def to_json(self) -> dict[str, Any]:
-        """The notes by name, without those that are not set."""
+        """Return the notes by name, without those that have their default value."""
         nothing = vars(Notes())
         return {name: value for name, value in asdict(self).items() if value != nothing[name]}

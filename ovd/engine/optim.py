@@ -1,4 +1,4 @@
-"""AdamW, the learning-rate schedule and the check against NaN.
+"""AdamW, the learning-rate schedule, and the check for NaN and infinity.
 
 Everything here is a function of its arguments or of state that a checkpoint stores, so a resumed run takes the same
 steps as an uninterrupted one.
@@ -16,7 +16,7 @@ from ovd.choices import LearningRateDecay
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or the gradient is NaN or infinite; the optimizer has not moved the weights, which are still valid."""
+    """A loss or the gradient is NaN or infinite; the optimizer has not changed the weights, which are still valid."""
 
     code = "F19"
 
@@ -24,17 +24,17 @@ class NonFiniteError(RuntimeError):
 def build_optimizer(
     groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float] = (0.9, 0.999)
 ) -> torch.optim.AdamW:
-    """Fused AdamW (arXiv:1711.05101) over `parameter_groups`; each group's peak rate is `lr * lr_factor`."""
+    """Build fused AdamW (arXiv:1711.05101) over `parameter_groups`; each group's peak rate is `lr * lr_factor`."""
     groups = [{**group, "lr": lr * group["lr_factor"], "initial_lr": lr * group["lr_factor"]} for group in groups]
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
 FINAL_FACTOR = 0.01
-"""Of the peak learning rate, at the end of a run."""
+"""Factor of the peak learning rate at the end of a run."""
 
 
 def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, decay: LearningRateDecay) -> float:
-    """Factor of the peak learning rate in step `step` (0-based).
+    """Return the factor of the peak learning rate in step `step` (0-based).
 
     A linear warm-up reaches 1 in its last step. Then the factor falls to `FINAL_FACTOR`, along half a cosine or in two
     equal factors after 2/3 and 8/9 of all steps (the fractions of detectron2's 1x schedule), or stays at 1
@@ -59,13 +59,13 @@ def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, deca
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set every group's rate to `factor` times its peak rate."""
+    """Set every group's learning rate to `factor` times its peak rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
 
 
 def gradient_norm(parameters: Iterable[Tensor]) -> Float[Tensor, ""]:
-    """The joint L2 norm of all gradients; 0 if there is none."""
+    """Compute the joint L2 norm of all gradients; 0 if there are none."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     return torch.nn.utils.get_total_norm(gradients, foreach=True)
 
@@ -77,23 +77,25 @@ def step_if_finite(
     *,
     max_norm: float,
 ) -> Float[Tensor, " numbers"]:
-    """Take a step of fused AdamW with gradients clipped to `max_norm`, if losses and gradient are finite.
+    """Take a step of fused AdamW with gradients clipped to `max_norm`, if losses and gradient norm are finite.
 
-    If not, weights and moments stay as they are. So a GPU gets the step, and what follows it, before
-    `check_finite` waits for the numbers. AdamW reads the gradients once, and clips them meanwhile.
+    Otherwise weights and moments stay as they are. The decision is made on the device, so a GPU can queue the step and
+    what follows it before `check_finite` waits for the values. The gradients are clipped as AdamW reads them, without
+    an additional pass over them.
 
     Args:
         grad_norm: `gradient_norm` of the optimizer's parameters.
 
     Returns:
-        The losses and the norm, in this order, for `check_finite`.
+        The losses, then the norm, for `check_finite`.
     """
     numbers = torch.stack([value.detach().float() for value in (*losses.values(), grad_norm)])
-    # What torch's gradient scaler sets: at a found_inf of 1 nothing is done; gradients are divided by grad_scale.
+    # Attributes that torch's GradScaler sets: found_inf of 1 skips the step; gradients are divided by grad_scale.
     optimizer.found_inf = (~numbers.isfinite()).any().float()  # type: ignore[attr-defined]
     optimizer.grad_scale = (grad_norm.float() / max_norm).clamp(min=1)  # type: ignore[attr-defined]
     optimizer.step()
-    # Which the fused form leaves out, so that what was computed from the weights before would count as theirs.
+    # The fused step leaves this out, so results computed from the old weights would pass for current ones
+    # (clip/frozen_sources.py).
     torch.autograd.graph.increment_version([p for group in optimizer.param_groups for p in group["params"]])
     return numbers
 
@@ -101,19 +103,20 @@ def step_if_finite(
 def check_finite(
     losses: Mapping[str, Float[Tensor, ""]], numbers: Float[Tensor, " numbers"], batch_ids: Sequence[int | str]
 ) -> dict[str, float]:
-    """Check losses and gradient of a step, last of all that the step queues, since it waits for the GPU.
+    """Check that the losses and the gradient norm of a step are finite; waits for the GPU, so call it last in a step.
 
     Args:
-        losses: those of `step_if_finite`, which are named here.
-        numbers: what it returned.
+        losses: the losses given to `step_if_finite`; only their names are used.
+        numbers: the values that `step_if_finite` returned.
+        batch_ids: ids of the batch's images, for the error.
 
     Returns:
-        The losses.
+        The losses by name.
 
     Raises:
-        NonFiniteError: names the losses (or the gradient) that are not finite and the batch's images.
+        NonFiniteError: names the losses (or the gradient norm) that are not finite, and the batch's images.
     """
-    by_name = dict(zip((*losses, "gradient norm"), numbers.tolist(), strict=True))  # one transfer for all
+    by_name = dict(zip((*losses, "gradient norm"), numbers.tolist(), strict=True))  # a single transfer from the GPU
     bad = [f"{name} = {number}" for name, number in by_name.items() if not math.isfinite(number)]
     if bad:
         images = ", ".join(map(str, batch_ids))

@@ -1,4 +1,4 @@
-"""An optimizer's state as named tensors, and a rest for JSON."""
+"""Conversion of an optimizer's state to named tensors and a JSON-able rest, and back."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from ovd.engine.weights_file import load_weights
 
 
 def flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors as `<parameter index>.<name>`, and everything else."""
+    """Split the state into tensors, named `<parameter index>.<name>`, and everything else."""
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     others: dict[str, Any] = {}
@@ -23,10 +23,10 @@ def flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[s
 
 
 def unflatten(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Load what `flatten` gave, from a file with the rest as JSON in its header.
+    """Load the output of `flatten` from a safetensors file that has the rest as JSON in its header.
 
     Raises:
-        ValueError: the parameter groups or a tensor's shape are others.
+        ValueError: the parameter groups or the shape of a tensor differ.
     """
     rest = json.loads(metadata_of(path)["rest"])
     here = [(group.get("name"), len(group["params"])) for group in optimizer.param_groups]
@@ -47,7 +47,7 @@ def unflatten(optimizer: torch.optim.Optimizer, path: Path) -> None:
                     "build the module and its parameter groups as when this was saved"
                 )
             # Fused AdamW reads raw memory on the CPU: a state in another memory format than its parameter (channels
-            # last against contiguous) gives wrong steps without an error.
+            # last instead of contiguous) would give wrong steps without an error.
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         state.setdefault(int(index), {})[name] = value
     # The run's own groups are kept: their rates and weight decay may differ from the checkpoint's.
@@ -55,6 +55,6 @@ def unflatten(optimizer: torch.optim.Optimizer, path: Path) -> None:
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """The texts in the header of a safetensors file."""
+    """Read the metadata in the header of a safetensors file."""
     with safe_open(path, framework="pt") as file:
         return file.metadata()

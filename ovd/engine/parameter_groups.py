@@ -1,4 +1,4 @@
-"""Every parameter in exactly one group, with a learning rate and a weight decay."""
+"""Optimizer parameter groups: every parameter in exactly one, with a learning rate and a weight decay."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from ovd.first_of import first_of
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _TOKENS = {"cls_token", "class_embedding", "reg_token", "latent", "pos_embed", "positional_embedding"}
-"""What open_clip and timm call a transformer's tokens and position embeddings."""
+"""Names of a transformer's tokens and position embeddings in open_clip and timm."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class GroupSpec:
     lr_factor: float = 1.0
     """Factor of the base learning rate."""
     weight_decay: float = 0.0
-    """Weight decay of matrices and kernels; `parameter_groups` says what has none."""
+    """Weight decay of matrices and kernels; other parameters have none (see `parameter_groups`)."""
 
 
 def parameter_groups(module: nn.Module, specs: Mapping[str, GroupSpec]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A second stream of a GPU, for work that can overlap with what runs already."""
+"""A second CUDA stream, for work that can overlap with work already launched."""
 
 from functools import cache
 from types import TracebackType
@@ -9,8 +9,8 @@ import torch
 class SideStream:
     """A context that runs on a second CUDA stream.
 
-    Its work waits only for what was launched before this object was made; work launched after the context waits for
-    both. On a CPU it does nothing.
+    Work inside the context waits only for work launched before this object was made; work launched after the context
+    waits for both. On a CPU the context does nothing.
     """
 
     def __init__(self, device: torch.device):

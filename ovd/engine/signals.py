@@ -1,4 +1,4 @@
-"""Clean stops: a signal sets a flag, which the training loop checks between steps, and its evaluations too."""
+"""Clean stops: a signal sets a flag, which the training loop and its evaluations check."""
 
 import os
 import signal
@@ -16,14 +16,14 @@ EXIT_ON_SIGNAL = 143
 
 
 class Stopped(Exception):
-    """Work was given up for a stop; it can be done again."""
+    """Work was aborted by a request to stop; it can be repeated."""
 
 
 class StopRequest:
     """A context manager whose `received` becomes true at the first SIGTERM, SIGUSR1, SIGHUP or Ctrl-C inside it.
 
-    A line says so after a Ctrl-C; a second one interrupts. A hang-up that is ignored, as under nohup, stays so; after
-    another, nothing is printed to the terminal that is gone.
+    The first Ctrl-C prints a line, the second raises KeyboardInterrupt. If SIGHUP is ignored, as under nohup, it stays
+    ignored; otherwise, output to a terminal that is gone is discarded after SIGHUP.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def until_received(self, items: Iterable[Kind]) -> Iterator[Kind]:
-        """The items up to a signal, which may kill loader workers, too."""
+        """Yield the items until a stop is requested; an error of loader workers killed by that signal is ignored."""
         try:
             for item in items:
                 yield item
@@ -68,7 +68,7 @@ class StopRequest:
 
 
 def exit_stopped(step: int, message: Callable[[str], None]) -> NoReturn:
-    """End a run that was stopped after a step, which is saved; its exit code says that it can go on."""
+    """Exit with code 143, after a run was stopped and its last step saved, so that it can be resumed."""
     message(f"stopped by a signal after step {step}, which is saved: the run can be resumed")
     raise SystemExit(EXIT_ON_SIGNAL)
 

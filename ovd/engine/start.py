@@ -7,7 +7,7 @@ from ovd.engine.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class Fresh:
-    """Start with the detector's present weights."""
+    """A start with the weights that the detector has."""
 
     solve_bias: bool = True
     """Whether to set the logit bias from the first batch; false for a detector that was trained before."""
@@ -15,14 +15,14 @@ class Fresh:
 
 @dataclass(frozen=True)
 class GoOnFrom:
-    """Start with the weights, the average and the optimizer's moments of another run's checkpoint, at step 0."""
+    """A start at step 0 with the weights, the average and the optimizer state of another run's checkpoint."""
 
     checkpoint: Checkpoint
 
 
 @dataclass(frozen=True)
 class Resume:
-    """Continue the run that wrote this checkpoint."""
+    """The continuation of the run that wrote the checkpoint, from the checkpoint's step on."""
 
     checkpoint: Checkpoint
 

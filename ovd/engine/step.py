@@ -30,17 +30,17 @@ from ovd.structures import Assignment, Batch, Points, Predictions, Targets
 
 @dataclass(frozen=True)
 class Matching:
-    """The points of some images that their boxes are matched to, and what the losses are divided by."""
+    """The assignment of the points of some images, and the divisors of the losses."""
 
     assignment: Assignment
     matched_points: MatchedPoints
     normalizers: Float[Tensor, "3"]
-    """What the losses are divided by, in the order of `MatchedPoints.normalizers`."""
+    """Divisors of the losses, in the order of `MatchedPoints.normalizers`."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some images of a step, the texts scored in them, and what the detector predicts for them."""
+    """Some images of a step, with the texts scored in them and the detector's predictions."""
 
     batch: Batch
     texts: StepTexts
@@ -49,9 +49,9 @@ class Part:
     classifier: TextClassifier
     """The detector's classifier of the texts."""
     compute: Compute
-    """Where the step is computed, and in which precision."""
+    """Device and precision of the step."""
     num_parts: int = 1
-    """Number of parts of the step, whose losses are added up."""
+    """Number of parts that the step is split into; their losses are summed."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,10 @@ class Criterion:
     train: TrainSection
     pairs: PairsConfig | None
     teacher: CropEncoder | None = None
-    """The original CLIP's image side, given if and only if `train.region_distillation` is."""
+    """Encoder of crops with the original CLIP backbone, given if and only if `train.region_distillation` is set."""
     start: Detector | None = None
-    """The detector that the training starts from, in eval mode, given if and only if `train.start_distillation` is."""
+    """The detector that the training starts from, in eval mode, given if and only if `train.start_distillation` is
+    greater than 0."""
 
     def __post_init__(self) -> None:
         if (self.teacher is None) != (self.train.region_distillation is None):
@@ -72,12 +73,12 @@ class Criterion:
             raise ValueError("train.start_distillation needs the starting detector, and nothing else does")
 
     def rule(self, step: int) -> AssignmentRule:
-        """The assignment rule of a step: a rule that depends on predictions is not used in the first steps."""
+        """Return the assignment rule of a step; `atss` replaces `task_aligned` in the first `atss_steps` steps."""
         waits = self.train.assignment == "task_aligned" and step < self.train.atss_steps
         return "atss" if waits else self.train.assignment
 
     def match_by_annotations(self, points: Points, batch: Batch, step: int) -> Matching | None:
-        """Match a whole batch, over all ranks; None if the rule of this step depends on predictions."""
+        """Match a whole batch, with divisors summed over all ranks; return None if the rule needs predictions."""
         assignment = assign(self.rule(step), points, batch.targets, sizes=batch.sizes)
         if assignment is None:
             return None
@@ -85,8 +86,10 @@ class Criterion:
         return Matching(assignment, matched_points, sum_over_ranks(matched_points.normalizers()))
 
     def match_by_predictions(self, part: Part, step: int) -> Matching:
-        """Match a part of a batch, over all ranks, by a rule that depends on its predictions; the mean of the parts'
-        losses is taken."""
+        """Match a part of a batch by a rule that needs its predictions, with divisors summed over all ranks.
+
+        The divisors are multiplied by the number of parts, so that the sum of the parts' losses is their mean.
+        """
         assignment = assign(
             self.rule(step),
             part.points,
@@ -100,25 +103,25 @@ class Criterion:
         return Matching(assignment, matched_points, part.num_parts * sum_over_ranks(matched_points.normalizers()))
 
     def part_of(self, whole: Matching, rows: slice, part: Part) -> Matching:
-        """What is matched of some images of a batch, with the divisors of all."""
+        """Return the matching of some images of a batch, with the divisors of the whole batch."""
         if part.num_parts == 1:
             return whole
         assignment = whole.assignment.of_images(rows)
         return Matching(assignment, self.match(assignment, part.batch, part.points), whole.normalizers)
 
     def match(self, assignment: Assignment, batch: Batch, points: Points) -> MatchedPoints:
-        """The matched points of a batch; the box loss may leave out boxes of image-text pairs."""
+        """Return the matched points of a batch; without `pairs.box_loss`, boxes of pairs have only a class loss."""
         no_box_loss = batch.is_pair if self.pairs is not None and not self.pairs.box_loss else None
         return match_points(assignment, batch.targets, no_box_loss=no_box_loss, points=points)
 
     def losses(self, part: Part, matching: Matching, *, num_pairs: int = 0) -> dict[str, Tensor]:
-        """The losses of a part by name, each a scalar, to be summed.
+        """Compute the losses of a part by name, each a scalar, to be summed.
 
-        Every rank calls it, since the divisors of the distillations are summed over the ranks.
+        Every rank must call this, since the divisors of the distillation losses are summed over the ranks.
 
         Args:
-            matching: of the part's images.
-            num_pairs: number of image-text pairs in the same images or the larger batch.
+            matching: matching of the part's images.
+            num_pairs: number of image-text pairs in the whole batch, the divisor of the image-label loss.
         """
         losses = detection_losses(
             part.predictions,
@@ -136,9 +139,9 @@ class Criterion:
         return losses | self.region_distillation(part) | self.start_distillation(part, matching.assignment)
 
     def region_distillation(self, part: Part) -> dict[str, Tensor]:
-        """The loss `distill`, the weighted mean over the points of all ranks' regions; empty if it is not configured.
+        """Compute the loss `distill`, a weighted mean over the points of all ranks' regions; empty if not configured.
 
-        The mean of the parts' losses is taken, each divided by its own number of points.
+        Each part's loss is divided by its own number of points, and the parts are averaged.
         """
         options, batch = self.train.region_distillation, part.batch
         if options is None or self.teacher is None:
@@ -151,8 +154,7 @@ class Criterion:
         return {"distill": options.weight * loss / (part.num_parts * num_points.clamp(min=1))}
 
     def start_distillation(self, part: Part, assignment: Assignment) -> dict[str, Tensor]:
-        """The weighted losses of `start_losses`, of which the mean over the parts is taken; empty if they are not
-        configured."""
+        """Compute the weighted `start_losses`, averaged over the parts; empty if they are not configured."""
         if self.start is None:
             return {}
         with torch.no_grad(), part.compute.autocast():
@@ -175,12 +177,12 @@ def backward(
 
     The losses are those of all ranks' batches as one, computed in `train.accumulate` parts. Their divisors are known
     from the annotations before the first part; if the assignment depends on predictions, each part has its own
-    divisors, and the parts are averaged. So are the losses of region and of start distillation; a part
-    without any point counts with a loss of 0.
+    divisors, and the parts are averaged. The losses of region and start distillation are averaged over the parts, too,
+    where a part without any point has a loss of 0.
 
     Args:
-        forward: the detector as it is called: itself, wrapped for several ranks (`data_parallel`), or through CUDA
-            graphs (`GraphedDetector`).
+        forward: the detector itself, or wrapped for several ranks (`data_parallel`) or in CUDA graphs
+            (`GraphedDetector`).
     """
     whole, num_pairs = None, 0
     side_stream = SideStream(batch.images.device)
@@ -192,7 +194,7 @@ def backward(
             with compute.autocast():
                 predictions = forward(its_batch.images)
             classifier = detector.classifier(its_texts.embeddings, its_texts.class_ids)
-            if rows is parts[0]:  # a GPU is busy with the forward pass meanwhile
+            if rows is parts[0]:  # after the launch of the forward pass, with which it overlaps on a GPU
                 with side_stream:
                     points = detector.points(batch.images)
                     whole = criterion.match_by_annotations(points, batch, step)
@@ -204,7 +206,7 @@ def backward(
             else:
                 matching = criterion.part_of(whole, rows, part)
             losses = criterion.losses(part, matching, num_pairs=num_pairs)
-            # DDP averages the ranks' gradients, but these losses are parts of a sum.
+            # DDP averages gradients over the ranks, but the losses are to be summed over them.
             (world_size() * torch.stack(list(losses.values())).sum()).backward()
         sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
     total = sum_over_ranks(torch.stack(list(sums.values())))
@@ -213,20 +215,20 @@ def backward(
 
 def _parts(num_images: int, accumulate: int) -> list[slice]:
     """Split the images of a batch into non-empty parts, the same number on every rank."""
-    num_parts = min(accumulate, int(smallest_over_ranks(torch.tensor(num_images))))  # a rank may have skipped some
+    num_parts = min(accumulate, int(smallest_over_ranks(torch.tensor(num_images))))  # ranks may have skipped samples
     bounds = [num_images * part // num_parts for part in range(num_parts + 1)]
     return [slice(first, last) for first, last in pairwise(bounds)]
 
 
 def _gradients_stay_here(forward: nn.Module, *, until_last: bool) -> AbstractContextManager[object]:
-    """A context in which ranks exchange gradients only after the last part of a batch."""
+    """Return a context that keeps ranks from exchanging gradients before the last part of a batch."""
     return forward.no_sync() if until_last and isinstance(forward, DistributedDataParallel) else nullcontext()
 
 
 def of_one_size(batch: Batch) -> Batch:
     """Pad the batch as if the ranks' batches were one, so that a step is the same for any number of ranks.
 
-    A rank without images gets a blank one, which is left out of every loss.
+    A rank without images gets a blank image, which no loss includes.
     """
     if world_size() == 1:
         return batch
@@ -242,10 +244,11 @@ def of_one_size(batch: Batch) -> Batch:
 
 
 def _shape_over_ranks(batch: Batch) -> tuple[int, int]:
-    """The height and width that the ranks' batches would be padded to as one."""
+    """Return the height and width that the images of all ranks would be padded to in one batch."""
     own = batch.sizes.amax(dim=0) if batch.image_ids else torch.zeros(2, dtype=torch.int64)
     height, width, *padded = largest_over_ranks(torch.cat([own, torch.tensor(batch.images.shape[2:])])).tolist()
-    shape = padded_shape(height, width, batch.shapes)  # a rank's may be another group's, and theirs together none's
+    # The ranks' batches may be padded to shapes of different groups, and the largest sides of these may be no group's.
+    shape = padded_shape(height, width, batch.shapes)
     return shape if shape in batch.shapes else (padded[0], padded[1])
 
 

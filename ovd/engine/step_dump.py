@@ -15,16 +15,16 @@ from ovd.files import atomic_write
 from ovd.structures import Batch, Targets
 
 _FAULTS = ("skipped", "repaired")
-"""Fields of a batch that are text in the file, of which no class is read."""
+"""Fields of a batch that are stored as text, since a `weights_only` load refuses objects of their class."""
 
 
 @dataclass(frozen=True)
 class StepDump:
-    """What a training step was computed from, and its losses."""
+    """The inputs and the losses of a training step."""
 
     step: int
     weights: Mapping[str, Tensor]
-    """The detector's, before the step."""
+    """The detector's state_dict before the step."""
     batch: Batch
     texts: StepTexts
     losses: Mapping[str, float]
@@ -50,13 +50,13 @@ class StepDump:
         try:
             with atomic_write(path, "wb") as file:
                 torch.save(content, file)
-        except RuntimeError as error:  # torch's own of a full disk, which says nothing of one
+        except RuntimeError as error:  # torch raises it on a full disk, with a message that does not mention the disk
             raise OSError(f"{path} cannot be written; the disk may be full") from error
         return path
 
     @classmethod
     def read(cls, path: Path) -> "StepDump":
-        """Read a dump onto the CPU. No code in the file is run.
+        """Read a dump onto the CPU, without running any code in the file.
 
         Raises:
             ValueError: the file is not a dump.
@@ -68,5 +68,5 @@ class StepDump:
             batch = Batch(**(content["batch"] | faults), targets=targets)
             texts = StepTexts(**content["texts"])
             return cls(content["step"], content["weights"], batch, texts, content["losses"])
-        except Exception as error:  # torch raises many types of errors for a file of another kind
+        except Exception as error:  # torch raises many types of errors for files that are not dumps
             raise ValueError(f"{path} is not the dump of a training step: {error}") from error

@@ -21,7 +21,7 @@ class StepTexts:
     """The K texts of a step: classes of the vocabulary, then texts of image-text pairs."""
 
     class_ids: Int[Tensor, " K"]
-    """Positions in the vocabulary, then ids of texts; ascending."""
+    """Rows of the vocabulary, then ids of texts; ascending."""
     embeddings: Float[Tensor, "K D"]
     mask: Bool[Tensor, "B K"]
     """Whether a text counts at an image's points that are matched to no box."""
@@ -39,32 +39,32 @@ class StepTexts:
 
 @dataclass(frozen=True)
 class TextSampler:
-    """Draws a step's texts and one variant of each."""
+    """Sampler of a step's texts, with one variant of each."""
 
     bank: TextBank
     image_counts: Int[Tensor, " C"]
     """Number of training images per class of the vocabulary."""
     train: TrainSection
-    """Which classes and texts of pairs are negatives, how many classes are drawn, and which names are dropped."""
+    """Settings of the training: negatives, number of drawn classes, and name dropout."""
     noise: float
     """Length of the Gaussian noise added to a variant (`TextBank.sample`)."""
     pair_texts: PairTexts | None = None
     """Texts of the image-text pairs; None without pairs."""
     sampled_texts: int = 0
-    """Number of pairs' texts drawn besides those of the batch."""
+    """Number of texts drawn from all pairs, in addition to those of the batch."""
     held_out: Bool[Tensor, " C"] | None = None
-    """Classes of the vocabulary that are never rows of a step; None if there are none. Texts of pairs may say the same
-    words, as they say those of rare classes."""
+    """Classes of the vocabulary that no step scores; None if there are none. Texts of pairs may contain their names, as
+    they may contain those of rare classes."""
 
     def sample(self, batch: Batch, generator: torch.Generator) -> StepTexts:
-        """Draw the classes of `sample_class_ids` for detection data; for pairs, the batch's texts and further ones.
+        """Draw the texts of a step: classes for annotated images (`sample_class_ids`), and texts for pairs.
 
-        Classes are no negatives of pairs, since a caption does not name all that is there. The negatives of a pair are
-        texts of other pairs: those of the batch, as in contrastive training, and further ones drawn from all pairs. Its
+        Classes are never negatives of pairs, since a caption does not name every object. The negatives of a pair are
+        texts of other pairs: those of the batch, as in contrastive training, and others drawn from all pairs. A pair's
         own texts are negatives only in each other's boxes, since elsewhere the teacher may have missed an object.
 
-        With `train.pair_negatives` the same texts are negatives of annotated images, but for those that may mean a
-        class which is there. Otherwise a novel name is never a negative outside of pairs.
+        With `train.pair_negatives` the same texts are also negatives of annotated images, except those that may mean a
+        class present in the image (`text_mask`). Otherwise a novel name is never a negative outside of pairs.
         """
         is_pair = batch.is_pair.tolist()
         annotated = tuple(targets for targets, paired in zip(batch.targets, is_pair, strict=True) if not paired)
@@ -87,7 +87,7 @@ class TextSampler:
         )
 
     def _classes(self, annotated: tuple[Targets, ...], generator: torch.Generator) -> StepTexts:
-        """The classes, with the masks of the annotated images alone."""
+        """Draw the classes, with masks for the annotated images only."""
         rule = self.train.negatives
         needed = union_over_ranks(needed_classes(annotated, negatives=rule))
         ids = sample_class_ids(
@@ -103,7 +103,7 @@ class TextSampler:
         return StepTexts(ids, embeddings, mask, mask, torch.zeros(len(ids), dtype=torch.bool))
 
     def _texts_of_pairs(self, pairs: tuple[Targets, ...], generator: torch.Generator) -> StepTexts | None:
-        """The texts of pairs, with the masks of the pairs alone; None if no rank has a pair."""
+        """Draw the texts of pairs, with masks for the pairs only; return None if no rank has a pair."""
         if self.pair_texts is None:
             return None
         own = [torch.cat([targets.classes, targets.image_texts]) for targets in pairs]
@@ -117,18 +117,18 @@ class TextSampler:
 
     @cached_property
     def _class_rows(self) -> Float[Tensor, "C D"]:
-        """One variant of each class of the vocabulary."""
+        """The first variant of each class of the vocabulary."""
         classes = np.arange(len(self.image_counts))
         return self.bank.rows(classes, np.zeros_like(classes))
 
     def _left_out(self, generator: torch.Generator) -> Bool[Tensor, " C"] | None:
-        """The classes whose names this step does not use."""
+        """Draw the classes that this step does not score: held-out ones, and those of name dropout."""
         if self.train.name_dropout == 0:
             return self.held_out
         left_out = torch.rand(len(self.image_counts), generator=generator) < self.train.name_dropout
         if self.held_out is not None:
             left_out |= self.held_out
-        return self.held_out if left_out.all() else left_out  # one name is needed
+        return self.held_out if left_out.all() else left_out  # at least one class is needed
 
 
 def _join(

@@ -54,7 +54,10 @@ from ovd.precision import Compute
 from ovd.structures import Batch
 
 Evaluate = Callable[[Detector, StopRequest | None], dict[str, float]]
-"""Measures a detector; the metrics are the same on every rank. It raises `Stopped` at a request to stop."""
+"""Function that evaluates a detector and returns its metrics, the same on every rank.
+
+It raises `Stopped` if a stop is requested meanwhile.
+"""
 GATE_INTERVAL = 50
 """Steps between measurements of the gates, each of which takes an additional forward pass."""
 
@@ -64,7 +67,7 @@ class TrainingData:
     """The batches and texts of a training."""
 
     batches_from: Callable[[int], Iterator[Batch]]
-    """The batches from a step on, as a pure function of the step."""
+    """Pure function that returns the batches from a given step on."""
     text_sampler: TextSampler
     num_samples: int
     """Number of images, in the smaller source if there are two; the run stops if too many of them are left out."""
@@ -82,22 +85,22 @@ def train(
     evaluate: Evaluate | None,
     calibrate: Callable[[Detector], None] | None = None,
 ) -> dict[str, float]:
-    """Train in place.
+    """Train a detector in place.
 
     Args:
         criterion: the losses; its `train` section has the settings of the loop as well.
         start: initial weights and first step of the run.
         evaluate: called with the averaged detector in eval mode.
-        calibrate: called with the same after the last step, before its checkpoint, to which it may add.
+        calibrate: called with the averaged detector before the last checkpoint, which it may add to.
 
     Returns:
-        The last evaluation of the averaged (EMA) detector; empty without `evaluate`. With `train.patience` the run may
-        end before its last step, and the average is that of its best evaluation.
+        The metrics of the last evaluation of the averaged (EMA) detector; empty without `evaluate`. With
+        `train.patience` the run may end before its last step, with the averaged weights of its best evaluation.
 
     Raises:
-        NonFiniteError: a loss or gradient is not finite; no step was taken and nothing saved after it.
-        SystemExit: 143, after a checkpoint, on SIGTERM, SIGUSR1, SIGHUP or Ctrl-C. An evaluation is given up until the
-            run goes on, but for those that `train.patience` goes by.
+        NonFiniteError: a loss or gradient is not finite; the optimizer step was skipped and nothing is saved.
+        SystemExit: 143, after a checkpoint, on SIGTERM, SIGUSR1, SIGHUP or Ctrl-C. A running evaluation is aborted and
+            repeated when the run is resumed; those that `train.patience` compares are finished first.
     """
     settings = criterion.train
     compute = Compute.configured(settings.precision, device_of_rank(settings.device))
@@ -131,7 +134,7 @@ def train(
                 _log_gates(state, batch, settings, log, compute)
             is_over = state.step == settings.steps
             is_evaluated = _is_evaluated(state.step, settings)
-            if evaluation and early_stop is not None and (is_over or is_evaluated):  # the checkpoint has what it learns
+            if evaluation and early_stop is not None and (is_over or is_evaluated):  # before its checkpoint is saved
                 early_stop.see(state.step, evaluation.run(state.step), state.ema)
                 if is_over := is_over or early_stop.is_over:
                     log.message(early_stop.put_best(state.ema))
@@ -160,14 +163,17 @@ class _Evaluation:
     evaluate: Evaluate
     state: DetectorState
     averaged: Detector
-    """In eval mode; it gets the averaged weights."""
+    """Detector in eval mode that the averaged weights are copied into."""
     log: RunLog | NoLog
 
     def run(self, step: int, stop: StopRequest | None = None) -> dict[str, float]:
-        """Evaluate, and log the metrics as those of a step: another one where a run ends with its best weights.
+        """Evaluate the averaged weights and log the metrics under `step`.
+
+        Args:
+            step: the current step, or that of the best evaluation if the run ends with its best weights.
 
         Raises:
-            Stopped: there is a request to stop.
+            Stopped: a stop was requested.
         """
         self.state.ema.copy_to(self.averaged)
         metrics = self.evaluate(self.averaged, stop)
@@ -175,7 +181,7 @@ class _Evaluation:
         return metrics
 
     def run_until(self, stop: StopRequest, step: int) -> dict[str, float] | None:
-        """The same; None if there is a request to stop before it or meanwhile."""
+        """Call `run`; return None if a stop was requested before the evaluation or during it."""
         try:
             return None if on_any_rank(stop.received) else self.run(step, stop)
         except Stopped:
@@ -183,7 +189,7 @@ class _Evaluation:
 
 
 def _as_called(detector: Detector, settings: TrainSection, compute: Compute) -> nn.Module:
-    """The detector as each step calls it: through CUDA graphs, or for several ranks."""
+    """Wrap the detector for the training steps: in CUDA graphs if configured and possible, else by `data_parallel`."""
     if settings.cuda_graphs and not settings.compile and can_be_graphed(detector, accumulate=settings.accumulate):
         return GraphedDetector(detector, compute)
     return data_parallel(detector, compute.device)
@@ -194,7 +200,7 @@ def _is_evaluated(step: int, settings: TrainSection) -> bool:
 
 
 def _lacks_evaluation(step: int, settings: TrainSection, log: RunLog | NoLog) -> bool:
-    """Whether the run was stopped between the checkpoint that it goes on from and its evaluation."""
+    """Whether the step that the run resumes from should have been evaluated, but the run was stopped before."""
     is_missing = step > 0 and _is_evaluated(step, settings) and not log.has_evaluation(step)
     return on_any_rank(is_missing)
 
@@ -202,7 +208,7 @@ def _lacks_evaluation(step: int, settings: TrainSection, log: RunLog | NoLog) ->
 def _log_gates(
     state: DetectorState, batch: Batch, settings: TrainSection, log: RunLog | NoLog, compute: Compute
 ) -> None:
-    """Log what the gates let in, now and then and after the last step."""
+    """Log `gate_statistics` on the main process, every `GATE_INTERVAL` steps and after the last step."""
     is_due = state.step % GATE_INTERVAL == 0 or state.step == settings.steps
     if state.module.is_gated and is_main() and is_due:
         log.gates(state.step, gate_statistics(state.module, batch.images, compute))
@@ -211,7 +217,10 @@ def _log_gates(
 def initial_state(
     detector: Detector, data: TrainingData, settings: TrainSection, start: Start, compute: Compute
 ) -> DetectorState:
-    """The state before the first step; the detector is on its device, in train mode."""
+    """Build the training state before the first step; a `start` may solve for the bias or restore a checkpoint.
+
+    The detector must be on its device, in train mode.
+    """
     optimizer = build_optimizer(build_groups(detector, settings), lr=settings.learning_rate)
     if isinstance(start, Fresh) and start.solve_bias:
         first = first_with_images(data.batches_from(0), data.num_samples)
@@ -242,8 +251,11 @@ def train_step(
     """Take one optimizer step; return its losses and the batch on the detector's device.
 
     Args:
-        forward: the detector as it is called, as for `backward`.
-        run_dir: folder for the dump of a step that is not finite.
+        forward: the detector, wrapped as for `backward`.
+        run_dir: folder for the dump of a step whose losses or gradients are not finite.
+
+    Raises:
+        NonFiniteError: a loss or gradient is not finite; names the dump.
     """
     settings, detector, step = criterion.train, state.module, state.step
     compute = Compute.configured(settings.precision, detector.device)
@@ -270,7 +282,7 @@ def train_step(
 
 
 def set_learning_rate_of_step(state: DetectorState, settings: TrainSection) -> float:
-    """Set the optimizer's rates for the coming step; return the factor of their peak."""
+    """Set the optimizer's learning rates for the next step; return their factor of the peak rates."""
     factor = learning_rate_factor(
         state.step, warmup_steps=settings.warmup_steps, total_steps=settings.steps, decay=settings.decay
     )
@@ -279,10 +291,10 @@ def set_learning_rate_of_step(state: DetectorState, settings: TrainSection) -> f
 
 
 def step_seed(seed: int, step: int) -> int:
-    """Seed of all random numbers of a step outside the loader, so that a resumed run repeats them."""
+    """Return the seed of all random numbers of a step outside the loader, so that a resumed run repeats them."""
     return (seed * 1_000_003 + step) % 2**63
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """Generator of the random numbers of a step that are the same on every rank."""
+    """Return a generator for those random numbers of a step that are the same on every rank."""
     return torch.Generator().manual_seed(step_seed(seed, step))

@@ -1,4 +1,4 @@
-"""What a training changes."""
+"""The state of a training, which checkpoints store."""
 
 from dataclasses import dataclass
 
@@ -11,19 +11,19 @@ from ovd.model.detector import Detector
 
 @dataclass
 class TrainState:
-    """All that a training changes and checkpoints store."""
+    """Everything that a training changes and a checkpoint stores."""
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
     ema: Ema | None = None
     """The averaged weights; None if the run keeps no average."""
     step: int = 0
-    """Optimizer steps done."""
+    """Number of optimizer steps done."""
 
 
 @dataclass
 class DetectorState(TrainState):
-    """That of a detector's training, which keeps an average."""
+    """State of a detector's training, which always keeps an average."""
 
     module: Detector
     ema: Ema

@@ -9,10 +9,10 @@ from ovd.extras import optional
 
 
 class WandbLog:
-    """One W&B run per run folder, continued on resume. Steps that a resumed run repeats are logged again, with the same
-    values.
+    """One W&B run per run folder, continued on resume.
 
-    W&B's own settings (WANDB_MODE, WANDB_ENTITY, WANDB_API_KEY) are environment variables.
+    Steps that a resumed run repeats are logged again, with the same values. W&B is configured by its own environment
+    variables (WANDB_MODE, WANDB_ENTITY, WANDB_API_KEY).
     """
 
     def __init__(self, project: str, run_dir: Path, config: Mapping[str, Any], *, resumed: bool):
@@ -22,7 +22,7 @@ class WandbLog:
             resumed: whether to continue the run folder's W&B run instead of starting one.
 
         Raises:
-            ValueError: the package is not installed.
+            ValueError: the package wandb is not installed.
         """
         wandb = optional("wandb", "wandb")
         id_file = run_dir / "wandb_id"
@@ -39,7 +39,7 @@ class WandbLog:
         self._run.define_metric("*", step_metric="step")  # W&B's own steps cannot repeat
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Values by name after `step` optimizer steps."""
+        """Log values by name after `step` optimizer steps."""
         self._run.log({**values, "step": step})
 
     def close(self, *, failed: bool) -> None:

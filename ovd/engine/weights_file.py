@@ -1,4 +1,4 @@
-"""Files of weights: read without running any code in them, and loaded into a module that they fit exactly."""
+"""Reading of weights files without running any code in them, and loading into a module that they fit exactly."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ def load_into(module: nn.Module, path: Path) -> None:
     """Load a weights file into a module that it fits exactly.
 
     Raises:
-        ValueError: lists the keys that do not fit.
+        ValueError: as `load_weights` and `check_fit`.
     """
     tensors = load_weights(path)
     check_fit(module, tensors, source=path)
@@ -28,10 +28,10 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """Read named tensors from .safetensors, or from .pt, .pth or .bin without running any code in them.
 
     Returns:
-        Tensors on the CPU by name.
+        Tensors by name, on the CPU.
 
     Raises:
-        ValueError: no such file, an unknown ending, a damaged file, or one with content other than named tensors.
+        ValueError: the file does not exist, has an unknown suffix, is damaged, or contains more than named tensors.
     """
     if not path.is_file():
         raise ValueError(f"no weights file at {path}")
@@ -57,7 +57,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], *, source: Path | str = "weights") -> None:
-    """Check that tensors fit a module's state_dict.
+    """Check that tensors fit a module's state_dict in names and shapes.
 
     Raises:
         ValueError: lists up to 20 missing, unexpected or misshaped keys.

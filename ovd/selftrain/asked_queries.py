@@ -1,4 +1,4 @@
-"""What the teacher is asked about each pair of a shard."""
+"""The queries that a teacher gets for each pair of a shard."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ovd.fault import Fault
 from ovd.selftrain.queries import SOURCES
 
 MAX_CAPTION_CHARACTERS = 1_000
-"""Longer captions are skipped; they are texts of pages rather than captions."""
+"""Largest length of a caption; longer ones are skipped, since they are texts of pages rather than captions."""
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,13 @@ class AskedQueries:
     """The queries of each of N pairs."""
 
     queries: tuple[tuple[str, ...], ...]
-    """Each pair's, without repetition; none where there is a reason."""
+    """Distinct queries of each pair; empty if there is a reason."""
     reasons: tuple[Fault | None, ...]
-    """Why a pair has none."""
+    """Reason why a pair has no queries; None if it has some."""
 
     @classmethod
     def of(cls, captions: Sequence[str], options: LabelOptions) -> "AskedQueries":
-        """By the options' source: the captions, parts of them, or the same classes for all pairs."""
+        """Make the queries from `options.queries`: the captions, parts of them, or the same classes for all pairs."""
         if options.queries == "classes":
             return cls((options.classes,) * len(captions), (None,) * len(captions))
         queries_of = SOURCES[options.queries].queries_of
@@ -39,7 +39,7 @@ class AskedQueries:
 
     @cached_property
     def distinct(self) -> tuple[str, ...]:
-        """All texts, in the order in which they come first."""
+        """Distinct queries of all pairs, in the order of their first occurrence."""
         return tuple(dict.fromkeys(chain.from_iterable(self.queries)))
 
 

@@ -1,4 +1,4 @@
-"""Images of image-text pairs, decoded ahead of the teacher and counted: too many that cannot be read stop the job."""
+"""Images of image-text pairs, decoded ahead of the teacher and counted; the job stops if too many cannot be read."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _REMEDY = (
 
 @dataclass(frozen=True)
 class DecodedPair:
-    """A pair's image, or the reason why there is none."""
+    """A pair's decoded image, or the reason why it cannot be read."""
 
     key: str
     pixels: UInt8[np.ndarray, "H W 3"] | None
@@ -31,7 +31,7 @@ class DecodedPair:
 
 
 def decode_ahead(shards: PairShards, num_ahead: int) -> Iterator[DecodedPair]:
-    """All pairs in order, decoded by a thread while the teacher processes the previous ones."""
+    """Yield all pairs in order, up to `num_ahead` of them decoded by a thread while the teacher works."""
 
     def decode(position: int) -> DecodedPair:
         key = shards.key(position)
@@ -46,10 +46,10 @@ def decode_ahead(shards: PairShards, num_ahead: int) -> Iterator[DecodedPair]:
 def batches_of_shards(
     decoded: Iterator[DecodedPair], shards: PairShards, size: int, report: DataReport, num_pairs: int
 ) -> Iterator[list[DecodedPair]]:
-    """Batches of decoded pairs, each of one shard, whose images are counted.
+    """Yield batches of decoded pairs, each from one shard, and count their images.
 
     Args:
-        num_pairs: number of pairs in all, including those labelled before.
+        num_pairs: number of pairs of the job, including those labelled before.
 
     Raises:
         DataError: too many images cannot be read.
@@ -64,10 +64,10 @@ def batches_of_shards(
 
 
 def count_image(report: DataReport, where: str, reason: Fault | None) -> None:
-    """Count an image as used, or as skipped for a reason.
+    """Count an image as used, or as skipped if there is a reason.
 
     Args:
-        where: it is, for the report.
+        where: location of the image in the report, such as `shard:key`.
     """
     if reason is None:
         report.used()
@@ -76,7 +76,7 @@ def count_image(report: DataReport, where: str, reason: Fault | None) -> None:
 
 
 def stop_if_too_many(report: DataReport, num_pairs: int, folder: Path) -> None:
-    """Stop where too many images of a folder's pairs cannot be read, and say what to do.
+    """Stop the job, with advice, if too many images of a folder's pairs cannot be read.
 
     Raises:
         DataError: as `DataReport.raise_if_too_many`.

@@ -1,7 +1,7 @@
-"""Filters of a teacher's boxes, applied after labelling: another threshold needs no other run of the teacher.
+"""Filters of a teacher's boxes, applied after labelling, so that a new threshold does not need a new teacher run.
 
-A predicate gives a mask over the boxes of one shard; every removed box is counted under the predicate that removed it.
-Data sets have millions of images, so nothing here loops over them, except for the words of captions.
+A predicate returns a mask over the boxes of one shard; every removed box is counted under the predicate that removed
+it. Data sets have millions of images, so nothing here loops over them, except over captions for their words.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ def filter_labels(
 ) -> tuple[Bool[np.ndarray, " M"], dict[str, int]]:
     """Filter the boxes of a shard, and count how many each predicate removes.
 
-    First each box is checked by itself, then `keep` selects among those left in each image. Of equal scores, the first
-    is preferred.
+    First each box is checked by itself, then `keep` selects among the remaining boxes of each image. Of equal scores,
+    the first is preferred.
 
     Args:
         captions: the caption of every pair; only `caption_match` needs them.
@@ -33,7 +33,7 @@ def filter_labels(
         "kept". The numbers add up to all boxes.
 
     Raises:
-        ValueError: `caption_match` without captions, or with another number than there are pairs.
+        ValueError: `caption_match` is set without captions, or their number differs from that of the pairs.
     """
     if filters.caption_match and captions is None:
         raise ValueError("caption_match compares with captions; give those of the shard")
@@ -72,15 +72,15 @@ def relative_area_at_most(labels: ShardLabels, most: float) -> Bool[np.ndarray, 
 
 
 def text_in_caption(labels: ShardLabels, captions: Sequence[str]) -> Bool[np.ndarray, " M"]:
-    """Whether the words of each box's text occur side by side in its pair's caption, in any case and number.
+    """Whether the words of each box's text occur in sequence in its pair's caption, in any case, singular or plural.
 
-    The sense that a name may have in brackets, such as in "bow (weapon)", is not looked for.
+    A sense in brackets, as in "bow (weapon)", need not occur.
     """
     if len(captions) != len(labels.keys):
         raise ValueError(f"{len(captions)} captions for a shard of {len(labels.keys)} pairs; give one for each pair")
     padded_captions = [f" {normalized(caption)} " for caption in captions]
     padded_texts = [f" {normalized(without_sense(text))} " for text in labels.texts]
-    # An image has many boxes per text: each combination is compared once.
+    # An image has many boxes per text, so each combination is compared only once.
     combinations, row = np.unique(_pair_and_text(labels), return_inverse=True)
     occurs = [
         padded_texts[text] in padded_captions[pair]
@@ -90,27 +90,27 @@ def text_in_caption(labels: ShardLabels, captions: Sequence[str]) -> Bool[np.nda
 
 
 def best_of_image(labels: ShardLabels, candidates: Bool[np.ndarray, " M"]) -> Bool[np.ndarray, " M"]:
-    """Each image's best candidate."""
+    """Choose the best candidate of each image."""
     return _best_candidates(labels.boxes.images_of_values(), labels, candidates)
 
 
 def best_of_text_in_image(labels: ShardLabels, candidates: Bool[np.ndarray, " M"]) -> Bool[np.ndarray, " M"]:
-    """The best candidate of each text in each image."""
+    """Choose the best candidate of each text in each image."""
     return _best_candidates(_pair_and_text(labels), labels, candidates)
 
 
 def one_text_per_place(labels: ShardLabels, candidates: Bool[np.ndarray, " M"]) -> Bool[np.ndarray, " M"]:
-    """In each image one box per text and one text per place: greedily the best candidate whose text has no chosen box
-    yet and which overlaps no chosen box (IoU above 0.5).
+    """Choose one box per text and one text per place in each image.
 
-    Two texts of a caption rarely name one object; if both score best on the same one, the lower-scoring text gets its
-    next best place.
+    The best candidate is chosen whose text has no chosen box yet and which overlaps no chosen box (IoU above 0.5), and
+    so on greedily. Two texts of a caption rarely name the same object; if both score best on one object, the
+    lower-scoring text gets its next best box.
     """
     chosen = np.zeros(len(candidates), dtype=bool)
     images, texts, boxes = labels.boxes.images_of_values(), labels.box_texts.values, labels.boxes.values
     rows = np.flatnonzero(candidates)
     rows = rows[np.lexsort([-labels.scores.values[rows], images[rows]])]
-    while len(rows):  # one round per chosen box of an image
+    while len(rows):  # each round chooses one box per image
         is_best = np.diff(images[rows], prepend=-1) > 0
         best = rows[is_best]
         chosen[best] = True
@@ -126,7 +126,7 @@ _CHOICES = {"top1": best_of_image, "top1_per_text": best_of_text_in_image, "one_
 def best_of_group(
     groups: Int64[np.ndarray, " M"], scores: Float32[np.ndarray, " M"], *, count: int
 ) -> Bool[np.ndarray, " M"]:
-    """The `count` members of each group with the highest scores; of equal ones, the first."""
+    """Select the `count` members of each group with the highest scores; of equal scores, the first."""
     order = np.lexsort([-scores, groups])
     in_order = groups[order]
     first = np.flatnonzero(np.concatenate([np.ones(len(order[:1]), bool), in_order[1:] != in_order[:-1]]))
@@ -139,7 +139,7 @@ def best_of_group(
 def _best_candidates(
     groups: Int64[np.ndarray, " M"], labels: ShardLabels, candidates: Bool[np.ndarray, " M"]
 ) -> Bool[np.ndarray, " M"]:
-    """The candidate of each group with the highest score."""
+    """Select the candidate of each group with the highest score."""
     rows = np.flatnonzero(candidates)
     chosen = np.zeros(len(candidates), dtype=bool)
     chosen[rows[best_of_group(groups[rows], labels.scores.values[rows], count=1)]] = True
@@ -147,16 +147,16 @@ def _best_candidates(
 
 
 def _pair_and_text(labels: ShardLabels) -> Int64[np.ndarray, " M"]:
-    """A number that identifies the pair and the text of each box."""
+    """Compute a number that identifies the pair and the text of each box."""
     return labels.boxes.images_of_values() * len(labels.texts) + labels.box_texts.values
 
 
 def _sides(labels: ShardLabels) -> Float64[np.ndarray, "M 2"]:
-    """Width and height of each box; in float64, so that a box as large as its image is not larger by rounding."""
+    """Compute width and height of each box, in float64: rounding must not make a box larger than its image."""
     boxes = labels.boxes.values.astype(np.float64)
     return boxes[:, 2:] - boxes[:, :2]
 
 
 def _image_sizes(labels: ShardLabels) -> Int64[np.ndarray, "M 2"]:
-    """Height and width of each box's image."""
+    """Return height and width of each box's image."""
     return labels.image_sizes[labels.boxes.images_of_values()]

@@ -2,7 +2,7 @@
 
     teacher = HuggingFaceTeacher("google/owlv2-base-patch16-ensemble", device=torch.device("cuda"), ...)
 
-transformers is an extra of this toolkit (`teachers`), imported when a teacher is constructed.
+transformers is an optional dependency (the extra `teachers`), imported when a teacher is constructed.
 """
 
 from collections.abc import Iterator
@@ -29,10 +29,12 @@ _OWL = ("owlvit", "owlv2")
 _GROUNDING_DINO = ("grounding-dino", "mm-grounding-dino")
 
 _PROMPTS_PER_PASS = 512
-"""Prompts per pass of OWL models, which have no limit: memory grows with it, and each pass runs the backbone again."""
+"""Prompts per pass of OWL models, which have no limit of their own. Memory grows with it; with fewer prompts there are
+more passes, each of which runs the backbone again."""
 
 _LARGEST_ASPECT = 32
-"""Thinner images are padded to this: processors that keep the aspect ratio would shrink their short side to zero."""
+"""Largest aspect ratio of an image; thinner ones are padded, since processors that keep the aspect ratio would shrink
+their short side to zero."""
 
 _NUM_LISTED = 20
 
@@ -43,7 +45,7 @@ class _Pass:
 
     inputs: dict[str, Tensor]
     spans: dict[int, slice]
-    """Where on the logits' last axis each prompt stands, by its position among the prompts of the image."""
+    """Slice of the logits' last axis for each prompt, by its position among the prompts of the image."""
 
 
 class HuggingFaceTeacher:
@@ -53,13 +55,13 @@ class HuggingFaceTeacher:
     batch changes some models' boxes, and OWL models score the queries that pad a batch like real ones. bf16 would round
     box corners by up to 4 pixels in 1,000.
 
-    Every pair of a box and a query scores, not each box's best query alone. Grounding DINO scores tokens; a query's
-    score is the mean over its tokens, as in its authors' COCO evaluation. OWL models read 16 tokens of a prompt,
-    Grounding DINO 256 of all prompts of a pass; a longer prompt is cut, and more prompts take several passes.
+    Every (box, query) pair is scored, not only each box's best query. Grounding DINO scores tokens; a query's score is
+    the mean over its tokens, as in its authors' COCO evaluation. OWL models read 16 tokens per prompt, Grounding DINO
+    256 tokens of all prompts in a pass; a longer prompt is cut, and more prompts take several passes.
 
-    OWL models find the same boxes whatever they are asked. They can be asked for a query in several templates; a box's
-    score for the query is then its probability's mean over the prompts, by this toolkit's choice. The boxes of
-    Grounding DINO depend on the text, so several prompts would share no box to average over; it takes one template.
+    The boxes of OWL models do not depend on the queries, so a query can be put into several templates; a box's score is
+    then its mean probability over these prompts, a choice of this toolkit. The boxes of Grounding DINO depend on the
+    text, so different prompts have no boxes in common to average over; it takes a single template.
     """
 
     def __init__(
@@ -75,19 +77,19 @@ class HuggingFaceTeacher:
         """Load the model and its processor.
 
         Args:
-            name_or_folder: a name on the hub (downloaded once; with HF_HUB_OFFLINE=1 only from the cache) or a folder
-                that `save_pretrained` wrote, with its processor.
-            score_threshold: only boxes that score more are kept.
-            candidates: number of (box, query) pairs per image that enter non-maximum suppression, those with the best
-                scores.
+            name_or_folder: a model name on the Hugging Face hub (downloaded once; with HF_HUB_OFFLINE=1 read only from
+                the cache), or a folder that `save_pretrained` wrote, with the processor.
+            score_threshold: only boxes with a higher score are kept.
+            candidates: number of (box, query) pairs per image that enter non-maximum suppression, those with the
+                highest scores.
             nms_iou: IoU above which the lower-scoring of two boxes of the same query is dropped.
-            templates: what names and phrases are put into, cleaned (text/names.py), for example ("a photo of
-                {article} {}",); with None, the model reads a query as it stands, as captions are.
+            templates: prompt templates for names and phrases, which are cleaned first (text/names.py), for example
+                ("a photo of {article} {}",); with None, the model reads queries unchanged, for captions.
 
         Raises:
-            ValueError: transformers is not installed, the model is neither cached nor downloadable, it is of another
-                kind, its weights are incomplete, a template has no {}, or there are more templates than the model
-                takes.
+            ValueError: transformers is not installed, the model is neither cached nor downloadable, it is not of a
+                supported family, its weights are incomplete, a template has no {}, or there are no templates or more
+                than the model takes.
         """
         prompts_per_query = 1 if templates is None else len(templates)
         if not prompts_per_query:
@@ -104,7 +106,7 @@ class HuggingFaceTeacher:
         self._templates = templates
         self._prompts_per_query = prompts_per_query
         self._name_or_folder = name_or_folder
-        # Without the path: the same model may lie in another folder the next time.
+        # Without the path, since the model's folder may be moved between runs.
         self.name = (
             f"{self._family} sha256 {weights_fingerprint(model)} in transformers {version('transformers')}, "
             f"templates {templates!r}, score_threshold {score_threshold}, candidates {candidates}, nms_iou {nms_iou}"
@@ -114,7 +116,7 @@ class HuggingFaceTeacher:
         """Detect in RGB images of any size, each with its own queries; `texts` are positions in the image's queries.
 
         Raises:
-            ValueError: the model outputs NaN.
+            ValueError: a box or score of the model is NaN.
         """
         return [self._detect_image(image, texts) for image, texts in zip(images, queries, strict=True)]
 
@@ -138,16 +140,16 @@ class HuggingFaceTeacher:
     def _score(
         self, image: UInt8[np.ndarray, "H W 3"], queries: tuple[str, ...]
     ) -> Iterator[tuple[Float[Tensor, "P 4"], Float[Tensor, "P C"], list[int]]]:
-        """Boxes in the image, their scores for C of the queries, and these queries' positions, pass by pass.
+        """Yield for each pass the boxes in the image, their scores for C of the queries, and these queries' positions.
 
-        A query is scored by the pass that reads the last of its prompts.
+        A query is scored after the pass that reads the last of its prompts.
         """
         num_prompts = self._prompts_per_query
         height, width = image.shape[:2]
         least = -(-max(height, width) // _LARGEST_ASPECT)
         seen = np.pad(image, ((0, max(0, least - height)), (0, max(0, least - width)), (0, 0)))
         pixels = self._processor.image_processor(images=Image.fromarray(seen), return_tensors="pt")
-        read: list[tuple[int, Tensor]] = []  # a prompt's position and the boxes' probabilities
+        read: list[tuple[int, Tensor]] = []  # positions of prompts, and the boxes' probabilities for them
         for of_pass in self._passes(queries):
             inputs = {name: tensor.to(self._device) for name, tensor in (of_pass.inputs | dict(pixels)).items()}
             outputs = self._model(**inputs)
@@ -163,7 +165,7 @@ class HuggingFaceTeacher:
                 yield boxes, scores, [prompt // num_prompts for prompt, _ in whole[::num_prompts]]
 
     def _passes(self, queries: tuple[str, ...]) -> Iterator[_Pass]:
-        """The prompts of an image, divided: the first query in every template, then the second, and so on."""
+        """Divide the prompts of an image into passes: the first query in every template, then the second, and so on."""
         prompts = list(queries)
         if self._templates is not None:
             prompts = [fill(template, clean_name(query)) for query in queries for template in self._templates]
@@ -183,7 +185,7 @@ class HuggingFaceTeacher:
 
 
 def _load(name: str, prompts_per_query: int) -> tuple[str, Any, Any]:
-    """Family, processor and model (they share no typed base), float32 on the CPU."""
+    """Load family, processor and model (classes without a common typed base), in float32 on the CPU."""
     try:
         from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
     except ImportError as error:
@@ -202,7 +204,7 @@ def _load(name: str, prompts_per_query: int) -> tuple[str, Any, Any]:
             "OWL-ViT or OWLv2"
         )
     processor = _read(AutoProcessor, name)
-    # By default, transformers loads in the precision of the file, and initializes missing weights at random.
+    # By default, transformers keeps the precision of the file, and initializes missing weights at random.
     model, report = _read(AutoModelForZeroShotObjectDetection, name, dtype=torch.float32, output_loading_info=True)
     missing = sorted(report["missing_keys"])
     if missing:
@@ -222,7 +224,7 @@ def _read(kind: Any, name: str, **options: Any) -> Any:
 
 
 def _owl_passes(tokenizer: Any, prompts: list[str], text_config: Any) -> Iterator[_Pass]:
-    """Every prompt is a sequence of its own, and a column of the logits."""
+    """Yield the passes of an OWL model: every prompt is a sequence and a column of the logits."""
     for start in range(0, len(prompts), _PROMPTS_PER_PASS):
         chunk = prompts[start : start + _PROMPTS_PER_PASS]
         tokens = tokenizer(
@@ -239,10 +241,10 @@ def _owl_passes(tokenizer: Any, prompts: list[str], text_config: Any) -> Iterato
 
 
 def _grounding_dino_passes(tokenizer: Any, prompts: list[str], max_tokens: int) -> Iterator[_Pass]:
-    """Prompts are joined to one sequence, each ended by a full stop; a column of the logits is a token of it.
+    """Yield the passes of Grounding DINO: prompts are joined into one sequence, each followed by a full stop.
 
-    The model reads between full stops and question marks; those inside a prompt would cut it in two and are left out.
-    A prompt without any other token is not asked for.
+    Every token of the sequence is a column of the logits. The model splits at full stops and question marks, so those
+    inside a prompt are removed. A prompt without any other token is left out.
     """
     begin, end = tokenizer.cls_token_id, tokenizer.sep_token_id
     stop, question = tokenizer.convert_tokens_to_ids([".", "?"])

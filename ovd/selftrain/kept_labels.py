@@ -1,4 +1,4 @@
-"""The part of a shard's labels that passes the filters, as training keeps it in memory."""
+"""The part of a shard's labels that passes the filters, in the form that training keeps in memory."""
 
 from dataclasses import dataclass, replace
 
@@ -14,20 +14,20 @@ class KeptLabels:
     """The part of a shard's labels that training needs, for its N pairs and Q texts.
 
     It has no strings, and only the boxes that pass the filters: every rank keeps it in memory for the whole data set,
-    millions of pairs with up to a hundred boxes each. For the same reason a list of texts that many images in a row
-    have is stored once.
+    millions of pairs with up to a hundred boxes each. For the same reason a list of texts that consecutive images share
+    is stored once.
     """
 
     image_sizes: Int32[np.ndarray, "N 2"]
-    """Height and width in pixels; 0 where the image could not be read."""
+    """Height and width in pixels; 0 if the image could not be read."""
     pair_counts: Int32[np.ndarray, " Q"]
     """Number of pairs that each text belongs to."""
     text_lists: Ragged
-    """Lists of the texts of a pair: rows of texts, int32."""
+    """Lists of the texts of a pair, as rows of the shard's texts, int32."""
     list_of_pair: Int32[np.ndarray, " N"]
     """Row of each pair's list in `text_lists`."""
     boxes: Ragged
-    """xyxy in pixels of the pair's image, float32, best first."""
+    """Boxes of each pair, xyxy in pixels of its image, float32, best first."""
     scores: Ragged
     """Scores of the boxes, float32."""
     box_texts: Ragged
@@ -35,11 +35,11 @@ class KeptLabels:
 
     @classmethod
     def of(cls, labels: ShardLabels, mask: Bool[np.ndarray, " M"], *, only_found: bool = False) -> "KeptLabels":
-        """The part of a shard's labels that training needs.
+        """Reduce a shard's labels to the part that training needs.
 
         Args:
             mask: which of the M boxes are kept.
-            only_found: whether the texts of a pair are those of its kept boxes alone, instead of all its queries.
+            only_found: whether the texts of a pair are only those of its kept boxes, instead of all its queries.
         """
         boxes = labels.boxes.select(mask)
         box_texts = Ragged(labels.box_texts.values[mask].astype(np.int32), boxes.offsets)
@@ -56,7 +56,7 @@ class KeptLabels:
         )
 
     def select(self, mask: Bool[np.ndarray, " K"]) -> "KeptLabels":
-        """The labels with only these boxes; the texts of the pairs stay, since they were found."""
+        """Select boxes; the pairs keep all their texts, since the objects of removed boxes were found, too."""
         boxes = self.boxes.select(mask)
         return replace(
             self,
@@ -66,11 +66,11 @@ class KeptLabels:
         )
 
     def texts(self, pair: int) -> Int32[np.ndarray, " K"]:
-        """Rows of the pair's texts."""
+        """Return the rows of a pair's texts."""
         return self.text_lists[int(self.list_of_pair[pair])]
 
     def num_texts(self) -> Int64[np.ndarray, " N"]:
-        """Number of texts of each pair."""
+        """Count the texts of each pair."""
         return np.diff(self.text_lists.offsets)[self.list_of_pair]
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class KeptLabels:
 
 
 def _found(box_texts: Ragged, num_texts: int) -> Ragged:
-    """The distinct texts of each image's boxes, ascending."""
+    """Return the distinct texts of each image's boxes, ascending."""
     combinations = np.unique(box_texts.images_of_values() * num_texts + box_texts.values)
     images, texts = np.divmod(combinations, max(1, num_texts))
     counts = np.bincount(images, minlength=len(box_texts.offsets) - 1)
@@ -86,10 +86,10 @@ def _found(box_texts: Ragged, num_texts: int) -> Ragged:
 
 
 def _without_repeats(lists: Ragged) -> tuple[Ragged, Int32[np.ndarray, " N"]]:
-    """The lists of N images, with consecutive equal lists only once, and the row of each image's list."""
+    """Merge consecutive equal lists of N images; return the lists left, and the row of each image's list."""
     lengths, images = np.diff(lists.offsets), lists.images_of_values()
-    # In a list as long as the one before it, an element's counterpart is one length before the element. In other lists
-    # the value is arbitrary, and not used.
+    # In a list as long as the previous one, the counterpart of an element is one list length before it. In other lists
+    # the counterpart is arbitrary and not used.
     counterparts = lists.values[np.arange(len(lists.values)) - lengths[images]]
     is_new = np.diff(lengths, prepend=-1) != 0
     is_new[images[lists.values != counterparts]] = True

@@ -1,4 +1,4 @@
-"""Image-text pairs with a teacher's labels as training data, with the loader's interface of annotated data sets."""
+"""Image-text pairs with a teacher's labels as training data, behind the same interface as annotated data sets."""
 
 import hashlib
 from collections import Counter
@@ -25,18 +25,19 @@ def read_kept_labels(
 ) -> tuple[list[KeptLabels], Counter[str]]:
     """Read and filter label files one after another.
 
-    The texts of a pair are its queries, which its caption names. Where all images were asked for the same classes
-    (`queries: classes` in the ledger), they are the texts of its boxes that pass the filters. As queries, all of the
-    vocabulary would belong to every pair, and no text would be a negative of any.
+    The texts of a pair are its queries, which are from its caption. If the queries were the same classes for all images
+    (`queries: classes` in the ledger), the texts of a pair are those of its boxes that pass the filters: otherwise the
+    whole vocabulary would belong to every pair, and no text could be a negative.
 
     Args:
+        files: the label files (`label_files`).
         shards: the shards of the files (`open_labelled_shards`).
 
     Returns:
-        The labels that are left, and the number of boxes by the predicate that removed them, and under "kept".
+        The labels left of each file, and the number of boxes by the filter that removed them, and under "kept".
     """
     kept, counts, num_cut = [], Counter[str](), 0
-    settings = read_ledger(files[0]).settings if files else {}  # those of all files
+    settings = read_ledger(files[0]).settings if files else {}  # the same for all files
     only_found, max_boxes = settings.get("queries") == "classes", settings.get("max_boxes")
     for file, name in progress(zip(files, shards.file_names, strict=True), len(files), "labels"):
         labels = read_labels(file)
@@ -56,23 +57,23 @@ def read_kept_labels(
 
 
 def num_cut_above(labels: ShardLabels, min_score: float, *, max_boxes: int | None) -> int:
-    """Number of pairs whose labels may lack boxes of this score.
+    """Count the pairs whose labels may lack boxes of at least `min_score`, since the number of boxes was limited.
 
     Args:
-        max_boxes: limit of the boxes of an image, but for the best of each text; None if it is not known.
+        max_boxes: limit of the boxes per image, beyond which only the best box of each text is kept; None if unknown.
     """
     if max_boxes is None:
         return 0
     offsets = labels.boxes.offsets
-    last = offsets[:-1][np.diff(offsets) >= max_boxes] + max_boxes - 1  # of the best ones, which come first
+    last = offsets[:-1][np.diff(offsets) >= max_boxes] + max_boxes - 1  # the last within the limit, best first
     return int((labels.scores.values[last] >= min_score).sum())
 
 
 def limit_per_text(kept: Sequence[KeptLabels], texts: PairTexts, count: int) -> tuple[list[KeptLabels], int]:
-    """Keep at most `count` boxes per text over the whole set, those with the best scores; of equal ones, the first.
+    """Keep at most `count` boxes per text over all pairs, those with the highest scores; of equal scores, the first.
 
     Returns:
-        The labels that are left, and the number of boxes removed.
+        The remaining labels, and the number of boxes removed.
     """
     ids = [np.zeros(0, np.int64), *(texts.ids(number)[labels.box_texts.values] for number, labels in enumerate(kept))]
     scores = [np.zeros(0, np.float32), *(labels.scores.values for labels in kept)]
@@ -83,10 +84,10 @@ def limit_per_text(kept: Sequence[KeptLabels], texts: PairTexts, count: int) -> 
 
 
 class LabelledPairs:
-    """The pairs with a label to train on, in the order of their shards; an `ImageSource` of the loader.
+    """The pairs that have a label to train on, in the order of their shards; an `ImageSource` of the loader.
 
-    The classes of a record are ids of texts; its `image_texts` are the texts of its pair (`read_kept_labels`). An image
-    may show more than its kept boxes, so the negatives of a pair are the texts of other pairs.
+    The classes of a record are ids of texts; its `image_texts` are the texts of the pair (`read_kept_labels`). An image
+    may show more objects than its kept boxes, so the negatives of a pair are the texts of other pairs.
     """
 
     def __init__(
@@ -101,10 +102,10 @@ class LabelledPairs:
         """
         Args:
             shards: the same pairs as in the labels, in the same order (`open_labelled_shards`).
-            labels: one per shard.
-            texts: the ids of the labels' texts.
-            with_boxes: whether to use pairs with a kept box, with their boxes; else every pair with a text, without
-                boxes.
+            labels: kept labels of each shard.
+            texts: the distinct texts of the labels, with their ids.
+            with_boxes: whether to use the pairs with a kept box, with their boxes; otherwise every pair with a text is
+                used, without boxes.
             box_counts: number of boxes by the filter that removed them, and under "kept".
 
         Raises:
@@ -113,7 +114,7 @@ class LabelledPairs:
         self._shards = shards
         self._labels = labels
         self.texts = texts
-        """The texts of all labelled pairs, with their ids."""
+        """Distinct texts of all labelled pairs, with their ids."""
         self.box_counts = box_counts
         """Number of boxes by the filter that removed them, and under "kept"."""
         self._with_boxes = with_boxes
@@ -127,13 +128,13 @@ class LabelledPairs:
         if len(positions) == 0:
             raise ValueError(f"no pair of {shards.directory} has a label that passes the filters; loosen data.pairs")
         self.image_ids = -1 - positions
-        """-1 - the pair's position in the shards: negative, unlike any image id of the detection data."""
+        """Image ids: -1 - the pair's position in the shards; negative, unlike the image ids of the detection data."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def fingerprint(self) -> str:
-        """Hash of the pairs, their boxes and the ids of their texts."""
+        """Return a hash of the pairs, their boxes and the ids of their texts."""
         digest = hashlib.sha256(self.image_ids.tobytes())
         for number, labels in enumerate(self._labels):
             digest.update(self.texts.ids(number).tobytes())

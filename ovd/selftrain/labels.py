@@ -1,7 +1,7 @@
 """A teacher's labels of one shard of image-text pairs, and their file.
 
-The boxes above a low score are stored, with their texts, so that the filters (filter.py) can be changed without another
-run of the teacher. Where an image has more than a maximum, its pair is counted as capped in the ledger (ledger.py).
+All boxes above a low score are stored, with their texts, so that the filters (filter.py) can be changed without running
+the teacher again. If an image has more than the maximum, its pair is counted as capped in the ledger (ledger.py).
 """
 
 import hashlib
@@ -26,7 +26,7 @@ FORMAT = "labels of a shard of image-text pairs, 2"
 
 # The safetensors package does not read longer headers.
 _MAX_HEADER_BYTES = 100_000_000
-_OTHER_HEADER_BYTES = 100_000  # left free for settings, shapes, and why images could not be read
+_OTHER_HEADER_BYTES = 100_000  # reserved for settings, shapes, and the reasons of unreadable images
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TeacherBoxes:
     """A teacher's K boxes in one image, best first."""
 
     boxes: Float32[np.ndarray, "K 4"]
-    """xyxy in pixels of the image."""
+    """Boxes, xyxy in pixels of the image."""
     scores: Float32[np.ndarray, " K"]
     texts: Int64[np.ndarray, " K"]
     """Position of each box's text in the image's queries."""
@@ -42,18 +42,18 @@ class TeacherBoxes:
 
 @dataclass(frozen=True)
 class ShardLabels:
-    """The labels of a shard's N pairs, in its order, and its Q distinct texts, in the order of first use."""
+    """The labels of a shard's N pairs, in the shard's order, and its Q distinct texts, in the order of first use."""
 
     keys: tuple[str, ...]
     reasons: tuple[Fault | None, ...]
-    """None for a pair that was given to the teacher; else why it was not."""
+    """Reason why a pair was not given to the teacher; None if it was."""
     image_sizes: Int64[np.ndarray, "N 2"]
-    """Height and width in pixels; 0 where the image could not be read."""
+    """Height and width in pixels; 0 if the image could not be read."""
     texts: tuple[str, ...]
     queries: Ragged
-    """Queries of each pair: rows of `texts`."""
+    """Queries of each pair, as rows of `texts`."""
     boxes: Ragged
-    """xyxy in pixels of the pair's image, float32, best first."""
+    """Boxes of each pair, xyxy in pixels of its image, float32, best first."""
     scores: Ragged
     """Scores of the boxes, float32."""
     box_texts: Ragged
@@ -69,18 +69,18 @@ def write_labels(
     text_tower: str,
     settings: dict[str, Any],
 ) -> str:
-    """Write a shard's labels and its texts' embeddings as one safetensors file; its bytes depend on these alone.
+    """Write a shard's labels and its texts' embeddings as one safetensors file; the same arguments give the same bytes.
 
-    `TextBank` opens the same file: its classes are the texts.
+    `TextBank` can open the file; its classes are the texts.
 
     Args:
         index: index of the shard, stored so that training on the labels need not scan the shard.
         variants: V unit rows for each of the Q texts.
-        text_tower: fingerprint of the text tower that they come from.
+        text_tower: fingerprint of the text tower that encoded the texts.
         settings: all settings that the labels depend on, JSON-able.
 
     Returns:
-        The file's SHA-256.
+        The SHA-256 of the file.
 
     Raises:
         ValueError: the shard has too much text for the file's header.
@@ -115,11 +115,11 @@ def write_labels(
 
 
 def check_room(path: Path, *, keys: Sequence[str], reasons: Sequence[Fault | None], texts: Sequence[str]) -> None:
-    """Check, before a teacher works on a shard, that its labels file has room for its text.
+    """Check, before a teacher works on a shard, that the labels file has room for the shard's text.
 
     Args:
         path: the file that `write_labels` will write.
-        reasons: those that are known before images are read.
+        reasons: the reasons that are known before images are read.
 
     Raises:
         ValueError: the shard has too much text for the file's header.
@@ -146,7 +146,7 @@ def read_labels(path: Path) -> ShardLabels:
     """Read the labels of a shard.
 
     Raises:
-        ValueError: not a whole file of `write_labels`.
+        ValueError: the file is not a whole file of `write_labels`.
     """
     with _reading(path) as (file, metadata):
         keys, reasons, texts = (tuple(json.loads(metadata[name])) for name in ("keys", "reasons", "names"))
@@ -164,10 +164,10 @@ def read_labels(path: Path) -> ShardLabels:
 
 
 def read_shard_index(path: Path) -> ShardIndex:
-    """Read the positions of the pairs in a shard from its labels file.
+    """Read the index of a shard from its labels file.
 
     Raises:
-        ValueError: not a whole file of `write_labels`.
+        ValueError: the file is not a whole file of `write_labels`.
     """
     with _reading(path) as (file, metadata):
         return ShardIndex(
@@ -180,7 +180,7 @@ def read_shard_index(path: Path) -> ShardIndex:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
-    """An open labels file and its metadata; every failure raises a ValueError."""
+    """Open a labels file, with its metadata; every failure raises a ValueError."""
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -194,10 +194,10 @@ def _reading(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
 
 
 def label_files(folder: Path) -> list[Path]:
-    """The label files in a folder, in the order of their shards.
+    """List the label files of a folder, in the order of their shards.
 
     Raises:
-        ValueError: there are none.
+        ValueError: the folder has no label files.
     """
     files = sorted(folder.glob("*.safetensors"), key=shard_name)
     if not files:
@@ -206,10 +206,10 @@ def label_files(folder: Path) -> list[Path]:
 
 
 def shard_name(file: Path) -> str:
-    """The file name of the shard that a file of labels is of."""
+    """Return the file name of the shard that a labels file belongs to."""
     return f"{file.stem}.tar"
 
 
 def labels_path(folder: Path, shard: str) -> Path:
-    """The file of a shard's labels."""
+    """Return the path of a shard's labels file."""
     return folder / f"{Path(shard).stem}.safetensors"

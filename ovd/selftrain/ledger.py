@@ -1,6 +1,6 @@
-"""The ledger beside a shard's labels: what they were made from and how much they hold, as JSON.
+"""The ledger beside a shard's labels file: a JSON file with the source, the settings and the counts of the labels.
 
-It is written after the labels (labels.py), so a shard that has one is done.
+It is written after the labels (labels.py), so a shard that has a ledger is done.
 """
 
 import hashlib
@@ -28,17 +28,17 @@ class LabelCounts:
     pairs: int
     pairs_with_boxes: int
     capped_pairs: int
-    """Pairs with more boxes than are kept."""
+    """Number of pairs with more boxes than the labels contain."""
     boxes: int
     texts: int
-    """Texts that are distinct within a shard."""
+    """Number of texts, each counted once per shard."""
     long_texts: int
-    """Texts that fill the text tower's context, and may have been cut."""
+    """Number of texts that fill the text tower's context and may have been cut."""
     reasons: dict[str, int]
-    """Number of pairs not given to the teacher, by the code of the reason."""
+    """Numbers of pairs that were not given to the teacher, by the code of the reason."""
 
     def summary(self) -> str:
-        """The counts in a sentence."""
+        """Describe the counts in a sentence."""
         reasons = ", ".join(f"{count} {code}" for code, count in self.reasons.items()) or "none"
         return (
             f"{self.pairs} pairs, {self.pairs_with_boxes} with boxes, {self.boxes} boxes ({self.capped_pairs} pairs "
@@ -48,7 +48,7 @@ class LabelCounts:
 
 
 def total_counts(counts: Sequence[LabelCounts]) -> LabelCounts:
-    """The counts of several shards together."""
+    """Sum the counts of several shards."""
     numbers = [field.name for field in fields(LabelCounts) if field.name != "reasons"]
     reasons = sum((Counter(of_shard.reasons) for of_shard in counts), Counter())
     return LabelCounts(
@@ -59,7 +59,7 @@ def total_counts(counts: Sequence[LabelCounts]) -> LabelCounts:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What a ledger says of its file of labels."""
+    """The content of a ledger."""
 
     shard: str
     """File name of the shard."""
@@ -69,7 +69,7 @@ class Ledger:
     """All settings that the labels depend on."""
     counts: LabelCounts
     left_out: dict[str, list[str]]
-    """The first pairs that were not labelled, with the reason, by its code."""
+    """The first pairs that were not labelled, with their reasons, by the code of the reason."""
 
     @property
     def text_tower(self) -> str:
@@ -77,7 +77,7 @@ class Ledger:
         return self.settings["text_tower"]
 
     def write(self, labels_file: Path) -> None:
-        """Write it beside its file of labels, which is complete."""
+        """Write the ledger beside its labels file, which must be complete."""
         content = {
             "shard": {"file": self.shard, "samples": self.counts.pairs, "sha256": self.shard_sha256},
             "settings": self.settings,
@@ -89,15 +89,15 @@ class Ledger:
 
 
 def ledger_path(labels_file: Path) -> Path:
-    """The ledger beside a file of labels."""
+    """Return the path of a labels file's ledger."""
     return labels_file.with_suffix(".json")
 
 
 def read_ledger(labels_file: Path) -> Ledger:
-    """The ledger of a file of labels.
+    """Read the ledger of a labels file.
 
     Raises:
-        ValueError: it is missing, or no ledger of `ovd label-pairs`.
+        ValueError: the ledger is missing, or is not one of `ovd label-pairs`.
     """
     path = ledger_path(labels_file)
     try:
@@ -121,13 +121,13 @@ def read_ledger(labels_file: Path) -> Ledger:
 
 
 def labels_fingerprint(files: Sequence[Path]) -> str:
-    """Hash of the ledgers, which cover the shards, the settings and the labels with their text embeddings."""
+    """Return a hash of the ledgers, which cover the shards, the settings and the labels with their text embeddings."""
     ledgers = (ledger_path(file).read_bytes() for file in files)
     return hashlib.sha256(b"".join(hashlib.sha256(ledger).digest() for ledger in ledgers)).hexdigest()[:16]
 
 
 def describe_capped(files: Sequence[Path]) -> str:
-    """Of how many pairs the labels lack boxes, in a sentence; empty if they lack none.
+    """Describe in a sentence how many pairs had more boxes than their labels contain; empty if none had.
 
     Raises:
         ValueError: as `read_ledger`.
@@ -142,10 +142,10 @@ def describe_capped(files: Sequence[Path]) -> str:
 
 
 def check_labels(files: Sequence[Path]) -> None:
-    """Check that labels are those that their ledgers name: all bytes are read, in threads.
+    """Check that labels files match the hashes in their ledgers; all bytes are read, in threads.
 
     Raises:
-        ValueError: a file is damaged, or its ledger is missing or of another.
+        ValueError: a file does not match its ledger, or has none.
     """
 
     def is_whole(file: Path) -> bool:
@@ -164,16 +164,16 @@ def check_labels(files: Sequence[Path]) -> None:
 
 
 def open_labelled_shards(folder: Path, files: Sequence[Path], *, text_tower: str | None = None) -> PairShards:
-    """Open the labelled shards by the index that is stored with the labels, without scanning them.
+    """Open the labelled shards without scanning them, with the index that is stored with the labels.
 
     Args:
         folder: folder of the shards.
-        files: the labels (`label_files`).
-        text_tower: required fingerprint of the text tower that the text embeddings come from.
+        files: the label files (`label_files`).
+        text_tower: fingerprint that the labels' text tower must have; None for any.
 
     Raises:
-        ValueError: a labels file has no ledger, so that it may be incomplete; or the folder's manifest lists another
-            shard of that name; or the files were made with different settings, or another text tower.
+        ValueError: a labels file has no ledger, so it may be incomplete; or the folder's manifest lists a different
+            shard of the same name; or the files were made with different settings, or with another text tower.
         DataError: F13 a shard has another size than when it was labelled.
     """
     listed = list_shards(folder)

@@ -1,4 +1,4 @@
-"""What the teacher answered about image-text pairs, and the labels and counts of a shard that are made of it."""
+"""The teacher's answers for image-text pairs, and the labels and counts of a shard that are made from them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,22 +18,22 @@ NO_BOXES = TeacherBoxes(np.empty((0, 4), np.float32), np.empty(0, np.float32), n
 
 @dataclass(frozen=True)
 class PairAnswer:
-    """The answer about one pair."""
+    """The teacher's answer for one pair."""
 
     key: str
     reason: Fault | None
-    """Why the teacher was not asked."""
+    """Reason why the pair was not given to the teacher; None if it was."""
     image_size: tuple[int, int]
-    """Height and width in pixels; zeros where the image cannot be read."""
+    """Height and width in pixels; zeros if the image cannot be read."""
     queries: tuple[str, ...]
     found: TeacherBoxes
-    """Those that are kept, best first."""
+    """Boxes that are kept, best first."""
     is_capped: bool
-    """Whether there were more."""
+    """Whether the teacher found more boxes than are kept."""
 
 
 def to_labels(answers: Sequence[PairAnswer], texts: tuple[str, ...]) -> ShardLabels:
-    """The labels of a shard.
+    """Convert the answers for a shard's pairs to its labels.
 
     Args:
         texts: the distinct queries of the answers.
@@ -55,7 +55,7 @@ def to_labels(answers: Sequence[PairAnswer], texts: tuple[str, ...]) -> ShardLab
 
 
 def count_answers(answers: Sequence[PairAnswer], num_texts: int, num_long_texts: int) -> LabelCounts:
-    """The counts of a shard."""
+    """Count the pairs, boxes and texts of a shard."""
     num_boxes = [len(answer.found.scores) for answer in answers]
     return LabelCounts(
         pairs=len(answers),
@@ -69,7 +69,7 @@ def count_answers(answers: Sequence[PairAnswer], num_texts: int, num_long_texts:
 
 
 def first_left_out(answers: Sequence[PairAnswer]) -> dict[str, list[str]]:
-    """The first pairs that were not labelled, with the reason, by code."""
+    """List the first pairs that were not labelled, with their reasons, by the code of the reason."""
     report = DataReport(stops=False)
     for answer in answers:
         count_image(report, answer.key, answer.reason)
@@ -77,5 +77,5 @@ def first_left_out(answers: Sequence[PairAnswer]) -> dict[str, list[str]]:
 
 
 def _ragged(arrays: list[np.ndarray], empty: np.ndarray) -> Ragged:
-    """Join arrays to one ragged array; `empty` gives shape and dtype if there are none."""
+    """Join arrays into one ragged array; `empty` determines shape and dtype if there are none."""
     return Ragged.of(np.concatenate([empty, *arrays]), [len(array) for array in arrays])

@@ -1,6 +1,6 @@
 """The pseudo-labelling job: a teacher labels shards of image-text pairs, with a labels file and a ledger per shard.
 
-A shard is labelled whole or not at all, and its files depend on the shard and the settings alone: not on how the
+A shard is labelled completely or not at all, and its files depend only on the shard and the settings: not on how the
 shards are divided among workers, nor on where an earlier worker was killed. The ledger is written last and marks a
 shard as done.
 """
@@ -36,15 +36,15 @@ from ovd.selftrain.teacher import Teacher, TextVariants
 def shards_of_worker(
     folder: Path, *, rank: int = 0, world: int = 1, num_shards: int | None = None
 ) -> dict[str, ManifestEntry | None]:
-    """The shards that a worker labels, as `list_shards` gives them.
+    """List the shards that a worker labels, in the form of `list_shards`.
 
     Args:
-        rank, world: the worker has the shards number rank, rank + world, ...
-        num_shards: number of the folder's shards that the workers share, from the first; all by default.
+        rank, world: number of the worker, and number of workers; it labels the shards rank, rank + world, ...
+        num_shards: number of the folder's first shards that the workers share; all by default.
 
     Raises:
-        ValueError: there is no such rank.
-        DataError: F13 as `list_shards`.
+        ValueError: the rank is not in 0 to world - 1.
+        DataError: F13, as `list_shards`.
     """
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} of {world} workers: ranks are 0 to world - 1")
@@ -66,18 +66,18 @@ def label_shards(
     A shard that has both is skipped; a labels file that does not match its ledger is written again.
 
     Args:
-        texts: encodes the queries for the labels file, with the text tower that students are trained with.
-        listed: the shards to label (`shards_of_worker`); all of the folder by default.
-        report: counts the images; by default one that stops the job at too many that cannot be read.
+        texts: encoder of the queries for the labels file, with the text tower that students are trained with.
+        listed: the shards to label (`shards_of_worker`); all shards of the folder by default.
+        report: counts of the images; by default one that stops the job if too many cannot be read.
 
     Returns:
-        The counts of these shards, including those done before.
+        The counts of these shards, including those labelled before.
 
     Raises:
         ValueError: a shard was labelled with other settings before, has too much text for its labels file, or the
             teacher outputs NaN or infinity.
-        DataError: F13, F14 a shard is damaged; the code of an image fault if 100 images in a row, or 1 % of these
-            shards' and at least 5, cannot be read.
+        DataError: F13, F14 a shard is damaged; the code of an image fault if 100 images in a row, or 1 % of the
+            images of these shards and at least 5, cannot be read.
     """
     labeller = _ShardLabeller(output, teacher, texts, options)
     listed = shards_of_worker(folder) if listed is None else listed
@@ -107,10 +107,10 @@ def label_shards(
 
 
 def worker_of(rank: int | None, world: int | None, environment: Mapping[str, str]) -> tuple[int, int]:
-    """A worker's number and the number of workers: as given, else RANK and WORLD_SIZE (torchrun), else 0 and 1.
+    """Return a worker's rank and the number of workers: as given, else RANK and WORLD_SIZE (torchrun), else 0 and 1.
 
     Raises:
-        ValueError: one of the two is missing, or not a number.
+        ValueError: only one of the two is given, or a variable is not a number.
     """
     if (rank is None) != (world is None):
         raise ValueError("--rank says which of --world workers this is; give both or neither")
@@ -123,7 +123,7 @@ def worker_of(rank: int | None, world: int | None, environment: Mapping[str, str
 
 @dataclass(frozen=True)
 class _ShardLabeller:
-    """What the shards of a job are labelled with, and where their files go."""
+    """The teacher, the texts, the options and the output folder of a labelling job."""
 
     output: Path
     teacher: Teacher
@@ -146,10 +146,13 @@ class _ShardLabeller:
         }
 
     def read_done(self, shard: str, shard_sha256: str, report: DataReport) -> LabelCounts | None:
-        """The counts of a labelled shard; None for one that is to be labelled, for the first time or again.
+        """Read the counts of a labelled shard; return None if the shard has to be labelled, or labelled again.
 
         Args:
-            report: gets the images of a labelled shard.
+            report: report that the images of a labelled shard are counted in.
+
+        Raises:
+            ValueError: the shard was labelled with other settings.
         """
         labels_file = labels_path(self.output, shard)
         path = ledger_path(labels_file)
@@ -174,7 +177,7 @@ class _ShardLabeller:
         """Label the next shard of `batches`, and write its labels and then its ledger.
 
         Raises:
-            ValueError: the queries are too many for the labels file.
+            ValueError: the shard has too much text for its labels file, or the teacher outputs NaN or infinity.
         """
         labels_file = labels_path(self.output, name)
         positions = shards.positions(name)
@@ -225,10 +228,10 @@ class _ShardLabeller:
 
 
 def _within_cap(texts: Int64[np.ndarray, " N"], count: int) -> Int64[np.ndarray, " K"]:
-    """Rows of an image's boxes that are kept: the `count` best, and the best of each text, which others never displace.
+    """Return the rows of an image's boxes to keep: the `count` best, and in any case the best box of each text.
 
     Args:
-        texts: of each box, best first.
+        texts: text of each box, best first.
     """
     is_kept = np.arange(len(texts)) < count
     is_kept[np.unique(texts, return_index=True)[1]] = True

@@ -1,7 +1,7 @@
 """Quality of a teacher's labels on pairs whose true objects are known.
 
 A label is correct in place if it overlaps a true object with an IoU of at least 0.5, and correct in name if its text
-also names that object. Names with and without a sense in brackets are the same ("bow" and "bow (weapon)"), those with
+also names that object. Names with and without a sense in brackets are the same ("bow" and "bow (weapon)"); names with
 different senses are not. Unlike in average precision, several labels may be correct for one object, since duplicates do
 not harm training.
 """
@@ -34,9 +34,9 @@ class TrueObjects:
     """The true objects and the captions of a shard's N pairs."""
 
     is_known: Bool[np.ndarray, " N"]
-    """False for a pair whose true objects are not known; it is left out, with its labels."""
+    """False for pairs whose true objects are unknown; they are left out, with their labels."""
     boxes: Ragged
-    """xyxy in pixels of the pair's image, float32; K in all."""
+    """The K true boxes of all pairs, xyxy in pixels of the pair's image, float32."""
     names: tuple[str, ...]
     """Names of all K objects."""
     captions: tuple[str, ...]
@@ -44,9 +44,9 @@ class TrueObjects:
 
 @dataclass(frozen=True)
 class QualityRow:
-    """Precision and recall of the labels kept by one rule at one score; None without labels or objects.
+    """Precision and recall of the labels kept by one `keep` rule and score threshold; None without labels or objects.
 
-    Values `in_name` are also None if the texts are whole captions, which do not name single objects.
+    The `_in_name` fields are also None if the texts are whole captions, which do not name single objects.
     """
 
     keep: Keep
@@ -64,7 +64,7 @@ class QualityRow:
 
 @dataclass(frozen=True)
 class _Hits:
-    """Every label and true object of a shard that overlap enough."""
+    """All H pairs of a label and a true object of a shard with an IoU of at least `MIN_IOU`."""
 
     labels: Int64[np.ndarray, " H"]
     objects: Int64[np.ndarray, " H"]
@@ -74,21 +74,21 @@ class _Hits:
 
 @dataclass(frozen=True)
 class _Counts:
-    """Numbers of the labels that a rule keeps, and of the true objects that they find."""
+    """Numbers of kept and correct labels, and of the true objects that they find, in place or also in name."""
 
     labels: int = 0
     right_in_place: int = 0
     right_in_name: int = 0
     found_in_place: int = 0
-    """Objects that a kept label overlaps."""
+    """Number of objects that a kept label overlaps."""
     found_in_name: int = 0
     rare_in_place: int = 0
-    """Rare objects among those found."""
+    """Number of rare objects among them."""
     rare_in_name: int = 0
 
     @classmethod
     def of(cls, hits: _Hits, is_kept: Bool[np.ndarray, " M"], is_rare: Bool[np.ndarray, " K"]) -> "_Counts":
-        """The counts of a shard's M labels and K objects."""
+        """Count the hits of a shard's kept labels, of M, and its K objects."""
         in_place = is_kept[hits.labels]
         in_name = in_place & hits.is_named
         found, found_with_name = np.unique(hits.objects[in_place]), np.unique(hits.objects[in_name])
@@ -110,8 +110,8 @@ def read_true_objects(pairs: PairShards, positions: Sequence[int]) -> TrueObject
     """Read true objects from the pairs' info members: `boxes` (xyxy in pixels) and `names`.
 
     Raises:
-        ValueError: an info member has different numbers of boxes and names, a box without four finite numbers or with
-            one of 1e9 or more, or a name that is no text.
+        ValueError: an info member has different numbers of boxes and names, a box that is not four numbers with
+            absolute values below 1e9, or a name that is not a string.
     """
     is_known, counts, captions = [], [], []
     boxes: list[list[float]] = []
@@ -138,7 +138,7 @@ def read_true_objects(pairs: PairShards, positions: Sequence[int]) -> TrueObject
 
 
 def _problem_of(boxes: Any, names: Any) -> str | None:
-    """What is wrong with an info member's lists of boxes and of their names; None if nothing is."""
+    """Describe the fault of an info member's lists of boxes and names; return None if they are valid."""
     if not isinstance(boxes, list) or not isinstance(names, list) or len(boxes) != len(names):
         return "give a list of boxes, and one of as many names"
     for number, box in enumerate(boxes, start=1):
@@ -151,7 +151,7 @@ def _problem_of(boxes: Any, names: Any) -> str | None:
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether a value of JSON is a number but NaN and infinity, of any size."""
+    """Whether a JSON value is a finite number, however large."""
     return type(value) in (int, float) and abs(value) < math.inf
 
 
@@ -165,7 +165,7 @@ def measure_quality(
     rare: Collection[str] = (),
     whole_captions: bool = False,
 ) -> tuple[QualityRow, ...]:
-    """Precision and recall of the labels that each `keep` rule keeps at each score.
+    """Measure precision and recall of the labels that each `keep` rule keeps at each score threshold.
 
     Args:
         shards, truth: labels and true objects of the same pairs, in the same order.
@@ -235,7 +235,7 @@ def _percent(share: float | None) -> str:
 
 
 def _hits(labels: ShardLabels, objects: TrueObjects, names_of: Mapping[str, Collection[str]]) -> _Hits:
-    """Compare each label with every true object of its pair.
+    """Find the labels and true objects of the same pair that overlap, and compare their names.
 
     Args:
         names_of: synonyms by normalized name.
@@ -257,6 +257,6 @@ def _hits(labels: ShardLabels, objects: TrueObjects, names_of: Mapping[str, Coll
 
 
 def _are_same(one: str, other: str) -> bool:
-    """Whether two names are the same, but for a sense that only one of them has."""
+    """Whether two names are the same, apart from a sense in brackets that only one of them has."""
     first, second = normalized(one), normalized(other)
     return first == second or first == normalized(without_sense(other)) or second == normalized(without_sense(one))

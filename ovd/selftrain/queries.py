@@ -1,7 +1,7 @@
-"""Queries for a teacher from a caption.
+"""Queries for a teacher, taken from a caption.
 
-These are rules for English web captions, without data, tagger or training. Words of other languages are kept, but none
-of them is recognized as a function word.
+These are rules for English web captions; they need no data, tagger or training. Words of other languages are kept, but
+none of them is recognized as a function word.
 """
 
 import re
@@ -69,26 +69,26 @@ _ADJECTIVES = set_of(
 )
 _DESCRIBING = _COLORS | _ADJECTIVES
 _KINDS = set_of(
-    # Names whose color or adjective says what the thing is.
+    # Names in which the color or adjective is part of the name.
     "black_pepper black_tea blue_jay blue_whale brown_rice great_dane green_bean green_onion green_pepper green_tea "
     "orange_juice red_cabbage red_panda red_pepper red_wine white_wine"
 )
 _IN_FRONT = _NUMBERS | _DESCRIBING
 
 MAX_QUERIES = 300
-"""Of an image (OWLv2's value)."""
+"""Number of queries per image, at most (OWLv2's value)."""
 
 
 def caption_queries(caption: str) -> tuple[str, ...]:
-    """The whole caption, with white space collapsed; empty if it has no word."""
+    """Return the whole caption, with white space collapsed, as the only query; none if it has no word."""
     return (" ".join(caption.split()),) if words_of(caption) else ()
 
 
 def ngram_queries(caption: str, *, max_words: int = 10, max_queries: int = MAX_QUERIES) -> tuple[str, ...]:
-    """Every run of up to `max_words` words that neither begins nor ends with a function word (OWLv2's rule).
+    """Return every run of up to `max_words` words that neither begins nor ends with a function word (OWLv2's rule).
 
-    They are lower-cased, may span punctuation, and have no duplicates. Short ones come first, then the order is that of
-    the caption, so that the limit removes the longest.
+    The runs are lower-cased, may span punctuation, and have no duplicates. They are ordered by length, then as in the
+    caption, so that the limit removes the longest.
     """
     words = words_of(caption)
     queries: dict[str, None] = {}
@@ -103,12 +103,12 @@ def ngram_queries(caption: str, *, max_words: int = 10, max_queries: int = MAX_Q
 
 
 def noun_queries(caption: str) -> tuple[str, ...]:
-    """Noun phrases, in the order of the caption, without duplicates.
+    """Return the noun phrases of a caption, in its order, without duplicates.
 
     A phrase is a run of words between punctuation, function words and verbs, without the count, colors and other common
     adjectives in front of it ("two red umbrellas" -> "umbrella") and without words for the picture itself ("a photo
-    of"). "of" joins two phrases to one ("cup of coffee"); "with" gives the joined phrase and both parts. "and" joins
-    nothing: captions like "a dog and a cat" are far more frequent than those like "a bow and arrow".
+    of"). "of" joins two phrases into one ("cup of coffee"); "with" gives the joined phrase and both parts. "and" joins
+    no phrases: captions like "a dog and a cat" are far more frequent than those like "a bow and arrow".
     """
     phrases = (phrase for clause in clauses(caption) for phrase in _phrases_of_clause(clause))
     return tuple(islice(dict.fromkeys(phrases), MAX_QUERIES))
@@ -121,14 +121,14 @@ def _is_function_word(word: str) -> bool:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Words between two boundaries that hold a noun phrase."""
+    """Words between two boundaries that contain a noun phrase."""
 
     link: tuple[str, ...]
     """Words between the previous chunk and this one."""
     words: tuple[str, ...]
     """Words of the chunk, as in the caption."""
     phrase: str
-    """The noun phrase in the singular, without the words in front of it."""
+    """Noun phrase in the singular, without the number and adjectives in front of it."""
 
 
 def _phrases_of_clause(clause: list[str]) -> Iterator[str]:
@@ -141,7 +141,7 @@ def _phrases_of_clause(clause: list[str]) -> Iterator[str]:
 
 
 def _chains(chunks: Iterable[_Chunk], preposition: str) -> Iterator[list[_Chunk]]:
-    """Group chunks that the preposition, possibly with a determiner, links to the one before."""
+    """Group chunks in which the preposition, possibly with a determiner, links each to the previous one."""
     chain: list[_Chunk] = []
     for chunk in chunks:
         if chain and not (chunk.link[0] == preposition and _DETERMINERS.issuperset(chunk.link[1:])):
@@ -159,7 +159,10 @@ def _joined(chain: list[_Chunk]) -> _Chunk:
 
 
 def _chunks(clause: list[str]) -> Iterator[_Chunk]:
-    """Split at function words and verbs; words at a chunk's end that belong to no noun are added to the next link."""
+    """Split a clause at function words and verbs into chunks.
+
+    Words at the end of a chunk that belong to no noun are added to the link of the next chunk.
+    """
     link: list[str] = []
     words: list[str] = []
     for word, following in pairwise([*clause, None, None]):
@@ -179,8 +182,11 @@ def _chunks(clause: list[str]) -> Iterator[_Chunk]:
 
 
 def _is_in_phrase(word: str, following: str | None, words: list[str], link: list[str]) -> bool:
-    """Whether a word goes on with the words of a phrase, which may hold function words that are nouns: "can" and
-    "stand" behind an article ("a stand mixer"), "can" at the end ("a trash can on the street")."""
+    """Whether a word belongs to the phrase of the words before it.
+
+    Two function words do where they are nouns: "can" and "stand" after an article ("a stand mixer"), and "can" at the
+    end of a phrase ("a trash can on the street").
+    """
     if _is_verb(word, words, link):
         return False
     if not _is_function_word(word):
@@ -198,16 +204,16 @@ def _is_verb(word: str, words: list[str], link: list[str]) -> bool:
 
 
 def _is_tail(word: str) -> bool:
-    """Whether a word at the end of a chunk is no noun: "umbrella illustration", "dog running", "apple isolated"."""
+    """Whether the last word of a chunk is not its noun: "umbrella illustration", "dog running", "apple isolated"."""
     if word.endswith("ing"):
-        # "ring", "string": no verb without a vowel before "ing".
+        # A verb has a vowel before "ing", unlike "ring" and "string".
         return word not in _ING_NOUNS and re.search("[aeiouy]", word[:-3]) is not None
     is_participle = len(word) > 5 and word.endswith("ed") and not word.endswith(("eed", "bed", "sled"))
     return is_participle or word in _PICTURE_WORDS
 
 
 def _phrase(words: list[str], *, follows_singular_article: bool) -> str:
-    """The noun phrase; empty if there are only numbers, adjectives or a single letter."""
+    """Return the noun phrase of a chunk's words; empty if there are only numbers, adjectives or a single letter."""
     if not words:
         return ""
     head = words[-1] if follows_singular_article else singular(words[-1])
@@ -228,17 +234,17 @@ def _is_number(word: str) -> bool:
 
 
 def _is_adjective(word: str, following: str) -> bool:
-    """Whether a word is a common adjective; "light" and "dark" are only in front of a color (unlike "light bulb")."""
+    """Whether a word is a common adjective; "light" and "dark" only before a color (unlike in "light bulb")."""
     return word in _DESCRIBING or (word in ("light", "dark") and following in _COLORS)
 
 
 @dataclass(frozen=True)
 class CaptionQueries:
-    """How queries come from a caption."""
+    """A source of queries from captions."""
 
     queries_of: Callable[[str], tuple[str, ...]]
     are_names: bool
-    """Whether templates are put around them, as around names of classes."""
+    """Whether the queries are put into prompt templates, like class names."""
 
 
 SOURCES: dict[QuerySource, CaptionQueries] = {
@@ -246,4 +252,4 @@ SOURCES: dict[QuerySource, CaptionQueries] = {
     "ngrams": CaptionQueries(ngram_queries, are_names=True),
     "nouns": CaptionQueries(noun_queries, are_names=True),
 }
-"""All but `classes`, which are the same for every caption."""
+"""Query sources by name, except `classes`, which does not use the caption."""

@@ -1,4 +1,4 @@
-"""Teachers, which detect boxes for queries: the protocol `Teacher`, and its implementation by our own detectors."""
+"""The protocol `Teacher`, a detector that finds boxes for queries, and its implementation with our own detectors."""
 
 import hashlib
 import json
@@ -25,27 +25,27 @@ from ovd.text.names import clean_name, fill
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A detector whose queries differ from image to image."""
+    """A detector that takes different queries for each image."""
 
     name: str
-    """Description of everything that its boxes depend on."""
+    """Description of everything that the boxes depend on."""
 
     def detect(self, images: list[UInt8[np.ndarray, "_ _ 3"]], queries: list[tuple[str, ...]]) -> list[TeacherBoxes]:
         """Detect in RGB images of any size, each with its own queries; boxes are sorted best first.
 
-        `texts` are positions in the image's queries; an image without queries has no boxes.
+        `TeacherBoxes.texts` are positions in the image's queries; an image without queries has no boxes.
         """
         ...
 
 
 class TextVariants:
-    """Embeddings of distinct texts, in V prompts each, from the frozen text tower; kept until others are loaded."""
+    """Embeddings of distinct texts from the frozen text tower, in V prompts each, kept until other texts are loaded."""
 
     def __init__(self, clip: Clip, templates: tuple[str, ...] | None):
         """
         Args:
-            templates: prompt templates of names and phrases, which are cleaned (text/names.py); None encodes texts
-                unchanged, for captions.
+            templates: prompt templates for names and phrases, which are cleaned first (text/names.py); None encodes
+                texts unchanged, for captions.
         """
         self.templates = templates
         self.text_tower = text_tower_fingerprint(clip)
@@ -56,12 +56,12 @@ class TextVariants:
         self._variants: Float16[np.ndarray, "Q V D"] | None = None
         self._means = torch.empty(0, clip.dim)
         self.num_long = 0
-        """Number of loaded texts with a prompt that fills the text tower's context, and may be cut there."""
+        """Number of loaded texts with a prompt that fills the text tower's context and may have been cut."""
 
     def load(self, texts: Sequence[str]) -> Float16[np.ndarray, "Q V D"]:
-        """Encode distinct texts in place of the previous ones; returns unit rows by text and template.
+        """Encode distinct texts, which replace the previous ones; return unit rows by text and template.
 
-        The same texts in the same order, such as the classes of one shard after another, are not encoded again.
+        The same texts in the same order, such as the classes of the next shard, are not encoded again.
         """
         if self._variants is not None and list(self._row) == list(texts):
             return self._variants
@@ -82,7 +82,7 @@ class TextVariants:
         return variants
 
     def means(self, texts: Iterable[str]) -> Float[Tensor, "C D"]:
-        """One unit row per text, the mean over the templates; the texts must be loaded."""
+        """Return a unit row per text, the mean over the templates; the texts must be loaded."""
         return self._means[[self._row[text] for text in texts]]
 
     def __contains__(self, text: str) -> bool:
@@ -95,19 +95,20 @@ class TextVariants:
 
 
 class OvdTeacher:
-    """One of our detectors as a Teacher: images in batches, each with its own queries alone."""
+    """One of our detectors as a Teacher: images are processed in batches, each with its own queries only."""
 
     def __init__(self, inference: BatchDetector, texts: TextVariants, *, run: str):
         """
         Args:
             inference: the detector with its inference settings.
-            texts: encodes queries with the text tower that the detector was trained with; loads those not yet loaded.
-            run: the detector's run folder as its config has it, for `name`: ledgers have the same wherever it is now.
+            texts: encoder of queries with the text tower that the detector was trained with; queries that are not
+                loaded yet are loaded.
+            run: run folder in the detector's config, for `name`; it stays the same if the folder is moved.
         """
         precision = "bf16" if inference.low_precision else "float32"
         fingerprint = weights_fingerprint(inference.detector)
         self.settings = f"sha256 {fingerprint} at {inference.size} px in {precision}, {inference.options!r}"
-        """All that its boxes depend on, in words."""
+        """Description of the weights and inference settings that the boxes depend on."""
         if inference.second_look is not None:
             look = inference.second_look
             self.settings += f", crops by CLIP sha256 {weights_fingerprint(look.backbone)} in {look.views!r}"
@@ -126,7 +127,7 @@ class OvdTeacher:
 
     @torch.no_grad()
     def detect(self, images: list[UInt8[np.ndarray, "_ _ 3"]], queries: list[tuple[str, ...]]) -> list[TeacherBoxes]:
-        """As `Teacher.detect`. Images are padded to a common size, which moves boxes a little if shapes differ."""
+        """Detect as in `Teacher.detect`; padding to a common size moves boxes a little if the images' shapes differ."""
         if not images:
             return []
         distinct = dict.fromkeys(text for asked in queries for text in asked)
@@ -141,7 +142,10 @@ class OvdTeacher:
 
 
 def _applied_calibration(inference: BatchDetector) -> ScoreCalibration | None:
-    """The calibration that changes what an answerer finds: its correction always does, its map if it was fitted so."""
+    """Return the calibration if it affects the boxes; None otherwise.
+
+    A name bias always affects them, the score map only with the settings of post-processing that it was fitted with.
+    """
     calibration = inference.calibration
     if calibration is None or not (calibration.name_bias or calibration.applies_to(inference.options)):
         return None
@@ -149,14 +153,14 @@ def _applied_calibration(inference: BatchDetector) -> ScoreCalibration | None:
 
 
 def _fingerprint(calibration: ScoreCalibration) -> str:
-    """Hash of a calibration, as `weights_fingerprint`."""
+    """Return a hash of a calibration, in the form of `weights_fingerprint`."""
     digest = hashlib.sha256(json.dumps(calibration.to_json(), sort_keys=True).encode())
     digest.update(calibration.trained_text.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """Hash of a teacher's weights."""
+    """Return a hash of a model's weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

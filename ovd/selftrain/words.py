@@ -7,7 +7,7 @@ import unicodedata
 
 
 def set_of(words: str) -> frozenset[str]:
-    """A list of words with spaces between them, as a set."""
+    """Split a string at white space into a set of words."""
     return frozenset(words.split())
 
 
@@ -33,11 +33,14 @@ NO_SINGULAR = set_of(
     "pajamas pants pliers pyjamas scissors series shears sheep shorts species stairs sunglasses tights tongs "
     "trousers tweezers"
 )
-"""Words that end like a plural or mean many, and are their own singular."""
+"""Words that end like a plural, or are one, and have no other singular."""
 
 
 def clauses(text: str) -> list[list[str]]:
-    """Lists of the words between punctuation marks; "&" becomes "and", HTML is taken for what it shows."""
+    """Split a text at punctuation marks into lists of lower-cased words.
+
+    "&" becomes "and", HTML entities are decoded, and HTML tags and web addresses count as punctuation.
+    """
     text = _TAG.sub(",", html.unescape(text))
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
     text = re.sub(r"https?://\S+|www\.\S+", ",", text).translate(_SPELLING)
@@ -48,7 +51,7 @@ def clauses(text: str) -> list[list[str]]:
 
 
 def words_of(text: str) -> list[str]:
-    """Lower-cased words without punctuation; hyphens and apostrophes inside a word are kept."""
+    """Return the lower-cased words without punctuation; hyphens and apostrophes inside a word are kept."""
     return [word for clause in clauses(text) for word in clause]
 
 
@@ -61,12 +64,12 @@ def normalized(text: str) -> str:
 
 
 def without_sense(name: str) -> str:
-    """A name without what stands in brackets, such as LVIS's "bow_(weapon)"; unchanged if nothing else is there."""
+    """Remove the part in brackets from a name, such as LVIS's "bow_(weapon)"; keep a name that is only such a part."""
     return re.sub(r"\([^()]*\)", " ", name).strip(" _") or name
 
 
 def singular(word: str) -> str:
-    """The singular of a regular or common irregular English plural; other words are unchanged."""
+    """Return the singular of a regular or common irregular English plural; other words are unchanged."""
     if word in _IRREGULAR_PLURALS:
         return _IRREGULAR_PLURALS[word]
     if len(word) < 4 or not word.endswith("s") or word in NO_SINGULAR or word.endswith(("ss", "us", "is", "'s")):
@@ -80,7 +83,7 @@ def singular(word: str) -> str:
 
 
 def _has_letter(word: str) -> bool:
-    """Whether a word is more than marks that belong to other characters."""
+    """Whether a word has a letter or number, not only marks."""
     return any(unicodedata.category(char)[0] in "LN" for char in word)
 
 
@@ -89,7 +92,7 @@ def _kept_character(char: str) -> str:
     """Keep parts of words and white space, remove invisible marks, replace others by a comma, which ends a clause."""
     category = unicodedata.category(char)
     if category == "Me" or "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef":
-        return ""  # the form of the character before, an emoji in most cases
+        return ""  # a mark that changes the form of the previous character, most often of an emoji
     # M: vowel signs and accents, which a regular expression's \w does not match.
     if category[0] in "LMN" or char in "'-" or char.isspace():
         return char

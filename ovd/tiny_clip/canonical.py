@@ -1,9 +1,9 @@
-"""Canonical correlation: the last, linear layers of a CLIP model, solved for in closed form.
+"""Canonical correlation analysis, which solves for the last, linear layers of a CLIP model in closed form.
 
 Contrastive training from random weights can end in a text space that uses few of its dimensions: the first directions
-that separate captions grow, and an embedding's gradient stays within the span of those it is compared with. The layers
-before the projections contain more. Canonical correlation analysis (Hotelling 1936) finds all directions in which
-images and captions agree, with the correlation of each.
+that separate captions grow, and the gradient of an embedding stays within the span of the embeddings that it is
+compared with. The layers before the projections contain more directions. Canonical correlation analysis (Hotelling
+1936) finds all directions in which images and captions agree, with the correlation of each.
 """
 
 import torch
@@ -14,19 +14,19 @@ from torch import Tensor
 def canonical_projections(
     images: Float[Tensor, "N I"], texts: Float[Tensor, "N T"], *, ridge: float
 ) -> tuple[Float[Tensor, "I K"], Float[Tensor, "T K"], Float[Tensor, " K"]]:
-    """Linear maps of paired features into a common space, and the correlation of each of its dimensions, descending.
+    """Compute linear maps of paired features into a common space, and the correlation of each dimension, descending.
 
-    Features are not centered, as CLIP's projections have no bias, so the first dimension is the one that all pairs
-    share, with a correlation near 1. Over the N pairs, the second moments of projected features are I (up to the
-    ridge), and those between images and texts are diag(correlations).
+    Features are not centered, since CLIP's projections have no bias, so the first dimension is the one that all pairs
+    share, with a correlation near 1. Over the N pairs, the second moments of the projected features are the identity
+    (up to the ridge), and those between images and texts are diag(correlations).
 
     Args:
         images, texts: features of the same N pairs; K = min(I, T).
-        ridge: added to the second moments, as a fraction of their mean over the dimensions, so that directions that
-            hardly vary are not amplified.
+        ridge: added to the diagonal of the second moments, as a fraction of the features' mean variance, so that
+            directions that hardly vary are not amplified.
 
     Raises:
-        ValueError: fewer pairs than dimensions.
+        ValueError: there are fewer pairs than dimensions.
     """
     if len(images) < max(images.shape[1], texts.shape[1]):
         raise ValueError(f"{len(images)} pairs do not determine {images.shape[1]} x {texts.shape[1]} correlations")
@@ -37,7 +37,7 @@ def canonical_projections(
 
 
 def _whitening(features: Float[Tensor, "N F"], ridge: float) -> Float[Tensor, "F F"]:
-    """The symmetric inverse square root of the second moments."""
+    """Compute the symmetric inverse square root of the features' second moments, with the ridge added."""
     features = features.double()
     moments = features.T @ features / len(features)
     spread = (features - features.mean(dim=0)).square().mean()
@@ -46,9 +46,10 @@ def _whitening(features: Float[Tensor, "N F"], ridge: float) -> Float[Tensor, "F
 
 
 def participation_ratio(rows: Float[Tensor, "N D"]) -> float:
-    """Effective number of dimensions of rows: (sum of variances)^2 / sum of squared variances, along principal axes.
+    """Compute the effective number of dimensions of rows.
 
-    For 287 names of LVIS it is 85 in CLIP ViT-B/32, which has 512 dimensions.
+    It is (sum of variances)^2 / sum of squared variances, along the principal axes. For 287 class names of LVIS it is
+    85 in CLIP ViT-B/32, which has 512 dimensions.
     """
     variances = torch.linalg.svdvals((rows - rows.mean(dim=0)).double()).square()
     return (variances.sum().square() / variances.square().sum()).item()

@@ -52,10 +52,10 @@ def load_pairs(folder: Path) -> tuple[UInt8[np.ndarray, "N S S 3"], list[str]]:
 def batch_of_step(
     images: UInt8[np.ndarray, "N S S 3"], *, step: int, batch_size: int, crop: int, seed: int
 ) -> tuple[Int[np.ndarray, " B"], UInt8[Tensor, "B 3 crop crop"]]:
-    """The step's pair indices and their images, cropped and mirrored at random: a pure function of (seed, step).
+    """Return a step's pair indices and images, cropped and mirrored at random: a pure function of (seed, step).
 
     Raises:
-        ValueError: fewer pairs than a batch, or a crop larger than the images.
+        ValueError: there are fewer pairs than `batch_size`, or `crop` is larger than the images.
     """
     if len(images) < batch_size or crop > images.shape[1]:
         raise ValueError(
@@ -83,7 +83,11 @@ def normalize(images: UInt8[Tensor, "B 3 H W"], clip: Clip) -> Float[Tensor, "B 
 
 
 def pretrain(clip: Clip, images: UInt8[np.ndarray, "N S S 3"], captions: list[str], config: PretrainConfig) -> None:
-    """Train `clip.model` in place with CLIP's symmetric contrastive loss; resume from the run folder's checkpoint."""
+    """Train `clip.model` in place with CLIP's symmetric contrastive loss; resume if the run folder has a checkpoint.
+
+    Raises:
+        ValueError: the run in the folder was started with other settings.
+    """
     compute = Compute.configured(config.precision, torch.device("cpu"))
     model = compute.place(clip.model).train()
     groups = parameter_groups(model, {"clip": GroupSpec([model], weight_decay=config.weight_decay)})
@@ -130,7 +134,7 @@ def pretrain(clip: Clip, images: UInt8[np.ndarray, "N S S 3"], captions: list[st
 
 @torch.no_grad()
 def zero_shot_accuracy(clip: Clip, settings: Settings) -> Float[np.ndarray, " C"]:
-    """Top-1 accuracy per class of naming one centered object of 48 to 96 px, on scenes of a separate seed.
+    """Measure top-1 accuracy per class of naming one centered object of 48 to 96 px, on scenes of a separate seed.
 
     The class text is the normalized mean over seven short prompts.
     """

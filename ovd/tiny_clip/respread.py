@@ -1,8 +1,8 @@
-"""The last step of pretraining: solve for the tiny CLIP's last layers again, so that its space has many dimensions.
+"""The last step of pretraining: solve for the tiny CLIP's last layers again, so that they use more dimensions.
 
-In real CLIP models the names of LVIS vary in some 85 dimensions (participation ratio), in the tiny one after its few
-thousand steps in 9. In so small a space a few hundred base classes determine the map from images to text for all other
-classes too, so that keeping the alignment would be trivial.
+In real CLIP models the embeddings of LVIS's class names vary in about 85 dimensions (participation ratio); in the tiny
+CLIP, after a few thousand steps, in 9. In such a small space a few hundred base classes determine the map from images
+to text for all other classes, too, and keeping the alignment would be trivial.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ BATCH_SIZE = 128
 
 @dataclass(frozen=True)
 class Features:
-    """Inputs of the projections of a CLIP model's image and text side, for the same pairs."""
+    """Inputs of a CLIP model's image and text projections, for the same pairs."""
 
     images: Float[Tensor, "N I"]
     texts: Float[Tensor, "N T"]
@@ -37,7 +37,7 @@ class Features:
 def pair_features(
     clip: Clip, images: UInt8[np.ndarray, "N S S 3"], captions: list[str], *, crop: int, low_precision: bool
 ) -> Features:
-    """Features of the images' central crops and their captions, in eval mode."""
+    """Compute the features of the images' central crops and of their captions, in eval mode."""
     model = clip.model.eval()
     margin = (images.shape[1] - crop) // 2
     projection, model.text_projection = model.text_projection, None
@@ -60,13 +60,14 @@ def pair_features(
 def respread(clip: Clip, features: Features, held_out: Features) -> None:
     """Replace both projections and the logit scale of a CLIP model, in place.
 
-    The length of each direction in which images and captions agree is the square root of its correlation; the first,
-    which all pairs share, is left out. Dimensions beyond those of the features stay zero.
+    Each direction in which images and captions agree is scaled by the square root of its correlation; the first one,
+    which all pairs share, is set to zero. Dimensions beyond those of the features are zero, too.
 
     Args:
         clip: a model with a linear image projection without bias.
-        features: pairs on which the projections are solved for.
-        held_out: pairs on which the scale with the lowest contrastive loss is chosen, in batches as in training.
+        features: features of the pairs that the projections are solved on.
+        held_out: features of the pairs on which the scale with the lowest contrastive loss is chosen, in batches of 128
+            as in training (configs/pretrain_tiny_clip.yaml).
     """
     model = clip.model
     to_image, to_text, correlations = canonical_projections(features.images, features.texts, ridge=RIDGE)
