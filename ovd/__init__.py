@@ -1,1 +1,1 @@
-"""Open-vocabulary detection: train and use detectors that take the names of what they find as input."""
+"""Open-vocabulary object detection: training and use of detectors that take class names as input."""

@@ -1,8 +1,8 @@
 """The `ovd` command: `ovd COMMAND ...` runs `main` of the module of that name in `ovd/commands/`.
 
-Only that module is imported, and it imports torch and what takes as long only after reading its options: help
-and mistakes come at once, and what a command needs beyond the requirements is asked for by this command alone. Under
-torchrun: `torchrun --nproc-per-node 8 -m ovd train CONFIG`.
+Only that module is imported, and it imports torch and other slow packages after parsing its options. So help and usage
+errors appear at once, and only the commands that use an optional package need it. Under torchrun:
+`torchrun --nproc-per-node 8 -m ovd train CONFIG`.
 """
 
 import sys
@@ -42,11 +42,11 @@ COMMANDS = {
         "split": "split an annotation file in two by image",
     },
 }
-"""Every command and what it does, in groups."""
+"""Help line of every command, by group."""
 
 
 def help_text() -> str:
-    """What `ovd --help` prints."""
+    """Return the text that `ovd --help` prints."""
     lines = ["usage: ovd COMMAND ...", "", "Open-vocabulary object detection: train, evaluate, detect.", ""]
     for group, commands in COMMANDS.items():
         lines += [f"{group}:", *(f"  {name:<16}{text}" for name, text in commands.items()), ""]
@@ -54,10 +54,13 @@ def help_text() -> str:
 
 
 def run_command(arguments: list[str]) -> None:
-    """Run the command that the first argument names with the others; print the help or the version.
+    """Run a command, or print the help or the version.
+
+    Args:
+        arguments: name of the command and its arguments; or `--version`; or `-h`, `--help` or nothing for the help.
 
     Raises:
-        ValueError: ovd has no such command.
+        ValueError: there is no such command.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(help_text())
@@ -76,7 +79,7 @@ def run_command(arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """What `ovd` and `python -m ovd` do."""
+    """Run the command line of `ovd` and `python -m ovd`."""
     run_tool(lambda: run_command(sys.argv[1:]))
 
 

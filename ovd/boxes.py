@@ -1,4 +1,4 @@
-"""Box operations that torchvision.ops lacks, or for which a GPU would wait there; areas, IoU and NMS come from it.
+"""Box operations that torchvision.ops lacks or that synchronize with the GPU there; areas, IoU and NMS come from it.
 
 Sizes are (height, width) in pixels, the order of an image tensor's last two axes.
 """
@@ -8,19 +8,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 EPSILON = 1e-7
-"""What keeps an area of 0 from being a divisor."""
+"""Number added to areas before dividing by them."""
 
 
 def clip_boxes(boxes: Float[Tensor, "*N 4"], size: Int[Tensor, "*#N 2"]) -> Float[Tensor, "*N 4"]:
-    """Move corners outside an image of `size` onto its border; a box wholly outside is left with no area.
+    """Clip boxes to an image of `size`; a box wholly outside is left with area 0.
 
-    torchvision's clip_boxes_to_image takes Python numbers, which on a GPU would wait for the device.
+    torchvision's clip_boxes_to_image takes the size as Python numbers, which synchronizes if the size is on a GPU.
     """
     return torch.minimum(boxes.clamp(min=0), _of_corners(size).to(boxes.dtype))
 
 
 def has_area(boxes: Float[Tensor, "*N 4"]) -> Bool[Tensor, "*N"]:
-    """Which boxes are more than a point or a line."""
+    """Return a mask of the boxes with positive width and height."""
     return (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
 
 
@@ -36,21 +36,24 @@ def rescale_boxes(
 
 
 def _of_corners(size: Int[Tensor, "*N 2"]) -> Int[Tensor, "*N 4"]:
-    """Width, height, width, height; a list of positions would make a GPU wait."""
+    """Return (width, height, width, height). Indexing with a list of positions would synchronize with a GPU."""
     width_height = size.flip(-1)
     return torch.cat([width_height, width_height], dim=-1)
 
 
 def side_distances(points: Float[Tensor, "*#N 2"], boxes: Float[Tensor, "*#N 4"]) -> Float[Tensor, "*N 4"]:
-    """Pixels from each point to its box's left, top, right and bottom side; all positive iff the point is inside."""
+    """Compute the distances in pixels from each point to the left, top, right and bottom side of its box.
+
+    All four are positive if and only if the point is inside the box.
+    """
     return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)
 
 
 def giou_loss(boxes: Float[Tensor, "N 4"], true_boxes: Float[Tensor, "N 4"]) -> Float[Tensor, " N"]:
-    """1 - GIoU (arXiv:1902.09630) of each box with its own true box.
+    """Compute 1 - GIoU (arXiv:1902.09630) of each box and its true box.
 
-    The bits are those of torchvision's generalized_box_iou_loss, which indexes by a mask of the boxes that overlap, so
-    that the host waits for a GPU five times in each pass.
+    The results are bit-identical to torchvision's generalized_box_iou_loss, which indexes with a mask of the
+    overlapping boxes and so synchronizes with the GPU five times in each pass.
     """
     left, top, right, bottom = boxes.unbind(-1)
     true_left, true_top, true_right, true_bottom = true_boxes.unbind(-1)

@@ -1,4 +1,4 @@
-"""The frame of all tools: an error ends in one line and an exit code, not in a traceback; overrides of a config."""
+"""Shared parts of all command-line tools: error messages, exit codes, and overrides of a config."""
 
 import atexit
 import gc
@@ -14,17 +14,17 @@ from ovd.heap import keep_freed_memory
 EXIT_BAD_INPUT = 2
 EXIT_RUN_TIME = 3
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
-"""As shells have them for Ctrl-C, and for output that is read no further."""
+"""Exit codes that shells use for Ctrl-C and for a closed output pipe."""
 
 
 def add_overrides(parser: ArgumentParser, *, help: str) -> None:
-    """Adds `overrides`, settings that replace those of a config file; parse with `parse_with_overrides`."""
-    # With a default, argparse does not call them required.
+    """Add the argument `overrides`, settings that replace those of a config; parse with `parse_with_overrides`."""
+    # Without a default, argparse would report them as required.
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=help)
 
 
 def parse_with_overrides(parser: ArgumentParser) -> Namespace:
-    """Parse a command line with `add_overrides`; of options that there are not it is said how settings are given."""
+    """Parse a command line with `add_overrides`; the error for unknown options shows how to write config settings."""
     arguments, unknown = parser.parse_known_intermixed_args()
     if unknown:
         settings = []
@@ -38,13 +38,14 @@ def parse_with_overrides(parser: ArgumentParser) -> Namespace:
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool; a bad input exits with 2, an error at run time with 3, Ctrl-C with 130, each with a line on stderr.
+    """Run a tool; exit with 2 for bad input, 3 for an error at run time and 130 for Ctrl-C, with a line on stderr.
 
-    With OVD_TRACEBACK set in the environment the traceback is printed too.
+    If OVD_TRACEBACK is set in the environment, the traceback is printed instead. A closed output pipe exits with 141,
+    without a message.
     """
     keep_freed_memory()
-    atexit.register(gc.freeze)  # all memory goes with the process; to look for garbage in torch's takes a second
-    if isinstance(sys.stdout, TextIOWrapper):  # names of files need not be UTF-8
+    atexit.register(gc.freeze)  # the last garbage collection would take a second with torch's objects, for nothing
+    if isinstance(sys.stdout, TextIOWrapper):  # file names need not be valid UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
@@ -54,7 +55,7 @@ def run_tool(main: Callable[[], None]) -> None:
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("OVD_TRACEBACK"):
             raise
-        if isinstance(error, BrokenPipeError) and _is_read_no_further(sys.stdout.fileno()):  # without a buffer
+        if isinstance(error, BrokenPipeError) and _is_read_no_further(sys.stdout.fileno()):  # by an unbuffered print
             raise SystemExit(EXIT_BROKEN_PIPE) from None
         print(f"{error_line(error)} (OVD_TRACEBACK=1 shows where)", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT if isinstance(error, ValueError) else EXIT_RUN_TIME) from error
@@ -66,32 +67,32 @@ def run_tool(main: Callable[[], None]) -> None:
 
 
 def _flush() -> None:
-    """Write what was printed. What cannot be written is dropped, or Python would try again at its end."""
+    """Flush stdout; output that cannot be written is dropped, since Python would try again at exit."""
     try:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # read no further, by head for example
+        if isinstance(error, BrokenPipeError):  # the reader has closed the pipe, as `head` does
             raise SystemExit(EXIT_BROKEN_PIPE) from None
         raise
 
 
 def error_line(error: Exception) -> str:
-    """What a tool says of an error, with its code where it is one of docs/faults.md."""
+    """Return the message that a tool prints for an error, with its code if it is one of docs/faults.md."""
     code = getattr(error, "code", None)
     words = "another rank has stopped; its own words say why" if _is_of_another_rank(error) else str(error)
     return f"error: {words}" if code is None else f"error[{code}]: {words}"
 
 
 def _is_read_no_further(pipe: int) -> bool:
-    """Whether the other end of a pipe that is written to is closed."""
+    """Check whether the reading end of a pipe is closed."""
     poll = select.poll()
     poll.register(pipe, 0)
     return bool(poll.poll(0))
 
 
 def _is_of_another_rank(error: Exception) -> bool:
-    """Whether torch.distributed lost a process that this one was waiting for."""
+    """Check whether an error means that torch.distributed lost another process."""
     return isinstance(error, RuntimeError) and any(
         words in str(error) for words in ("Connection closed by peer", "Connection reset by peer")
     )

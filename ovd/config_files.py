@@ -29,11 +29,11 @@ RENAMED = {
     "detector.freeze_tower": "detector.freeze_backbone",
     "train.tower_rate": "train.backbone_rate",
 }
-"""Present names of keys of earlier versions."""
+"""New names of renamed keys, by their names in earlier versions."""
 
 
 class ConfigError(ValueError):
-    """A config that cannot be used; the message names the file, the key and the nearest valid key."""
+    """Error of a config that cannot be used; the message names the file, the key and the nearest valid key."""
 
     code = "F27"
 
@@ -50,22 +50,29 @@ ConfigType = TypeVar("ConfigType", bound=Section)
 
 
 def load_config(path: Path | str, overrides: Sequence[str], kind: type[ConfigType]) -> ConfigType:
-    """Read a YAML config, its bases, and overrides of the form `train.steps=100`.
+    """Load a YAML config with its bases, and apply overrides of the form `train.steps=100`.
 
     Raises:
-        ConfigError: unreadable YAML, an unknown key, a value of the wrong type, a circle of bases.
+        ConfigError: unreadable YAML, an unknown key, a value of the wrong type, or circular bases.
     """
     if isinstance(overrides, str):
         raise ConfigError(f"overrides are a list, such as [{overrides!r}]")
     values = _read_with_bases(Path(path), ())
-    # A kind first, whose settings may be given before it.
+    # A `kind` is applied first, since it clears its section and may be given after the section's settings.
     for override in sorted(overrides, key=lambda override: not override.partition("=")[0].endswith(".kind")):
         _apply_override(values, override)
     return parse_config(values, kind, str(path))
 
 
 def parse_config(values: dict[str, Any], kind: type[ConfigType], source: str) -> ConfigType:
-    """Check plain data against a config type; `source` names it in errors."""
+    """Convert plain data to a config of type `kind`.
+
+    Args:
+        source: name of the data in errors.
+
+    Raises:
+        ConfigError: an unknown key, or an invalid value.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -109,7 +116,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Merge two mappings key by key; `over` has precedence, and replaces a section of another `kind` as a whole."""
+    """Merge two mappings key by key; `over` has precedence, and replaces sections of another `kind` as a whole."""
     merged = dict(base)
     for key, value in over.items():
         before = merged.get(key)
@@ -127,10 +134,11 @@ OTHERS_WORDS = {
     "imgsz": "data.size", "image_size": "data.size", "batch": "train.batch_size", "ims_per_batch": "train.batch_size",
     "num_workers": "data.workers", "epoch": "train.steps",
 }  # fmt: skip
-"""Keys of other trainers, and what they are called here."""
+"""Keys of this toolkit by the names of similar keys in other trainers."""
 
 _READS_OTHERWISE = re.compile(r"^[-+]?0[\d_]+$|^[-+]?\d[\d_]*(:\d+)+$|^[^'\"\[{]*\s#")
-"""Texts of overrides that YAML reads in a way that nobody means on a command line."""
+"""Pattern of override values that YAML reads in a way not meant on a command line: numbers with leading zeros or
+colons, and comments."""
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -156,14 +164,14 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(str(error)) from None
     usual_kind = DEFAULT_KINDS.get(parents[-1]) if parents else None
     if last == "kind" and usual_kind is not None and section.get("kind", usual_kind) != value:
-        section.clear()  # the settings of another kind do not apply
+        section.clear()  # settings of the previous kind do not apply
     section[last] = value
 
 
 def _explain(problem: Any, kind: type[BaseModel]) -> str:
-    """A problem in the words of whoever wrote the config: keys as they are set, and no more of the values than one."""
+    """Describe a validation error with the key as written in the config, and with the value if it is not a section."""
     parts = list(map(str, problem["loc"]))
-    # Between a section that comes in several kinds and its key pydantic has the kind.
+    # pydantic puts the kind between a section that has several kinds and its key.
     kinds = [part for before, part in pairwise(parts) if before in DEFAULT_KINDS]
     written = [part for before, part in pairwise(["", *parts]) if before not in DEFAULT_KINDS]
     location = ".".join(written)
@@ -187,7 +195,7 @@ def _explain(problem: Any, kind: type[BaseModel]) -> str:
 _KINDS: tuple[type[BaseModel], ...] = (
     FileData, WorldData, FolderData, ShardData, GatedShortcutsConfig, NoShortcutsConfig,
 )  # fmt: skip
-"""Sections that come in several kinds."""
+"""Sections that are one of several kinds."""
 
 
 def _known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
@@ -202,7 +210,7 @@ def _known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested settings to dotted names, as on a command line."""
+    """Flatten nested settings to dotted names, as in overrides."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -210,10 +218,10 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, free: tuple[str, ...] = ()) -> str:
-    """The settings that changed, as "NAME was VALUE, is VALUE; ..."; empty if none did.
+    """Describe the changed settings as "NAME was VALUE, is VALUE; ..."; empty if there are none.
 
     Args:
-        free: beginnings of the names of settings that may differ.
+        free: prefixes of the names of settings that may differ.
     """
     return "; ".join(
         f"{name} was {before.get(name)!r}, is {now.get(name)!r}"

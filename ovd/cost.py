@@ -1,4 +1,4 @@
-"""Cost of a config's detector, counted on torch's meta device, without memory for tensors or any computation."""
+"""Memory and time that a config's detector needs, counted on torch's meta device without allocating or computing."""
 
 from dataclasses import dataclass
 
@@ -14,15 +14,15 @@ from ovd.model.detector import Detector
 BYTES_FLOAT32 = 4
 BYTES_BF16 = 2
 MEASURED_UTILIZATION = 0.17
-"""Share of an H100's peak (989 TFLOP/s in bf16) that CLIP's ResNet-50 has reached through loop and loader; in its steps
-alone it was 0.19, in ConvNeXt-B's 0.21 (docs/results.md, "On a GPU")."""
+"""Share of an H100's peak (989 TFLOP/s in bf16) measured for CLIP's ResNet-50 with training loop and loader. In the
+steps alone it was 0.19, and 0.21 for ConvNeXt-B (docs/results.md, "On a GPU")."""
 OPTIMIZER_COPIES = 5
-"""Float32 numbers stored per trained weight: itself, its gradient, two moments, the average."""
+"""Number of float32 values stored per trained weight: weight, gradient, two moments, average."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost per image, without the text side and the losses."""
+    """Cost of a detector per image, without the text side and the losses."""
 
     parameters: int
     trained_parameters: int
@@ -32,28 +32,29 @@ class Cost:
     """Operations of the forward pass and the backward pass, which takes twice as many; a fully frozen backbone has no
     backward pass."""
     activation_bytes: int
-    """Activations kept for the backward pass, all counted as bfloat16: a lower bound, since norms and losses keep
-    float32."""
+    """Size of the activations kept for the backward pass, all counted as bfloat16. This is a lower bound, since norms
+    and losses keep float32."""
 
     def training_bytes(self, images: int) -> int:
-        """Memory of a rank that processes this number of images at a time."""
+        """Compute the memory, in bytes, of a rank that processes `images` images at a time."""
         frozen = self.parameters - self.trained_parameters
         weights = BYTES_FLOAT32 * (OPTIMIZER_COPIES * self.trained_parameters + 2 * frozen)
         return weights + images * self.activation_bytes
 
     def training_hours(self, *, steps: int, images: int, peak_tflops: float, utilization: float) -> float:
-        """Predicted training time.
+        """Predict the training time in hours.
 
         Args:
-            images: per step.
-            peak_tflops: peak of all the hardware together.
+            steps: number of steps.
+            images: number of images per step.
+            peak_tflops: peak of all devices together, in TFLOP/s.
             utilization: share of the peak that is reached.
         """
         return steps * images * self.training_flops / (peak_tflops * 1e12 * utilization) / 3600
 
 
 def count_cost(config: TrainConfig, height: int, width: int) -> Cost:
-    """Count the cost for images of this size, padded to the detector's size divisor.
+    """Count the cost of a config's detector for images of one size, padded to the detector's size divisor.
 
     Raises:
         ValueError: the config's CLIP is unknown, or its backbone is not supported or does not support a setting.
@@ -79,12 +80,12 @@ def count_cost(config: TrainConfig, height: int, width: int) -> Cost:
 
 
 def _saved_elements(detector: Detector, num_images: int, size: tuple[int, int]) -> int:
-    """Numbers that a forward pass keeps for the backward pass, besides the parameters."""
+    """Count the tensor elements that a forward pass keeps for the backward pass, without the parameters."""
     saved: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, torch.nn.Parameter):
-            saved[tensor.untyped_storage()._cdata] = tensor  # held, so that no two have the same address
+            saved[tensor.untyped_storage()._cdata] = tensor  # kept alive, so that no two storages have the same address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

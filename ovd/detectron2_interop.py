@@ -1,5 +1,5 @@
-"""ovd inside detectron2: our splits in its catalog, our detector as one of its meta-architectures, our Detections as
-its Instances and back. No other module imports this one, which needs detectron2 (docs/detectron2.md).
+"""Use of ovd inside detectron2: data sets in its catalog, the detector as a meta-architecture, and conversion between
+Detections and Instances. No other module imports this one, which needs detectron2 (docs/detectron2.md).
 
     from ovd.detectron2_interop import add_ovd_config, register_split
     register_split("birds_train", load_annotations(...))
@@ -9,7 +9,7 @@ its Instances and back. No other module imports this one, which needs detectron2
     cfg.MODEL.OVD.RUN = "runs/quickstart"           # a trained detector, or MODEL.OVD.CONFIG for a fresh one
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("birds_train",), ("birds_val",)
 
-Optimizer, schedule, augmentation and checkpoints are detectron2's, with one learning rate for all parts.
+Optimizer, schedule, augmentation and checkpoints are detectron2's, with one learning rate for all parameters.
 """
 
 from dataclasses import replace
@@ -55,10 +55,10 @@ def add_ovd_config(cfg: CfgNode) -> None:
 
 
 def register_split(name: str, index: AnnotationIndex) -> None:
-    """Register a data set in detectron2, with class names, category ids and counts as its metadata.
+    """Register a data set in detectron2, with class names, category ids and image counts as its metadata.
 
-    Its evaluators read the annotation file itself: LVISEvaluator where `evaluator_type` is `lvis`, else COCOEvaluator.
-    For formats other than JSON, COCOEvaluator makes a file of its own from the catalog.
+    detectron2's evaluators read the annotation file itself: LVISEvaluator for `evaluator_type` `lvis`, else
+    COCOEvaluator. For formats other than JSON, COCOEvaluator writes a JSON file from the catalog.
     """
     own_file = {"json_file": str(index.path)} if FORMATS[index.format].is_coco_json else {}
     DatasetCatalog.register(name, lambda: dataset_dicts(index))
@@ -73,8 +73,11 @@ def register_split(name: str, index: AnnotationIndex) -> None:
 
 
 def dataset_dicts(index: AnnotationIndex) -> list[dict[str, Any]]:
-    """Every image in detectron2's standard form, without crowd regions, which its mapper drops. Verified and not
-    exhaustive classes are given by category id, under the names that detectron2's LVIS reader uses."""
+    """Convert a data set to detectron2's standard dataset dicts.
+
+    Crowd regions are left out, since detectron2's mapper drops them. Negative and not exhaustive classes are given by
+    category id, under the keys of detectron2's LVIS reader.
+    """
     ids = [category.id for category in index.categories]
     dicts = []
     for image in range(len(index)):
@@ -97,7 +100,7 @@ def dataset_dicts(index: AnnotationIndex) -> list[dict[str, Any]]:
 
 
 def to_instances(detections: Detections, height: int, width: int) -> Instances:
-    """Convert detections of an image of this size to detectron2's Instances."""
+    """Convert the detections of an image to detectron2's Instances."""
     return Instances(
         (height, width),
         pred_boxes=Boxes(detections.boxes),
@@ -118,7 +121,10 @@ def to_detections(instances: Instances) -> Detections:
 
 @META_ARCH_REGISTRY.register()
 class OvdDetector(nn.Module):
-    """A detector that trains on the classes of the first training set, and detects those of the first test set."""
+    """Meta-architecture that trains on the classes of the first training set and detects those of the first test set.
+
+    Without a test set, it detects the classes of the training set.
+    """
 
     bias_is_solved: Tensor
     step: Tensor
@@ -139,15 +145,15 @@ class OvdDetector(nn.Module):
         Args:
             trained: a detector with its config, trained or not.
             is_fresh: whether the logit bias is still to be solved for, on the first training batch.
-            text_sampler: draws texts of the training set's classes; None to detect only.
-            queries: one for each class of the test set.
-            row_of_id: row of each category id of the training set.
-            is_bgr: whether images come as BGR, detectron2's default.
+            text_sampler: sampler of texts of the training set's classes; None to detect only.
+            queries: one query for each class of the test set.
+            row_of_id: vocabulary row of each category id of the training set.
+            is_bgr: whether images have BGR channels, detectron2's default.
         """
         super().__init__()
         self.detector = trained.detector
         self.register_buffer("bias_is_solved", torch.tensor(not is_fresh))
-        self.register_buffer("step", torch.tensor(0))  # the drawn texts are a function of it
+        self.register_buffer("step", torch.tensor(0))  # the sampled texts are a function of the step
         self.register_buffer("text", queries.text, persistent=False)
         self._config = trained.config
         self._ensemble = queries.ensemble
@@ -159,11 +165,11 @@ class OvdDetector(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """The arguments of `__init__` for a config of detectron2.
+        """Return the arguments of `__init__` for a detectron2 config.
 
         Raises:
-            ValueError: neither MODEL.OVD.RUN nor MODEL.OVD.CONFIG is given, or both; or the assignment depends on
-                predictions.
+            ValueError: not exactly one of MODEL.OVD.RUN and MODEL.OVD.CONFIG is given; MODEL.OVD.OVERRIDES are given
+                with MODEL.OVD.RUN; or there is a training set and the assignment depends on predictions.
         """
         options = cfg.MODEL.OVD
         if bool(options.RUN) == bool(options.CONFIG):
@@ -173,7 +179,7 @@ class OvdDetector(nn.Module):
         training = _metadata(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None
         tested = _metadata((cfg.DATASETS.TEST or cfg.DATASETS.TRAIN)[0])
         device = cfg.MODEL.DEVICE
-        if device == "cuda":  # detectron2 sets each process's GPU in torch only
+        if device == "cuda":  # detectron2 selects each process's GPU in torch, not in the config
             device = f"cuda:{torch.cuda.current_device()}"
         if options.RUN:
             trained, is_fresh = load_detector(Path(options.RUN), device), False
@@ -189,7 +195,7 @@ class OvdDetector(nn.Module):
             if config.train.assignment == "task_aligned":
                 raise ValueError("train.assignment=task_aligned is not supported in detectron2; use fcos or atss")
             names = list(training.thing_classes)
-            # Without this entry in the metadata, ids are 1, 2, ... without a gap.
+            # Without this entry in the metadata, category ids are 1, 2, ... without gaps.
             row_of_id = training.get("thing_dataset_id_to_contiguous_id") or {row + 1: row for row in range(len(names))}
             image_counts = torch.ones(len(names), dtype=torch.int64)
             for of_class in training.get("class_image_count", ()):
@@ -210,10 +216,14 @@ class OvdDetector(nn.Module):
         return self.bias_is_solved.device
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """Losses by name in training; otherwise `[{"instances": Instances}, ...]`, in pixels of `height` and `width`.
+        """Compute losses or detections for a batch.
 
         Args:
-            batched_inputs: as detectron2's DatasetMapper gives them.
+            batched_inputs: output of detectron2's DatasetMapper for each image.
+
+        Returns:
+            In training, the losses by name; otherwise `[{"instances": Instances}, ...]`, with boxes in pixels of an
+            image of the given `height` and `width`.
         """
         images, sizes = self._images(batched_inputs)
         if self.training:
@@ -254,13 +264,13 @@ class OvdDetector(nn.Module):
                     f"train.{name}={off} in MODEL.OVD.OVERRIDES (and init_from=FOLDER for a trained detector)"
                 )
         targets = tuple(self._targets(given) for given in batched_inputs)
-        # In detectron2 ids may be any strings; here they are for messages alone, and none is given.
+        # Image ids of detectron2 may be any strings. Here they are only for messages, so numbers take their place.
         batch = Batch.without_pairs(images, sizes, targets, image_ids=tuple(range(len(targets))))
         generator = step_generator(self._config.train.seed, int(self.step))
         texts = self._text_sampler.sample(batch, generator).to(self.device)
         self.step += 1
         batch = batch.to(self.device)
-        # bf16 where detectron2 uses fp16: the class loss computes its gradients before any loss scaling could help.
+        # bf16 instead of detectron2's fp16: the class loss computes its gradients before loss scaling could help.
         compute = Compute(self.device, torch.is_autocast_enabled(self.device.type))
         if not self.bias_is_solved:
             set_initial_bias(self.detector, batch, texts.embeddings, compute)
@@ -276,7 +286,7 @@ class OvdDetector(nn.Module):
         criterion, points = Criterion(self._config.train, pairs=None), self.detector.points(batch.images)
         matched = criterion.match_by_annotations(points, batch, step=0)
         assert matched is not None, "from_config refuses assignments that depend on predictions"
-        # DDP averages what are parts of a sum.
+        # DDP averages the gradients over ranks, but each rank's loss is a part of a sum.
         matched = replace(matched, normalizers=matched.normalizers / world_size())
         classifier = self.detector.classifier(texts.embeddings, texts.class_ids)
         return criterion.losses(Part(batch, texts, predictions, points, classifier, compute), matched)
@@ -298,7 +308,7 @@ class OvdDetector(nn.Module):
 
 
 def _new_detector(config: TrainConfig, classes: tuple[str, ...]) -> TrainedDetector:
-    """A detector built from a config: untrained, or with the weights of its `init_from`."""
+    """Build a detector from a config, untrained or with the weights of `init_from`."""
     torch.manual_seed(config.train.seed)
     clip = configured_clip(config.clip)
     detector = build_detector(config, clip)
@@ -308,7 +318,7 @@ def _new_detector(config: TrainConfig, classes: tuple[str, ...]) -> TrainedDetec
 
 
 def _metadata(name: str) -> Any:
-    """A data set's metadata; some sets have class names only after they were loaded."""
+    """Return the metadata of a data set, which is loaded if it has no class names yet."""
     if not MetadataCatalog.get(name).get("thing_classes"):
         DatasetCatalog.get(name)
     return MetadataCatalog.get(name)

@@ -1,6 +1,6 @@
-"""Several processes that train one detector together, as torchrun starts them, or a single one without torchrun.
+"""Communication between the processes that train one detector together, as torchrun starts them.
 
-Every function also works for a single process, so that callers need no special case.
+Every function also works for a single process without torchrun, so that callers need no special case.
 """
 
 import os
@@ -19,17 +19,17 @@ from torch.nn.parallel import DistributedDataParallel
 Kind = TypeVar("Kind")
 
 TIMEOUT = timedelta(minutes=10)
-"""Maximum time that a rank waits for the others. A rank that dies is noticed at once, one that hangs after this."""
+"""Maximum time that a rank waits for the others. A dead rank is noticed at once, a hanging one after this time."""
 PATIENCE = timedelta(hours=12)
 """Maximum time that ranks wait for work of the main process alone (`main_first`, `barrier`)."""
 
 _patient: dist.ProcessGroup | None = None
-"""The group of all ranks that has this timeout; None outside `process_group`."""
+"""Process group of all ranks with `PATIENCE` as its timeout; None outside `process_group`."""
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the other ranks that torchrun started, for the duration of the block."""
+    """Initialize torch's process group if torchrun started several ranks, while the context is open."""
     global _patient
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
@@ -39,7 +39,7 @@ def process_group() -> Iterator[None]:
         torch.cuda.set_device(local_rank())
     dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=TIMEOUT)
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
-    assert isinstance(group, dist.ProcessGroup)  # of which every rank is a member
+    assert isinstance(group, dist.ProcessGroup)  # every rank is a member
     _patient = group
     try:
         yield
@@ -49,25 +49,25 @@ def process_group() -> Iterator[None]:
 
 
 def rank() -> int:
-    """This process's number, 0 to world size - 1."""
+    """Return the rank of this process, 0 to world size - 1."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def local_rank() -> int:
-    """This process's number among those of its machine, which is also that of its GPU."""
+    """Return the rank of this process on its machine, which is also the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def device_of_rank(name: str) -> torch.device:
-    """The device for a configured name; `auto` is this process's GPU if there is one, else the CPU.
+    """Return the device for a configured name; `auto` is this process's GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: the name is none, or of a GPU that is not there.
+        ValueError: the name is not `auto`, `cpu`, `cuda` or `cuda:N`, or there is no such GPU.
     """
     if name == "auto":
         return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
@@ -83,54 +83,55 @@ def device_of_rank(name: str) -> torch.device:
 
 
 def pins_memory(device: torch.device) -> bool:
-    """Whether images for a device are best loaded into page-locked memory: those for this process's current GPU.
+    """Check whether images for a device should be loaded into page-locked memory: only if it is the current GPU.
 
-    torch locks memory by way of the current GPU, so for another it would take some of this one's.
+    torch allocates page-locked memory through the current GPU, so images for another GPU would take some memory of this
+    one.
     """
     return device.type == "cuda" and device.index in (None, torch.cuda.current_device())
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Check whether this is the main process (rank 0), which writes and prints."""
     return rank() == 0
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of every rank's tensor."""
+    """Return the sum of a tensor over all ranks."""
     return _reduce(tensor, dist.ReduceOp.SUM)
 
 
 def largest_over_ranks(tensor: Tensor) -> Tensor:
-    """The elementwise maximum of every rank's tensor."""
+    """Return the elementwise maximum of a tensor over all ranks."""
     return _reduce(tensor, dist.ReduceOp.MAX)
 
 
 def on_any_rank(is_so: bool) -> bool:
-    """Whether something is so on at least one rank."""
+    """Return whether `is_so` is true on at least one rank."""
     return bool(largest_over_ranks(torch.tensor(int(is_so))))
 
 
 def smallest_over_ranks(tensor: Tensor) -> Tensor:
-    """The elementwise minimum of every rank's tensor."""
+    """Return the elementwise minimum of a tensor over all ranks."""
     return _reduce(tensor, dist.ReduceOp.MIN)
 
 
 def _reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
     if not dist.is_initialized():
         return tensor
-    # `process_group` takes tensors of either device; a group made by other code may have nccl alone.
+    # `process_group` reduces tensors on either device; a group created by other code may have only nccl.
     reduced = tensor.to("cuda" if dist.get_backend() == "nccl" else tensor.device, copy=True)
     dist.all_reduce(reduced, operation)
     return reduced.to(tensor.device)
 
 
 def union_over_ranks(ids: Int[Tensor, " K"]) -> Int[Tensor, " L"]:
-    """All ranks' ids, each once, ascending."""
+    """Return the distinct ids of all ranks, in ascending order."""
     return torch.cat([part.to(ids.device) for part in all_gather(ids)]).unique()
 
 
 def all_gather(value: Kind) -> list[Kind]:
-    """Every rank's value, in rank order; it must be picklable."""
+    """Gather a picklable value from every rank, in rank order."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -139,13 +140,13 @@ def all_gather(value: Kind) -> list[Kind]:
 
 
 def broadcast(value: Kind) -> Kind:
-    """The main process's value on every rank; all wait for it, for hours if need be. It must be picklable."""
+    """Return the main process's value, which must be picklable, on every rank; they wait for it up to `PATIENCE`."""
     barrier()
     return all_gather(value)[0]
 
 
 def gather(value: Kind) -> list[Kind]:
-    """Every rank's value, in rank order, on the main process; nothing on the others. It must be picklable."""
+    """Gather a picklable value from every rank on the main process, in rank order; the others get an empty list."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * world_size() if is_main() else []
@@ -155,10 +156,10 @@ def gather(value: Kind) -> list[Kind]:
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """Run the block on every rank; an error of one is raised on all, so that none waits for one that has stopped.
+    """Raise an error that occurs in this context on every rank, so that no rank waits for one that has stopped.
 
     Raises:
-        ValueError, RuntimeError: on the other ranks, as on the one that failed: bad input, or a fault at run time.
+        ValueError, RuntimeError: another rank failed, with bad input or with an error at run time.
     """
     failure: Exception | None = None
     try:
@@ -175,21 +176,21 @@ def failing_together() -> Iterator[None]:
 
 
 def together(items: Iterator[Kind]) -> Iterator[Kind]:
-    """Yield the items, of which every rank has as many; see `failing_together` for an error of one of them."""
+    """Yield items, whose number is the same on every rank; an error of one rank is raised on all ranks."""
     end = object()
     while True:
         with failing_together():
             item = next(items, end)
         if item is end:
             return
-        yield item  # type: ignore[misc]  # the end is none
+        yield item  # type: ignore[misc]  # `end` was returned above
 
 
 def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap a module so that gradients are averaged over ranks; for a single process, it is returned as it is."""
+    """Wrap a module in DistributedDataParallel, without broadcasting buffers; return it unchanged for one process."""
     if world_size() == 1:
         return module
-    # torch 2.14 warns of the old name.
+    # torch 2.14 warns about the old name.
     known, new_name = signature(DistributedDataParallel).parameters, "forward_sync_buffers"
     options: dict[str, Any] = {new_name if new_name in known else "broadcast_buffers": False}
     return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None, **options)
@@ -197,9 +198,10 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Run the block on the main process, then on the others, which find its files on disk; it may take hours.
+    """Run the code inside this context on the main process first, then on the others, which find its files on disk.
 
-    They also run it after an error of the main process, and meet a bad input as it did.
+    The others wait up to `PATIENCE`. They also run the code after an error of the main process, so that bad input
+    raises the same error there.
     """
     if not is_main():
         barrier()
@@ -211,6 +213,6 @@ def main_first() -> Iterator[None]:
 
 
 def barrier() -> None:
-    """Wait until every rank has reached this call, for hours if the main process has work to do before."""
+    """Wait until every rank has reached this call, for up to `PATIENCE`."""
     if dist.is_initialized():
         dist.barrier(_patient)

@@ -1,30 +1,30 @@
-"""What is wrong with a sample of data: the code of data/README.md, and words."""
+"""Faults of data samples: a code of data/README.md and a description."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 
 class Fault(NamedTuple):
-    """A fault of one image, pair or object; as text, which files hold and people read, "CODE words"."""
+    """A fault of one image, pair or object; as text, in files and messages, it is "CODE words"."""
 
     code: str
-    """Such as "F9"."""
+    """Code of the fault, such as "F9"."""
     words: str
-    """Where, and what is wrong or was repaired."""
+    """Description: where the fault is, and what is wrong or was repaired."""
 
     def __str__(self) -> str:
         return f"{self.code} {self.words}"
 
     def at(self, where: str | Path) -> "Fault":
-        """The fault with the place of the sample before its words."""
+        """Return the fault with the location of the sample in front of its words."""
         return Fault(self.code, f"{where}: {self.words}")
 
     @classmethod
     def read(cls, text: str) -> "Fault":
-        """The fault that was written as this text.
+        """Parse a fault from its text.
 
         Raises:
-            ValueError: it has no code and words.
+            ValueError: the text has no code or no words.
         """
         code, space, words = text.partition(" ")
         if not (code and space):

@@ -1,4 +1,4 @@
-"""Atomic writes of files, their hashes, and the folder of what is kept between runs."""
+"""Atomic writes, locks and hashes of files, and the cache folder."""
 
 import fcntl
 import hashlib
@@ -13,52 +13,54 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 GZIP = b"\x1f\x8b"
-"""The first bytes of a file that is compressed by gzip."""
+"""First bytes of a file compressed by gzip."""
 
 LOCK = ".lock"
-"""Name of the file in a folder that its only writer holds."""
+"""Name of the lock file in a folder, locked by the process that writes to the folder."""
 LOCK_PATIENCE_S = 8.0
-"""How long to wait for a lock: workers of a killed process notice its end within seconds."""
+"""Seconds to wait for a lock. Workers of a killed process, which still hold it, notice its end within seconds."""
 
 
 def refuse_existing(path: Path) -> None:
-    """Check that nothing of this name exists.
+    """Check that a path does not exist.
 
     Raises:
-        ValueError: there is a file or a folder of that name.
+        ValueError: there is a file or a folder at this path.
     """
     if path.exists():
         raise ValueError(f"{path} exists; give another name, or remove it")
 
 
 def refuse_missing_run(path: Path) -> None:
-    """Check that the folder of a run or a checkpoint exists, which commands do before torch is imported to read it.
+    """Check that the folder of a run or a checkpoint exists.
+
+    Commands call this before they import torch to read the folder.
 
     Raises:
-        ValueError: there is nothing of that name.
+        ValueError: the path does not exist.
     """
     if not path.exists():
         raise ValueError(f"{path} does not exist; name the folder of a run (`make quickstart` makes runs/quickstart)")
 
 
 def make_folder_of(output: Path) -> None:
-    """Make the folder that a file will be written to.
+    """Create the parent folder of an output file.
 
     Raises:
-        ValueError: as `make_folder`.
+        ValueError: the folder cannot be created or written to.
     """
     make_folder(output.parent, f"{output}: its folder")
 
 
 def make_folder(folder: Path, words: str, advice: str = "") -> None:
-    """Make a folder to write into.
+    """Create a folder to write into, unless it exists.
 
     Args:
-        words: what an error calls it.
-        advice: end of an error.
+        words: description of the folder in error messages.
+        advice: end of the error messages.
 
     Raises:
-        ValueError: it cannot be made, or cannot be written to.
+        ValueError: the folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,12 +72,12 @@ def make_folder(folder: Path, words: str, advice: str = "") -> None:
 
 @contextmanager
 def atomic_write(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
-    """A file to write that replaces `path` once complete; an error leaves `path` as it was.
+    """Open a file for writing that replaces `path` once it is complete; an error leaves `path` as it was.
 
     Several processes may write at once, on one machine or on several that share a disk: the last one wins.
 
     Args:
-        mode: text in UTF-8 with line ends as they are written, or bytes.
+        mode: "w" for text in UTF-8, whose line ends are written unchanged, or "wb" for bytes.
     """
     temporary = path.with_name(f"{path.name}{_temporary_ending(os.getpid())}")
     text = {"encoding": "utf-8", "newline": ""} if mode == "w" else {}
@@ -90,13 +92,13 @@ def atomic_write(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
-    """Write a JSON file, which appears whole or not at all and ends in a line end.
+    """Write a JSON file atomically, with a line end at its end.
 
     Args:
-        indent: None puts all on one line, for what nobody reads by eye.
+        indent: number of spaces per level; None writes a single line, for files that people do not read.
 
     Raises:
-        ValueError: a number is not finite, which JSON does not have.
+        ValueError: a number is not finite, which JSON cannot represent.
     """
     with atomic_write(path) as file:
         file.write(json.dumps(content, indent=indent, allow_nan=False) + "\n")
@@ -104,7 +106,10 @@ def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
 
 @contextmanager
 def usual_permissions(path: Path) -> Iterator[None]:
-    """Give a file that the block writes the permissions of new files; safetensors' own are for their owner alone."""
+    """Give the file written inside this context the usual permissions of new files.
+
+    Without it, only the owner could read a file that safetensors writes.
+    """
     path.touch()
     mode = path.stat().st_mode
     yield
@@ -113,13 +118,13 @@ def usual_permissions(path: Path) -> Iterator[None]:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process while the block runs; `.lock` in it names the process.
+    """Lock a folder for this process while the context is open; the file `.lock` in it names the process.
 
-    Processes that were forked meanwhile hold it too, for seconds after this one was killed. File systems that know no
-    locks let everybody in.
+    Processes forked in the meantime share the lock and may hold it for seconds after this process was killed. On file
+    systems without locks, nothing is locked.
 
     Raises:
-        ValueError: another process holds it, and does so for `LOCK_PATIENCE_S`.
+        ValueError: another process still holds the lock after `LOCK_PATIENCE_S`.
     """
     with (folder / LOCK).open("a+", encoding="utf-8") as lock:
         if not lock_file(lock):
@@ -135,10 +140,11 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 def lock_file(file: IO[Any]) -> bool:
-    """Lock an open file, or find that its file system knows no locks.
+    """Lock an open file.
 
     Returns:
-        False if another process holds it, and does so for `LOCK_PATIENCE_S`.
+        True if the file is locked or its file system has no locks; False if another process still holds the lock after
+        `LOCK_PATIENCE_S`.
     """
     end = time.monotonic() + LOCK_PATIENCE_S
     while True:
@@ -154,13 +160,13 @@ def lock_file(file: IO[Any]) -> bool:
 
 
 def unlock_file(file: IO[Any]) -> None:
-    """Unlock a file for every process; closing it would leave it locked by those that were forked meanwhile."""
+    """Unlock a file for every process; if it were only closed, processes forked in the meantime would hold the lock."""
     with suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove temporary files of `atomic_write` that dead processes of this machine left."""
+    """Remove temporary files of `atomic_write` left by dead processes of this machine."""
     temporary_name = re.compile(".*" + re.escape(_temporary_ending("PROCESS")).replace("PROCESS", r"(\d+)"))
     for path in folder.glob("*.tmp"):
         found = temporary_name.fullmatch(path.name)
@@ -169,18 +175,18 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """The folder of what is kept between runs and can be made again: `OVD_CACHE`, by default ~/.cache/ovd."""
+    """Return the folder for files that are kept between runs and can be recreated: `OVD_CACHE`, or ~/.cache/ovd."""
     return Path(os.environ.get("OVD_CACHE") or Path.home() / ".cache" / "ovd")
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file as a hexadecimal string."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_of(content: object) -> str:
-    """A short hash of plain data, the same in whatever order its keys are; it names folders that outlive a process."""
+    """Return a short hash of plain data for folder names, independent of the order of keys and of the process."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -193,6 +199,6 @@ def _is_running(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # someone else's
+    except PermissionError:  # the process runs, as another user
         pass
     return True

@@ -1,13 +1,14 @@
-"""The first of many things in a message, and how many more there are."""
+"""Short lists of many items in a message."""
 
 from collections.abc import Sequence
 
 
 def first_of(items: Sequence[object], limit: int = 10, *, separator: str = ", ") -> str:
-    """The first items, such as "a, b and 7 more"; all where they are no more than the limit.
+    """Join the first items and the number of the others, such as "a, b and 7 more".
 
     Args:
-        separator: "; " where items have commas in them: "a; b; and 7 more".
+        limit: maximum number of items to name; if there are no more, all are named.
+        separator: use "; " if items contain commas: "a; b; and 7 more".
     """
     first = separator.join(map(str, items[:limit]))
     num_left = len(items) - limit

@@ -1,7 +1,8 @@
-"""One HTML file that holds all it needs: style, script and data. It opens from disk and asks no network for anything.
+"""Self-contained HTML files with style, script and data, which open from disk and need no network.
 
-The parts of a page are in `ovd/assets/pages/`: `page.css` and `page.js` of all pages, and NAME.html and NAME.js of one.
-Scripts build every element from the data as text, never as markup, and the page's policy lets no other script run.
+The parts of the pages are in `ovd/assets/pages/`: `page.html`, `page.css` and `page.js` for all pages, and NAME.html
+and NAME.js for each. Scripts insert data as text, never as markup, and the content security policy of the page blocks
+all other scripts.
 """
 
 import html
@@ -16,12 +17,12 @@ PAGES = Path(__file__).parent / "assets" / "pages"
 
 
 def fill_page(name: str, *, title: str, data: Any) -> str:
-    """The page as text.
+    """Return the HTML of a page.
 
     Args:
-        name: of its parts.
-        title: that the browser shows.
-        data: what JSON can hold; the script finds it as `data`.
+        name: name of the page's parts.
+        title: title that the browser shows.
+        data: JSON-serializable data, which the script gets as `data`.
 
     Raises:
         ValueError: a number in the data is not finite.
@@ -33,7 +34,7 @@ def fill_page(name: str, *, title: str, data: Any) -> str:
         "policy": f"default-src 'none'; img-src data:; script-src {_source_of(script)}; style-src {_source_of(style)}",
         "style": style,
         "body": (PAGES / f"{name}.html").read_text(encoding="utf-8"),
-        # An element of a script ends at "</script", and a comment in it begins with "<!--": no "<", neither.
+        # "</script" would end the script element and "<!--" would begin a comment in it, so every "<" is escaped.
         "data": json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
         "script": script,
     }
@@ -42,5 +43,5 @@ def fill_page(name: str, *, title: str, data: Any) -> str:
 
 
 def _source_of(text: str) -> str:
-    """How a content security policy names a script or a style that is written in the page."""
+    """Return the content security policy source of an inline script or style: its hash."""
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"

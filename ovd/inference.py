@@ -30,10 +30,10 @@ from ovd.threshold import shown_threshold
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Padded images to detect in."""
+    """A batch of padded images to detect in."""
 
     images: UInt8[Tensor, "B 3 H W"]
-    """Padded at the right and bottom."""
+    """RGB images, padded at the right and bottom."""
     sizes: Int[Tensor, "B 2"]
     """Heights and widths before padding."""
     original_sizes: Int[Tensor, "B 2"]
@@ -44,18 +44,18 @@ class ImageBatch:
         return len(self.sizes)
 
     def of_images(self, rows: slice) -> "ImageBatch":
-        """A part of the batch."""
+        """Return a part of the batch."""
         return ImageBatch(self.images[rows], self.sizes[rows], self.original_sizes[rows])
 
     def to(self, device: torch.device) -> "ImageBatch":
-        """The batch on a device; from page-locked memory it is copied beside what the device does."""
+        """Move the batch to a device; from page-locked memory the images are copied asynchronously."""
         images = self.images.to(device, non_blocking=True)
         return ImageBatch(images, self.sizes.to(device), self.original_sizes.to(device))
 
 
 @dataclass(frozen=True)
 class ImageQueries:
-    """The queries of some images of a batch."""
+    """Queries for some images of a batch."""
 
     images: slice
     queries: QueryTexts
@@ -63,14 +63,14 @@ class ImageQueries:
 
 @dataclass(eq=False, repr=False)
 class BatchDetector(ABC):
-    """What detects in images, batches and data sets: a detector alone (`Inference`), or one with experts.
+    """Base class for detection in images, batches and data sets, with one detector (`Inference`) or with experts.
 
     Raises:
         ValueError: only one of `second_look` and `options.second_look` is given.
     """
 
     detector: Detector
-    """In eval mode, on the device to run on, best in the precision's memory format."""
+    """Detector in eval mode, on the device to run on, and for speed in the memory format of the precision."""
     _: KW_ONLY
     size: int
     """Longest side in pixels that images are resized to."""
@@ -79,9 +79,9 @@ class BatchDetector(ABC):
     low_precision: bool
     """Whether to use bf16 autocast."""
     second_look: CropEncoder | None = None
-    """Encodes crops, on the detector's device; exactly with `options.second_look`."""
+    """Encoder of image crops, on the detector's device; given if and only if `options.second_look` is set."""
     calibration: ScoreCalibration | None = None
-    """Of the detector; its map is used if it was fitted with these options."""
+    """Calibration of the detector. Its map to probabilities is used only if it was fitted with these options."""
 
     def __post_init__(self) -> None:
         if (self.second_look is None) != (self.options.second_look is None):
@@ -89,49 +89,49 @@ class BatchDetector(ABC):
 
     @property
     def threshold(self) -> float | None:
-        """The score above which boxes are best reported; None if it is not known for these options."""
+        """Recommended score threshold for reporting boxes; None if the calibration does not cover these options."""
         return None if self.calibration is None else self.calibration.threshold_for(self.options)
 
     @property
     def shown_threshold(self) -> float:
-        """`threshold`, or for want of it a usual one."""
+        """Score threshold for showing boxes: `threshold`, or the default for uncalibrated detectors."""
         return shown_threshold(self.threshold)
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether scores are probabilities of a box of this name being there."""
+        """Whether a score is the probability that the box is correct and has this name."""
         return self.threshold is not None
 
     @property
     def device(self) -> torch.device:
-        """Device that the detector runs on."""
+        """Device of the detector."""
         return self.detector.device
 
     @property
     def compute(self) -> Compute:
-        """Where the detector runs, and in which precision."""
+        """Device and precision that the detector runs with."""
         return Compute(self.device, self.low_precision)
 
     @abstractmethod
     def compile(self) -> None:
-        """Compile pyramid and head; worthwhile for many images."""
+        """Compile pyramid and head with torch.compile; worthwhile for many images."""
 
     def detect(self, queries: QueryTexts, batch: ImageBatch) -> tuple[Detections, ...]:
-        """Detections in a padded batch, in pixels of the original images, on the CPU.
+        """Detect in a padded batch; the detections are on the CPU, with boxes in pixels of the original images.
 
-        Norms average over the padding, so that an image is found the same as alone only in a batch of images of its own
-        padded shape (`EvalLoader`).
+        Norms average over the padding. An image therefore has the same detections as alone only in a batch of images
+        with the same padded shape (`EvalLoader`).
         """
         return self._detect_any([ImageQueries(slice(None), queries)], batch)
 
     def detect_each(self, queries: Sequence[QueryTexts], batch: ImageBatch) -> tuple[Detections, ...]:
-        """As `detect`, with classes of its own for each image, none for an image to pass over."""
+        """Detect as `detect` does, with separate queries for each image; an image without queries is skipped."""
         asked = [ImageQueries(slice(row, row + 1), of_image) for row, of_image in enumerate(queries)]
         return self._detect_any(asked, batch)
 
     @torch.no_grad()
     def _detect_any(self, asked: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
-        """Detections in each image of a batch, which may be empty; nothing in images without a query."""
+        """Detect in a batch, which may be empty; images without queries get no detections."""
         asked = [of_images for of_images in asked if len(of_images.queries) > 0]
         if not asked or len(batch) == 0:
             return (Detections.empty(),) * len(batch)
@@ -139,10 +139,10 @@ class BatchDetector(ABC):
 
     @abstractmethod
     def _detect(self, asked: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
-        """`_detect_any` for at least one query of at least one image; tensors are on the detector's device."""
+        """Detect for at least one query of at least one image; tensors are on the detector's device."""
 
     def image(self, queries: QueryTexts, image: UInt8[np.ndarray, "H W 3"]) -> Detections:
-        """Detections in one RGB image of any size, in pixels of this image."""
+        """Detect in one RGB image of any size; boxes are in pixels of this image."""
         resized = np.require(eval_transform(size=self.size)(image), requirements=["C", "W"])
         padded, sizes = pad_images([torch.from_numpy(resized).permute(2, 0, 1)], divisor=self.detector.size_divisor)
         return self.detect(queries, ImageBatch(padded, sizes, torch.tensor([image.shape[:2]])))[0]
@@ -150,7 +150,7 @@ class BatchDetector(ABC):
     def dataset(
         self, queries: QueryTexts, index: AnnotationIndex, loading: Loading
     ) -> Iterator[tuple[int, Detections]]:
-        """Yield image id and detections of every image of a data set, those of one padded shape together.
+        """Yield image id and detections for every image of a data set, grouped by padded shape.
 
         Raises:
             DataError: as for `batches`.
@@ -160,7 +160,7 @@ class BatchDetector(ABC):
             yield from zip(batch.image_ids, found, strict=True)
 
     def batches(self, index: AnnotationIndex, loading: Loading) -> EvalLoader:
-        """Batches of every image of a data set as the detector takes it, and heights and widths before that.
+        """Return a loader of all images of a data set, resized and padded, with their heights and widths before that.
 
         Raises:
             DataError: an image is missing or cannot be read; an evaluation never leaves one out.
@@ -176,15 +176,15 @@ class BatchDetector(ABC):
 
 @dataclass(eq=False, repr=False)
 class Inference(BatchDetector):
-    """One detector alone; `dataclasses.replace` makes a changed copy."""
+    """Detection with a single detector; `dataclasses.replace` makes a changed copy."""
 
     _classifier: LastResult[TextClassifier] = field(default_factory=LastResult, init=False)
     _nearness_of_text: LastResult[Tensor] = field(default_factory=LastResult, init=False)
 
     def classifier(self, text: Float[Tensor, "C D"]) -> TextClassifier:
-        """The classifier of these unit rows, corrected for the bias towards trained names.
+        """Return the classifier for text embeddings of unit length, corrected for the bias towards trained names.
 
-        It is kept for batch after batch with the same texts, since it holds what depends on them alone.
+        The last classifier is cached, because it depends on the texts alone and many batches share them.
         """
         sources = (text, *self.detector.classifier_parameters())
         return self._classifier.of(sources, lambda: self._new_classifier(text))
@@ -197,7 +197,7 @@ class Inference(BatchDetector):
         return replace(classifier, name_penalty=penalty.to(self.device))
 
     def _nearness(self, text: Float[Tensor, "C D"], calibration: ScoreCalibration) -> Float[Tensor, " C"]:
-        """Nearness of texts to the trained ones, computed once for batch after batch with the same texts."""
+        """Return the nearness of texts to the trained names, cached for batches with the same texts."""
         return self._nearness_of_text.of((text, calibration.trained_text), lambda: calibration.nearness(text.cpu()))
 
     def compile(self) -> None:
@@ -205,11 +205,11 @@ class Inference(BatchDetector):
 
     @torch.no_grad()
     def predict(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> Predictions:
-        """Predictions for a padded batch; no box at points in the padding.
+        """Run the detector on a padded batch; points in the padding get the quality logit -inf.
 
         Args:
-            images: padded at the right and bottom, on the detector's device.
-            sizes: height and width before padding, on the detector's device.
+            images: RGB images, padded at the right and bottom, on the detector's device.
+            sizes: heights and widths before padding, on the detector's device.
         """
         with on_device(self.device), self.compute.autocast():
             predictions = self.detector(images)
@@ -218,12 +218,12 @@ class Inference(BatchDetector):
     def without_padding(
         self, predictions: Predictions, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]
     ) -> Predictions:
-        """The predictions with no box at points in the padding.
+        """Set the quality logits of points in the padding to -inf, so that they yield no box.
 
         Args:
             images, sizes: as for `predict`.
         """
-        # Points in the padding, and beyond the border on a coarse level, are never trained.
+        # Points in the padding, or beyond the image border on a coarse level, are never trained.
         outside = self.detector.points(images).in_padding(sizes)
         return replace(predictions, quality=predictions.quality.masked_fill(outside, -torch.inf))
 
@@ -237,15 +237,15 @@ class Inference(BatchDetector):
 
     @torch.no_grad()
     def detections(self, predictions: Predictions, batch: ImageBatch, queries: QueryTexts) -> tuple[Detections, ...]:
-        """Post-process predictions as `detect` does; the same ones may be used with several vocabularies.
+        """Post-process predictions as `detect` does; the same predictions can be used with several vocabularies.
 
         Args:
-            predictions, batch: of the same images, on the detector's device.
-            queries: at least one.
+            predictions, batch: predictions for the images of this batch, on the detector's device.
+            queries: at least one query.
         """
-        # Cosines are float32's, whatever context the caller is in.
+        # Cosines are computed in float32, even if the caller is inside an autocast context.
         with on_device(self.device), autocast(self.device, False):
-            # Fitted to the detector alone, without CLIP's scores.
+            # The calibration was fitted to the detector's own scores, so it does not apply to a score ensemble.
             if self.calibration is None or self.threshold is None or queries.ensemble is not None:
                 return self._uncalibrated(predictions, batch, queries, self.options)
             return self._calibrated(self.calibration, predictions, batch, queries)
@@ -253,7 +253,7 @@ class Inference(BatchDetector):
     def _calibrated(
         self, calibration: ScoreCalibration, predictions: Predictions, batch: ImageBatch, queries: QueryTexts
     ) -> tuple[Detections, ...]:
-        """The detections with scores that are probabilities."""
+        """Post-process predictions into detections whose scores are probabilities."""
         nearness, options = self._nearness(queries.text, calibration), self.options
         found = self._uncalibrated(predictions, batch, queries, calibration.options_before(options, nearness))
         return tuple(
@@ -269,7 +269,7 @@ class Inference(BatchDetector):
     def _uncalibrated(
         self, predictions: Predictions, batch: ImageBatch, queries: QueryTexts, options: DetectionOptions
     ) -> tuple[Detections, ...]:
-        """The detections, on the CPU, with scores that are not mapped to probabilities."""
+        """Post-process predictions into detections on the CPU, whose scores are not mapped to probabilities."""
         look = None if self.second_look is None else partial(self.second_look, batch.images, batch.sizes)
         found = postprocess(
             predictions,
@@ -284,7 +284,7 @@ class Inference(BatchDetector):
 
 
 def _mapped(found: Detections, scores: Float[Tensor, " K"], *, above: float, limit: int) -> Detections:
-    """The best detections by these scores, best first, as far as they score more than this."""
+    """Rescore detections: at most `limit` of those with scores above `above`, best first."""
     scores, order = scores.sort(descending=True, stable=True)
     order = order[scores > above][:limit]
     return Detections(found.boxes[order], scores[: len(order)], found.classes[order])

@@ -1,17 +1,17 @@
-"""A metric, 0 to 1; of what has no true box it is -1, as in the reference evaluators.
+"""Values of a metric: 0 to 1, or -1 if there is no true box to measure it on, as in the reference evaluators.
 
-Scores of decisions (cgF1, IL_MCC) are no such metrics: they may be -1, and are None where they are not known.
+Scores of decisions (cgF1, IL_MCC) are different: -1 is one of their values, and they are None if unknown.
 """
 
 NO_TRUE_BOX = -1.0
-"""The metric where there is no true box to speak of."""
+"""Value of a metric without true boxes."""
 
 
 def is_known(metric: float) -> bool:
-    """Whether there was a true box to measure it on."""
+    """Check whether there was a true box to measure a metric on."""
     return metric != NO_TRUE_BOX
 
 
 def per_cent(metric: float, digits: int = 2, *, otherwise: str = "-") -> str:
-    """A metric in per cent, for people; `otherwise` without a true box."""
+    """Format a metric in per cent; without a true box, return `otherwise`."""
     return f"{100 * metric:.{digits}f}" if is_known(metric) else otherwise

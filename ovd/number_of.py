@@ -1,11 +1,11 @@
-"""How many there are of something, in a message."""
+"""Numbers with their nouns in a message."""
 
 
 def number_of(count: int, noun: str, plural: str | None = None) -> str:
-    """A number and its noun, such as "1 box" and "1,200 boxes".
+    """Format a number and its noun, such as "1 box" and "1,200 boxes".
 
     Args:
-        noun: the singular.
-        plural: by default with an s behind the singular.
+        noun: the noun in the singular.
+        plural: the noun in the plural; by default the singular with an s.
     """
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"

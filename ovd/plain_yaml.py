@@ -1,4 +1,4 @@
-"""YAML of plain data: no tags, no aliases, no key twice."""
+"""Reading YAML of plain data, without tags, aliases and duplicate keys."""
 
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ MAX_DEPTH = 50
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds; keys of mappings inside it may be of any plain type.
+    """Read a YAML file that contains a mapping; keys of nested mappings may be of any plain type.
 
     Raises:
-        ValueError: the file cannot be read, is too long, or is no mapping of plain values; the message names it.
+        ValueError: the file cannot be read, is too long, or is not a mapping of plain values; the message names it.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -28,24 +28,24 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def read_value(text: str, source: str) -> Any:
-    """The plain value that YAML text holds.
+    """Read a plain value from YAML text.
 
     Args:
-        source: names the text in errors.
+        source: name of the text in errors.
 
     Raises:
-        ValueError: the text is too long, nested too deeply, or no plain value.
+        ValueError: the text is too long, nested too deeply, or not a plain value.
     """
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"{source}: {len(text)} characters, more than {MAX_CHARACTERS}")
     try:
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            # Aliases can make a few lines grow without bound, and plain data have no use for them.
+            # Aliases can make a few lines expand without bound, and plain data do not need them.
             if isinstance(event, yaml.AliasEvent):
                 raise ValueError(f"{source}: YAML aliases (*name) are not allowed")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH:  # PyYAML's time grows with its square
+            if depth > MAX_DEPTH:  # PyYAML's time grows with the square of the depth
                 raise ValueError(f"{source}: not plain YAML: nested more than {MAX_DEPTH} deep")
         return yaml.load(text, Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, RecursionError) as error:
@@ -53,7 +53,7 @@ def read_value(text: str, source: str) -> Any:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which would let the second of two equal keys win."""
+    """PyYAML's safe loader with an error for duplicate keys, of which PyYAML silently keeps the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()

@@ -1,4 +1,4 @@
-"""bf16 where the machine is fast at it, float32 elsewhere, and the machine's properties that bits depend on."""
+"""Choice of bf16 or float32 by the hardware, and the properties of the machine that bit-identical results depend on."""
 
 import os
 import platform
@@ -17,11 +17,11 @@ from ovd.choices import Precision
 Module = TypeVar("Module", bound=nn.Module)
 
 BF16_INSTRUCTIONS = ("AMX", "AVX512-BF16")
-"""As `instruction_set` names them."""
+"""Names of the CPU instructions for bf16, as in `instruction_set`."""
 
 
 def fast_low_precision(device: torch.device) -> bool:
-    """Whether a device computes bfloat16 in hardware: CUDA from Ampere on; CPUs with AMX or AVX512-BF16."""
+    """Check whether a device computes bfloat16 in hardware: CUDA since Ampere, and CPUs with AMX or AVX512-BF16."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -29,14 +29,14 @@ def fast_low_precision(device: torch.device) -> bool:
 
 
 def use_low_precision(precision: Precision, device: torch.device) -> bool:
-    """Whether a configured precision means bf16 on this device; `auto` is bf16 exactly where it is fast."""
+    """Check whether to use bf16 on a device; `auto` means bf16 if the device computes it in hardware."""
     return fast_low_precision(device) if precision == "auto" else precision == "bf16"
 
 
 def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[object]:
-    """bf16 autocast if `enabled`, else float32. bf16 has float32's exponent range, so losses need no scaling.
+    """Return a context with bf16 autocast if `enabled`, else without autocast.
 
-    The meta device has no autocast.
+    bf16 has float32's exponent range, so losses need no scaling. The meta device has no autocast.
     """
     if device.type == "meta":
         return nullcontext()
@@ -44,15 +44,18 @@ def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[obje
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:
-    """A context in which a GPU is the current one: Triton launches its kernels there, wherever their tensors lie."""
+    """Return a context in which a GPU is the current device.
+
+    Triton launches its kernels on the current device, whatever the device of their tensors.
+    """
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def check_default_dtype() -> None:
-    """Check that modules are made in float32, torch's default, which a program can change.
+    """Check that torch's default dtype, in which modules are created, is float32.
 
     Raises:
-        ValueError: another dtype is the default.
+        ValueError: the program has set another default dtype.
     """
     if (dtype := torch.get_default_dtype()) != torch.float32:
         raise ValueError(
@@ -62,7 +65,7 @@ def check_default_dtype() -> None:
 
 
 def product_dtype(x: torch.Tensor) -> torch.dtype:
-    """The dtype in which products with a tensor are computed: autocast's, else its own."""
+    """Return the dtype in which products with a tensor are computed: autocast's if enabled, else the tensor's."""
     device = x.device.type
     has_autocast = not x.is_meta and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if has_autocast else x.dtype
@@ -70,7 +73,7 @@ def product_dtype(x: torch.Tensor) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Compute:
-    """Where a model is computed, and in which precision."""
+    """Device and precision of a computation."""
 
     device: torch.device
     low_precision: bool
@@ -78,17 +81,17 @@ class Compute:
 
     @classmethod
     def configured(cls, precision: Precision, device: torch.device) -> "Compute":
-        """That of a configured precision; `auto` is bf16 exactly where it is fast."""
+        """Create a `Compute` for a configured precision, see `use_low_precision`."""
         return cls(device, use_low_precision(precision, device))
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Of modules that learn, and of their images: channels last for bf16, whose kernels are slower without it."""
+        """Memory format of trained modules and their images: channels last for bf16, whose kernels are faster so."""
         return torch.channels_last if self.low_precision else torch.contiguous_format
 
     @property
     def frozen_memory_format(self) -> torch.memory_format:
-        """Of modules that learn nothing, and of their images: on a CPU with oneDNN channels last in float32, too.
+        """Memory format of frozen modules and their images: channels last, also in float32 on a CPU with oneDNN.
 
         oneDNN's kernels are faster with it, except those that compute gradients.
         """
@@ -96,33 +99,33 @@ class Compute:
         return torch.channels_last if is_faster else self.memory_format
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context to call modules in."""
+        """Return the autocast context to call modules in."""
         return autocast(self.device, self.low_precision)
 
     def place(self, module: Module) -> Module:
-        """Move a module that learns to the device and into its memory format; its optimizer is restored after that."""
+        """Move a module to be trained to the device and into its memory format, before its optimizer is restored."""
         return module.to(self.device).to(memory_format=self.memory_format)
 
     def freeze(self, module: Module) -> Module:
-        """Move a module that learns nothing to the device and into its memory format; eval mode, no gradients."""
+        """Freeze a module: move it to the device and into its memory format, in eval mode and without gradients."""
         return module.requires_grad_(False).to(self.device).to(memory_format=self.frozen_memory_format).eval()
 
 
 @contextmanager
 def deterministic(enabled: bool) -> Iterator[None]:
-    """A context in which a GPU, too, gives the same bits every time; a CPU always does.
+    """Make results on a GPU bit-identical from run to run within this context; results on a CPU always are.
 
     Enter it before anything is computed on a GPU.
     """
     if not enabled:
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read as cuBLAS starts
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
     settings = torch.utils.deterministic
     only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
     before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
-    settings.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads what was not written
+    settings.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no code reads uninitialized memory
     try:
         yield
     finally:
@@ -131,32 +134,34 @@ def deterministic(enabled: bool) -> Iterator[None]:
 
 
 def describe_machine(device: torch.device) -> str:
-    """One line for logs and results: device, instruction set, threads, versions; the bits of a run depend on them.
+    """Describe the machine in one line for logs and results: device, instruction set, threads, torch version.
+
+    Bit-identical results depend on all of these.
 
     Args:
-        device: that the run computes on.
+        device: device of the run.
     """
     parts = [f"CPU {cpu_name()}", instruction_set(), f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
     if device.type == "cuda":
         parts.insert(0, f"GPU {torch.cuda.get_device_name(device)}")
-    # Kernels are picked for no more than these say.
+    # These variables limit the instruction set that kernels are picked for.
     lowered = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
     parts += [f"{name}={os.environ[name]}" for name in lowered if name in os.environ]
     return ", ".join(parts)
 
 
 def device_name(device: torch.device) -> str:
-    """Model name of a GPU, or of the processor."""
+    """Return the model name of a GPU, or of the processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def instruction_set() -> str:
-    """Instruction set that torch picks its CPU kernels for."""
+    """Return the instruction set that torch picks its CPU kernels for, with the instructions for bf16."""
     return " + ".join([torch.backends.cpu.get_cpu_capability(), *_cpu_bf16_instructions()])
 
 
 def _cpu_bf16_instructions() -> list[str]:
-    """Those of this CPU that oneDNN, which computes convolutions, may use."""
+    """List the bf16 instructions of this CPU that oneDNN, which computes convolutions, may use."""
     # torch names these probes privately up to 2.14, and not on every platform.
     probes = zip(BF16_INSTRUCTIONS, ("_is_amx_tile_supported", "_is_avx512_bf16_supported"), strict=True)
     found = [name for name, probe in probes if getattr(torch.cpu, probe, lambda: False)()]
@@ -171,7 +176,7 @@ def _allowed_bf16_instructions() -> tuple[str, ...]:
 
 
 def cpu_name() -> str:
-    """Model name of the processor."""
+    """Return the model name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""A trained detector for use from Python: image and class names in, boxes out.
+"""A trained detector for use from Python, which takes an image and class names and returns boxes.
 
     predictor = Predictor.load("runs/quickstart")         # or Predictor.from_pretrained("name/detector")
     found = predictor("photo.jpg", ["umbrella", "coffee cup"])
@@ -35,31 +35,31 @@ from ovd.text.unit_rows import as_unit_rows
 
 
 class Predictor(ModelHubMixin):
-    """Detects named classes in one image per call; text embeddings of the last few lists of names are cached.
+    """A trained detector that detects named classes in one image per call.
 
-    One thread at a time may use it.
+    The text embeddings of the last few lists of names are cached. A predictor is not thread-safe.
 
-    `from_pretrained`, `save_pretrained` and `push_to_hub` are those of huggingface_hub's mixin: a folder, or a
-    repository of the Hugging Face hub, with weights, config, calibration, and a model card of what was measured.
+    `from_pretrained`, `save_pretrained` and `push_to_hub` follow huggingface_hub's mixin. They read and write a folder
+    or a repository of the Hugging Face hub with weights, config, calibration, and a model card with the metrics.
     """
 
     def __init__(self, trained: TrainedDetector, *, size: int | None = None, prefilter: float | None = None):
         """
         Args:
-            trained: a detector, which is moved to the device of its config.
+            trained: a trained detector, which is moved to the device of its config.
             size: longest side in pixels that images are resized to; by default as in training.
-            prefilter: as for `load`.
+            prefilter: share of the points at which all names are scored, see `load`.
 
         Raises:
-            ValueError: a size under 32 px; a prefilter that is no share.
+            ValueError: `size` is under 32 px, or `prefilter` is not between 0 and 1.
         """
         self._trained = trained
-        self._hub_mixin_config = {}  # config.json, by which the hub counts downloads
+        self._hub_mixin_config = {}  # written as config.json, by which the hub counts downloads
         self._inference = build_inference(trained, size=size, prefilter=prefilter)
         self._queries_of = _kept_queries(trained)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is kept of names, for copies in other processes."""
+        """Return the state without the cached text embeddings, for copies in other processes."""
         return {name: value for name, value in vars(self).items() if name != "_queries_of"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -68,13 +68,16 @@ class Predictor(ModelHubMixin):
 
     @property
     def threshold(self) -> float:
-        """The score above which boxes are best reported: of a calibrated detector a probability, which has the highest
-        expected F1 on images held out of its training (`train.calibration`); else 0.45."""
+        """Recommended score threshold for reporting boxes.
+
+        For a calibrated detector it is a probability, the threshold with the highest expected F1 on images held out of
+        its training (`train.calibration`); otherwise it is 0.45.
+        """
         return self._inference.shown_threshold
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether scores are probabilities of a box of this name being there."""
+        """Whether a score is the probability that the box is correct and has this name."""
         return self._inference.is_calibrated
 
     @classmethod
@@ -89,22 +92,23 @@ class Predictor(ModelHubMixin):
         size: int | None = None,
         prefilter: float | None = None,
     ) -> "Predictor":
-        """Load a run folder or a checkpoint folder.
+        """Load a trained detector from a run folder or a checkpoint folder.
 
         Args:
-            experts: folders of experts of this detector (`ovd fine-tune`), or the run folders that they are in.
-                Each answers for its own names and their synonyms, the detector for all others.
-            same_place: what becomes of boxes of the detector and of an expert at one place. `base_stays` drops the
-                expert's if it is the less probable; `surer` drops the less probable; `both` keeps both.
-            nearest: whether experts answer queries in other words, too, that are near to their names.
-            device: such as "cpu" or "cuda:1"; by default as in training.
-            size: as in `__init__`.
-            prefilter: share of the points of an image at which all names are scored, for tens of thousands of names,
-                such as 0.15; by default as in the run's config, which is all points unless it says otherwise.
+            run: the run folder or checkpoint folder.
+            experts: folders of experts of this detector (`ovd fine-tune`), or the run folders that contain them. Each
+                expert detects its own names and their synonyms; the detector detects all other names.
+            same_place: which box to keep if the detector and an expert find one at the same place. `base_stays` drops
+                the expert's box if it is less probable; `surer` drops the less probable box; `both` keeps both.
+            nearest: whether experts also detect other names whose text embeddings are near to those of their own names.
+            device: device to run on, such as "cpu" or "cuda:1"; by default as in training.
+            size: longest side in pixels that images are resized to; by default as in training.
+            prefilter: share of the points of an image at which all names are scored, such as 0.15 for tens of thousands
+                of names; by default as in the run's config, which is all points if it does not set it.
 
         Raises:
-            ValueError: no intact checkpoint there, or an expert is missing, damaged or of another detector; a size
-                under 32 px.
+            ValueError: there is no intact checkpoint; an expert is missing, damaged or of another detector; or `size`
+                is under 32 px.
         """
         folders = (experts,) if isinstance(experts, str | Path) else tuple(experts)
         if not folders and (same_place != "base_stays" or nearest):
@@ -114,13 +118,14 @@ class Predictor(ModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "Predictor":
-        """Load a detector of the Hugging Face hub, or of a folder that `save_pretrained` wrote.
+        """Load a detector from the Hugging Face hub, or from a folder that `save_pretrained` wrote.
 
         Args:
-            options: those of `load`, such as `device`, and those of huggingface_hub's mixin, such as `revision`.
+            pretrained_model_name_or_path: name of the repository, or the folder.
+            options: options of `load`, such as `device`, and of huggingface_hub's mixin, such as `revision`.
 
         Raises:
-            ValueError: there is no such repository, the hub cannot be reached, or the folder has no whole detector.
+            ValueError: there is no such repository, the hub cannot be reached, or the folder has no complete detector.
         """
         if Path(pretrained_model_name_or_path).is_dir():
             return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **options)
@@ -134,7 +139,7 @@ class Predictor(ModelHubMixin):
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> "Predictor":
-        """What the mixin's `from_pretrained` calls."""
+        """Load a detector for the mixin's `from_pretrained`."""
         load_options = {name: options.pop(name) for name in signature(cls.load).parameters if name in options}
         if unknown := options.keys() - signature(ModelHubMixin.from_pretrained).parameters.keys():
             raise TypeError(f"from_pretrained does not know {', '.join(sorted(unknown))}")
@@ -142,68 +147,75 @@ class Predictor(ModelHubMixin):
         return cls.load(folder if folder.is_dir() else snapshot_download(model_id, **options), **load_options)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Write a folder that `from_pretrained` and `load` take; options of `load`, such as `size`, are not in it.
+        """Write a folder that `from_pretrained` and `load` read; options of `load`, such as `size`, are not stored.
 
         Args:
-            save_directory: the folder; the card is called by its name.
-            options: those of huggingface_hub's mixin, such as `push_to_hub`.
+            save_directory: the folder to write, whose name becomes the title of the model card.
+            options: options of huggingface_hub's mixin, such as `push_to_hub`.
 
         Raises:
-            ValueError: the detector has experts, or the folder holds a detector, or something else.
+            ValueError: the detector has experts, or the folder already holds a detector or another config.json.
         """
-        check_packable(self._trained, Path(save_directory))  # here, since the mixin begins by deleting a config.json
+        check_packable(self._trained, Path(save_directory))  # first, because the mixin starts by deleting a config.json
         name = options.get("repo_id") or Path(save_directory).absolute().name
         options.setdefault("model_card_kwargs", {"repository": name})
         return super().save_pretrained(save_directory, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """What `save_pretrained` calls."""
+        """Write the detector for the mixin's `save_pretrained`."""
         save_packaged(self._trained, save_directory)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload what `save_pretrained` writes; needs a login (`hf auth login`) or `token`.
+        """Upload the files of `save_pretrained` to the Hugging Face hub; needs a login (`hf auth login`) or `token`.
 
         Args:
-            repo_id: such as "name/detector"; made if it does not exist.
-            options: those of huggingface_hub's mixin, such as `private`, `token` and `branch`.
+            repo_id: repository, such as "name/detector"; created if it does not exist.
+            options: options of huggingface_hub's mixin, such as `private`, `token` and `branch`.
 
         Returns:
-            The address of the commit.
+            The URL of the commit.
         """
         options.setdefault("model_card_kwargs", {"repository": repo_id})
-        # What an earlier detector has left there would be taken for this one's.
+        # Files left over from an earlier detector in the repository would be read as part of this one.
         options.setdefault("delete_patterns", [METRICS, "attached.safetensors", f"{CLIP_FOLDER}/*"])
         return super().push_to_hub(repo_id, **options)
 
     def generate_model_card(self, repository: str = "FOLDER-OR-NAME", **_others: Any) -> ModelCard:
-        """The card that `save_pretrained` writes as README.md (`model_card_kwargs={"repository": ...}`)."""
+        """Return the model card that `save_pretrained` writes as README.md.
+
+        Args:
+            repository: name in the card's title and examples, set by `model_card_kwargs={"repository": ...}`.
+        """
         return model_card(self._trained, repository)
 
     def __call__(self, image: AnyImage, names: str | Prompt | Sequence[str | Prompt]) -> Detections:
-        """Detect in one image: boxes in pixels of the image, best first; `classes` are positions in `names`.
+        """Detect named classes in one image.
 
         Args:
-            image: a file, or a PIL image, an array or a tensor, which are read by the rules of
-                `ovd.data.images.pixels`.
-            names: any class names, or prompts of texts and example pictures, at least one; one may stand alone.
+            image: an image file, a PIL image, an array or a tensor; `ovd.data.images.pixels` has the accepted forms.
+            names: class names, or prompts of texts and example images; one alone, or a sequence of at least one.
+
+        Returns:
+            Detections with boxes in pixels of the image, best first; `classes` are positions in `names`.
 
         Raises:
-            ImageError: the file, or that of an example, is missing or not an image.
-            ValueError: an image in memory that the rules do not read, no names, a blank one, or one twice.
+            ImageError: the image file, or the file of an example, is missing or not an image.
+            ValueError: an image in memory has none of the accepted forms, there are no names, or a name is blank or
+                occurs twice.
         """
         asked = names_asked(names, (str, Prompt))
         check_each_once(map(_only_text, asked))
         return self._inference.image(self._queries_of(asked), pixels_of(image))
 
     def detect(self, image: AnyImage, text: Float[Tensor, "C D"] | np.ndarray) -> Detections:
-        """Detect with text rows of one's own, without score ensembling, which needs names.
+        """Detect with given text embeddings, without score ensembling, which needs names.
 
         Args:
-            image: as for `__call__`.
-            text: unit rows; `classes` are their positions.
+            image: an image, as for `__call__`.
+            text: embeddings of unit length, one row per class; `classes` of the detections are row numbers.
 
         Raises:
-            ImageError, ValueError: as `__call__`; or as `as_unit_rows`.
+            ImageError, ValueError: as for `__call__` and `as_unit_rows`.
         """
         given = text.detach().float().cpu().numpy() if isinstance(text, Tensor) else text
         rows = torch.from_numpy(as_unit_rows(given, self._trained.clip.dim))
@@ -211,12 +223,12 @@ class Predictor(ModelHubMixin):
 
 
 def _kept_queries(trained: TrainedDetector) -> Callable[[tuple[str | Prompt, ...]], QueryTexts]:
-    """`PromptEncoder.queries`, which keeps those of the last few lists of names."""
+    """Return `PromptEncoder.queries` with a cache for the last few lists of names."""
     return lru_cache(NAME_LISTS_KEPT)(PromptEncoder(trained).queries)
 
 
 def _only_text(prompt: str | Prompt) -> str | None:
-    """The one text that a class is asked for by; None if examples or further texts make another row of it."""
+    """Return the text of a prompt that is a single text; None if it has examples or several texts."""
     if isinstance(prompt, str):
         return prompt
     return prompt.texts[0] if len(prompt.texts) == 1 and not prompt.images else None

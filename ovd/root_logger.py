@@ -1,4 +1,4 @@
-"""Packages that log through the root logger, and what that does to the program that uses ovd."""
+"""Protection of the root logger from packages that log through it."""
 
 import logging
 from collections.abc import Iterator
@@ -7,8 +7,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def root_logger_left_alone() -> Iterator[None]:
-    """A context in which such a package does not configure the root logger, so that the program's own `basicConfig`
-    still counts; its warnings are shown as without any configuration."""
+    """Keep packages from configuring the root logger inside this context.
+
+    The `basicConfig` of the program that uses ovd then still takes effect. Warnings of the packages are shown as
+    without any configuration.
+    """
     root, shown = logging.getLogger(), logging.lastResort
     if root.handlers or shown is None:
         yield

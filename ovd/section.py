@@ -1,4 +1,4 @@
-"""The base of every group of settings: immutable, checked, and closed to unknown keys."""
+"""Base class of all groups of settings, which are immutable, validated and refuse unknown keys."""
 
 import os
 from pathlib import Path
@@ -8,14 +8,17 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 
 class Section(BaseModel):
-    """A group of settings. Modules that config/ imports define their own; configs embed or extend it."""
+    """Base class of a group of settings.
+
+    Modules that config/ imports define their own groups, which the configs embed or extend.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def no_number_is_a_truth_value(cls, values: Any) -> Any:
-        """Refuse `true`, `on` and `yes` for a number, which YAML reads as truth values, and pydantic as 1."""
+        """Refuse `true`, `on` and `yes` for a number: YAML reads them as booleans, which pydantic would take as 1."""
         for name, value in values.items() if isinstance(values, dict) else ():
             items = value if isinstance(value, list | tuple) else [value]
             truth_value = next((item for item in items if isinstance(item, bool)), None)
@@ -28,10 +31,10 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def a_path_may_begin_at_home(cls, value: Any) -> Any:
-        """Expand a leading `~`, which a shell leaves as it is behind `data.source.train_annotations=`."""
+        """Expand a leading `~`, which a shell does not expand after `data.source.train_annotations=`."""
         return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
 
 def _kinds_in(annotation: Any) -> set[Any]:
-    """The types that an annotation is made of."""
+    """Return an annotation and all types in it."""
     return {annotation}.union(*map(_kinds_in, get_args(annotation)))

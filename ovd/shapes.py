@@ -1,7 +1,7 @@
-"""Shapes of numpy arrays in signatures, which jaxtyping checks while tests run.
+"""Shape annotations of numpy arrays, which jaxtyping checks while tests run.
 
-In use nothing is checked. jaxtyping is then not even imported: it takes a tenth of a second, and detection with an
-exported model needs onnxruntime, numpy and Pillow alone (ovd/onnx/).
+Outside tests nothing is checked, and jaxtyping is not imported: its import takes 0.1 s, and detection with an exported
+model needs only onnxruntime, numpy and Pillow (ovd/onnx/).
 """
 
 import sys
@@ -12,7 +12,7 @@ if TYPE_CHECKING or "jaxtyping" in sys.modules:  # tests import it before anythi
 else:
 
     class _Unchecked:
-        """Stands for the array's type alone."""
+        """Annotation that evaluates to the type of the array, without its shape."""
 
         def __class_getitem__(cls, item: tuple[type, str]) -> Any:
             return item[0]

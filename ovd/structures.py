@@ -1,6 +1,6 @@
 """The data structures that data, model and evaluation exchange.
 
-Boxes are xyxy, absolute pixels, float32 everywhere. Letters used in shapes:
+Boxes are xyxy, in absolute pixels, float32. Letters used in shapes:
 B images, P points of all pyramid levels concatenated, D text-image dimensions, C classes, R true boxes.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import supervision
 
 IGNORED = -2
-"""Label of a point that the class loss leaves out; background is -1."""
+"""Label of a point that the class loss ignores; the background has label -1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +28,12 @@ class Points:
     """Locations of the predictions: the center of every cell of every pyramid level, level by level."""
 
     centers: Float[Tensor, "P 2"]
-    """x, y in pixels of the input image."""
+    """Centers (x, y) in pixels of the input image."""
     strides: Float[Tensor, " P"]
-    """Pixels between neighboring points of the same level."""
+    """Distances in pixels between neighboring points of the same level."""
 
     def in_padding(self, sizes: Int[Tensor, "B 2"]) -> Bool[Tensor, "B P"]:
-        """Which points lie outside each image, in the padding of its batch.
+        """Return a mask of the points that lie outside each image, in the padding of its batch.
 
         Args:
             sizes: heights and widths of the images before padding.
@@ -48,46 +48,46 @@ class Predictions:
     embeddings: Float[Tensor, "B P D"]
     """Class embeddings in the text space, not normalized."""
     boxes: Float[Tensor, "B P 4"]
-    """xyxy in pixels of the input image, not clipped to it."""
+    """Boxes (xyxy) in pixels of the input image, not clipped to it."""
     quality: Float[Tensor, "B P"]
-    """Logit of the box's quality: its centerness, or with task-aligned assignment its alignment."""
+    """Logits of the box quality: the centerness, or the alignment with task-aligned assignment."""
     dense: Float[Tensor, "B P D"] | None = None
-    """The dense CLIP feature, unit length; only from detectors that rank by both scores."""
+    """Dense CLIP feature, of unit length; only from detectors that combine their scores with CLIP's."""
 
     def of_images(self, rows: slice) -> "Predictions":
-        """Predictions of a part of the batch."""
+        """Return the predictions of a part of the batch."""
         dense = None if self.dense is None else self.dense[rows]
         return Predictions(self.embeddings[rows], self.boxes[rows], self.quality[rows], dense)
 
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """One image's annotations.
+    """Annotations of one image.
 
     Classes are rows of the data set's vocabulary (0..C-1), never category ids of a file. For an image-text pair they
-    are ids of texts, from C on (text/pair_texts.py).
+    are text ids, which start at C (text/pair_texts.py).
     """
 
     boxes: Float[Tensor, "R 4"]
     classes: Int[Tensor, " R"]
     crowd_boxes: Float[Tensor, "I 4"]
-    """Crowd regions: points inside them that match no box are left out of the loss."""
+    """Crowd regions; points inside them that match no box are ignored by the loss."""
     negative_classes: Int[Tensor, " N"]
-    """Verified to be absent (LVIS `neg_category_ids`)."""
+    """Classes verified to be absent (LVIS `neg_category_ids`)."""
     not_exhaustive_classes: Int[Tensor, " E"]
-    """Present, but not every instance has a box (LVIS `not_exhaustive_category_ids`)."""
+    """Classes that are present, but not with a box for every instance (LVIS `not_exhaustive_category_ids`)."""
     image_texts: Int[Tensor, " T"]
-    """All texts of an image-text pair, with and without a box; empty for an annotated image."""
+    """Ids of all texts of an image-text pair, with and without a box; empty for an annotated image."""
 
     @classmethod
     def empty(cls) -> "Targets":
-        """Targets of an image without any annotation."""
+        """Return the targets of an image without annotations."""
         no_boxes, nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
         return cls(no_boxes, nothing, no_boxes, nothing, nothing, nothing)
 
     @classmethod
     def to_device(cls, images: "tuple[Targets, ...]", device: torch.device) -> "tuple[Targets, ...]":
-        """The targets of some images on a device, in one copy for each field."""
+        """Copy the targets of some images to a device, with one copy per field."""
         columns = []
         for field in fields(cls) if images else ():
             parts = [getattr(targets, field.name) for targets in images]
@@ -97,24 +97,24 @@ class Targets:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One step's images, padded at the right and bottom with zeros to a common size.
+    """Images of one step, padded at the right and bottom with zeros to a common size.
 
-    `sizes` are each image's height and width before padding.
+    `sizes` are the heights and widths of the images before padding.
     """
 
     images: UInt8[Tensor, "B 3 H W"]
-    """RGB, uint8 as loaded; the detector normalizes."""
+    """RGB images, uint8 as loaded; the detector normalizes them."""
     sizes: Int[Tensor, "B 2"]
     targets: tuple[Targets, ...]
     image_ids: tuple[int, ...]
     is_pair: Bool[Tensor, " B"]
-    """True for image-text pairs: their classes are texts, not rows of the vocabulary."""
+    """True for image-text pairs, whose classes are text ids instead of rows of the vocabulary."""
     skipped: tuple[Fault, ...] = ()
-    """Where and why, for every sample left out of this batch."""
+    """Faults of the samples that were left out of the batch."""
     repaired: tuple[Fault, ...] = ()
-    """Where and what, for every sample in it that needed a repair."""
+    """Faults of the samples in the batch that were repaired."""
     shapes: tuple[tuple[int, int], ...] = ()
-    """Heights and widths that it may be padded to; any if there are none."""
+    """Shapes (height, width) that the batch may be padded to; any shape if empty."""
 
     @classmethod
     def without_pairs(
@@ -127,12 +127,12 @@ class Batch:
         skipped: tuple[Fault, ...] = (),
         repaired: tuple[Fault, ...] = (),
     ) -> "Batch":
-        """A batch of annotated images only."""
+        """Create a batch of annotated images only."""
         is_pair = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         return cls(images, sizes, targets, image_ids, is_pair, skipped, repaired)
 
     def of_images(self, rows: slice) -> "Batch":
-        """A part of the batch, without the faults of samples left out and repaired."""
+        """Return a part of the batch, without its `skipped` and `repaired` faults."""
         return Batch(
             images=self.images[rows],
             sizes=self.sizes[rows],
@@ -142,7 +142,7 @@ class Batch:
         )
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device; from page-locked memory it is copied beside what the device does."""
+        """Move the batch to a device; from page-locked memory the images are copied asynchronously."""
         return replace(
             self,
             images=self.images.to(device, non_blocking=True),
@@ -157,19 +157,19 @@ class Assignment:
     """The true box, if any, that each point is matched to."""
 
     matched: Int[Tensor, "B P"]
-    """Row into the image's `Targets.boxes`, or -1 for background."""
+    """Row of the matched box in the image's `Targets.boxes`, or -1 for background."""
     ignored: Bool[Tensor, "B P"]
-    """Background points that no loss may touch (crowd regions, padding)."""
+    """Mask of the background points that all losses ignore (crowd regions, padding)."""
     unmatched_center: Bool[Tensor, "B P"]
-    """Points in the center region of a true box that are matched to none: their quality has the target 0. Under FCOS's
-    rules most of them are on levels for boxes of other sizes."""
+    """Mask of the points in the center region of a true box that are matched to no box; the target of their quality is
+    0. With FCOS's rules most of them are on levels for boxes of other sizes."""
     alignment: Float[Tensor, "B P"] | None = None
-    """How well a matched point does both tasks, 0 to 1, if the assignment computes it: it then replaces the centerness
-    as the target of the quality and as the weight of the box loss."""
+    """Alignment of both tasks at the matched points, 0 to 1, if the assignment computes it. It then replaces the
+    centerness as the target of the quality and as the weight of the box loss."""
 
     @classmethod
     def cat(cls, parts: "Sequence[Assignment]") -> "Assignment":
-        """The assignment of the images of several, in their order; at least one."""
+        """Concatenate the assignments of at least one part of a batch, along the images."""
         alignments = [part.alignment for part in parts if part.alignment is not None]
         return cls(
             torch.cat([part.matched for part in parts]),
@@ -185,25 +185,28 @@ class Assignment:
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """One image's boxes in pixels of the original image, best first; `len` is their number, and 0 is false."""
+    """Detections in one image, best first, with boxes in pixels of the original image.
+
+    `len` is the number of boxes; `Detections` without boxes are false.
+    """
 
     boxes: Float[Tensor, "K 4"]
     scores: Float[Tensor, " K"]
     classes: Int[Tensor, " K"]
-    """Rows of the vocabulary that was detected with."""
+    """Rows of the query vocabulary."""
 
     def __len__(self) -> int:
         return len(self.scores)
 
     @classmethod
     def empty(cls) -> "Detections":
-        """Detections of an image in which nothing is found."""
+        """Return the detections of an image in which nothing is found."""
         boxes, scores = torch.zeros(0, 4, dtype=torch.float32), torch.zeros(0, dtype=torch.float32)
         return cls(boxes, scores, torch.zeros(0, dtype=torch.int64))
 
     @classmethod
     def cat(cls, parts: Sequence["Detections"]) -> "Detections":
-        """The detections of at least one part as one, in their order."""
+        """Concatenate at least one `Detections`, in their order."""
         return cls(
             torch.cat([part.boxes for part in parts]),
             torch.cat([part.scores for part in parts]),
@@ -211,18 +214,18 @@ class Detections:
         )
 
     def take(self, rows: Int[Tensor, " _"] | Bool[Tensor, " N"]) -> "Detections":
-        """The detections that an index or a mask picks."""
+        """Select detections by row indices or by a mask."""
         return Detections(self.boxes[rows], self.scores[rows], self.classes[rows])
 
     def to_torchvision(self) -> dict[str, Tensor]:
-        """As torchvision's detectors give them: `boxes`, `labels` and `scores`; labels are rows of the vocabulary."""
+        """Convert to the output of torchvision's detectors: `boxes`, `labels` (rows of the vocabulary) and `scores`."""
         return {"boxes": self.boxes, "labels": self.classes, "scores": self.scores}
 
     def to_supervision(self, names: Sequence[str] | None = None) -> "supervision.Detections":
-        """As `supervision.Detections`.
+        """Convert to `supervision.Detections`.
 
         Args:
-            names: of the vocabulary; they go into `data["class_name"]`, which supervision's annotators show.
+            names: class names of the vocabulary, for `data["class_name"]`, which supervision's annotators show.
 
         Raises:
             ValueError: the package supervision is missing.
@@ -236,10 +239,10 @@ class Detections:
         )
 
     def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """As results in COCO's form, which pycocotools, FiftyOne and other tools read: boxes are x, y, width, height.
+        """Convert to COCO results, which pycocotools, FiftyOne and other tools read; boxes are [x, y, width, height].
 
         Args:
-            category_ids: the file's id of each class of the vocabulary; by default its row plus one.
+            category_ids: category id of each class of the vocabulary; by default the class's row plus one.
         """
         boxes, scores, classes = self.boxes.tolist(), self.scores.tolist(), self.classes.tolist()
         return [

@@ -1,4 +1,4 @@
-"""Work that threads do ahead of the one that needs it, and the cores that there are for it."""
+"""Work ahead of time in threads, and the number of available cores."""
 
 import os
 from collections import deque
@@ -12,17 +12,18 @@ Result = TypeVar("Result")
 
 
 def num_cores() -> int:
-    """Number of the cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def map_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int
 ) -> Iterator[Result]:
-    """What a function returns for each item, in order, from threads that go on while the caller uses a result.
+    """Yield the result of a function for each item, in order, while threads compute the next results.
 
     Args:
-        ahead: number of items that are under way or done and not yet used; it bounds the memory.
+        threads: number of threads.
+        ahead: maximum number of items in progress or finished and not yet yielded; it bounds the memory.
     """
     remaining = iter(items)
     with ThreadPoolExecutor(threads) as pool:

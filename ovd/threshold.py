@@ -1,9 +1,9 @@
-"""The score above which boxes are shown."""
+"""Score threshold above which boxes are shown."""
 
 UNCALIBRATED_THRESHOLD = 0.45
-"""Of a detector that was not calibrated."""
+"""Score threshold of a detector that was not calibrated."""
 
 
 def shown_threshold(threshold: float | None) -> float:
-    """A detector's own threshold, or for want of it a usual one."""
+    """Return a detector's own threshold, or the default for uncalibrated detectors."""
     return UNCALIBRATED_THRESHOLD if threshold is None else threshold

@@ -1,4 +1,4 @@
-"""Settings of aligning a backbone."""
+"""Settings for aligning a backbone."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,29 +17,29 @@ class FolderData(Section):
 
     kind: Literal["folder"] = "folder"
     images: Path
-    """The folder; images in the folders below it count, too. A relative path starts at the data root."""
+    """Folder of the images, which is searched recursively. A relative path starts at the data root."""
 
 
 class ShardData(Section):
-    """Tar shards of image-text pairs, whose images are used and whose captions are not."""
+    """Tar shards of image-text pairs, of which only the images are used."""
 
     kind: Literal["shards"] = "shards"
     shards: Path
     """Folder of the shards. A relative path starts at the data root."""
     num_shards: PositiveInt | None = None
-    """Number of shards to use, the first ones; all by default."""
+    """Number of shards to use, from the first; all by default."""
 
 
 class AlignData(AugmentationOptions):
-    """Images to align a backbone on, and their augmentation. No label and no caption is read."""
+    """Images to align a backbone on, and their augmentation. No labels or captions are used."""
 
     source: Annotated[
         WorldData | FileData | FolderData | ShardData, Field(discriminator="kind"), default_kind("source")
     ] = WorldData()
-    """The images: kind `world` (default, the embedded world's training scenes), `files` (the training images of a data
-    set, as in the config of a training), `folder` or `shards`."""
+    """Source of the images: kind `world` (default, the embedded world's training scenes), `files` (the training images
+    of a data set, as in a config of `ovd train`), `folder` or `shards`."""
     size: PositiveInt = 192
-    """Longest side of an image in pixels, before scale jitter. Best the size at which the detector will be trained."""
+    """Longest side of an image in pixels, before scale jitter; best the size that the detector will be trained at."""
     color: NonNegativeFloat = 0.0
     """Strength of brightness, contrast, saturation and hue jitter; off by default."""
     workers: NonNegativeInt = 1
@@ -47,19 +47,20 @@ class AlignData(AugmentationOptions):
 
 
 class AlignBoxes(Section):
-    """Boxes of an image at which the dense feature is compared with CLIP on the crop."""
+    """Boxes of an image at which the dense feature is compared with CLIP's embedding of the crop."""
 
     random: NonNegativeInt = 4
-    """Number of boxes per image that are drawn at random."""
+    """Number of random boxes per image."""
     proposals: NonNegativeInt = 8
-    """Number of boxes per image where an object may be; random ones stand in where fewer are found."""
+    """Number of proposals per image, boxes where an object may be. If fewer are found, random boxes replace the missing
+    ones."""
     detector: Path | None = None
-    """Run folder of a trained detector that finds the proposals, whatever their class; by default they come from the
-    image's edges, without any training (alignment/proposals.py)."""
+    """Run folder of a trained detector that finds the proposals, whatever their class; by default they are found from
+    the image's edges, without any training (alignment/proposals.py)."""
     sides: tuple[PositiveFloat, PositiveFloat] = (0.09, 0.52)
-    """Smallest and largest mean side of a box (root of its area), relative to `data.size`."""
+    """Smallest and largest mean side of a box (square root of its area), relative to `data.size`."""
     aspect: Annotated[float, Field(ge=1)] = 1.35
-    """Largest ratio of the longer to the shorter side of a random box."""
+    """Maximum ratio of the longer to the shorter side of a random box."""
 
     @model_validator(mode="after")
     def _some_boxes(self) -> "AlignBoxes":
@@ -71,49 +72,49 @@ class AlignBoxes(Section):
 
 
 class AlignSection(Section):
-    """Optimization of the backbone, and what a run saves."""
+    """Settings of the training loop: optimization of the backbone, and checkpoints."""
 
     steps: PositiveInt
     """Number of optimizer steps."""
     batch_size: PositiveInt = 8
-    """Images per optimizer step, over all ranks."""
+    """Number of images per optimizer step, over all ranks."""
     seed: NonNegativeInt = 0
     """Seed of the order of the images, their augmentation and the random boxes."""
     learning_rate: PositiveFloat = 1e-3
     """Peak learning rate (AdamW) of the trunk. The text tower is not trained."""
     projection_rate: NonNegativeFloat = 1.0
-    """Factor of `learning_rate` for CLIP's pooling and projection; 0 keeps them as they are."""
+    """Factor of `learning_rate` for CLIP's pooling and projection; 0 freezes them."""
     weight_decay: NonNegativeFloat = 0.01
-    """Weight decay of matrices and kernels; biases and norms have none."""
+    """Weight decay of matrices and convolution kernels; biases and norms have none."""
     warmup_steps: NonNegativeInt = 20
-    """Steps of linear warm-up, at most `steps`, before a cosine decay to 1 % of the peak."""
+    """Number of steps of linear warm-up, at most `steps`, before a cosine decay to 1 % of the peak."""
     clip_norm: PositiveFloat = 1.0
     """Maximum L2 norm of all gradients together."""
     held_out: PositiveInt = 64
-    """Number of images, at most a tenth of all, that are not trained on, and on which the losses before and after are
-    measured."""
+    """Number of images that are not trained on, at most a tenth of all. The losses before and after the training are
+    measured on them."""
     recompute: bool = False
     """Recompute the backbone's activations in the backward pass: less memory, about a third more time."""
     precision: Precision = "auto"
-    """`auto` is bf16 where the hardware is fast at it, else float32."""
+    """Numerical precision: `bf16` (autocast), `float32`, or `auto`, which is bf16 where the hardware is fast at it."""
     device: str = "auto"
-    """`auto` is the GPU where there is one, else the CPU."""
+    """Device to train on: `auto` (the GPU if there is one, else the CPU), `cpu`, `cuda` or `cuda:N`."""
     threads: PositiveInt = 2
-    """Number of CPU threads; the bits of a result depend on it."""
+    """Number of CPU threads; results on a CPU are bit-identical only for the same number."""
     save_every: PositiveInt = 100
-    """Steps between checkpoints."""
+    """Number of steps between checkpoints."""
     keep_checkpoints: PositiveInt = 1
     """Number of checkpoints kept on disk, the newest ones."""
 
 
 class AlignConfig(CropOptions):
-    """Aligning a backbone's dense feature with CLIP on crops: `ovd align-backbone`."""
+    """Config of aligning a backbone's dense feature with CLIP's embeddings of crops: `ovd align-backbone`."""
 
     output: Path
-    """Run folder. At the end it also is the folder of the aligned CLIP model, for `clip.name`."""
+    """Run folder. At the end it is also the folder of the aligned CLIP model, which `clip.name` of a training takes."""
     clip: ClipConfig = ClipConfig()
     weights: WeightFormat = "float32"
-    """Number format of the aligned model's weights. The text tower is stored without loss in any case."""
+    """Number format of the aligned model's weights. The text tower is stored without loss in either format."""
     data: AlignData = AlignData()
     boxes: AlignBoxes = AlignBoxes()
     train: AlignSection

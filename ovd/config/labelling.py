@@ -1,4 +1,4 @@
-"""Settings of labelling image-text pairs."""
+"""Settings for labelling image-text pairs."""
 
 from typing import Annotated
 
@@ -9,19 +9,19 @@ from ovd.section import Section
 
 
 class LabelOptions(Section):
-    """Queries for a teacher in image-text pairs, and which of its boxes are kept."""
+    """Settings of a teacher that labels image-text pairs: its queries, and the boxes to keep."""
 
     queries: QuerySource
-    """Queries of an image: its whole caption, the caption's n-grams or noun phrases, or the same class names for every
-    image."""
+    """Queries for an image: `caption`, its whole caption; `ngrams` or `nouns`, the caption's n-grams or noun phrases;
+    `classes`, the same class names for every image."""
     classes: tuple[str, ...] = ()
     """Class names; used with `queries: classes`."""
     score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Only boxes that score more are kept. Keep it low: filters come later."""
+    """Score above which boxes are kept. Keep it low, since filters are applied later."""
     max_boxes: PositiveInt = 100
-    """Boxes that are kept of an image, the best ones; beside them the best of each of its texts."""
+    """Maximum number of boxes per image, those with the best scores. The best box of each text is kept in any case."""
     batch_size: PositiveInt = 16
-    """Pairs of a shard that are given to the teacher together."""
+    """Number of pairs, all from one shard, that the teacher processes together."""
 
     @model_validator(mode="after")
     def _classes_go_with_queries(self) -> "LabelOptions":

@@ -1,4 +1,4 @@
-"""Settings of pretraining the tiny CLIP."""
+"""Settings for pretraining the tiny CLIP."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from ovd.section import Section
 
 
 class PretrainConfig(Section):
-    """Pretraining the tiny CLIP on the world's image-text pairs: `tools/pretrain_clip.py`."""
+    """Config of pretraining the tiny CLIP on the world's image-text pairs: `tools/pretrain_clip.py`."""
 
     output: Path
     """Run folder."""
@@ -18,22 +18,22 @@ class PretrainConfig(Section):
     steps: PositiveInt
     """Number of optimizer steps."""
     batch_size: PositiveInt = 256
-    """Pairs per optimizer step."""
+    """Number of pairs per optimizer step."""
     crop: PositiveInt = 96
-    """Side of the random crop of a pair's image, in pixels."""
+    """Side in pixels of the random crop of a pair's image."""
     seed: NonNegativeInt = 0
     """Seed of the initial weights, the order of the pairs and the crops."""
     learning_rate: PositiveFloat = 1e-3
     """Peak learning rate (AdamW)."""
     weight_decay: NonNegativeFloat = 0.05
-    """Weight decay of matrices and kernels."""
+    """Weight decay of matrices and convolution kernels."""
     warmup_steps: NonNegativeInt = 100
-    """Steps of linear warm-up, before a cosine decay to 1 % of the peak."""
+    """Number of steps of linear warm-up, before a cosine decay to 1 % of the peak."""
     clip_norm: PositiveFloat = 1.0
     """Maximum L2 norm of all gradients together."""
     precision: Precision = "auto"
-    """`auto` is bf16 where the CPU is fast at it, else float32."""
+    """Numerical precision: `bf16` (autocast), `float32`, or `auto`, which is bf16 where the CPU is fast at it."""
     threads: PositiveInt = 2
-    """Number of CPU threads; the bits of a result depend on it."""
+    """Number of CPU threads; results are bit-identical only for the same number."""
     save_every: PositiveInt = 200
-    """Steps between checkpoints."""
+    """Number of steps between checkpoints."""

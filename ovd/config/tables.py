@@ -1,4 +1,4 @@
-"""Settings of the tables of experiments: ablations, and ways to fine-tune."""
+"""Settings for the tables of experiments: ablations, and ways to fine-tune."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,27 +11,27 @@ from ovd.section import Section
 
 
 class LabelsConfig(LabelOptions):
-    """Pseudo-labels of an ablation's row."""
+    """Settings of the pseudo-labels of an ablation's row."""
 
     shards: PositiveInt | None = None
-    """Number of shards to label, the first ones; all by default."""
+    """Number of shards to label, from the first; all by default."""
 
 
 class AblationRow(Section):
-    """One row of the table: a training run, or the run of a teacher and then that of its student."""
+    """One row of the table: one training run, or the run of a teacher followed by the run of its student."""
 
     config: Path
     """Config of the run, or of the student, whose `init_from` and `data.pairs.labels` are filled in."""
     overrides: tuple[str, ...] = ()
-    """Settings that differ from those of `config`, each of the form `eval.competition=20`."""
+    """Overrides of `config`, each of the form `eval.competition=20`."""
     teacher: Path | None = None
-    """Config of the teacher's run, which is shared by all rows that name it; together with `labels`."""
+    """Config of the teacher's run, which is shared by all rows that name it; given together with `labels`."""
     labels: LabelsConfig | None = None
-    """How the teacher labels the pairs for its student."""
+    """Settings for the teacher's labels of the pairs; given together with `teacher`."""
     align: Path | None = None
-    """Config of `ovd align-backbone`, whose aligned model takes the place of `clip.name` in the row's runs."""
+    """Config of `ovd align-backbone`, whose aligned model replaces `clip.name` in the row's runs."""
     title: str | None = None
-    """What pictures call the row; by default its name."""
+    """Title of the row in pictures; by default its name."""
 
     @model_validator(mode="after")
     def _labels_have_a_teacher(self) -> "AblationRow":
@@ -47,41 +47,44 @@ def _each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 
 Seeds = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_each_once)]
-"""Seeds of a table, each once."""
+"""Distinct seeds of a table, at least one."""
 
 
 class AblationConfig(Section):
     """A table of configs x seeds: `tools/ablate.py`."""
 
     records: Path
-    """JSON lines file, one line per finished run, from which the table and the picture are made."""
+    """JSON lines file with one line per finished run, from which the table and the picture are made."""
     runs: Path
     """Folder of the run folders."""
     picture: Path
     """File of the picture."""
     seeds: Seeds
-    """Seeds of the runs: of the world's scenes and rare split, and of the training."""
+    """Seeds of the runs, each for the world's scenes, its choice of rare classes, and the training."""
     lengths: tuple[PositiveInt, ...] = ()
-    """Train every row for each of these numbers of steps instead of its config's; tables and picture compare them."""
+    """Numbers of steps to train every row for, instead of its config's `train.steps`; tables and picture compare them.
+    By default every row is trained as its config says."""
     rows: dict[str, AblationRow]
-    """The table's rows by name, in order."""
+    """Rows of the table by name, in order."""
 
 
 class FineTuningRow(Section):
-    """A row of a table of fine-tuning."""
+    """One row of a table of ways to fine-tune."""
 
     config: Path
-    """Config of the fine-tuning, relative to the table's."""
+    """Config of the fine-tuning, relative to the table's file."""
     overrides: tuple[str, ...] = ()
-    """Overrides of the config, of the form key=value."""
+    """Overrides of `config`, each of the form key=value."""
     weight: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Weight of the fine-tuned detector in the average with its start; not for an expert."""
+    """Weight of the fine-tuned detector in the average of its weights and the starting detector's; not for an
+    expert."""
     replay: bool = False
-    """Train on the world's image-text pairs, too, labelled by the starting detector."""
+    """Train on the world's image-text pairs as well, labelled by the starting detector."""
     boxes_per_class: PositiveInt | None = None
-    """Train on a few images: as few as hold this many boxes of every class; by default on all."""
+    """Minimum number of boxes of every class in the few images to train on, which are drawn at random; by default all
+    images are used."""
     title: str | None = None
-    """What pictures call the row; by default its name."""
+    """Title of the row in pictures; by default its name."""
 
 
 class FineTuningTable(Section):
@@ -91,7 +94,7 @@ class FineTuningTable(Section):
     """Table of `tools/ablate.py` that has the row of the starting detectors, relative to this file."""
     start_row: str
     records: Path
-    """JSON lines file, one line per finished run, from which the table and the picture are made."""
+    """JSON lines file with one line per finished run, from which the table and the picture are made."""
     runs: Path
     """Folder of the run folders."""
     picture: Path
@@ -103,4 +106,4 @@ class FineTuningTable(Section):
     seeds: Seeds
     """Seeds of the starting detectors, of the new data and of the fine-tuning."""
     rows: dict[str, FineTuningRow]
-    """The table's rows by name, in order."""
+    """Rows of the table by name, in order."""
