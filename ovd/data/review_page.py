@@ -44,7 +44,7 @@ def write_review(
         below: boxes under the threshold, of the same images; those shown are saved only if they are accepted.
         thresholds: score threshold of each class.
         limit: largest number of boxes shown; those with the score nearest to the threshold are chosen.
-        title: name of the reviewed set.
+        title: name of the data set under review.
         saved_as: name of the file that the page saves.
         kind: name of the score on the page.
 

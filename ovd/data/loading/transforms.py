@@ -1,6 +1,6 @@
 """Resizing and augmentation of images together with their labels.
 
-Only this file uses albumentations. Its import takes seconds, so it is imported when the evaluation transform is built.
+No other module imports albumentations. Its import takes seconds, so it is imported when the evaluation transform is built.
 The training transform does without it, to make as few passes over the pixels as possible.
 """
 
