@@ -107,7 +107,7 @@ def export_boxes(
 
     Args:
         output: path of the file, or of the folder for `yolo` and `voc`.
-        source: name of the model that made the boxes; Label Studio shows it as the model version.
+        source: name of the run or program that made the boxes; Label Studio shows it as the model version.
         copy_images: `yolo`: copy images instead of linking to them.
         image_url: `label_studio`: prefix of an image's name in its URL.
 

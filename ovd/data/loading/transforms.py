@@ -1,7 +1,7 @@
 """Resizing and augmentation of images together with their labels.
 
-No other module imports albumentations. Its import takes seconds, so it is imported when the evaluation transform is built.
-The training transform does without it, to make as few passes over the pixels as possible.
+No other module imports albumentations. Its import takes seconds and is delayed until the evaluation transform is
+built. The training transform does without it, to make as few passes over the pixels as possible.
 """
 
 import math
