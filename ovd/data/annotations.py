@@ -23,7 +23,7 @@ def load_annotations(
     options: FormatOptions = NO_OPTIONS,
     with_truth: bool = False,
 ) -> AnnotationIndex:
-    """Read and check a whole data set in one go.
+    """Read and check a whole data set.
 
     Boxes with a side under 1 px are skipped (F4). Boxes partly outside their image are clamped to it, and boxes
     entirely outside are skipped (F5). Classes that have no object and only serve as the parent of other classes are
@@ -68,7 +68,7 @@ def load_for_both(
     be read is skipped and counted, and YOLO's split is `train` by default.
 
     Returns:
-        The index, and the ground truth for evaluation, or the error that keeps the ground truth from being used.
+        The index, and the ground truth for evaluation or the error found in it.
     """
     request = ReadRequest(annotations, images, options, index=True, truth=True, skips_images=True)
     table = _read(request, format, report)

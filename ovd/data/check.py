@@ -23,7 +23,7 @@ NUM_THREADS = 8
 IN_FLIGHT = 64
 
 Found = list[tuple[Literal["skipped", "repaired"], Fault]]
-"""Faults of a sample, and whether each one is skipped or repaired; empty for a sound sample."""
+"""Faults of a sample, each with its treatment; empty for a sound sample."""
 
 
 @dataclass(frozen=True)

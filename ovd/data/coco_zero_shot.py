@@ -1,4 +1,4 @@
-"""COCO's zero-shot split: training on 48 base classes, evaluation on these and 17 novel classes.
+"""COCO's zero-shot split: training on 48 base classes, evaluation on these and 17 novel classes, 65 in all.
 
 The split is that of Bansal et al. 2018 (arXiv:1804.04340). The other 15 classes of COCO are left out of both.
 """
@@ -40,7 +40,7 @@ def split_coco_base(index: AnnotationIndex) -> AnnotationIndex:
 
 
 def split_coco_evaluation(index: AnnotationIndex) -> AnnotationIndex:
-    """Keep the 65 base and novel classes, and the images with an object of one of them, which are evaluated.
+    """Keep the 65 base and novel classes, and the images that are evaluated: those with an object of these classes.
 
     Raises:
         ValueError: a class of the split is not in the file.

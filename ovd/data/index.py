@@ -136,7 +136,7 @@ class AnnotationIndex:
         return tuple(category.synonyms for category in self.categories)
 
     def record(self, image: int) -> ImageRecord:
-        """Return the image at a position 0..N-1; its arrays are views."""
+        """Return the record of the image at a position 0..N-1; its arrays are views."""
         height, width = self.image_sizes[image].tolist()
         return ImageRecord(
             id=int(self.image_ids[image]),

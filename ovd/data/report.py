@@ -55,7 +55,7 @@ class DataError(ValueError):
 
 
 class Finding(NamedTuple):
-    """A fault code with the treatment of its samples or boxes, which a report counts."""
+    """A kind of finding that a report counts: a fault code, and the treatment of its samples or boxes."""
 
     code: str
     kind: Kind
@@ -194,7 +194,7 @@ class DataReport:
         """Pass the error of `too_many`, if there is one, to `stop`.
 
         Raises:
-            DataError: too many were skipped; it has the code that was counted most, and the first records of it.
+            DataError: too many were skipped; the error has the most frequent code and its first records.
         """
         if (error := self.too_many(total, unit=unit)) is not None:
             self.stop(error)

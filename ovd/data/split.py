@@ -56,7 +56,7 @@ class _Draw:
                     break
 
     def _free_images(self, part: int, asked: set[int]) -> Iterator[int]:
-        """Yield the images of a part that have all `asked` classes, and no class of which they are the only image."""
+        """Yield the images of a part that have all `asked` classes and are not its only image of any class."""
         counts = self._counts[part]
         for row in self._order:
             classes = self._classes[row]

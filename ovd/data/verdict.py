@@ -13,7 +13,7 @@ _UNITS: tuple[tuple[Unit, str], ...] = (("sample", "images"), ("box", "boxes"))
 
 @dataclass(frozen=True)
 class Verdict:
-    """Expected course of a training or an evaluation on a data set."""
+    """Expected outcome of a training or an evaluation on a data set."""
 
     words: str
     """Description in one line."""
@@ -87,7 +87,7 @@ def evaluation_verdict(index: AnnotationIndex, report: DataReport, truth: Truth 
 
     Args:
         report: as for `training_verdict`.
-        truth: ground truth of the data set, or the error that keeps it from being used.
+        truth: ground truth of the data set, or the error found in it.
     """
     error = report.error
     try:

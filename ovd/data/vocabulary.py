@@ -1,4 +1,4 @@
-"""Choice of the classes that are trained on, LVIS without its rare classes, and a check that no novel name leaks in."""
+"""Selection of the training classes, LVIS-base without rare classes, and a check that no novel name leaks in."""
 
 import re
 from collections.abc import Sequence

@@ -32,7 +32,7 @@ def shape_groups(
         divisor: divisor of the padded sides.
 
     Returns:
-        The group of each image, and the distinct shapes of the groups, with one that holds all images.
+        The group of each image, and the distinct shapes of the groups plus one that holds all images.
     """
     factors = largest_scale * size / sizes.max(axis=1, keepdims=True, initial=1)
     resized = np.ceil(sizes * factors).astype(np.int64).clip(max=size)
@@ -77,7 +77,7 @@ def _cheapest_stretches(
 
 
 def padded_shape(height: int, width: int, shapes: tuple[Shape, ...]) -> Shape:
-    """Return the shape of least area that holds `height` x `width`; these themselves if none does."""
+    """Return the shape of least area that holds `height` x `width`, or (height, width) if none does."""
     fitting = [shape for shape in shapes if shape[0] >= height and shape[1] >= width]
     return min(fitting, key=lambda shape: (shape[0] * shape[1], shape), default=(height, width))
 

@@ -21,7 +21,7 @@ _HUE_SHARE = 0.25
 
 @dataclass(frozen=True)
 class ColorChange:
-    """Factors of one color change, which applies to all pixels of an image."""
+    """Factors of a color change for a whole image."""
 
     brightness: float = 1
     """Factor of all channels."""
@@ -36,7 +36,7 @@ class ColorChange:
 
     @classmethod
     def draw(cls, strength: float, generator: np.random.Generator, py_random: random.Random) -> "ColorChange":
-        """Draw factors from 1 - strength (at least 0) to 1 + strength, a hue up to a quarter of it, and an order."""
+        """Draw factors from 1 - strength (at least 0) to 1 + strength, a hue within a quarter of it, and an order."""
         brightness, contrast, saturation = (py_random.uniform(max(0, 1 - strength), 1 + strength) for _ in range(3))
         hue = py_random.uniform(-strength * _HUE_SHARE, strength * _HUE_SHARE)
         order = [0, 1, 2, 3]

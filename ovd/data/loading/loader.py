@@ -80,7 +80,7 @@ def train_loader(
 
 
 def mix_batches(detection: Iterator[Batch], pairs: Iterator[Batch]) -> Iterator[Batch]:
-    """Join the batches of both, step by step: detection data first, then image-text pairs, padded to one size."""
+    """Join detection and pair batches step by step: detection data first, then pairs, padded to one size."""
     for first, second in zip(detection, pairs, strict=True):
         images, _ = pad_images([*first.images, *second.images])
         yield Batch(
@@ -105,7 +105,7 @@ class Loading:
 
 
 class EvalLoader:
-    """Loader of every image of an index once, with the images' original heights and widths.
+    """Loader of all images of an index, each once, with their original heights and widths.
 
     Images are resized to a longest side of `size`, their boxes with them. All images of a batch have the same padded
     shape, so that each is padded as if it were alone, and its detections do not depend on the others. Batches are in
@@ -165,9 +165,8 @@ def image_loader(
 ) -> Iterator[Batch]:
     """Return an iterator over batches of the images at these positions.
 
-    Images are resized to a longest side of `size`, their boxes with them.
-
-    An image that cannot be read is named in `Batch.skipped`.
+    Images are resized to a longest side of `size`, their boxes with them. An image that cannot be read is named in
+    `Batch.skipped`.
 
     Args:
         pin_memory: as for `train_loader`.
@@ -213,7 +212,7 @@ def _load(
     pin_memory: bool,
 ) -> Iterator[Batch]:
     with warnings.catch_warnings():
-        # Warnings of more workers than cores (the user's choice) and of forking beside threads (torch's way on Linux).
+        # Silences warnings of more workers than cores (the user's choice) and of forks beside threads (usual on Linux).
         warnings.simplefilter("ignore")
         packed_batches = iter(
             DataLoader(

@@ -20,7 +20,7 @@ def resample(
     """Return the upper left `height` x `width` pixels of an image resized by these factors.
 
     Args:
-        pixels: image with at least height / factor_y and width / factor_x pixels, to half a pixel of the result.
+        pixels: image with at least height / factor_y and width / factor_x pixels, within half a pixel of the result.
         height: height of the result in pixels.
         width: width of the result in pixels.
         factor_y: factor of the height; the resized height need not be a whole number of pixels.

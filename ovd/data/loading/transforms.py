@@ -51,7 +51,7 @@ class TrainTransform:
     """Probability of a horizontal flip."""
     color: float
     """Strength of brightness, contrast and saturation jitter (factors 1 - color to 1 + color); the hue shifts by up to
-    a quarter of it. 0 leaves colors alone."""
+    a quarter of it. 0 leaves colors unchanged."""
 
     def __post_init__(self) -> None:
         if self.size < 1 or not 0 < self.scale[0] <= self.scale[1]:

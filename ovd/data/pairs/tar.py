@@ -29,7 +29,7 @@ from ovd.progress import progress
 
 NUM_THREADS = 4
 NUM_FAULTS = 100
-"""Maximum number of faulty shards that an error names."""
+"""Maximum number of faulty shards that an error message names."""
 
 
 class PairShards:

@@ -42,7 +42,7 @@ FEW_SCENES = 100
 
 
 def generator(settings: Settings, stream: str, index: int = 0) -> np.random.Generator:
-    """Return the random generator of a part or of one of its scenes; all are disjoint, in any drawing order."""
+    """Return the random generator of a part or scene; streams are disjoint, so that the drawing order is free."""
     return np.random.default_rng([settings.seed, _STREAM[stream], index])
 
 

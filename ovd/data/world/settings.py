@@ -1,4 +1,4 @@
-"""Settings of the embedded world, each with its reason. They are frozen, and must not be tuned by results.
+"""Settings of the embedded world, each with its reason. They are frozen, and must not be tuned on results.
 
 The figures called "LVIS" were read from the LVIS v1 training category statistics (1,203 categories) and from the
 annotations of 100 LVIS validation images, before any detector was trained on this world.
