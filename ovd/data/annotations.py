@@ -1,4 +1,4 @@
-"""Annotations of any format: what training and evaluation load a data set with."""
+"""Loading of annotations in any supported format, for training and evaluation."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,27 +23,29 @@ def load_annotations(
     options: FormatOptions = NO_OPTIONS,
     with_truth: bool = False,
 ) -> AnnotationIndex:
-    """Reads and checks a whole data set, once.
+    """Read and check a whole data set.
 
-    Boxes with a side under 1 px are skipped (F4), boxes partly outside their image are clamped to it and those wholly
-    outside are skipped (F5); classes that are but the parent of others are left out (F2). `report` counts them and what
-    is used.
+    Boxes with a side under 1 px are skipped (F4). Boxes partly outside their image are clamped to it, and boxes
+    entirely outside are skipped (F5). Classes that have no object and only serve as the parent of other classes are
+    left out (F2). `report` counts all of these, and the boxes that are used.
 
     Args:
-        annotations: LVIS, COCO, Objects365: the JSON file. VOC: the folder of XML files, or a list of their names.
-            YOLO: data.yaml, or a folder of labels with its classes.txt.
-        images: the folder of images; data/README.md says which one for each format. None leaves the paths relative, for
-            work that needs no pixels; YOLO takes the folder from data.yaml then.
-        format: a record of `ovd.data.formats.known.FORMATS`.
-        report: counts repairs and skips; by default nobody learns of them.
-        with_truth: whether the index carries its truth, for an evaluation. An image whose size has to be read from the
-            image itself, and cannot be, is then an error; otherwise it is skipped and counted (F8, F9, F10).
+        annotations: the JSON file (LVIS, COCO, Objects365); the folder of XML files or a list of their names (VOC);
+            data.yaml, or a folder of labels with its classes.txt (YOLO).
+        images: image folder; data/README.md says which one for each format. None leaves the image paths relative, for
+            work that needs no pixels; YOLO then takes the folder from data.yaml.
+        format: key of `ovd.data.formats.known.FORMATS`.
+        report: counts repairs and skips; by default they are not reported.
+        options: settings of the format besides the paths.
+        with_truth: whether the index carries its ground truth, for evaluation. It is then an error if the size of an
+            image has to be read from the image file and cannot be; otherwise the image is skipped and counted (F8,
+            F9, F10).
 
     Raises:
-        DataError: F1 not whole, or a record without a required field; F2 an id or an image twice; F3 unknown images or
-            categories; F6 a box that is not four finite numbers; F7 LVIS without its federated labels; F12 many records
-            with another size than their image, which their boxes leave.
-        ValueError: an option that the format does not have, or no folder of images where one is needed.
+        DataError: F1 the file is incomplete, or a record lacks a required field; F2 an id or an image occurs twice; F3
+            unknown images or categories; F6 a box that is not four finite numbers; F7 LVIS without its federated
+            labels; F12 many records with a size that their boxes exceed, while the boxes fit into the image file.
+        ValueError: an option that the format does not have, or no image folder where one is required.
     """
     report = report or DataReport()
     request = ReadRequest(annotations, images, options, index=True, truth=with_truth)
@@ -60,13 +62,13 @@ def load_for_both(
     report: DataReport,
     options: FormatOptions = NO_OPTIONS,
 ) -> tuple[AnnotationIndex, Truth | DataError]:
-    """Reads and checks a whole data set, once, to see what a training and what an evaluation would do with it.
+    """Read and check a whole data set once, both as training and as evaluation would.
 
-    Arguments and errors as for `load_annotations`. Images are those of a training: one whose size cannot be read is
-    skipped and counted, and YOLO's split is `train` where none is given.
+    Arguments and errors are those of `load_annotations`. Images are treated as in training: an image whose size cannot
+    be read is skipped and counted, and YOLO's split is `train` by default.
 
     Returns:
-        The index, and the truth that the evaluation would go by, or what is wrong with it.
+        The index, and the ground truth for evaluation or the error found in it.
     """
     request = ReadRequest(annotations, images, options, index=True, truth=True, skips_images=True)
     table = _read(request, format, report)
@@ -81,18 +83,22 @@ def load_for_both(
 def load_truth(
     annotations: Path, images: Path | None = None, *, format: DataFormatName, options: FormatOptions = NO_OPTIONS
 ) -> Truth:
-    """Reads and checks what the evaluation of a results file needs; JSON and XML may lack all that concerns pixels.
+    """Read and check the ground truth that the evaluation of a results file needs.
+
+    JSON and XML files may lack every field that concerns pixels.
 
     Raises:
-        DataError, ValueError: as `load_annotations`.
+        DataError, ValueError: as for `load_annotations`.
     """
     request = ReadRequest(annotations, images, options, index=False, truth=True)
     return truth_of(_read(request, format, DataReport()))
 
 
 def exhaustive_truth(truth: Truth, format: DataFormatName) -> Truth | None:
-    """The truth in which every object of every class has a box: the truth itself in a format whose sets are annotated
-    exhaustively, and that of the embedded world; None for other federated files.
+    """Return the ground truth in which every object of every class has a box.
+
+    For formats that are annotated exhaustively, this is `truth` itself. For the embedded world, its hidden boxes are
+    added. For other federated files, it is None.
 
     Raises:
         DataError: the world's hidden boxes cannot be used, see `with_hidden_boxes`.

@@ -1,25 +1,25 @@
-"""Boxes in numpy arrays: their two forms, IoU, and which overlap. Imports no torch."""
+"""Conversion, IoU and overlap search of boxes in NumPy arrays. Imports no torch."""
 
 import numpy as np
 
 from ovd.shapes import Float, Int64
 
 _COMPARED_AT_A_TIME = 2**20
-"""Pairs of boxes whose overlap is computed at a time, which bounds the memory."""
+"""Approximate number of box pairs whose IoU is computed at a time, which bounds memory."""
 
 
 def to_xywh(boxes_xyxy: Float[np.ndarray, "M 4"]) -> Float[np.ndarray, "M 4"]:
-    """Left, top, width and height of each box."""
+    """Convert xyxy boxes to left, top, width and height."""
     return np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
 
 
 def to_xyxy(boxes_xywh: Float[np.ndarray, "M 4"]) -> Float[np.ndarray, "M 4"]:
-    """Left, top, right and bottom of each box."""
+    """Convert xywh boxes to left, top, right and bottom."""
     return np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
 
 
 def paired_iou(boxes: Float[np.ndarray, "M 4"], others: Float[np.ndarray, "M 4"]) -> Float[np.ndarray, " M"]:
-    """IoU of each box (xyxy) with the one in the same row; 0 for two boxes without area."""
+    """Compute the IoU of each xyxy box with the box in the same row of `others`; 0 for two boxes without area."""
     sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
     intersection = sides.clip(min=0).prod(axis=1)
     areas, other_areas = ((some[:, 2:] - some[:, :2]).prod(axis=1) for some in (boxes, others))
@@ -36,15 +36,17 @@ def overlaps(
     *,
     least_iou: float,
 ) -> tuple[Int64[np.ndarray, " E"], Int64[np.ndarray, " E"], Float[np.ndarray, " E"]]:
-    """Each box with each true box of its group (an image, or one of its classes) that it overlaps enough.
+    """Find all pairs of a box and a true box of the same group that overlap enough.
 
-    `_COMPARED_AT_A_TIME` are compared at a time, however many boxes a group has.
+    A group is an image, or one class of an image. About `_COMPARED_AT_A_TIME` pairs are compared at a time, however
+    many boxes a group has.
 
     Args:
-        least_iou: from which on they are given.
+        least_iou: smallest IoU of a pair that is returned.
 
     Returns:
-        Their rows, and the IoU: by group, then the best score first, then in the order of the true boxes.
+        For each pair, the row in `boxes`, the row in `true_boxes` and the IoU. Pairs are sorted by group, then by
+        descending score, then in the order of the true boxes.
     """
     true_order = np.argsort(true_groups, kind="stable")
     first, end = (np.searchsorted(true_groups[true_order], groups, side=side) for side in ("left", "right"))

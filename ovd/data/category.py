@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from ovd.choices import Frequency
 
 UNCOUNTED = -(2**63)
-"""`Category.image_count` in a table whose file states none (no file can state this); index and truth count then."""
+"""`Category.image_count` of a file that states none, until index and truth replace it by their own counts.
+
+No file can state this value."""
 
 
 @dataclass(frozen=True)
@@ -16,9 +18,10 @@ class Category:
     name: str
     synonyms: tuple[str, ...] = ()
     frequency: Frequency | None = None
-    """LVIS's rare, common or frequent; None where the file is silent."""
+    """LVIS's r, c or f (rare, common, frequent); None if the file states none."""
     image_count: int = UNCOUNTED
-    """Training images with the class as the file states it, else images of this file with a box of it."""
+    """Number of training images with the class, as the file states it; otherwise the number of images in this file with
+    a box of the class."""
     is_parent: bool = field(default=False, repr=False)
-    """Whether other classes of a file in COCO's form have it as their `supercategory`. No part of an index's
-    fingerprint, which hashes the text of its categories: a parent is left out of an index, or has boxes."""
+    """Whether other classes of a COCO-style file name this class as their `supercategory`. It is not part of an index's
+    fingerprint, which hashes the repr of its categories: a parent is either left out of an index or has boxes."""

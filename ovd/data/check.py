@@ -1,4 +1,4 @@
-"""Read a whole data set as training would, and say what is wrong with it, record by record."""
+"""Check of a whole data set, read as in training, that reports what is wrong with each record."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -23,16 +23,16 @@ NUM_THREADS = 8
 IN_FLIGHT = 64
 
 Found = list[tuple[Literal["skipped", "repaired"], Fault]]
-"""What became of a sample. Nothing where it is as it should be."""
+"""Faults of a sample, each with its treatment; empty for a sound sample."""
 
 
 @dataclass(frozen=True)
 class ClassCount:
-    """A class and how often it occurs."""
+    """A class and the number of its images and objects."""
 
     name: str
     frequency: str
-    """LVIS's r, c or f; empty where the file is silent."""
+    """LVIS's r, c or f; empty if the file states none."""
     images: int
     objects: int
 
@@ -40,13 +40,13 @@ class ClassCount:
 def check_images(
     index: AnnotationIndex, report: DataReport, left_out: Int64[np.ndarray, " K"] | None = None
 ) -> AnnotationIndex:
-    """Decode every image and compare its size with the annotation; `report` counts what is found.
+    """Decode every image and compare its size with the annotation; `report` counts the faults.
 
     Args:
-        left_out: rows of objects that are counted as left out already.
+        left_out: rows of objects that are already counted as left out.
 
     Returns:
-        What training has of it: the images that can be used.
+        The index of the images that training can use.
     """
     is_usable = np.zeros(len(index), dtype=bool)
 
@@ -70,7 +70,7 @@ def check_images(
 
 
 def check_pairs(shards: PairShards, report: DataReport) -> None:
-    """Decode every image, and look at every caption; the shards themselves were checked when they were opened."""
+    """Decode every image and check every caption; the shards themselves were checked when they were opened."""
 
     def look(position: int) -> Found:
         where = f"{shards.directory}/{shards.location(position)}"
@@ -91,7 +91,7 @@ def check_pairs(shards: PairShards, report: DataReport) -> None:
 
 
 def class_counts(index: AnnotationIndex) -> list[ClassCount]:
-    """Of every class of the vocabulary, most images first."""
+    """Count images and objects of every class of the vocabulary, sorted by descending number of images."""
     images_and_classes = (index.classes.images_of_values(), index.classes.values)
     num_images = images_per_class(*images_and_classes, len(index.categories)).tolist()
     num_objects = np.bincount(index.classes.values, minlength=len(index.categories)).tolist()
@@ -103,7 +103,7 @@ def class_counts(index: AnnotationIndex) -> list[ClassCount]:
 
 
 def describe(index: AnnotationIndex, report: DataReport, usable: AnnotationIndex) -> str:
-    """What a data set holds and what was found in it, for people to read; counts of classes are of what can be used."""
+    """Describe a data set and its faults in text for people; class counts are those of `usable`."""
     counts = class_counts(usable)
     rows = [f"{count.images:>9,} {count.objects:>10,}  {count.frequency:1}  {count.name}" for count in counts]
     without = sum(count.objects == 0 for count in counts)
@@ -127,7 +127,7 @@ def describe(index: AnnotationIndex, report: DataReport, usable: AnnotationIndex
 
 
 def describe_findings(report: DataReport) -> Iterator[str]:
-    """A line for each kind of finding, and its first records."""
+    """Yield a line for each kind of finding, followed by its first records."""
     counts = report.counts()
     if not counts:
         yield "no faulty record"
@@ -137,7 +137,7 @@ def describe_findings(report: DataReport) -> Iterator[str]:
 
 
 def _count(found: Found, report: DataReport) -> bool:
-    """Counts what became of a sample, and says whether it can be used."""
+    """Count the faults of a sample, and return whether it can be used."""
     for kind, fault in found:
         if kind == "skipped":
             report.skipped(*fault)

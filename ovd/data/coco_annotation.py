@@ -1,10 +1,10 @@
-"""A box as an annotation in COCO's form, alike in every file and answer that people get from here. Imports no torch."""
+"""Annotation of one box in COCO format, the same in every file and server response. Imports no torch."""
 
 from collections.abc import Sequence
 from typing import Any
 
 _DECIMALS = 2
-"""Of pixels: as in COCO's and LVIS's own files."""
+"""Number of decimals of pixel coordinates, as in the files of COCO and LVIS."""
 
 
 def coco_annotation(
@@ -17,12 +17,12 @@ def coco_annotation(
     crowd: int = 0,
     **more: Any,
 ) -> dict[str, Any]:
-    """The record of one object, its numbers rounded to two decimals.
+    """Return the annotation of one object, with box and area rounded to two decimals.
 
     Args:
-        number: its id.
+        number: annotation id.
         box: xyxy in pixels.
-        area_px: of the object; by default that of the box as it is written.
+        area_px: area of the object; by default that of the rounded box.
         more: further fields, such as `score`, which come last.
     """
     bbox = rounded_xywh(box)
@@ -32,9 +32,9 @@ def coco_annotation(
 
 
 def rounded_xywh(box: Sequence[float]) -> list[float]:
-    """Left, top, width and height of a box (xyxy) with two decimals.
+    """Convert an xyxy box to left, top, width and height with two decimals.
 
-    Corners are rounded, and the sides are what then lies between them, so that a box inside its image stays inside.
+    Width and height are computed from the rounded corners, so that a box inside its image stays inside.
     """
     x0, y0, x1, y1 = (round(corner, _DECIMALS) for corner in box)
     return [x0, y0, round(x1 - x0, _DECIMALS), round(y1 - y0, _DECIMALS)]

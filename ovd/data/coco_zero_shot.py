@@ -1,6 +1,6 @@
-"""The zero-shot split of COCO: 48 base classes to train on, 17 novel ones, and the 65 of both to evaluate on.
+"""COCO's zero-shot split: training on 48 base classes, evaluation on these and 17 novel classes, 65 in all.
 
-Bansal et al. 2018 (arXiv:1804.04340); the other 15 classes of COCO are left out of training and evaluation.
+The split is that of Bansal et al. 2018 (arXiv:1804.04340). The other 15 classes of COCO are left out of both.
 """
 
 import numpy as np
@@ -26,7 +26,9 @@ GROUPS = {"base": BASE, "novel": NOVEL}
 
 
 def split_coco_base(index: AnnotationIndex) -> AnnotationIndex:
-    """The 48 base classes' annotations, and only images that have one: elsewhere novel objects would be background.
+    """Keep the annotations of the 48 base classes, and the images with at least one of them.
+
+    In the other images, novel objects would be background.
 
     Raises:
         ValueError: a class of the split is not in the file.
@@ -38,7 +40,7 @@ def split_coco_base(index: AnnotationIndex) -> AnnotationIndex:
 
 
 def split_coco_evaluation(index: AnnotationIndex) -> AnnotationIndex:
-    """The 65 classes, and only images with an object of one of them: those that the evaluation judges.
+    """Keep the 65 base and novel classes, and the images that are evaluated: those with an object of these classes.
 
     Raises:
         ValueError: a class of the split is not in the file.

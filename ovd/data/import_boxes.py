@@ -1,4 +1,4 @@
-"""From what annotation tools export to one JSON file in COCO's form; files are read, none is copied or changed."""
+"""Conversion of annotation tools' exports to one COCO JSON file; no input file is copied or changed."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,11 +39,11 @@ _IMPORTS: dict[ImportFormatName, DataFormat] = {
 
 @dataclass(frozen=True)
 class ImportedBoxes:
-    """A set in COCO's form."""
+    """A data set in COCO format."""
 
     content: dict[str, list[dict[str, Any]]]
     images_root: Path
-    """The folder that `file_name` is relative to."""
+    """Folder that `file_name` is relative to."""
 
 
 def import_boxes(
@@ -55,20 +55,22 @@ def import_boxes(
     options: FormatOptions = NO_OPTIONS,
     crowds_as_objects: bool = False,
 ) -> ImportedBoxes:
-    """Reads a whole set and makes clean records of it, as training would take them: boxes clamped to their image, those
-    under 1 px left out, sizes of images filled in, images that are missing left out, ids that name something.
+    """Read a whole data set and return clean records, as training would use them.
+
+    Boxes are clamped to their image, boxes with a side under 1 px are left out, missing image sizes are filled in,
+    missing images are left out, and every id refers to an existing image or category.
 
     Args:
-        annotations: the file or folder; of format `coco` also a folder of Roboflow's, with the images beside the file.
-        images: folder of the images, where the annotations do not say it.
-        report: counts what was changed and left out.
-        crowds_as_objects: whether crowd regions become objects, which CVAT exports masks as.
+        annotations: file or folder; for format `coco` also a Roboflow folder, with the images beside the file.
+        images: image folder, if the annotations do not name it.
+        report: counts changed and left-out records.
+        crowds_as_objects: whether crowd regions become objects; CVAT exports masks as crowd regions.
 
     Raises:
-        DataError, ValueError: as the reader of the format; F8 the images are not there.
+        DataError, ValueError: as raised by the reader of the format; F8 too many images are missing.
     """
     entry = _IMPORTS[format]
-    # A truth has the areas of masks, which only JSON files have.
+    # Mask areas are part of a truth, and only JSON files have them.
     request = ReadRequest(annotations, images, options, index=True, truth=entry.is_coco_json, skips_images=True)
     check_options(request, format, _IMPORTS)
     if entry.is_coco_json and annotations.is_dir():
@@ -90,7 +92,7 @@ def import_boxes(
 
 
 def write_boxes(path: Path, imported: ImportedBoxes) -> None:
-    """Writes the records; the file appears whole or not at all.
+    """Write the records; the file appears complete or not at all.
 
     Raises:
         ValueError: the file exists, or its folder cannot be made or written to.

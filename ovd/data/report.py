@@ -1,7 +1,7 @@
-"""What happened to the data: counts of everything repaired, skipped, or noticed and left as it is, by fault code.
+"""Report of the faults in a data set: counts of everything repaired, skipped, or noticed and left as it is, by code.
 
-Codes are those of data/README.md: F4 and F5 concern single boxes, the others whole samples. Always: seen = used +
-skipped, boxes that are left out at the size of the images among the skipped.
+Codes are those of data/README.md: F4 and F5 concern single boxes, the others whole samples. It always holds that
+seen = used + skipped, where boxes left out at the training size count as skipped.
 """
 
 from collections import Counter
@@ -13,15 +13,15 @@ from ovd.files import write_json
 from ovd.number_of import number_of
 from ovd.warn import warn
 
-if TYPE_CHECKING:  # torch, which evaluating a results file does not need
+if TYPE_CHECKING:  # imports torch, which evaluating a results file does not need
     import ovd.structures
 
 Unit = Literal["sample", "box"]
 Kind = Literal["skipped", "left out at this size", "repaired", "noticed"]
-"""What became of the samples or boxes with a fault."""
+"""Treatment of the samples or boxes with a fault."""
 
 SIZES_FROM_IMAGES = "data.source.sizes_from_images=true (tools: --sizes-from-images)"
-"""What helps where records have other sizes than their images (F12)."""
+"""Option for records whose sizes differ from those of their images (F12)."""
 _BOX_CODES = frozenset({"F4", "F5"})
 _NUM_RECORDS_KEPT = 20
 _MAX_SKIPPED_IN_A_ROW = 100
@@ -30,15 +30,15 @@ _MIN_FAULTY_TO_STOP = 5
 
 
 def are_too_many(count: int, total: int) -> bool:
-    """Whether so many faulty ones stop a run: at least 5, and 1 % of them all."""
+    """Return whether this many faults stop a run: at least 5, and at least 1 % of `total`."""
     return count >= max(_MIN_FAULTY_TO_STOP, _MAX_FAULTY_SHARE * total)
 
 
 class DataError(ValueError):
-    """Input data that a run must stop at.
+    """Error in the input data at which a run must stop.
 
     Attributes:
-        code: the fault's code, such as "F3".
+        code: fault code, such as "F3".
     """
 
     def __init__(self, code: str, message: str):
@@ -55,7 +55,7 @@ class DataError(ValueError):
 
 
 class Finding(NamedTuple):
-    """What a report counts: a fault's code, and what became of the samples or boxes that have it."""
+    """A kind of finding that a report counts: a fault code, and the treatment of its samples or boxes."""
 
     code: str
     kind: Kind
@@ -65,16 +65,16 @@ class Finding(NamedTuple):
 
 
 class DataReport:
-    """Counts what was used, repaired and skipped, and keeps the first 20 records of each kind."""
+    """Counts of used, repaired and skipped samples and boxes, with the first 20 records of each finding."""
 
     def __init__(self, *, stops: bool = True) -> None:
         """
         Args:
-            stops: whether too many skips are an error; a check of a data set wants to see them all.
+            stops: whether too many skips are an error; False for the check of a data set, which reports them all.
         """
         self.stops = stops
         self.error: DataError | None = None
-        """The first error that a run would have stopped at, of a report that does not stop."""
+        """First error at which a run would have stopped, if `stops` is False."""
         self._used: Counter[Unit] = Counter()
         self._num_boxes_of_skipped = 0
         self._skipped_in_a_row: Counter[Unit] = Counter()
@@ -84,21 +84,21 @@ class DataReport:
         self._first: dict[Finding, list[str]] = {}
 
     def used(self, count: int = 1, *, unit: Unit = "sample") -> None:
-        """Counts samples or boxes that go on to be used, repaired ones included."""
+        """Count samples or boxes that will be used, repaired ones included."""
         if count:
             self._used[unit] += count
             self._skipped_in_a_row[unit] = 0
 
     def looked_at(self) -> None:
-        """Ends a row of skips at a sample that is fit for use, and is counted as used when it is loaded."""
+        """End a row of skips at a usable sample, which is counted as used when it is loaded."""
         self._skipped_in_a_row["sample"] = 0
 
     def repaired(self, code: str, where: str) -> None:
-        """Counts a deterministic fix; `where` names the file and record and says what was done."""
+        """Count a deterministic repair; `where` names the file and record and describes the repair."""
         self._count(Finding(code, "repaired"), where)
 
     def skipped(self, code: str, where: str) -> None:
-        """Counts a sample or box that is left out; `where` names the file and record and says why."""
+        """Count a sample or box that is left out; `where` names the file and record and gives the reason."""
         self._count(Finding(code, "skipped"), where)
         self._skipped_records.setdefault(code, set()).add(where)
         unit = _unit(code)
@@ -106,19 +106,20 @@ class DataReport:
         self._most_in_a_row[unit] = max(self._most_in_a_row[unit], self._skipped_in_a_row[unit])
 
     def noticed(self, code: str, where: str) -> None:
-        """Counts what is used as it is though it may be a mistake, and warns of the first; `where` says what it is."""
+        """Count a possible mistake in data that is used as it is, and warn of the first; `where` describes it."""
         finding = Finding(code, "noticed")
         self._count(finding, where)
         if self._counts[finding] == 1:
             warn(f"{where}", code=code)
 
     def left_out_at_size(self, code: str, count: int, first: list[str]) -> None:
-        """Counts boxes that are sound, were counted as used, and cannot be used at the size of the images; warns.
+        """Count sound boxes that cannot be used at the training size of the images, and warn.
 
-        Unlike `skipped` boxes they never stop a run by their number: small objects are no damage.
+        The boxes were counted as used before. Unlike `skipped` boxes, they never stop a run by their number, since a
+        small object is not a fault of the data.
 
         Args:
-            first: the file and record of the first of them, and which size would keep each.
+            first: file and record of the first such boxes, each with the size that would keep it.
         """
         unit = _unit(code)
         self._used[unit] -= count
@@ -130,16 +131,16 @@ class DataReport:
             self._keep(finding, where)
 
     def left_out_with_images(self, count: int) -> None:
-        """Counts boxes that were counted as used, of images that turned out to be left out."""
+        """Count the boxes of images that turned out to be left out; the boxes were counted as used before."""
         self._used["box"] -= count
         self.skipped_with_images(count)
 
     def skipped_with_images(self, count: int) -> None:
-        """Counts boxes of images that are left out, which were not counted before."""
+        """Count the boxes of left-out images; the boxes were not counted before."""
         self._num_boxes_of_skipped += count
 
     def add_batch(self, batch: "ovd.structures.Batch") -> None:
-        """Counts a batch's samples as used, and each fault of its `skipped` and `repaired`."""
+        """Count a batch's samples as used, and each fault in its `skipped` and `repaired`."""
         for fault in batch.repaired:
             self.repaired(*fault)
         for fault in batch.skipped:
@@ -147,7 +148,7 @@ class DataReport:
         self.used(len(batch.image_ids))
 
     def add(self, other: "DataReport") -> None:
-        """Counts what another report counted, as if after what this one did."""
+        """Add the counts of another report, as if they had been made after those of this one."""
         self._used += other._used
         self._num_boxes_of_skipped += other._num_boxes_of_skipped
         self._counts += other._counts
@@ -163,7 +164,7 @@ class DataReport:
         return self._used[unit]
 
     def num_seen(self, unit: Unit = "sample") -> int:
-        """Used, skipped and left out, at their size or with their image."""
+        """Return the number of samples or boxes used, skipped, or left out by their size or with their image."""
         with_images = self._num_boxes_of_skipped if unit == "box" else 0
         not_used = sum(
             count
@@ -176,31 +177,37 @@ class DataReport:
         return self._counts[Finding(code, "skipped")]
 
     def has_skipped(self) -> bool:
-        """Whether a sample or box was left out for a fault, at whatever size."""
+        """Return whether a sample or box was skipped for a fault; those left out at the training size do not count."""
         return any(finding.kind == "skipped" for finding in self._counts)
 
     def stop(self, error: DataError) -> None:
-        """Stops at an error of the whole set, or keeps it in `error` if the report does not stop.
+        """Raise an error of the whole data set, or keep it in `error` if the report does not stop.
 
         Raises:
-            DataError: the given one.
+            DataError: the given error.
         """
         if self.stops:
             raise error
         self.error = self.error or error
 
     def raise_if_too_many(self, total: int, *, unit: Unit = "sample") -> None:
-        """Stops at `too_many`.
+        """Pass the error of `too_many`, if there is one, to `stop`.
 
         Raises:
-            DataError: with the code that was counted most and its first records.
+            DataError: too many were skipped; the error has the most frequent code and its first records.
         """
         if (error := self.too_many(total, unit=unit)) is not None:
             self.stop(error)
 
     def too_many(self, total: int, *, unit: Unit = "sample") -> DataError | None:
-        """The error of a run when 100 in a row, or 1 % of `total` (samples or boxes there are) and at least 5, were
-        skipped. A record that comes again in every epoch counts once."""
+        """Return the error that stops a run if too many samples or boxes were skipped, else None.
+
+        Too many are 100 in a row, or at least 5 that make up 1 % of `total` or more. A record that is skipped again
+        in every epoch counts once.
+
+        Args:
+            total: number of all samples or boxes.
+        """
         counts = Counter({code: len(records) for code, records in self._skipped_records.items() if _unit(code) == unit})
         num_skipped = counts.total()
         in_a_row = self._most_in_a_row[unit]
@@ -215,15 +222,15 @@ class DataReport:
         )
 
     def counts(self) -> dict[Finding, int]:
-        """How often each thing was found, the kinds in their order."""
+        """Return the count of each finding, in the order of `Kind` and then of the codes."""
         return {Finding(code, kind): count for kind in get_args(Kind) for code, count in self._by_code(kind).items()}
 
     def first_records(self) -> dict[Finding, list[str]]:
-        """The first 20 records of each of `counts`."""
+        """Return the first 20 records of each finding in `counts`."""
         return self._first
 
     def write(self, path: Path) -> None:
-        """Writes `data_report.json`."""
+        """Write the report as JSON, the `data_report.json` of a run."""
         units: tuple[Unit, Unit] = ("sample", "box")
         content = {
             "seen": {unit: self.num_seen(unit) for unit in units},

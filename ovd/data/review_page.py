@@ -1,7 +1,7 @@
-"""A page to look through the boxes that a detector is least sure of: accept, reject, rename, save as COCO JSON.
+"""HTML page to review the boxes that a detector is least sure of: accept, reject, rename, save as COCO JSON.
 
-It holds every box of the set, so that what is saved is the whole set with the changes; pictures are embedded of the
-boxes to look at only.
+The page holds every box of the data set, so that the saved file is the whole set with the changes. Pictures are
+embedded only for the boxes to review.
 """
 
 from collections import defaultdict
@@ -20,7 +20,7 @@ from ovd.html_page import fill_page
 from ovd.shapes import Float32, UInt8
 
 LONGEST_PX = 360
-"""Of a picture."""
+"""Longest side of an embedded picture in pixels."""
 _SMALLEST_CROP_PX = 160
 _CONTEXT = 2.5
 """Side of a crop, as a multiple of the box's longer side."""
@@ -37,19 +37,19 @@ def write_review(
     saved_as: str,
     kind: str = "score",
 ) -> int:
-    """Write the page.
+    """Write the review page.
 
     Args:
         kept: all boxes at or above the threshold.
-        below: boxes under it of the same images; those shown are saved only if they are accepted.
-        thresholds: of each class.
-        limit: at most this many boxes are shown, those whose score is nearest to the threshold.
-        title: what is reviewed.
-        kind: what a score is called.
+        below: boxes under the threshold, of the same images; those shown are saved only if they are accepted.
+        thresholds: score threshold of each class.
+        limit: largest number of boxes shown; those with the score nearest to the threshold are chosen.
+        title: name of the data set under review.
         saved_as: name of the file that the page saves.
+        kind: name of the score on the page.
 
     Returns:
-        How many boxes are shown.
+        Number of boxes shown.
     """
     rows = _rows(kept, is_kept=True)
     num_kept = len(rows)
@@ -76,7 +76,7 @@ def write_review(
 
 
 def _rows(labelled: LabelledSet, *, is_kept: bool) -> list[list[Any]]:
-    """Of each box: image, class, x, y, width, height, score, and 1 for those at or above the threshold."""
+    """Return image, class, x, y, width, height, score and `is_kept` (0 or 1) of each box."""
     rows = []
     for number, image in enumerate(labelled.images):
         scores = image.scores.astype(np.float64).round(4).tolist()
@@ -86,7 +86,7 @@ def _rows(labelled: LabelledSet, *, is_kept: bool) -> list[list[Any]]:
 
 
 def _crops(kept: LabelledSet, rows: Sequence[list[Any]], shown: Sequence[int]) -> dict[int, list[Any]]:
-    """For each box shown, x, y, width and height of the crop around it, and its picture; an image is read once."""
+    """Return x, y, width, height and picture of the crop around each box shown; each image is read once."""
     rows_by_image = defaultdict[int, list[int]](list)
     for row in shown:
         rows_by_image[rows[row][0]].append(row)
@@ -101,7 +101,7 @@ def _crops(kept: LabelledSet, rows: Sequence[list[Any]], shown: Sequence[int]) -
 
 
 def crop_around(pixels: UInt8[np.ndarray, "H W 3"], box_xywh: Float32[np.ndarray, "4"]) -> list[int]:
-    """x, y, width and height of the part of an image that shows a box with what is around it."""
+    """Return x, y, width and height of the part of an image that shows a box with its surroundings."""
     side = max(_SMALLEST_CROP_PX, _CONTEXT * float(box_xywh[2:].max()))
     center = box_xywh[:2] + box_xywh[2:] / 2
     limits = np.array([pixels.shape[1], pixels.shape[0]])

@@ -1,4 +1,4 @@
-"""Images of a data set drawn into two parts that share its classes as far as can be."""
+"""Random split of a data set's images into two parts that share its classes as far as possible."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -7,13 +7,13 @@ import numpy as np
 
 
 def draw_parts(classes: Sequence[set[int]], num_first: int, seed: int) -> tuple[list[int], list[int]]:
-    """The positions of the images of the first and of the second part, ascending; the same seed gives the same parts.
+    """Draw two parts at random, and return the ascending positions of the images in each of them.
 
-    Images are drawn at random. Then, rare classes first, an image of each class that one part lacks is exchanged for
-    one of that part, where the parts keep other images of all their classes.
+    The same seed gives the same parts. After the draw, rare classes first, an image of each class that one part lacks
+    is exchanged for an image of that part, if both parts keep other images of all classes of the exchanged images.
 
     Args:
-        classes: ids of the classes that each image has an object of.
+        classes: ids of the classes in each image.
         num_first: number of images in the first part.
     """
     order = np.random.default_rng(seed).permutation(len(classes)).tolist()
@@ -28,13 +28,13 @@ def draw_parts(classes: Sequence[set[int]], num_first: int, seed: int) -> tuple[
 
 
 class _Draw:
-    """Images in two parts, and in how many of each part a class is."""
+    """Images in two parts, and the number of images per class in each part."""
 
     def __init__(self, order: Sequence[int], num_first: int, classes: Sequence[set[int]]):
         """
         Args:
             order: positions of all images; the first `num_first` are in the first part.
-            classes: ids of the classes of each image, without those that no other image has.
+            classes: ids of the classes in each image, without classes that no other image has.
         """
         self.part_of = dict.fromkeys(order[:num_first], 0) | dict.fromkeys(order[num_first:], 1)
         self._order = order
@@ -44,7 +44,7 @@ class _Draw:
             self._counts[self.part_of[row]].update(classes[row])
 
     def share(self, class_id: int) -> None:
-        """Exchange two images, if one part has no image of the class and none is missed where it was."""
+        """Exchange two images if one part lacks the class and neither part loses a class by the exchange."""
         for part, counts in enumerate(self._counts):
             if counts[class_id]:
                 continue
@@ -56,7 +56,7 @@ class _Draw:
                     break
 
     def _free_images(self, part: int, asked: set[int]) -> Iterator[int]:
-        """The images of a part that have the classes asked for, and none for which they are the part's only one."""
+        """Yield the images of a part that have all `asked` classes and are not its only image of any class."""
         counts = self._counts[part]
         for row in self._order:
             classes = self._classes[row]
@@ -64,7 +64,7 @@ class _Draw:
                 yield row
 
     def _move(self, row: int) -> None:
-        """Put an image into the other part."""
+        """Move an image to the other part."""
         part = self.part_of[row]
         self._counts[part].subtract(self._classes[row])
         self._counts[1 - part].update(self._classes[row])

@@ -1,4 +1,4 @@
-"""What training and evaluation would do with a data set that was read and looked at as a whole."""
+"""Verdict on a data set that was read and checked as a whole: what training and evaluation would do with it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,23 +13,23 @@ _UNITS: tuple[tuple[Unit, str], ...] = (("sample", "images"), ("box", "boxes"))
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a training or an evaluation would do with a data set."""
+    """Expected outcome of a training or an evaluation on a data set."""
 
     words: str
-    """One line."""
+    """Description in one line."""
     stops: bool
-    """Whether it would stop with an error."""
+    """Whether the training or evaluation would stop with an error."""
 
 
 def check_trainable(index: AnnotationIndex, report: DataReport, *, needs_boxes: bool = True) -> None:
-    """Check that there is something to learn.
+    """Check that a data set has something to train on.
 
     Args:
-        report: of the reading.
-        needs_boxes: False where image-text pairs are trained on, too.
+        report: report of reading the data set.
+        needs_boxes: whether boxes are required; False if image-text pairs are trained on, too.
 
     Raises:
-        DataError: F1 there is no class, or no box that could be learned from; F2 two classes have the same name.
+        DataError: F1 there is no class, or no box to train on; F2 two classes have the same name.
     """
     if not index.categories:
         raise DataError("F1", f"{index.path}: has no category, so there is no name to learn")
@@ -53,16 +53,16 @@ def check_trainable(index: AnnotationIndex, report: DataReport, *, needs_boxes: 
 
 
 def training_verdict(index: AnnotationIndex, report: DataReport, num_learned: int, *, has_option: bool) -> Verdict:
-    """What training would do.
+    """Return what a training would do with a data set.
 
     Args:
-        report: of reading the set and of looking at its images, without stops.
-        num_learned: number of boxes, crowds among them, that are left of the index.
-        has_option: whether images could be taken by base name, and are not.
+        report: report of reading the data set and checking its images, which does not stop.
+        num_learned: number of boxes, crowds included, that training would use.
+        has_option: whether the format can find images by base name, and this is not enabled.
     """
     try:
         check_trainable(index, report)
-        # In another folder than their names say images are found by base name: said here, as before a training.
+        # Images in other folders than their names say may be found by base name; the error says so, as before training.
         check_images_exist(index.path, index.image_files, index.images_root, all_needed=False, has_option=has_option)
     except DataError as error:
         return Verdict(f"training: stops, error[{error.code}]: {error}", stops=True)
@@ -73,7 +73,7 @@ def training_verdict(index: AnnotationIndex, report: DataReport, num_learned: in
 
 
 def check_evaluable(index: AnnotationIndex) -> None:
-    """Check that there is something to evaluate.
+    """Check that a data set has something to evaluate.
 
     Raises:
         DataError: F1 there is no class.
@@ -83,10 +83,11 @@ def check_evaluable(index: AnnotationIndex) -> None:
 
 
 def evaluation_verdict(index: AnnotationIndex, report: DataReport, truth: Truth | DataError) -> Verdict:
-    """What an evaluation would do, which leaves no image out; see `training_verdict`.
+    """Return what an evaluation would do with a data set; unlike training, it leaves no image out.
 
     Args:
-        truth: that the set has for evaluations, or what is wrong with it.
+        report: as for `training_verdict`.
+        truth: ground truth of the data set, or the error found in it.
     """
     error = report.error
     try:
@@ -106,10 +107,10 @@ def evaluation_verdict(index: AnnotationIndex, report: DataReport, truth: Truth 
 
 
 def _used(report: DataReport, num_others: int) -> Iterator[str]:
-    """How many images and boxes are taken, and why not all.
+    """Yield how many images and boxes training would use, and why not all of them.
 
     Args:
-        num_others: sound boxes of classes that are not trained on.
+        num_others: number of sound boxes of classes that are not trained on.
     """
     for unit, name in _UNITS:
         seen, used = report.num_seen(unit), report.num_used(unit)

@@ -1,4 +1,4 @@
-"""Which classes are trained on: LVIS-base without its rare classes, and the check that no novel name leaks in."""
+"""Selection of the training classes, LVIS-base without rare classes, and a check that no novel name leaks in."""
 
 import re
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ _NUM_NAMED = 20
 
 
 class VocabularyLeak(ValueError):
-    """A name that must stay unseen is in the training vocabulary."""
+    """Error for a novel name in the training vocabulary."""
 
 
 def base_classes(index: AnnotationIndex) -> Int64[np.ndarray, " K"]:
-    """Rows of the common and frequent classes.
+    """Return the rows of the common and frequent classes.
 
     Raises:
-        ValueError: the file gives no frequencies, or all of its classes are rare.
+        ValueError: a class has no frequency, or all classes are rare.
     """
     without = [category.name for category in index.categories if category.frequency is None]
     if without:
@@ -38,13 +38,13 @@ def base_classes(index: AnnotationIndex) -> Int64[np.ndarray, " K"]:
 
 
 def keep_classes(index: AnnotationIndex, rows: Int64[np.ndarray, " K"]) -> AnnotationIndex:
-    """The same images with only the classes at `rows`; class rows[k] becomes row k.
+    """Keep all images, but only the classes at `rows`; class rows[k] becomes row k.
 
-    Objects, federated labels and categories of the other classes go; every image stays, also one that is left
-    without objects. Crowd regions stay whatever their class: they are ignored, not learned.
+    Objects, federated labels and categories of the other classes are removed. Every image stays, even without
+    objects. Crowd regions of all classes stay, since they are ignored and not trained on.
 
     Raises:
-        ValueError: a row outside the vocabulary or twice.
+        ValueError: a row is outside the vocabulary or occurs twice.
     """
     num_classes = len(index.categories)
     if len(np.unique(rows)) != len(rows) or ((rows < 0) | (rows >= num_classes)).any():
@@ -66,14 +66,14 @@ def keep_classes(index: AnnotationIndex, rows: Int64[np.ndarray, " K"]) -> Annot
 
 
 def check_no_leak(training: Sequence[Category], novel: Sequence[Category]) -> None:
-    """Stops if a novel class's name or synonym is also a name or synonym of a training class.
+    """Check that no name or synonym of a novel class is also a name or synonym of a training class.
 
-    Names are compared with case folded and underscores, brackets and spaces alike, but with the words in brackets:
-    "bow_(weapon)" and "bow_(decorative_ribbons)" are two names. So compared, LVIS v1's 337 rare classes share neither
-    a name nor a synonym with its 866 base classes, which is why a shared synonym is not let pass.
+    The comparison ignores case and treats underscores, brackets and spaces alike, but includes the words in brackets:
+    "bow_(weapon)" and "bow_(decorative_ribbons)" are two names. Compared this way, LVIS v1's 337 rare classes share
+    neither a name nor a synonym with its 866 base classes, which is why even a shared synonym is an error.
 
     Raises:
-        VocabularyLeak: with the shared names and the classes that have them.
+        VocabularyLeak: names are shared; the message lists them with their classes.
     """
     owner = {_normalized(name): category.name for category in training for name in _names(category)}
     leaks = {
@@ -90,10 +90,10 @@ def check_no_leak(training: Sequence[Category], novel: Sequence[Category]) -> No
 
 
 def split_lvis_base(index: AnnotationIndex) -> AnnotationIndex:
-    """LVIS-base: all images, annotations of common and frequent classes only.
+    """Return LVIS-base: all images, with annotations of common and frequent classes only.
 
     Raises:
-        ValueError: the file gives no frequencies.
+        ValueError: a class has no frequency, or all classes are rare.
         VocabularyLeak: a rare class shares a name with a base class.
     """
     rows = base_classes(index)

@@ -1,1 +1,1 @@
-"""Boxes of images as files of annotation tools and trainers: the inverse of the readers (boxes.py)."""
+"""Export of boxes to the files of annotation tools and trainers, the inverse of the readers (boxes.py)."""

@@ -1,13 +1,13 @@
-"""Boxes of images in the formats that annotation tools and trainers read: the inverse of the readers.
+"""Export of boxes in the formats that annotation tools and trainers read, the inverse of the readers.
 
 | format | files | boxes | scores |
 |---|---|---|---|
 | coco | one JSON file | [x, y, width, height], two decimals | `score` beside each box |
-| label_studio | JSON tasks, and the labelling setup in NAME.config.xml | percent of the image | `score` of each box |
-| yolo | a folder: data.yaml, labels/, images/ | centre and sides in fractions, six decimals | scores.csv |
-| voc | a folder: Annotations/, ImageSets/Main/train.txt, class_names.txt | whole pixels that count from 1 | `<score>` |
+| label_studio | JSON tasks, and the labeling setup in NAME.config.xml | percent of the image | `score` of each box |
+| yolo | a folder: data.yaml, labels/, images/ | center and sides in fractions, six decimals | scores.csv |
+| voc | a folder: Annotations/, ImageSets/Main/train.txt, class_names.txt | whole pixels, counted from 1 | `<score>` |
 
-What is written appears whole or not at all, and nothing that exists is replaced.
+Files and folders appear complete or not at all, and existing ones are never replaced.
 """
 
 import os
@@ -27,19 +27,20 @@ from ovd.data.images.files import is_drawn, is_image_name
 from ovd.files import atomic_write, refuse_existing, write_json
 
 SMALLEST_EXPORTED_PX = 2.0
-"""Smaller boxes are left out by whoever makes a `LabelledSet`: once rounded, readers may find them under 1 px."""
+"""Smallest side of an exported box in pixels. Code that makes a `LabelledSet` leaves out smaller boxes, since after
+rounding readers may find them under 1 px."""
 _JOINERS = re.compile("[\u200c\u200d]")
-"""Characters of Persian, Indian and other scripts that have no width."""
+"""Zero-width characters of Persian, Indian and other scripts."""
 _NOT_IN_XML = re.compile(r"[\x00-\x1f\ud800-\udfff\ufffe\uffff]")
-"""Control characters, halves of characters (which stand for bytes that are not UTF-8), and noncharacters. XML may have
-tabs and line ends, but readers change them."""
+"""Control characters, lone surrogates (which represent bytes that are not UTF-8), and noncharacters. XML allows tabs
+and line ends, but readers change them."""
 
 
 def check_names(names: Sequence[str]) -> None:
     """Check that class names can be written in every format.
 
     Raises:
-        ValueError: none, a blank one, one twice, or one with a character that cannot be printed.
+        ValueError: there is no name, or one is blank, repeated, or has a character that cannot be printed.
     """
     if not names:
         raise ValueError("give at least one class name")
@@ -53,11 +54,12 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def check_files(files: Sequence[str], format: ExportFormatName) -> None:
-    """Check that image files of these names can be written in a format, and are found by its readers. JSON has escapes
-    for any name; readers of folders go by endings.
+    """Check that image files with these names can be written in a format, and are found by its readers.
+
+    JSON has escapes for any name; readers of folders recognize images by their suffix.
 
     Raises:
-        ValueError: some cannot.
+        ValueError: some names cannot be written, or are not found.
     """
     if not is_folder(format):
         return
@@ -83,12 +85,12 @@ def check_files(files: Sequence[str], format: ExportFormatName) -> None:
 
 
 def is_folder(format: ExportFormatName) -> bool:
-    """Whether the format is a folder of files."""
+    """Return whether the format is a folder of files."""
     return format in ("yolo", "voc")
 
 
 def outputs_of(output: Path, format: ExportFormatName) -> list[Path]:
-    """What `export_boxes` writes: the output first."""
+    """Return the paths that `export_boxes` writes, the output first."""
     return [output, *([output.with_suffix(".config.xml")] if format == "label_studio" else [])]
 
 
@@ -101,17 +103,17 @@ def export_boxes(
     copy_images: bool = False,
     image_url: str = LOCAL_FILES,
 ) -> None:
-    """Write a set.
+    """Write a labeled set in a format.
 
     Args:
-        output: the file, or the folder for `yolo` and `voc`.
-        source: what made the boxes; Label Studio shows it as the version of the model.
-        copy_images: yolo: copy images instead of linking to them.
-        image_url: label_studio: what stands before an image's name in its address.
+        output: path of the file, or of the folder for `yolo` and `voc`.
+        source: name of the run or program that made the boxes; Label Studio shows it as the model version.
+        copy_images: `yolo`: copy images instead of linking to them.
+        image_url: `label_studio`: prefix of an image's name in its URL.
 
     Raises:
         ValueError: the output exists, or a name cannot be written.
-        OSError: it cannot be written; for yolo also that links cannot be made here.
+        OSError: the output cannot be written; for `yolo` also if links cannot be created.
     """
     check_names(labelled.names)
     check_files([image.file for image in labelled.images], format)
@@ -132,7 +134,7 @@ def export_boxes(
 
 
 def _whole_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Fill a folder under another name, and rename it once it is complete."""
+    """Fill a folder under a temporary name, and rename it once it is complete."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:

@@ -1,4 +1,4 @@
-"""Boxes in COCO's form."""
+"""Export of boxes in COCO format."""
 
 from typing import Any
 
@@ -9,7 +9,10 @@ from ovd.data.export.labelled_set import LabelledSet, rows_of
 
 
 def coco_content(labelled: LabelledSet) -> dict[str, Any]:
-    """COCO's form. Ids count from 1, and each box has a `segmentation` without parts, which CVAT needs."""
+    """Return the content of a COCO JSON file.
+
+    Ids count from 1, and each box has an empty `segmentation`, which CVAT needs.
+    """
     annotations = list[dict[str, Any]]()
     for image_id, image in enumerate(labelled.images, start=1):
         for box, name, score in rows_of(image.boxes.astype(np.float64), image):

@@ -1,15 +1,16 @@
-"""Names for the files of one folder."""
+"""Unique names for files in one folder."""
 
 import os
 from collections.abc import Collection, Sequence
 
 
 def flat_names(files: Sequence[str], avoid: Collection[str] = ()) -> list[str]:
-    """Names for one folder, none hidden, each with another stem: a/b.jpg becomes a__b.jpg, and b.png beside b.jpg
-    b_2.png.
+    """Return names for files in one folder, none of them hidden, each with a different stem.
+
+    For example, a/b.jpg becomes a__b.jpg, and b.png becomes b_2.png beside b.jpg.
 
     Args:
-        avoid: stems that no file may have but that of its own name.
+        avoid: stems that a file may have only if its own name has it already.
     """
     taken, names = set[str](), []
     for file in files:

@@ -1,4 +1,4 @@
-"""Boxes as predictions of Label Studio's tasks."""
+"""Export of boxes as predictions in Label Studio tasks."""
 
 import os
 from collections.abc import Sequence
@@ -12,12 +12,14 @@ from ovd.data.export.labelled_set import LabelledSet, rows_of
 from ovd.data.export.xml_text import xml_text
 
 LOCAL_FILES = "/data/local-files/?d="
-"""What Label Studio calls files in its own local storage."""
+"""URL prefix of files in Label Studio's local storage."""
 
 
 def label_studio_tasks(labelled: LabelledSet, *, source: str, image_url: str = LOCAL_FILES) -> list[dict[str, Any]]:
-    """Label Studio's tasks with predictions: boxes in per cent of the image's sides. A task's score is that of its
-    least sure box, so that sorting by it brings up what needs a look."""
+    """Return Label Studio tasks with predictions, with boxes in percent of the image's sides.
+
+    The score of a task is the lowest score of its boxes, so that sorting by it brings up the tasks to review.
+    """
     tasks = []
     for image in labelled.images:
         sides = np.array([image.width, image.height] * 2, np.float64)
@@ -50,7 +52,7 @@ def label_studio_tasks(labelled: LabelledSet, *, source: str, image_url: str = L
 
 
 def label_studio_setup(names: Sequence[str]) -> str:
-    """The labelling setup that the tasks need."""
+    """Return the labeling setup that the tasks need, as XML."""
     view = Element("View")
     SubElement(view, "Image", name="image", value="$image")
     labels = SubElement(view, "RectangleLabels", name="label", toName="image")

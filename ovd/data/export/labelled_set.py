@@ -1,4 +1,4 @@
-"""Images with boxes of some classes, as they are exported."""
+"""Images with boxes and class names, the input of all export formats."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +13,18 @@ class LabelledImage:
     """An image and its boxes: xyxy in pixels, inside the image, in any order."""
 
     file: str
-    """Relative to the set's folder, with `/`."""
+    """Path relative to the set's folder, with `/`."""
     height: int
     width: int
     boxes: Float32[np.ndarray, "K 4"]
     classes: Int64[np.ndarray, " K"]
-    """Rows of the set's names."""
+    """Rows of the set's `names`."""
     scores: Float32[np.ndarray, " K"]
 
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Images with boxes of some classes."""
+    """Images with boxes, their folder and the class names."""
 
     root: Path
     names: tuple[str, ...]
@@ -38,6 +38,6 @@ class LabelledSet:
 def rows_of(
     boxes: Float64[np.ndarray, "K 4"], image: LabelledImage
 ) -> list[tuple[tuple[float, float, float, float], int, float]]:
-    """Box, class row and score of each object."""
+    """Return box, class row and score, rounded to four decimals, of each object."""
     scores = image.scores.astype(np.float64).round(4).tolist()
     return list(zip(map(tuple, boxes.tolist()), image.classes.tolist(), scores, strict=True))

@@ -1,4 +1,4 @@
-"""Boxes in Pascal VOC's form."""
+"""Export of boxes in Pascal VOC format."""
 
 import os
 from pathlib import Path
@@ -13,11 +13,11 @@ from ovd.data.images.files import is_image_name
 
 
 def write_voc(labelled: LabelledSet, folder: Path) -> None:
-    """An XML file for each image."""
+    """Write an XML file for each image, the list of these files, and the class names."""
     (folder / "Annotations").mkdir()
     (folder / "ImageSets" / "Main").mkdir(parents=True)
     files = [image.file for image in labelled.images]
-    # A reader looks for the image of the XML file's own name first: it must not be another image.
+    # Readers first look for an image with the XML file's own name, which must not be another image.
     others = {os.path.splitext(entry.name)[0] for entry in os.scandir(labelled.root) if is_image_name(entry.name)}
     stems = [os.path.splitext(file)[0] for file in flat_names(files, avoid=others)]
     for image, stem in zip(labelled.images, stems, strict=True):
@@ -33,7 +33,7 @@ def write_voc(labelled: LabelledSet, folder: Path) -> None:
             SubElement(item, "difficult").text = "0"
             SubElement(item, "score").text = str(score)
             box = SubElement(item, "bndbox")
-            # VOC's first pixel is 1, and the last one belongs to the box.
+            # VOC counts pixels from 1, and the last pixel belongs to the box.
             for corner, pixel in (("xmin", x0 + 1), ("ymin", y0 + 1), ("xmax", x1), ("ymax", y1)):
                 SubElement(box, corner).text = str(int(pixel))
         (folder / "Annotations" / f"{stem}.xml").write_text(xml_text(root), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""An XML tree as text."""
+"""Conversion of an XML tree to indented text."""
 
 from xml.etree.ElementTree import Element, indent, tostring
 

@@ -1,4 +1,4 @@
-"""Boxes in YOLO's form."""
+"""Export of boxes in YOLO format."""
 
 import csv
 import shutil
@@ -12,11 +12,14 @@ from ovd.data.export.labelled_set import LabelledSet, rows_of
 
 
 def write_yolo(labelled: LabelledSet, folder: Path, *, copy_images: bool) -> None:
-    """data.yaml, labels/, and images/ with links to the images, or copies: readers look for labels beside them."""
+    """Write data.yaml, scores.csv, labels/ and images/.
+
+    images/ has links to the images, or copies of them, since readers look for labels beside the images.
+    """
     files = flat_names([image.file for image in labelled.images])
     for part in ("images", "labels"):
         (folder / part).mkdir()
-    # surrogateescape: a name that is not UTF-8 is written with its own bytes.
+    # surrogateescape keeps the bytes of a name that is not UTF-8.
     with (folder / "scores.csv").open("w", encoding="utf-8", errors="surrogateescape", newline="") as scores_file:
         table = csv.writer(scores_file, lineterminator="\n")
         table.writerow(["labels", "line", "class", "score"])

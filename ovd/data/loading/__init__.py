@@ -1,1 +1,1 @@
-"""From an index of images to batches: in which order (order.py), read and transformed (dataset.py), by loader.py."""
+"""Batches from a source of images: their order (order.py), reading and transforms (dataset.py), loaders (loader.py)."""

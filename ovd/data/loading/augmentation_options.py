@@ -1,4 +1,4 @@
-"""How images are augmented while something learns from them."""
+"""Options of the augmentation of training images."""
 
 from typing import Annotated
 
@@ -14,12 +14,12 @@ def _smallest_first(scale: tuple[float, float]) -> tuple[float, float]:
 
 
 class AugmentationOptions(Section):
-    """Changes of a training image that are drawn anew each time it comes."""
+    """Random changes of a training image, drawn anew each time it is loaded."""
 
     scale: Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_smallest_first)] = (0.8, 1.25)
-    """Scale jitter: smallest and largest factor of `size` that an image is resized to; the part that is then larger
-    than `size` is cropped. (0.1, 2.0) is large-scale jitter (arXiv:2012.07177), (0.6, 1.0) multi-scale training
-    without crops."""
+    """Scale jitter: smallest and largest factor of `size` that the longest side of an image is resized to; what is
+    then larger than `size` is cropped. (0.1, 2.0) is large-scale jitter (arXiv:2012.07177), (0.6, 1.0) multi-scale
+    training without crops."""
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Probability of a horizontal flip."""
     color: NonNegativeFloat = 0.2

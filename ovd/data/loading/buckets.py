@@ -1,4 +1,4 @@
-"""Images of like shape in one batch: less of it is padding, and batches come in few shapes."""
+"""Batches of images with similar shapes, which need less padding and have few distinct shapes."""
 
 from typing import TypeVar
 
@@ -7,29 +7,32 @@ import numpy as np
 from ovd.shapes import Int64
 
 Shape = tuple[int, int]
-"""Height and width."""
+"""Height and width in pixels."""
 Length = TypeVar("Length", int, np.ndarray)
 
 
 def round_up(length: Length, divisor: int) -> Length:
-    """The least multiple of the divisor that is no shorter; of an array, that of each of its lengths."""
+    """Round a length, or each length of an array, up to a multiple of `divisor`."""
     return -(-length // divisor) * divisor
 
 
 def shape_groups(
     sizes: Int64[np.ndarray, "N 2"], num_groups: int, *, size: int, largest_scale: float = 1.0, divisor: int
 ) -> tuple[Int64[np.ndarray, " N"], tuple[Shape, ...]]:
-    """A group for every image, and for each group the padded shape that holds its images; last, one that holds all.
+    """Assign every image to a group of similar aspect ratio, and choose the padded shape of each group.
 
-    Groups are stretches of aspect ratios; where they begin is chosen so that the padded pixels of all images together
-    are fewest, were each image padded to its group's shape.
+    Groups are ranges of aspect ratio, with limits that minimize the total number of pixels if each image is padded to
+    the shape of its group.
 
     Args:
         sizes: height and width of the images.
-        num_groups: at most this many.
+        num_groups: largest number of groups.
         size: longest side that images are resized to.
-        largest_scale: factor that they are resized by on top, at most; what is then longer than `size` is cropped.
-        divisor: of the padded sides.
+        largest_scale: largest factor of the scale jitter on top of `size`; what is then longer than `size` is cropped.
+        divisor: divisor of the padded sides.
+
+    Returns:
+        The group of each image, and the distinct shapes of the groups plus one that holds all images.
     """
     factors = largest_scale * size / sizes.max(axis=1, keepdims=True, initial=1)
     resized = np.ceil(sizes * factors).astype(np.int64).clip(max=size)
@@ -46,7 +49,7 @@ def shape_groups(
 def _cheapest_stretches(
     shapes: Int64[np.ndarray, "U 2"], counts: Int64[np.ndarray, " U"], num_groups: int
 ) -> tuple[Int64[np.ndarray, " U"], tuple[Shape, ...]]:
-    """Cut a row of shapes into at most this many stretches, of least padded area in all, by dynamic programming."""
+    """Cut a sequence of shapes into at most `num_groups` stretches of least padded area, by dynamic programming."""
     num_shapes = len(shapes)
     areas = np.zeros((num_shapes, num_shapes + 1))
     for start in range(num_shapes):
@@ -74,7 +77,7 @@ def _cheapest_stretches(
 
 
 def padded_shape(height: int, width: int, shapes: tuple[Shape, ...]) -> Shape:
-    """The shape of least area that holds a batch's images; their own where none does."""
+    """Return the shape of least area that holds `height` x `width`, or (height, width) if none does."""
     fitting = [shape for shape in shapes if shape[0] >= height and shape[1] >= width]
     return min(fitting, key=lambda shape: (shape[0] * shape[1], shape), default=(height, width))
 
@@ -87,14 +90,14 @@ def batch_like_with_like(
     offset: int,
     generator: np.random.Generator,
 ) -> Int64[np.ndarray, " L"]:
-    """The same samples in another order, in which batches are of one group as far as the groups' sizes allow.
+    """Reorder the samples of an epoch so that each batch has samples of one group, as far as the group sizes allow.
 
-    What does not fill a batch of its group stands at the two ends, where an epoch's batches are shared with its
-    neighbours' anyway.
+    Samples that do not fill a batch of their group are moved to the two ends of the epoch, where batches are shared
+    with the neighboring epochs anyway.
 
     Args:
-        order: samples of an epoch, shuffled.
-        groups: of each sample of `order`.
+        order: shuffled samples of an epoch.
+        groups: group of each sample in `order`.
         offset: position of the epoch's first sample in the stream of all epochs, which is cut into batches from 0 on.
     """
     by_group = order[np.argsort(groups, kind="stable")]
@@ -123,13 +126,13 @@ def batches_of_like_shape(
     divisor: int,
     only: Int64[np.ndarray, " M"] | None = None,
 ) -> list[list[int]]:
-    """Positions of images in batches of those that have the same height and width once resized and padded.
+    """Group the positions of images into batches with the same height and width after resizing and padding.
 
     Args:
         sizes: height and width of each image.
         size: longest side that images are resized to.
-        divisor: of the padded sides.
-        only: positions of the images to take; by default all.
+        divisor: divisor of the padded sides.
+        only: positions of the images to use; by default all.
     """
     taken = np.arange(len(sizes)) if only is None else only
     sizes = sizes[taken]
@@ -139,4 +142,4 @@ def batches_of_like_shape(
     for shape in np.unique(padded, axis=0):
         alike = taken[(padded == shape).all(axis=1)].tolist()
         batches += [alike[first : first + batch_size] for first in range(0, len(alike), batch_size)]
-    return sorted(batches)  # in the order of the images, as far as can be
+    return sorted(batches)  # in the order of the images, as far as possible

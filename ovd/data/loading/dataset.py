@@ -1,4 +1,4 @@
-"""Samples of a source of images: read, decoded, transformed; one that cannot be read becomes its fault."""
+"""Dataset that reads, decodes and transforms the samples of an image source."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from ovd.fault import Fault
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """Images with what is known of them: an annotation index, or labelled image-text pairs."""
+    """Images with their labels: an annotation index, or labeled image-text pairs."""
 
     @property
     def image_ids(self) -> Int64[np.ndarray, " N"]: ...
@@ -30,12 +30,12 @@ class ImageSource(Protocol):
     def record(self, image: int) -> ImageRecord: ...
 
     def encoded(self, image: int) -> Path | bytes:
-        """The image's file, or its content."""
+        """Return the path of the image file, or its content."""
 
 
 @dataclass(frozen=True)
 class LoadedSample:
-    """An image after its transform, and what is known of it then."""
+    """An image and its labels after the transform."""
 
     image_id: int
     pixels: Pixels
@@ -44,7 +44,7 @@ class LoadedSample:
 
 
 class DetectionDataset(Dataset):
-    """Reads and transforms samples; one that cannot be read becomes its fault."""
+    """Dataset of transformed samples; a sample that cannot be read is returned as its fault."""
 
     def __init__(self, source: ImageSource, transform: Transform, mosaics: Mosaics | None = None):
         self._source = source

@@ -1,7 +1,7 @@
-"""From a source of images to batches: those of a training, and those of images that are only looked at.
+"""Loaders of training batches, and of batches for evaluation and inference.
 
-A run resumed at step s draws the very batches that an uninterrupted one would have (order.py), with any number of
-worker processes.
+A run resumed at step s loads exactly the batches of an uninterrupted run (order.py), with any number of worker
+processes.
 """
 
 import os
@@ -30,7 +30,7 @@ from ovd.fault import Fault
 from ovd.structures import Batch
 
 TIMEOUT_S = 300
-"""How long a batch may take in a worker."""
+"""Longest time in seconds that a worker may take for a batch."""
 
 
 def train_loader(
@@ -46,24 +46,24 @@ def train_loader(
     size_divisor: int = 32,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """Yields the batches of the steps.
+    """Return an iterator over the batches of the steps.
 
-    A sample that cannot be read makes its batch smaller, down to none, and is named in `Batch.skipped`; the caller
-    counts (`DataReport.add_batch`). Neither `workers` nor the first step changes what a step's batch holds.
+    A sample that cannot be read makes its batch smaller, possibly empty, and is named in `Batch.skipped`; the caller
+    counts it (`DataReport.add_batch`). Neither `workers` nor the first step changes the content of a step's batch.
 
     Args:
-        order: of the source's images.
-        workers: processes (forked) that load ahead; 0 loads in the calling process.
-        part: (number, of how many): load only this part of each batch, as one of several ranks.
-        shapes: heights and widths that a batch is padded to, the smallest that holds it.
-        mosaics: make mosaics of some samples, and of others of the source.
+        order: order of the source's images.
+        workers: number of forked processes that load ahead; 0 loads in the calling process.
+        part: (index, number of parts); load only this part of each batch, as one of several ranks.
+        shapes: heights and widths that a batch may be padded to; the smallest that holds it is used.
+        mosaics: turns some samples into mosaics with other images of the source.
         size_divisor: images are padded at the right and bottom to a multiple of it.
-        pin_memory: batches of workers come in page-locked memory, from which a GPU copies beside other work.
+        pin_memory: whether workers return batches in page-locked memory, so that copies to a GPU overlap other work.
 
     Raises:
-        ValueError: a batch that cannot be divided into equal parts, or an index without a folder of images.
-        RuntimeError: a worker died or hung; the message has the signal or the time, the step that was waited for and
-            its image ids.
+        ValueError: a batch cannot be divided into equal parts, or the index has no image folder.
+        RuntimeError: a worker died or hung; the message gives the signal or the timeout, and the step that was awaited
+            with its image ids.
     """
     assert order.num_images == len(source)
     number, num_parts = part
@@ -72,7 +72,7 @@ def train_loader(
             f"a batch of {order.batch_size} images cannot be divided among {num_parts} ranks; change either"
         )
     own = slice(number * order.batch_size // num_parts, (number + 1) * order.batch_size // num_parts)
-    source.encoded(0)  # an index without a folder of images stops here, not in a worker
+    source.encoded(0)  # an index without an image folder fails here, not in a worker
     dataset = DetectionDataset(source, transform, mosaics)
     pack = partial(pack_samples, size_divisor=size_divisor, shapes=shapes)
     batches = _load(dataset, source, steps, lambda step: order.batch(step)[own], workers, pack, pin_memory)
@@ -80,7 +80,7 @@ def train_loader(
 
 
 def mix_batches(detection: Iterator[Batch], pairs: Iterator[Batch]) -> Iterator[Batch]:
-    """Joins the batches of both, step by step: detection data first, then image-text pairs, padded to one size."""
+    """Join detection and pair batches step by step: detection data first, then pairs, padded to one size."""
     for first, second in zip(detection, pairs, strict=True):
         images, _ = pad_images([*first.images, *second.images])
         yield Batch(
@@ -96,20 +96,20 @@ def mix_batches(detection: Iterator[Batch], pairs: Iterator[Batch]) -> Iterator[
 
 @dataclass(frozen=True)
 class Loading:
-    """How images that are only looked at are loaded."""
+    """Loader options for evaluation and inference."""
 
     batch_size: int
-    """Images per batch."""
+    """Number of images per batch."""
     workers: int
-    """Processes (forked) that load ahead; 0 loads in the calling process."""
+    """Number of forked processes that load ahead; 0 loads in the calling process."""
 
 
 class EvalLoader:
-    """Every image of an index once, with the images' original heights and widths.
+    """Loader of all images of an index, each once, with their original heights and widths.
 
-    Images are resized to a longest side of `size`, their boxes with them. A batch has images of one padded shape, so
-    that each is padded as if it were alone: what is detected in it does not depend on the others. Batches are in the
-    order of the index as far as that allows.
+    Images are resized to a longest side of `size`, their boxes with them. All images of a batch have the same padded
+    shape, so that each is padded as if it were alone, and its detections do not depend on the others. Batches are in
+    the order of the index as far as that allows.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class EvalLoader:
             pin_memory: as for `train_loader`.
 
         Raises:
-            ValueError: an index without a folder of images.
+            ValueError: the index has no image folder.
         """
         if len(index):
             index.encoded(0)
@@ -138,14 +138,15 @@ class EvalLoader:
         )  # fmt: skip
 
     def __len__(self) -> int:
-        """The number of batches."""
+        """Return the number of batches."""
         return len(self._batches)
 
     def __iter__(self) -> Iterator[tuple[Batch, Int[Tensor, "B 2"]]]:
-        """
+        """Yield each batch with the original heights and widths of its images.
+
         Raises:
-            DataError: an image is missing or cannot be used: a metric over the rest would not be the metric.
-            RuntimeError: as `train_loader`.
+            DataError: an image is missing or cannot be used; a metric over the others would be a different metric.
+            RuntimeError: as for `train_loader`.
         """
         for rows, loaded in zip(self._batches, self._load(), strict=True):
             for fault in loaded.skipped:
@@ -162,15 +163,16 @@ def image_loader(
     size_divisor: int = 32,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """Yields batches of the images at these positions, resized to a longest side of `size`, their boxes with them.
+    """Return an iterator over batches of the images at these positions.
 
-    An image that cannot be read is named in `Batch.skipped`.
+    Images are resized to a longest side of `size`, their boxes with them. An image that cannot be read is named in
+    `Batch.skipped`.
 
     Args:
         pin_memory: as for `train_loader`.
 
     Raises:
-        RuntimeError: as `train_loader`.
+        RuntimeError: as for `train_loader`.
     """
     resize = eval_transform(size=size)
 
@@ -187,7 +189,7 @@ def image_loader(
 
 
 class _StepBatches:
-    """The drawn samples of each step, as torch's batch sampler."""
+    """Batch sampler for torch's DataLoader that yields the drawn samples of each step."""
 
     def __init__(self, steps: range, batch: Callable[[int], list[DrawnSample]]):
         self._steps = steps
@@ -210,7 +212,7 @@ def _load(
     pin_memory: bool,
 ) -> Iterator[Batch]:
     with warnings.catch_warnings():
-        # More workers than cores, and forking beside threads: the user's choice, and how torch works on Linux.
+        # Silences warnings of more workers than cores (the user's choice) and of forks beside threads (usual on Linux).
         warnings.simplefilter("ignore")
         packed_batches = iter(
             DataLoader(
@@ -232,16 +234,16 @@ def _load(
                 packed = next(packed_batches)
         except RuntimeError as error:
             image_ids = [int(source.image_ids[image]) for image, _ in batch(step)]
-            # torch says that a worker "exited unexpectedly", and in the cause which signal killed it.
+            # torch reports that a worker "exited unexpectedly"; only the cause names the signal that killed it.
             reason = f"{error} ({error.__cause__})" if isinstance(error.__cause__, RuntimeError) else f"{error}"
             raise RuntimeError(f"loading step {step} (image ids {image_ids}) failed: {reason}") from error
         yield packed.batch()
 
 
 def _start_worker(_worker: int) -> None:
-    # A signal for the whole process group (timeout, a batch system) is for the trainer, which needs its workers to
-    # finish the step.
+    # A signal to the whole process group (timeout, a batch system) must reach only the trainer, which needs its workers
+    # to finish the step.
     os.setpgid(0, 0)
-    # Workers times threads would fight over the cores, and OpenCV's thread pool does not survive a fork.
+    # Several threads per worker would compete for the cores, and OpenCV's thread pool does not survive a fork.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -1,5 +1,7 @@
-"""Four images as one training sample: more and smaller objects a step, in contexts of their own (YOLOv4,
-arXiv:2004.10934)."""
+"""Mosaics of four images as one training sample (YOLOv4, arXiv:2004.10934).
+
+A step then has more and smaller objects, each in its own context.
+"""
 
 from collections.abc import Sequence
 from functools import partial, reduce
@@ -10,25 +12,25 @@ from ovd.data.index import Labels
 from ovd.data.loading.transforms import Pixels, Transform
 from ovd.shapes import Float64
 
-_MOSAIC_STREAM = 1  # apart from what a sample's seed draws in its transform
+_MOSAIC_STREAM = 1  # separate from the random numbers that a sample's seed draws in its transform
 
 
 class Mosaics:
-    """Which samples become mosaics, and of what; a function of the sample's seed."""
+    """Choice of the samples that become mosaics, and of their images, as a function of the sample's seed."""
 
     def __init__(self, *, mosaic: float, weights: Float64[np.ndarray, " N"], tile_transform: Transform):
         """
         Args:
-            mosaic: probability that a sample becomes one.
-            weights: how often an image is drawn as another's neighbour, in proportion (repeat_factors).
-            tile_transform: gives images of half a sample's side at most.
+            mosaic: probability that a sample becomes a mosaic.
+            weights: relative frequency at which each image is drawn into mosaics of others (repeat_factors).
+            tile_transform: transform whose images have at most half a sample's side.
         """
         self._probability = mosaic
         self._running_sum = np.cumsum(weights)
         self.tile_transform = tile_transform
 
     def tiles(self, image: int, seed: int) -> list[tuple[int, int]]:
-        """Position and seed of the four images of a mosaic, `image` first; empty where the sample stays itself."""
+        """Return position and seed of the four images of a mosaic, `image` first; empty if the sample is no mosaic."""
         generator = np.random.default_rng((seed, _MOSAIC_STREAM))
         if generator.random() >= self._probability:
             return []
@@ -38,14 +40,14 @@ class Mosaics:
 
 
 def join_tiles(images: Sequence[Pixels], labels: Sequence[Labels]) -> tuple[Pixels, Labels]:
-    """Four images around the point where they meet, left to right and top to bottom, as tight as they go; what none
-    covers is black.
+    """Join four images and their labels around the point where the images meet, left to right and top to bottom.
 
-    No class counts as verified to be absent: what one lacks, another may hold unsaid.
+    The mosaic is as small as the images allow; pixels that no image covers are black. No class counts as verified to be
+    absent, since a class that is absent from one image may be present in another without a label.
 
     Args:
-        images: as they are now.
-        labels: in pixels of the images.
+        images: transformed images.
+        labels: labels of the images, in pixels of each image.
     """
     heights, widths = [image.shape[0] for image in images], [image.shape[1] for image in images]
     middle_y, middle_x = max(heights[:2]), max(widths[::2])
@@ -62,7 +64,7 @@ def join_tiles(images: Sequence[Pixels], labels: Sequence[Labels]) -> tuple[Pixe
 
 
 def _together(labels: Sequence[Labels]) -> Labels:
-    """The labels of the parts of one image, in its pixels."""
+    """Join the labels of the parts of one image, which are in pixels of the whole image."""
     return Labels(
         boxes=np.concatenate([part.boxes for part in labels]),
         classes=np.concatenate([part.classes for part in labels]),

@@ -1,4 +1,4 @@
-"""The order of a training: a pure function of (seed, epoch, step), so that no state of it is ever stored."""
+"""Order of the training samples, a pure function of (seed, epoch, step), so that no state has to be stored."""
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -6,7 +6,7 @@ from jaxtyping import Float64, Int64
 from ovd.data.index import AnnotationIndex, images_per_class
 from ovd.data.loading.buckets import batch_like_with_like
 
-# Keep the chance of epochs and of samples apart: position 7 must not repeat the numbers of epoch 7.
+# Separate random streams of epochs and samples: position 7 must not repeat the numbers of epoch 7.
 _EPOCH_STREAM = 0
 _SAMPLE_STREAM = 1
 _BATCH_STREAM = 2
@@ -16,10 +16,10 @@ DrawnSample = tuple[int, int]
 
 
 def repeat_factors(index: AnnotationIndex, repeat_threshold: float) -> Float64[np.ndarray, " N"]:
-    """How often each image appears in an epoch on average, so that rare classes are seen more often.
+    """Compute how often each image appears in an epoch on average, so that rare classes are seen more often.
 
-    max over the image's classes of max(1, sqrt(repeat_threshold / f)), f being the share of this index's images with
-    the class; 1 for images without objects (Gupta et al. 2019, LVIS, appendix B.2).
+    The factor is the maximum over the image's classes of max(1, sqrt(repeat_threshold / f)), where f is the share of
+    this index's images with the class; it is 1 for images without objects (Gupta et al. 2019, LVIS, appendix B.2).
     """
     image_of_object = index.boxes.images_of_values()
     num_images_with = images_per_class(image_of_object, index.classes.values, len(index.categories))
@@ -31,7 +31,7 @@ def repeat_factors(index: AnnotationIndex, repeat_threshold: float) -> Float64[n
 
 
 def epoch_length(repeat: Float64[np.ndarray, " N"]) -> int:
-    """Samples in an epoch: the same in each, so that a step's epoch is found by division."""
+    """Return the number of samples in an epoch, the same in each, so that a step's epoch is found by division."""
     # The tolerance keeps a sum of ones that rounding left at N + 1e-12 from becoming N + 1.
     return int(np.ceil(repeat.sum() - 1e-6))
 
@@ -39,11 +39,11 @@ def epoch_length(repeat: Float64[np.ndarray, " N"]) -> int:
 def epoch_order(
     *, num_images: int, repeat: Float64[np.ndarray, " N"], seed: int, epoch: int
 ) -> Int64[np.ndarray, " L"]:
-    """The images of one epoch, shuffled: image i floor(r_i) or ceil(r_i) times and r_i times on average.
+    """Return the shuffled images of one epoch: image i floor(r_i) or ceil(r_i) times, and r_i times on average.
 
-    Factors are rounded by systematic sampling (one offset, then every whole step of the running sum): unlike rounding
-    each by itself it gives all epochs the same length L, the sum of the factors rounded up. Here r_i are the factors
-    stretched to that sum, by less than one part in N.
+    Factors are rounded by systematic sampling (one offset, then every whole step of the running sum). Unlike rounding
+    each factor by itself, this gives all epochs the same length L, the sum of the factors rounded up. Here r_i are the
+    factors stretched to that sum, by less than one part in N.
     """
     if len(repeat) != num_images or (repeat < 1).any():
         raise ValueError(f"{len(repeat)} repeat factors from {repeat.min(initial=1)}; expected {num_images} from 1")
@@ -51,15 +51,15 @@ def epoch_order(
     length = epoch_length(repeat)
     running_sum = np.cumsum(repeat) * (length / max(repeat.sum(), 1))
     whole_steps = np.floor(running_sum + generator.random()).astype(np.int64)
-    whole_steps[-1:] = length  # whatever the rounding of the sum
+    whole_steps[-1:] = length  # regardless of how the sum was rounded
     return generator.permutation(np.repeat(np.arange(num_images), np.diff(whole_steps, prepend=0)))
 
 
 class TrainOrder:
-    """Which images, with which augmentation seeds, make up each training step.
+    """The images and augmentation seeds of each training step.
 
-    The epochs follow one another without a gap: a step's batch may cross from one into the next, and no sample is left
-    out at an epoch's end.
+    Epochs follow one another without a gap: a batch may cross from one epoch into the next, and no sample is left out
+    at the end of an epoch.
     """
 
     def __init__(
@@ -74,12 +74,13 @@ class TrainOrder:
     ):
         """
         Args:
-            repeat: see `repeat_factors`.
-            first_sample: where in the order step 0 stands, for a run that goes on with the data of an earlier one.
-            groups: of the images; batches are of one group as far as can be (buckets.py).
+            repeat: factors of `repeat_factors`.
+            first_sample: position in the order where step 0 starts, for a run that continues the data of an earlier
+                one.
+            groups: group of each image; a batch has images of one group as far as possible (buckets.py).
 
         Raises:
-            ValueError: no images, or batches of none.
+            ValueError: there are no images, or the batch size is less than 1.
         """
         if num_images < 1 or batch_size < 1:
             raise ValueError(f"{num_images} images in batches of {batch_size}: expected at least one of each")
@@ -94,7 +95,7 @@ class TrainOrder:
         self._order = np.empty(0, dtype=np.int64)
 
     def batch(self, step: int) -> list[DrawnSample]:
-        """The samples of a step; the first call and each new epoch cost one shuffle, whatever the step."""
+        """Return the samples of a step; the first call and each new epoch cost one shuffle, whatever the step."""
         first = self._first_sample + step * self.batch_size
         return [self._sample(position) for position in range(first, first + self.batch_size)]
 

@@ -1,4 +1,4 @@
-"""Samples packed into a batch by a loader's worker, and unpacked where the model is."""
+"""Packing of samples into a batch by a loader's worker, and unpacking in the process of the model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +17,16 @@ from ovd.structures import Batch, Targets
 
 
 def to_targets(labels: Labels) -> Targets:
-    """An image's labels as the model takes them; copies, since those of an index are views of it."""
+    """Convert an image's labels to targets for the model; arrays are copied, since those of an index are views."""
     return Targets(**{name: torch.tensor(array) for name, array in vars(labels).items()})
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """A batch on its way from a worker: one tensor, since each tensor takes a file descriptor of the receiver."""
+    """A batch as a worker sends it.
+
+    Only the images are a tensor, since each tensor takes a file descriptor of the receiving process.
+    """
 
     images: UInt8[Tensor, "B 3 H W"]
     sizes: Int64[np.ndarray, "B 2"]
@@ -33,11 +36,11 @@ class PackedBatch:
     repaired: tuple[Fault, ...]
 
     def pin_memory(self) -> "PackedBatch":
-        """What torch's loader calls, in a thread of its own."""
+        """Copy the images to page-locked memory; torch's DataLoader calls this in a thread of its own."""
         return replace(self, images=self.images.pin_memory())
 
     def batch(self) -> Batch:
-        """As the model takes it, of the same memory."""
+        """Return the batch for the model; images and sizes share memory with this one, labels are copied."""
         return Batch.without_pairs(
             images=self.images,
             sizes=torch.from_numpy(self.sizes),
@@ -51,9 +54,9 @@ class PackedBatch:
 def pack_samples(
     samples: Sequence[LoadedSample | Fault], *, size_divisor: int, shapes: tuple[Shape, ...]
 ) -> PackedBatch:
-    """The samples that could be read, padded to one shape (`pad_images`), and the faults of the others."""
+    """Pack the samples that could be read, padded to one shape (`pad_images`), and the faults of the others."""
     loaded = [sample for sample in samples if isinstance(sample, LoadedSample)]
-    # A transform may return decoded pixels as they are, and those are not to be written to: torch wants a copy.
+    # A transform may return decoded pixels, which can be read-only; torch needs a writable copy.
     pixels = [torch.from_numpy(np.require(sample.pixels, requirements="W")).permute(2, 0, 1) for sample in loaded]
     images, sizes = pad_images(pixels, divisor=size_divisor, shapes=shapes)
     return PackedBatch(

@@ -1,8 +1,8 @@
-"""Part of an image at another size, in one pass.
+"""Resizing of a part of an image for training, in one pass.
 
-Training makes an image smaller by other arithmetic than evaluation (OpenCV's `INTER_AREA`, the mean over the area that
-a pixel covers), which takes two to six times as long: down to three quarters of its sides by linear interpolation, and
-down to half of them by the mean of four interpolated points for each pixel.
+Evaluation shrinks images by OpenCV's `INTER_AREA`, the mean over the area that a pixel covers, which takes two to six
+times as long. Training uses linear interpolation down to three quarters of the sides, the mean of four interpolated
+points per pixel down to half of the sides, and `INTER_AREA` only below.
 """
 
 import cv2
@@ -17,12 +17,14 @@ _AREAS_UP_TO = 0.5
 def resample(
     pixels: UInt8[np.ndarray, "H W 3"], height: int, width: int, factor_y: float, factor_x: float
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The upper left of an image that is resized by these factors.
+    """Return the upper left `height` x `width` pixels of an image resized by these factors.
 
     Args:
-        pixels: of at least height / factor_y and width / factor_x pixels a side, to half a pixel of the result.
-        height: of the result in pixels, as `width`.
-        factor_y: of lengths, as `factor_x`; they need not give whole pixels.
+        pixels: image with at least height / factor_y and width / factor_x pixels, within half a pixel of the result.
+        height: height of the result in pixels.
+        width: width of the result in pixels.
+        factor_y: factor of the height; the resized height need not be a whole number of pixels.
+        factor_x: factor of the width, likewise.
     """
     factor = min(factor_y, factor_x)
     if factor_y == factor_x == 1:

@@ -1,4 +1,4 @@
-"""Objects that are too small at the training size: the transform drops them each time that they come."""
+"""Objects that are too small at the training size, so that the transform drops them every time."""
 
 import math
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ _NUM_NAMED = 20
 
 @dataclass(frozen=True)
 class SampleSizes:
-    """How large images are in the samples of a training."""
+    """Sizes of the images in training samples."""
 
     size: int
-    """Longest side of an image, in pixels (`data.size`)."""
+    """Longest side of an image in pixels (`data.size`)."""
     largest_scale: float
-    """Of the scale jitter (`data.scale`)."""
+    """Largest factor of the scale jitter (`data.scale`)."""
     tile: float = 1.0
-    """What part of `size` is an image's, where all samples are mosaics."""
+    """Share of `size` that an image fills: 1, or less if all samples are mosaics."""
 
 
 def count_small_objects(index: AnnotationIndex, report: DataReport, sizes: SampleSizes) -> None:
-    """Count the objects of which a side stays under 2 px even at the largest scale, so that no sample has them.
+    """Count the objects with a side under 2 px even at the largest scale, which no sample can contain.
 
     Args:
-        report: counts them, with the size that would keep each.
+        report: counts these objects, with the size that would keep each of them.
 
     Raises:
         DataError: F4 the set has objects, and all of them are left out.
@@ -41,7 +41,7 @@ def count_small_objects(index: AnnotationIndex, report: DataReport, sizes: Sampl
     images = index.boxes.images_of_values()
     image_sizes = index.image_sizes[images].astype(np.float64)
     longest, sides = image_sizes.max(axis=1), _sides(index)
-    # One pixel more than the proportion says, since the shorter side of an image is rounded.
+    # One pixel more than the exact proportion, since the shorter side of an image is rounded.
     sizes_that_keep = np.ceil((SMALLEST_TRAINED_PX * longest / sides.min(axis=1) + 1) / largest_scale) / tile
 
     def described(row: int) -> str:
@@ -62,7 +62,7 @@ def count_small_objects(index: AnnotationIndex, report: DataReport, sizes: Sampl
 
 
 def small_objects(index: AnnotationIndex, sizes: SampleSizes) -> Int64[np.ndarray, " K"]:
-    """Rows of the objects that `count_small_objects` counts."""
+    """Return the rows of the objects that `count_small_objects` counts."""
     image_sizes = index.image_sizes[index.boxes.images_of_values()].astype(np.float64)
     largest_side = max(1, round(max(1, int(sizes.size * sizes.tile)) * sizes.largest_scale))
     resized = np.rint(image_sizes * (largest_side / image_sizes.max(axis=1, initial=1))[:, None])
@@ -71,7 +71,7 @@ def small_objects(index: AnnotationIndex, sizes: SampleSizes) -> Int64[np.ndarra
 
 
 def _sides(index: AnnotationIndex) -> Float64[np.ndarray, "M 2"]:
-    """Width and height of every object."""
+    """Return width and height of every object."""
     return index.boxes.values[:, 2:].astype(np.float64) - index.boxes.values[:, :2]
 
 

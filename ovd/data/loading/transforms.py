@@ -1,7 +1,7 @@
-"""Resizing and augmenting images together with their labels. The one file that knows albumentations.
+"""Resizing and augmentation of images together with their labels.
 
-albumentations takes seconds to import, so it is imported when the transform of evaluation is built. That of training
-does without: its passes over the pixels are as few as can be.
+No other module imports albumentations. Its import takes seconds and is delayed until the evaluation transform is
+built. The training transform does without it, to make as few passes over the pixels as possible.
 """
 
 import math
@@ -22,9 +22,9 @@ from ovd.data.loading.resample import resample
 from ovd.shapes import Bool, Float32, UInt8
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
-"""An image: height, width, RGB."""
+"""RGB image with shape (height, width, 3)."""
 Transform = Callable[[Pixels, Labels, int], tuple[Pixels, Labels]]
-"""A pure function of an image, what is known of it, and a seed."""
+"""Pure function of an image, its labels and a seed, which returns the new image and its labels."""
 
 MIN_VISIBLE_SHARE = 0.3
 SMALLEST_TRAINED_PX = 2.0
@@ -32,25 +32,26 @@ SMALLEST_TRAINED_PX = 2.0
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """A transform that resizes, flips, crops and recolors; it reads no other source of chance than the seed.
+    """Transform that resizes, flips, crops and recolors, with the seed as its only source of randomness.
 
-    The longest side becomes `size` times a factor drawn from `scale`, in whole pixels; what is larger than `size` is
-    cropped to it at random, so the result is never larger than size x size, and is not padded. Objects of which less
-    than 30 % is left by the crop, or a side under 2 px, are dropped; crowd regions are only clipped.
+    The longest side becomes `size` times a factor drawn from `scale`, in whole pixels. A side larger than `size` is
+    cropped to it at a random position, so that the result is never larger than size x size; it is not padded. An object
+    is dropped if the crop leaves less than 30 % of its area, or a side under 2 px. Crowd regions are clipped, and
+    dropped only if nothing is left of them.
 
     Raises:
-        ValueError: a size or a scale that is not positive, or a smallest scale above the largest.
+        ValueError: the size or a scale is not positive, or the smallest scale exceeds the largest.
     """
 
     size: int
-    """Longest side in pixels."""
+    """Longest side in pixels at a factor of 1, and upper limit of the sides of the result."""
     scale: tuple[float, float]
-    """Smallest and largest factor."""
+    """Smallest and largest factor of `size`."""
     flip: float
     """Probability of a horizontal flip."""
     color: float
     """Strength of brightness, contrast and saturation jitter (factors 1 - color to 1 + color); the hue shifts by up to
-    a quarter of it. 0 leaves colors alone."""
+    a quarter of it. 0 leaves colors unchanged."""
 
     def __post_init__(self) -> None:
         if self.size < 1 or not 0 < self.scale[0] <= self.scale[1]:
@@ -59,7 +60,7 @@ class TrainTransform:
             )
 
     def longest_side(self, seed: int) -> int:
-        """The longest side, in pixels, that an image of this seed is resized to before it is cropped."""
+        """Return the longest side, in pixels, that an image with this seed is resized to before it is cropped."""
         return self._draw_side_and_flip(random.Random(seed))[0]
 
     def __call__(self, pixels: Pixels, labels: Labels, seed: int) -> tuple[Pixels, Labels]:
@@ -69,7 +70,7 @@ class TrainTransform:
         resized_height, resized_width = _resized_sides(height, width, side)
         factor_y, factor_x = resized_height / height, resized_width / width
         kept_height, kept_width = min(resized_height, self.size), min(resized_width, self.size)
-        # The crop starts at a whole pixel of the image as it was, so that it is a part of an array, not yet resized.
+        # The crop starts at a whole pixel of the original image, so that it can be sliced before resizing.
         top = int(generator.integers(resized_height - kept_height + 1) / factor_y)
         left = int(generator.integers(resized_width - kept_width + 1) / factor_x)
         bottom = min(height, top + math.ceil(kept_height / factor_y) + 1)
@@ -83,9 +84,9 @@ class TrainTransform:
             partial(resample, height=kept_height, width=kept_width, factor_y=factor_y, factor_x=factor_x)
         ]
         if self.color > 0:
-            py_random.random()  # of another time, as in _draw_side_and_flip
+            py_random.random()  # unused, see _draw_side_and_flip
             recolor = ColorChange.draw(self.color, generator, py_random).of
-            steps.insert(0 if factor_x > 1 else 1, recolor)  # where there are fewer pixels
+            steps.insert(0 if factor_x > 1 else 1, recolor)  # before or after resizing, wherever there are fewer pixels
         for step in steps:
             part = step(part)
 
@@ -99,23 +100,23 @@ class TrainTransform:
         return part, _cropped(labels.moved(move), kept_height, kept_width)
 
     def _draw_side_and_flip(self, py_random: random.Random) -> tuple[int, bool]:
-        # Numbers that are not used were drawn by albumentations, which did the same at another time: a seed still means
-        # the sample that it meant then.
+        # The unused numbers are those that albumentations drew when it did this work, so that a seed still gives the
+        # same sample.
         py_random.random()
         smallest, largest = (max(1, round(self.size * factor)) for factor in self.scale)
         return py_random.choice(range(smallest, largest + 1)), py_random.random() < self.flip
 
 
 def augmenting_transform(options: AugmentationOptions, *, size: int) -> TrainTransform:
-    """The transform by a config's section."""
+    """Build the training transform from the options of a config."""
     return TrainTransform(size=size, scale=options.scale, flip=options.flip, color=options.color)
 
 
 def eval_transform(*, size: int) -> Callable[[UInt8[np.ndarray, "H W 3"]], UInt8[np.ndarray, "h w 3"]]:
-    """A function that resizes an image, up or down, to a longest side of exactly `size`; the aspect ratio is kept.
+    """Return a function that resizes an image to a longest side of exactly `size`, up or down, at its aspect ratio.
 
-    The other side is rounded to whole pixels, so boxes map back with one factor for x (W / w) and another for y
-    (H / h): see ovd.boxes.rescale_boxes.
+    The other side is rounded to whole pixels, so boxes map back with separate factors for x (W / w) and y (H / h), see
+    `ovd.boxes.rescale_boxes`.
     """
     A = _import_albumentations()
     resize = A.Compose([A.LongestMaxSize(max_size=size, area_for_downscale="image")])
@@ -123,7 +124,7 @@ def eval_transform(*, size: int) -> Callable[[UInt8[np.ndarray, "H W 3"]], UInt8
 
 
 def _import_albumentations() -> Any:
-    # Without this it asks a package index for newer versions when it is imported.
+    # Otherwise albumentations asks a package index for newer versions when it is imported.
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     import albumentations
 
@@ -131,20 +132,20 @@ def _import_albumentations() -> Any:
 
 
 def resize_labels(labels: Labels, before: tuple[int, int], after: tuple[int, int]) -> Labels:
-    """The labels of an image that was resized, from these heights and widths."""
+    """Return the labels of an image that was resized from height and width `before` to `after`."""
     (height, width), (new_height, new_width) = before, after
     factors = np.array([new_width / width, new_height / height] * 2, dtype=np.float32)
     return labels.moved(lambda boxes: boxes * factors)
 
 
 def _resized_sides(height: int, width: int, side: int) -> tuple[int, int]:
-    """Height and width in whole pixels when the longest side becomes `side`."""
+    """Return height and width in whole pixels if the longest side becomes `side`."""
     factor = side / max(height, width)
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def _cropped(labels: Labels, height: int, width: int) -> Labels:
-    """The labels of what a crop leaves: the upper left `height` x `width` pixels."""
+    """Return the labels that remain in a crop to the upper left `height` x `width` pixels."""
     clipped = labels.moved(partial(_clip, height=height, width=width))
     return clipped.select(objects=_is_visible(clipped.boxes, labels.boxes), crowds=_has_area(clipped.crowd_boxes))
 
@@ -168,5 +169,5 @@ def _mirror(boxes: Float32[np.ndarray, "R 4"], width: int) -> Float32[np.ndarray
 
 
 def _sides(boxes: Float32[np.ndarray, "R 4"]) -> Float32[np.ndarray, "R 2"]:
-    """Width and height."""
+    """Return width and height of each box."""
     return boxes[:, 2:] - boxes[:, :2]

@@ -1,7 +1,7 @@
-"""The death of a loader's worker is raised where a batch is waited for, and nowhere else.
+"""Handling of the death of a loader's worker, which is raised only while a batch is awaited.
 
-torch raises it in its handler of SIGCHLD, in whatever the main thread does then: writing a checkpoint, say, or waiting
-for other ranks, which then cannot be told.
+torch raises it in its handler of SIGCHLD, during anything that the main thread is doing, such as writing a checkpoint
+or waiting for other ranks, which then cannot be informed.
 """
 
 import signal
@@ -12,7 +12,7 @@ from types import FrameType
 
 
 class _HeldBack:
-    """A handler of SIGCHLD that calls torch's while a batch is waited for, and at the beginning of the next wait."""
+    """SIGCHLD handler that calls torch's handler while a batch is awaited, otherwise at the start of the next wait."""
 
     def __init__(self, notice: Callable[[int, FrameType | None], None]):
         self._notice = notice
@@ -38,16 +38,16 @@ class _HeldBack:
 
 
 def hold_back_deaths() -> None:
-    """Put the handler that torch has installed with the workers behind one that waits for `raising_deaths`."""
+    """Wrap the SIGCHLD handler that torch installed with the workers, so that it acts only in `raising_deaths`."""
     handler = signal.getsignal(signal.SIGCHLD)
-    is_main_thread = threading.current_thread() is threading.main_thread()  # others cannot install handlers
+    is_main_thread = threading.current_thread() is threading.main_thread()  # other threads cannot install handlers
     if is_main_thread and callable(handler) and not isinstance(handler, _HeldBack):
         signal.signal(signal.SIGCHLD, _HeldBack(handler))
 
 
 @contextmanager
 def raising_deaths() -> Iterator[None]:
-    """A block in which the death of a worker is raised; one that came before the block is raised at its beginning.
+    """Raise the death of a worker in this block; an earlier death is raised at its start.
 
     Raises:
         RuntimeError: a worker was killed.

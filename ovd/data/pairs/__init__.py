@@ -1,1 +1,1 @@
-"""Image-text pairs in tar shards, read by position (tar.py, shard_index.py), written (write.py), and in TSV files."""
+"""Image-text pairs: tar shards, read by position (tar.py, shard_index.py) and written (write.py), and TSV files."""

@@ -1,4 +1,4 @@
-"""The shards of a folder, and the manifest that says what each holds."""
+"""Listing of the shards in a folder, and the manifest that describes each of them."""
 
 import json
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ COMPRESSED = ("*.tar.gz", "*.tgz", "*.tar.bz2", "*.tar.xz", "*.tar.zst")
 
 @dataclass(frozen=True)
 class ManifestEntry:
-    """What a folder's manifest says of one shard."""
+    """Entry of one shard in a folder's manifest."""
 
     num_samples: int
     sha256: str
@@ -23,10 +23,13 @@ class ManifestEntry:
 
 
 def list_shards(directory: Path) -> dict[str, ManifestEntry | None]:
-    """The shards of a folder by file name, in order, none of them opened; None where there is no manifest.
+    """List the shards of a folder by file name, in order, without opening them.
+
+    Returns:
+        File names with their manifest entries, all None if there is no manifest.
 
     Raises:
-        DataError: F13 no shards, compressed ones, or other shards than the manifest names.
+        DataError: F13 there are no shards, some are compressed, or they differ from those in the manifest.
     """
     compressed = sorted(path.name for pattern in COMPRESSED for path in directory.glob(pattern))
     if compressed:
@@ -53,7 +56,7 @@ def list_shards(directory: Path) -> dict[str, ManifestEntry | None]:
 
 
 def _notice_gaps(directory: Path, names: list[str]) -> None:
-    """Warn where shards are numbered and numbers are left out: a download may be unfinished."""
+    """Warn if the numbers of numbered shards have gaps, since a download may be unfinished."""
     numbers = sorted(int(Path(name).stem) for name in names if Path(name).stem.isdecimal())
     gaps = [number + 1 for number, following in pairwise(numbers) if following > number + 1]
     if gaps:

@@ -11,16 +11,16 @@ class Pair:
 
     key: str
     image: bytes
-    """The encoded file, JPEG unless the shard says otherwise by its suffix."""
+    """Encoded image file, JPEG unless its suffix in the shard says otherwise."""
     caption: str
     info: dict
-    """The sample's JSON member; empty where there is none."""
+    """Content of the sample's JSON member; empty if there is none."""
 
 
 def caption_fault(caption: str) -> Fault | None:
-    """What makes a caption useless for training; None for one that can be read."""
+    """Return the fault that makes a caption useless for training, or None for a usable caption."""
     if not caption.strip():
         return Fault("F30", "the caption is empty")
-    if "\ufffd" in caption:  # in the place of bad bytes; the embedding would be that of another text
+    if "\ufffd" in caption:  # replaces invalid bytes; the embedding would be that of another text
         return Fault("F30", "the caption is not UTF-8")
     return None

@@ -1,16 +1,16 @@
-"""Where the samples of a tar shard lie, so that they can be read by position.
+"""Index of the samples in a tar shard, so that they can be read by position.
 
-A shard is never streamed: a streaming reader takes a damaged header for the end of the archive and loses the rest of
-the shard without a word.
+A shard is never streamed: a streaming reader takes a damaged header for the end of the archive and silently loses the
+rest of the shard.
 
 | members | read as |
 |---|---|
-| `k.jpg` (any suffix of an image), `k.txt` or `k.caption` | a sample: image and caption |
+| `k.jpg` (any image suffix), `k.txt` or `k.caption` | a sample: image and caption |
 | `k.jpg`, `k.json` with a text `caption`, neither `k.txt` nor `k.caption` | a sample with this caption |
-| `a.1.jpg`, `a.1.txt` | sample `a.1`: what stands before the last dot is the key |
+| `a.1.jpg`, `a.1.txt` | sample `a.1`: the key ends at the last dot |
 | the same beside `a.jpg` or `a.txt` | stops (F14): they may be parts of sample `a` |
 | `a.seg.png` without `a.seg.txt`; any other suffix | not used, counted |
-| `k.txt` or `k.json` without an image | a failed download, counted; more than half of a shard, and 5, stop |
+| `k.txt` or `k.json` without an image | a failed download, counted; stops if at least 5 and over half of a shard |
 | `k.jpg` without a caption; an image or a caption twice | stops (F13; F14) |
 """
 
@@ -38,7 +38,7 @@ _MEMBER_OF_SUFFIX = {
     "json": 2,
 }
 _HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
-"""Halves of characters that JSON writes in two parts; no text in UTF-8 has them."""
+"""Lone surrogates, halves of characters that JSON writes in two parts; UTF-8 text cannot contain them."""
 _ABSENT = -1
 _MIN_FAILED_TO_STOP = 5
 _MAX_FAILED_SHARE = 0.5
@@ -50,17 +50,17 @@ _END_MARKER_BYTES = 2 * tarfile.BLOCKSIZE
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the members of a shard's N samples lie, in the order of first appearance of their keys."""
+    """Byte offsets and sizes of the members of a shard's N samples, in the order in which their keys first appear."""
 
     keys: np.ndarray
-    """N UTF-8 byte strings."""
+    """Keys of the N samples, as UTF-8 byte strings."""
     offsets: Int64[np.ndarray, "N 3"]
-    """Of the first byte of image, caption and info; -1 for an absent info member. Where caption and info are one, the
-    caption is in the JSON."""
+    """Offset of the first byte of image, caption and info; -1 for an absent info member. If caption and info have the
+    same offset, the caption is in the JSON."""
     sizes: Int64[np.ndarray, "N 3"]
-    """In bytes."""
+    """Size of image, caption and info in bytes."""
     num_bytes: int
-    """Of the whole shard."""
+    """Size of the whole shard in bytes."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -78,13 +78,13 @@ class Rejected:
 
     count: int
     first: tuple[str, ...]
-    """Names of at most three."""
+    """Names of the first members, at most three."""
     num_failed: int
-    """Samples with a caption or info and without an image, which a downloader leaves where it failed."""
+    """Number of samples with a caption or info but no image, which a downloader leaves after a failure."""
 
 
 class ShardFault(Exception):
-    """A shard cannot be indexed to its end; `num_found` samples begin before the fault."""
+    """Error for a shard that cannot be indexed to its end; `num_found` samples begin before the fault."""
 
     def __init__(self, reason: str, num_found: int, code: str = "F13"):
         super().__init__(reason)
@@ -93,16 +93,16 @@ class ShardFault(Exception):
 
 
 def index_shard(file: BinaryIO) -> tuple[ShardIndex, Rejected]:
-    """Reads all headers of a shard, its end, and the info of samples that have no other caption.
+    """Index a shard from all headers, the end of the archive, and the info of samples without a caption member.
 
     Raises:
-        ShardFault: a header is damaged, the end is missing, a sample has an image and no caption, one of them twice, or
-            a name that means two things; or most samples have no image.
+        ShardFault: a header is damaged, the end is missing, a sample has an image but no caption, a member twice or an
+            ambiguous name, or most samples have no image.
     """
     members = _sorted_members(file)
-    num_bytes = file.tell()  # every byte of the end has been looked at
+    num_bytes = file.tell()  # the end has been checked up to the last byte
 
-    rows = dict(members.samples)  # of which those that are not whole are taken out
+    rows = dict(members.samples)  # incomplete samples are removed below
     rejected, num_failed = list(members.rejected), 0
     for key, sample in members.samples.items():
         _take_caption_from_info(file, sample)
@@ -136,10 +136,10 @@ def index_shard(file: BinaryIO) -> tuple[ShardIndex, Rejected]:
 
 @dataclass
 class _Sample:
-    """The members of one key as they are found."""
+    """Members of one key, as they are found."""
 
     first_key: str
-    """The key by WebDataset's rule, which ends at the first dot."""
+    """Key by WebDataset's rule, which ends at the first dot."""
     names: list[str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=lambda: [_ABSENT] * 3)
     sizes: list[int] = field(default_factory=lambda: [0] * 3)
@@ -147,14 +147,14 @@ class _Sample:
 
 @dataclass(frozen=True)
 class _SortedMembers:
-    """The members of a shard: those of samples by key, and the others."""
+    """Members of a shard: those of samples by key, and the others."""
 
     samples: dict[str, _Sample] = field(default_factory=dict)
-    """Whole or not, in the order of their first members."""
+    """Samples, complete or not, in the order of their first members."""
     rejected: list[str] = field(default_factory=list)
-    """Names of members that are unsafe, or of a suffix that is not used."""
+    """Names of members that are unsafe or have an unused suffix."""
     keys_with_unsafe: set[str] = field(default_factory=set)
-    """Keys, by both rules, of members that are no plain files or have names outside the archive's folder."""
+    """Keys, by both rules, of members that are not regular files or whose names lead out of the archive's folder."""
 
 
 def _sorted_members(file: BinaryIO) -> _SortedMembers:
@@ -186,7 +186,7 @@ def _sorted_members(file: BinaryIO) -> _SortedMembers:
 
 
 def _take_caption_from_info(file: BinaryIO, sample: _Sample) -> None:
-    """Let the info be the caption of a sample that has none, if it has one in it."""
+    """Use the info of a sample without a caption member as its caption, if it contains one."""
     image, caption, info = sample.offsets
     if image == _ABSENT or caption != _ABSENT or info == _ABSENT or sample.sizes[2] > _MAX_INFO_BYTES:
         return
@@ -196,7 +196,7 @@ def _take_caption_from_info(file: BinaryIO, sample: _Sample) -> None:
 
 
 def caption_in(info: bytes) -> str | None:
-    """The text `caption` of a sample's JSON member; None if it has none, or is no JSON object."""
+    """Return the text `caption` of a sample's JSON member; None if it has none or is not a JSON object."""
     try:
         caption = json.loads(info)["caption"]
     except (ValueError, RecursionError, TypeError, KeyError, IndexError):
@@ -205,22 +205,22 @@ def caption_in(info: bytes) -> str | None:
 
 
 def read_member(path: Path, index: ShardIndex, row: int, name: str) -> bytes:
-    """One member of sample `row`: nothing where it has none.
+    """Read one member of sample `row`; empty if the sample does not have it.
 
-    The member's header is read with it: a shard that was written anew since it was indexed does not give the bytes of
+    The member's header is read with it, so that a shard that was rewritten after indexing does not return the bytes of
     another sample.
 
     Args:
-        name: of MEMBER_NAMES.
+        name: one of `MEMBER_NAMES`.
 
     Raises:
-        ValueError: no such member lies there any more.
+        ValueError: the member is no longer at its indexed offset.
     """
     member = MEMBER_NAMES.index(name)
     offset, size = int(index.offsets[row, member]), int(index.sizes[row, member])
     if offset == _ABSENT:
         return b""
-    # Opened for each member: thousands of shards would pass the limit on open files, and an open costs microseconds.
+    # Opened for each member: thousands of shards would exceed the limit on open files, and opening takes microseconds.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         block = os.pread(descriptor, tarfile.BLOCKSIZE + size, offset - tarfile.BLOCKSIZE)
@@ -238,17 +238,17 @@ def read_member(path: Path, index: ShardIndex, row: int, name: str) -> bytes:
 
 
 def _may_be_of(name: str, key: bytes) -> bool:
-    """Whether a header's name may be that of a sample's member; tar keeps long and non-ASCII names elsewhere."""
+    """Return whether a header's name may belong to a sample's member; tar stores long and non-ASCII names elsewhere."""
     if len(key) > _LONGEST_KEY_IN_HEADER or not key.isascii():
         return True
     return _split_name(name.removeprefix("./"))[0] == key.decode()
 
 
 def _members(file: BinaryIO, rows: dict) -> Iterator[tarfile.TarInfo]:
-    """Every member up to the end marker.
+    """Yield every member up to the end marker.
 
-    `tarfile` stops in silence at a header with a bad checksum, at half a header and at a missing end, so what follows
-    the last member is looked at here: two zero blocks at least, and nothing but zeros.
+    `tarfile` silently stops at a header with a bad checksum, at a truncated header and at a missing end marker. The
+    bytes after the last member are therefore checked here: at least two zero blocks, and only zeros.
     """
     end = 0
     if file.read(len(GZIP)) == GZIP:
@@ -262,7 +262,7 @@ def _members(file: BinaryIO, rows: dict) -> Iterator[tarfile.TarInfo]:
                     raise ShardFault(f"the header at byte {member.offset} has a negative size", len(rows))
                 end = archive.offset
                 yield member
-    except (tarfile.TarError, ValueError, OverflowError, OSError) as error:  # OSError: a place beyond any file
+    except (tarfile.TarError, ValueError, OverflowError, OSError) as error:  # OSError: an offset beyond any file
         raise ShardFault(f"not a whole tar archive after byte {end} ({error})", len(rows)) from error
     file.seek(end)
     num_zeros = 0
@@ -275,7 +275,7 @@ def _members(file: BinaryIO, rows: dict) -> Iterator[tarfile.TarInfo]:
 
 
 def _split_name(name: str) -> tuple[str, str, str]:
-    """Key and suffix, which the last dot parts, and the key by WebDataset's rule, which ends at the first dot."""
+    """Split a name at its last dot into key and suffix; return them, and the key by WebDataset's rule (first dot)."""
     folder, slash, file_name = name.rpartition("/")
     stem, dot, suffix = file_name.rpartition(".")
     first = file_name.partition(".")[0]

@@ -1,7 +1,7 @@
 """Image-text pairs in tar shards, in the layout that img2dataset and WebDataset share.
 
 A shard `00000.tar` holds, for every sample, `<key>.jpg`, `<key>.txt` (the caption) and optionally `<key>.json`.
-Shards are read by position through an index (shard_index.py, which has the rules of names).
+Shards are read by position through an index (shard_index.py, which documents the naming rules).
 """
 
 import json
@@ -29,38 +29,39 @@ from ovd.progress import progress
 
 NUM_THREADS = 4
 NUM_FAULTS = 100
-"""Maximum number of faulty shards that an error names."""
+"""Maximum number of faulty shards that an error message names."""
 
 
 class PairShards:
-    """A folder of shards, read by position: `len(shards)`, `shards[i] -> Pair`, in the order of file name and first
-    appearance of a key.
+    """Image-text pairs in a folder of shards, read by position: `len(shards)`, `shards[i] -> Pair`.
 
-    Every shard is indexed, and compared with the manifest where there is one, when this is made: that reads each shard
-    once from end to end. Without a manifest only the headers are read; a damaged header or a missing end still stops.
-    A shard whose index is known is not read at all, only its size is compared.
-    A member's name is nothing but a key: no file is ever written, and no pickle opened.
+    Pairs are in the order of file names and, within a shard, of the first appearance of their keys.
+
+    The constructor indexes every shard and compares it with the manifest if there is one, which reads each shard once
+    from end to end. Without a manifest only the headers are read; a damaged header or a missing end is still an error.
+    A shard with a known index is not read at all; only its size is compared. Member names serve only as keys: no file
+    is ever written, and no pickle is opened.
 
     Args:
         only: file names of the shards to open; all by default. The others are neither indexed nor read.
-        known: what `index` gave for shards of these names before.
-        listed: what `list_shards` gave for these shards, so that the folder is not listed again.
+        known: indexes of shards by file name, from an earlier call of `index`.
+        listed: result of `list_shards` for these shards, so that the folder is not listed again.
 
     Attributes:
-        file_names: of the shards that are open, in order.
+        file_names: file names of the open shards, in order.
         left_out: file names of the folder's other shards, in order.
-        rejected: members of the shards indexed here that are not used: unsafe names (absolute, `..`), links, devices,
-            sparse files, pickles and any other suffix, parts of samples, and the rest of a sample with an unsafe
-            member.
-        num_failed: samples of these shards without an image, as failed downloads leave them.
-        num_undecodable_captions: captions read so far that were not UTF-8 (their bad bytes read as U+FFFD).
+        rejected: number of unused members in the shards indexed here: unsafe names (absolute, `..`), links, devices,
+            sparse files, pickles and any other suffix, parts of samples, and the remaining members of a sample with an
+            unsafe member.
+        num_failed: number of samples in these shards without an image, as failed downloads leave them.
+        num_undecodable_captions: number of captions read so far that were not UTF-8 (invalid bytes become U+FFFD).
 
     Raises:
-        DataError: F13 no shards, or a shard that is damaged, has an image without a caption or differs from the
-            manifest (the message names the shard, the samples expected and found, and the SHA-256), or a known one that
-            has another size now. F14 a member twice, or one that may be of two samples. All shards are read before, so
-            that the message names all faulty ones.
-        ValueError: a shard of `only` is not in the folder.
+        DataError: F13 there are no shards, or a shard is damaged, has an image without a caption or differs from the
+            manifest (the message gives the shard, the expected and found samples, and the SHA-256), or a known shard
+            has changed its size. F14 a member occurs twice, or may belong to two samples. All shards are read before
+            the error is raised, so that its message lists the faulty ones, up to `NUM_FAULTS`.
+        ValueError: a shard in `only` is not in the folder.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class PairShards:
         to_read = [name for name in self.file_names if name not in known]
         rejected: list[Rejected] = []
         faults: list[DataError] = []
-        with ThreadPoolExecutor(NUM_THREADS) as pool:  # hashing and reading let other threads run
+        with ThreadPoolExecutor(NUM_THREADS) as pool:  # hashing and reading release the GIL
             indexed = pool.map(lambda name: (name, _index_or_fault(directory / name, listed[name])), to_read)
             for name, result in progress(indexed, len(to_read), "indexing shards"):
                 if isinstance(result, DataError):
@@ -108,16 +109,16 @@ class PairShards:
         return len(self._undecodable)
 
     def describe_rejected(self) -> str:
-        """How many members are not used, and the names of the first; how many samples have no image."""
+        """Describe the unused members by number and first names, and the number of samples without an image."""
         names = f", such as {', '.join(self._first_rejected)}" if self.rejected else ""
         failed = f"; {self.num_failed:,} samples have no image (failed downloads)" if self.num_failed else ""
         return f"{self.rejected:,} members of the shards are not used{names}{failed}"
 
     def __getitem__(self, position: int) -> Pair:
-        """Reads one sample.
+        """Read one sample.
 
         Raises:
-            IndexError: position outside 0..len-1.
+            IndexError: `position` is outside 0..len-1.
             ValueError: the shard has changed since it was indexed, or the info member is not a JSON object.
         """
         image, caption_bytes, info_bytes = (self._read(position, member) for member in MEMBER_NAMES)
@@ -132,39 +133,39 @@ class PairShards:
         return Pair(key=self.key(position), image=image, caption=caption, info=info)
 
     def image(self, position: int) -> bytes:
-        """A sample's encoded image alone.
+        """Read only the encoded image of a sample.
 
         Raises:
-            IndexError: position outside 0..len-1.
+            IndexError: `position` is outside 0..len-1.
             ValueError: the shard has changed since it was indexed.
         """
         return self._read(position, "image")
 
     def key(self, position: int) -> str:
-        """A sample's key."""
+        """Return the key of a sample."""
         name, row = self._find(position)
         return self._indexes[name].key(row)
 
     def caption(self, position: int) -> str:
-        """A sample's caption alone: its image is not read.
+        """Read only the caption of a sample, not its image.
 
         Raises:
-            IndexError: position outside 0..len-1.
+            IndexError: `position` is outside 0..len-1.
             ValueError: the shard has changed since it was indexed.
         """
         return self._decode_caption(self._read(position, "caption"), position)
 
     def index(self, file_name: str) -> ShardIndex:
-        """Of one of `file_names`, for `known` of another time."""
+        """Return the index of the shard `file_name`, which can be passed as `known` later."""
         return self._indexes[file_name]
 
     def positions(self, file_name: str) -> range:
-        """Where the samples of one of `file_names` stand among all."""
+        """Return the positions of the samples in the shard `file_name`."""
         end = int(self._ends[self._numbers[file_name]])
         return range(end - len(self._indexes[file_name]), end)
 
     def location(self, position: int) -> str:
-        """`shard:key` of a sample, for messages and reports."""
+        """Return `shard:key` of a sample, for messages and reports."""
         return f"{self._find(position)[0]}:{self.key(position)}"
 
     def _read(self, position: int, member: str) -> bytes:
@@ -182,7 +183,7 @@ class PairShards:
             return content.decode(errors="replace")
 
     def _find(self, position: int) -> tuple[str, int]:
-        """File name of a sample's shard, and its row there."""
+        """Return the file name of a sample's shard, and the sample's row in it."""
         if not 0 <= position < len(self):
             raise IndexError(f"position {position} is outside 0..{len(self) - 1}")
         number = int(np.searchsorted(self._ends, position, side="right"))
@@ -191,7 +192,7 @@ class PairShards:
 
 
 def _check_size(path: Path, index: ShardIndex) -> ShardIndex:
-    """The index, where the shard still has its size."""
+    """Return the index if the shard still has the indexed size, else raise a DataError (F13)."""
     num_bytes = path.stat().st_size
     if num_bytes != index.num_bytes:
         raise DataError(
@@ -202,7 +203,7 @@ def _check_size(path: Path, index: ShardIndex) -> ShardIndex:
 
 
 def _joined(faults: list[DataError], num_shards: int) -> DataError:
-    """One error for the faults of several shards."""
+    """Join the faults of several shards into one error."""
     if len(faults) == 1:
         return faults[0]
     lines = [f"{len(faults)} of {num_shards} shards are faulty:", *map(str, faults[:NUM_FAULTS])]
@@ -212,7 +213,7 @@ def _joined(faults: list[DataError], num_shards: int) -> DataError:
 
 
 def _index_or_fault(path: Path, expected: ManifestEntry | None) -> tuple[ShardIndex, Rejected] | DataError:
-    """Indexes a shard and compares it with its manifest entry; or what is wrong with it."""
+    """Index a shard and compare it with its manifest entry; return the index and rejected members, or the error."""
     fault, code = "", "F13"
     indexed = None
     try:
@@ -227,7 +228,7 @@ def _index_or_fault(path: Path, expected: ManifestEntry | None) -> tuple[ShardIn
             fault = "differs from the manifest"
     if fault:
         if expected is None:
-            # Nothing says how many samples there should be.
+            # Without a manifest, the expected number of samples is unknown.
             return DataError(code, f"{path}: {fault}; found {num_found} samples before it, no {MANIFEST_NAME}")
         return DataError(
             code,

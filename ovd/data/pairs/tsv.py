@@ -1,4 +1,4 @@
-"""Image-text pairs in TSV files, as some collections are given: a line a pair, with a path or the image in base64."""
+"""Reader of image-text pairs in TSV files: one pair per line, with a path or the image in base64."""
 
 import base64
 from collections.abc import Iterator, Sequence
@@ -14,16 +14,18 @@ COLUMNS = ("key", "caption", "path", "base64", "_")
 
 
 def read_tsv(path: Path, columns: Sequence[str], images: Path | None, report: DataReport) -> Iterator[Pair]:
-    """The pairs whose image can be decoded, keyed by line number; `report` counts the others, and stops at too many.
+    """Yield the usable pairs, keyed by line number; `report` counts the others, and stops at too many.
+
+    A pair is usable if its caption is sound and its image can be decoded.
 
     Args:
-        path: UTF-8, with a byte order mark or without, a pair a line, no header.
-        columns: what each column is: `caption`, either `path` or `base64`, `key` for what goes into the pair's JSON
-            under that name, `_` for what is left out.
+        path: UTF-8 file with or without a byte order mark, one pair per line, without a header.
+        columns: meaning of each column: `caption`, either `path` or `base64`, `key` for a value that is stored in the
+            pair's JSON under that name, `_` for an ignored column.
         images: folder that paths are relative to.
 
     Raises:
-        ValueError: columns that do not give a caption and one image, or no line.
+        ValueError: the columns do not give one caption and one image, or the file has no line.
         DataError: too many pairs were left out.
     """
     if columns.count("caption") != 1 or columns.count("path") + columns.count("base64") != 1:

@@ -1,4 +1,4 @@
-"""Image-text pairs written to tar shards, with a manifest."""
+"""Writer of image-text pairs to tar shards, with a manifest."""
 
 import json
 import tarfile
@@ -14,14 +14,14 @@ from ovd.first_of import first_of
 
 
 def write_pair_shards(directory: Path, pairs: Iterable[Pair], *, pairs_per_shard: int) -> None:
-    """Writes `00000.tar`, `00001.tar`, ... and, last, `manifest.json`.
+    """Write `00000.tar`, `00001.tar`, ... and, last, `manifest.json`.
 
-    The bytes depend on the pairs alone. Every file appears under its name only when it is whole, and the manifest only
-    when all shards are: a folder without one is an unfinished write.
+    The bytes depend only on the pairs. Every file appears under its name only when it is complete, and the manifest
+    only when all shards are complete: a folder without a manifest is an unfinished write. Keys must ascend by length,
+    then by character, as numbers do, so that duplicates are found without remembering all keys.
 
     Raises:
-        ValueError: the folder already holds shards, a key is not usable as a member name, or the keys do not ascend by
-            length, then by character, as numbers do; so none comes twice, and none needs to be remembered.
+        ValueError: the folder already holds shards, a key is not usable as a member name, or the keys do not ascend.
     """
     if pairs_per_shard < 1:
         raise ValueError(f"pairs_per_shard is {pairs_per_shard}; it must be at least 1")

@@ -1,6 +1,6 @@
-"""The embedded world: a small, drawn LVIS that anyone can make in seconds.
+"""The embedded world: a small, drawn LVIS that can be generated in seconds.
 
-Reading order: settings.py (what it is and why), glyphs.py (the classes), layout.py (which objects stand in
-which scene), scene.py (drawing one), captions.py (describing one), build.py (writing data sets), hidden.py (what the
-federated files leave out).
+Reading order: settings.py (settings and their reasons), glyphs.py (classes), layout.py (objects of each scene),
+scene.py (drawing a scene), captions.py (describing a scene), build.py (writing data sets), hidden.py (objects that the
+federated files leave out), foreign.py (data sets that share nothing with the world).
 """

@@ -1,4 +1,4 @@
-"""Write the world's parts to disk, each once, in a folder named by the hash of the settings.
+"""Generation of the world's parts on disk, each once, in a folder named by the hash of the settings.
 
 <root>/<key>/settings.json
 <root>/<key>/images/{train,val,coco,objects365}/*.jpg
@@ -42,7 +42,7 @@ FEW_SCENES = 100
 
 
 def generator(settings: Settings, stream: str, index: int = 0) -> np.random.Generator:
-    """Every part and every scene has a stream of random numbers of its own: disjoint, in any order of drawing."""
+    """Return the random generator of a part or scene; streams are disjoint, so that the drawing order is free."""
     return np.random.default_rng([settings.seed, _STREAM[stream], index])
 
 
@@ -53,7 +53,7 @@ def encode_jpeg(image: np.ndarray) -> bytes:
 
 
 def train_counts(settings: Settings) -> np.ndarray:
-    """Objects per class in train: decides which classes are rare."""
+    """Return the number of objects per class in train, which decides which classes are rare."""
     return long_tailed_counts(generator(settings, "layout"), len(load_glyphs()), settings.max_images_per_class)
 
 
@@ -75,7 +75,7 @@ def detection_scene(
 
 
 def pair_scene(index: int, part: str, settings: Settings) -> Pair:
-    """Draw and describe pair `index`; its boxes go into `info`, for measuring pseudo-labels, never for training."""
+    """Draw and describe pair `index`; its boxes go into `info`, to evaluate pseudo-labels, never for training."""
     rng = generator(settings, part, index + 1)
     small = part == "pretraining_pairs"
     weights = np.asarray(settings.pretraining_objects_per_image if small else settings.objects_per_image)
@@ -98,8 +98,11 @@ def pair_scene(index: int, part: str, settings: Settings) -> Pair:
 
 
 def draw_in_parallel(function, count: int, description: str) -> Iterator:
-    """`function(0), function(1), ...` in order, drawn by all cores with a progress bar; a few by this process alone."""
-    if count <= FEW_SCENES:  # sooner drawn than other processes have started
+    """Yield `function(0), function(1), ...` in order, computed on all cores with a progress bar.
+
+    Up to `FEW_SCENES` are computed in this process alone.
+    """
+    if count <= FEW_SCENES:  # faster than starting other processes
         yield from map(function, range(count))
         return
     with multiprocessing.get_context("spawn").Pool(num_cores(), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
@@ -114,7 +117,7 @@ def _objects_and_jpeg(
 
 
 def draw_detection_set(folder: Path, layout: Layout, part: str, style: Style, settings: Settings) -> list[tuple]:
-    """Write every scene's JPEG into `folder`; return every scene's drawn objects."""
+    """Write the JPEG of every scene into `folder`, and return the drawn objects of every scene."""
     folder.mkdir(parents=True)
     drawn = []
     draw = partial(_objects_and_jpeg, layout=layout, part=part, style=style, settings=settings)
@@ -136,7 +139,7 @@ def annotation(identifier: int, image_id: int, category_id: int, box: tuple[floa
 
 
 def write_lvis_part(folder: Path, part: str, settings: Settings) -> None:
-    """`train` or `val` in LVIS v1 format: coco_url, frequency by train image count, federated annotations."""
+    """Write `train` or `val` in LVIS v1 format: coco_url, frequency by train image count, federated annotations."""
     glyphs = load_glyphs()
     counts = train_counts(settings)
     if part == "val":
@@ -172,7 +175,7 @@ def write_lvis_part(folder: Path, part: str, settings: Settings) -> None:
         images_of_class.update(set(shown_glyphs))
 
     frequencies = {}
-    if part == "val":  # which classes are rare is a property of train
+    if part == "val":  # the frequency of a class is a property of train
         train = json.loads((folder / "annotations" / "lvis_train.json").read_text())
         frequencies = {row["id"]: row["frequency"] for row in train["categories"]}
     categories = []
@@ -198,7 +201,10 @@ def write_lvis_part(folder: Path, part: str, settings: Settings) -> None:
 
 
 def write_transfer_part(folder: Path, part: str, settings: Settings) -> None:
-    """`coco` (some classes, ids with gaps) or `objects365` (all, other names): other styles, fully annotated."""
+    """Write `coco` (some classes) or `objects365` (all classes, other names).
+
+    Both have styles of their own, category ids with gaps, and a box for every object.
+    """
     glyphs = load_glyphs()
     rng = generator(settings, part)
     everything = np.arange(len(glyphs))
@@ -237,13 +243,13 @@ def write_transfer_part(folder: Path, part: str, settings: Settings) -> None:
 
 
 def transfer_name(glyph: int, part: str) -> str:
-    """COCO keeps the first name; Objects365 has its own spelling, and the synonym where there is one."""
+    """Return the name of a class: its first name in COCO, its synonym, if any, in title case in Objects365."""
     entry = load_glyphs()[glyph]
     return entry.name if part == "coco" else (entry.synonyms or (entry.name,))[0].title()
 
 
 def write_pairs_part(folder: Path, part: str, settings: Settings) -> None:
-    """`pairs` (the training scenes' size) or `pretraining_pairs` (small scenes), as tar shards."""
+    """Write `pairs` (scenes of the training size) or `pretraining_pairs` (small scenes) as tar shards."""
     count = settings.num_pairs if part == "pairs" else settings.num_pretraining_pairs
     pairs = draw_in_parallel(partial(pair_scene, part=part, settings=settings), count, f"drawing {part}")
     write_pair_shards(folder / part, pairs, pairs_per_shard=settings.pairs_per_shard)
@@ -252,8 +258,8 @@ def write_pairs_part(folder: Path, part: str, settings: Settings) -> None:
 def build_world(root: Path, parts: tuple[str, ...], settings: Settings) -> Path:
     """Draw the parts that are missing, and return the world's folder.
 
-    A part counts as drawn when its marker stands beside it, which is written last: what a killed run leaves is drawn
-    again. Of several processes one draws and the others wait for it.
+    A part counts as drawn once its marker file exists, which is written last; parts that a killed run left unfinished
+    are drawn again. If several processes call this, one draws and the others wait for it.
 
     Raises:
         ValueError: a part's name is unknown.
@@ -263,7 +269,7 @@ def build_world(root: Path, parts: tuple[str, ...], settings: Settings) -> Path:
             raise ValueError(f"unknown part {part!r}; the world has {', '.join(PARTS)}")
     folder = root / settings.key()
     if "val" in parts and "train" not in parts:
-        parts = ("train", *parts)  # which classes are rare is a property of train
+        parts = ("train", *parts)  # val takes the frequency of classes from train
     markers = {part: folder / f".{part}.done" for part in sorted(parts, key=PARTS.index)}
     if not all(marker.exists() for marker in markers.values()):
         (folder / "annotations").mkdir(parents=True, exist_ok=True)
@@ -271,7 +277,7 @@ def build_world(root: Path, parts: tuple[str, ...], settings: Settings) -> Path:
             fcntl.flock(lock, fcntl.LOCK_EX)
             write_json(folder / "settings.json", asdict(settings))
             for part, marker in markers.items():
-                if not marker.exists():  # nobody else drew it meanwhile
+                if not marker.exists():  # no other process drew it meanwhile
                     _draw_part(folder, part, settings)
                     marker.touch()
     return folder

@@ -1,4 +1,4 @@
-"""Captions as noisy as those of the web: objects left out, synonyms, counts, colours, wrong words."""
+"""Captions as noisy as those of the web: omitted objects, synonyms, counts, colors, wrong words."""
 
 from collections import Counter
 
@@ -21,7 +21,7 @@ def pluralize(phrase: str) -> str:
 
 
 def caption(rng: np.random.Generator, objects: tuple[DrawnObject, ...], settings: Settings) -> str:
-    """Describe a scene, by the noise rates of the settings. Empty when every object was left out."""
+    """Describe a scene with the noise rates of the settings; empty if every object is left out."""
     table = load_glyphs()
     kept = [item for item in objects if rng.random() >= settings.caption_omission]
     phrases = []

@@ -1,11 +1,12 @@
-"""Data sets that share no symbol, background or name with the world: what a trained detector meets at its user's.
+"""Data sets that share no symbol, background or name with the world, like the data of a detector's users.
 
-Three domains: `shapes` are filled shapes in eight colors, "red octagon", where the color is part of the name; `strokes`
-are line drawings, "dashed spiral"; `composites` are objects of several parts, "rocket". Every object has a box.
+There are three domains: `shapes` are filled shapes in eight colors ("red octagon"), where the color is part of the
+name; `strokes` are line drawings ("dashed spiral"); `composites` are objects of several parts ("rocket"). Every object
+has a box.
 
 <root>/<key>/images/{train,val}/*.jpg
 <root>/<key>/{train,val}.json          COCO format, with synonyms of some categories
-<root>/<key>/val_{synonyms,words}.json the same boxes under synonyms (of classes that have one), and under other words
+<root>/<key>/val_{synonyms,words}.json the boxes of val under synonyms (if the class has one), and under other words
 <root>/<key>/pairs/00000.tar ...       captioned scenes
 """
 
@@ -50,7 +51,7 @@ OBJECTS_PER_IMAGE = (1, 6)
 
 @dataclass(frozen=True)
 class ForeignSettings:
-    """Everything a foreign data set is made of."""
+    """Settings that determine a foreign data set."""
 
     domain: Domain
     seed: int = 0
@@ -59,10 +60,10 @@ class ForeignSettings:
     num_pairs: int = 300
     image_size_px: int = 192
     object_size_px: tuple[int, int] = (24, 88)
-    """Longest side of an object."""
+    """Smallest and largest length of an object's longest side."""
 
     def key(self) -> str:
-        """Hash of all settings, which names the folder."""
+        """Return a hash of all settings, which is part of the folder's name."""
         return hash_of(asdict(self))
 
 
@@ -73,9 +74,9 @@ class ForeignClass:
     name: str
     synonyms: tuple[str, ...]
     words: str
-    """The name in other words."""
+    """Name in other words."""
     parts: tuple[str, ...]
-    """What it is drawn from: a shape and its color, a stroke and its style, or an object."""
+    """Parts that it is drawn from: a color and a shape, a style and a stroke, or an object."""
 
 
 _WORDS: dict[Domain, str] = {"shapes": "{} colored {}", "strokes": "{} drawn {}", "composites": "toy {}"}
@@ -84,7 +85,7 @@ SYNONYMS = {"ellipse": "oval", "ring": "hoop", "wedge": "slice", "lattice": "gri
 
 
 def foreign_classes(domain: Domain) -> tuple[ForeignClass, ...]:
-    """The classes of a domain: 64 shapes, 24 strokes, 16 composites."""
+    """Return the classes of a domain: 64 shapes, 24 strokes, 16 composites."""
     named: list[tuple[tuple[str, ...], str]]
     if domain == "shapes":
         named = [((color, shape), f"{color} {shape}") for shape, color in product(SHAPES, COLORS)]
@@ -102,7 +103,10 @@ def foreign_classes(domain: Domain) -> tuple[ForeignClass, ...]:
 
 
 def build_foreign(root: Path, settings: ForeignSettings) -> Path:
-    """Draw the data set if it is not there, and return its folder. Of several processes one draws, the others wait."""
+    """Draw the data set if it does not exist, and return its folder.
+
+    If several processes call this, one draws and the others wait for it.
+    """
     folder = root / f"{settings.domain}-{settings.key()}"
     marker = folder / ".done"
     if not marker.exists():
@@ -116,12 +120,13 @@ def build_foreign(root: Path, settings: ForeignSettings) -> Path:
 
 
 def few_images(folder: Path, boxes_per_class: int, seed: int) -> Path:
-    """Write a training file of few images, in which every class has at least this many boxes, as far as it has them.
+    """Write a training file of few images, with at least `boxes_per_class` boxes of every class if it has that many.
 
-    Images are taken in a random order, each if it has a class that lacks boxes; all boxes of an image stay.
+    Images are visited in random order, and taken if they have a class that still lacks boxes; all boxes of a taken
+    image stay.
 
     Returns:
-        `train-<boxes_per_class>.json` in the data set's folder.
+        Path of the file, `train-<boxes_per_class>.json` in the data set's folder.
     """
     content = json.loads((folder / "train.json").read_text())
     classes_of: dict[int, list[int]] = {image["id"]: [] for image in content["images"]}
@@ -172,7 +177,7 @@ def _draw(folder: Path, settings: ForeignSettings) -> None:
 
 
 def _renamed(content: dict[str, Any], names: dict[int, str]) -> dict[str, Any]:
-    """The annotations of the categories that have another name, under this name."""
+    """Keep the categories that have a name in `names`, under this name, and their annotations."""
     return {
         "images": content["images"],
         "annotations": [row for row in content["annotations"] if row["category_id"] in names],
@@ -181,7 +186,7 @@ def _renamed(content: dict[str, Any], names: dict[int, str]) -> dict[str, Any]:
 
 
 def _pairs(settings: ForeignSettings) -> Iterator[Pair]:
-    """Captioned scenes; a caption names all objects."""
+    """Yield captioned scenes; a caption names all objects."""
     classes = foreign_classes(settings.domain)
     scenes = draw_in_parallel(partial(_scene, part="pairs", settings=settings), settings.num_pairs, "drawing pairs")
     for index, (encoded, objects) in enumerate(scenes):
@@ -193,7 +198,7 @@ def _pairs(settings: ForeignSettings) -> Iterator[Pair]:
 
 
 def _scene(index: int, part: str, settings: ForeignSettings) -> tuple[bytes, list[tuple[int, tuple[float, ...]]]]:
-    """Draw scene `index` of a part: the JPEG, and class row and box of every object."""
+    """Draw scene `index` of a part, and return its JPEG, and class row and box of every object."""
     rng = np.random.default_rng([settings.seed, _STREAM[part], index])
     classes, side = foreign_classes(settings.domain), settings.image_size_px
     image = BACKGROUNDS[settings.domain](rng, side)
@@ -221,7 +226,7 @@ def _scene(index: int, part: str, settings: ForeignSettings) -> tuple[bytes, lis
 def _scaled(
     layers: list[Layer], size_px: float, rng: np.random.Generator
 ) -> tuple[list[tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "3"]]], tuple[int, int]]:
-    """Rotate a little, crop to the ink of all layers, and scale to a longest side; and the width and height."""
+    """Rotate layers a little, crop to the ink of all, scale to a longest side; return them with width and height."""
     center, angle = (CANVAS_PX / 2, CANVAS_PX / 2), float(rng.uniform(-MAX_ROTATION_DEG, MAX_ROTATION_DEG))
     turn = cv2.getRotationMatrix2D(center, angle, 0.8)
     turned = [(cv2.warpAffine(mask, turn, (CANVAS_PX, CANVAS_PX)), color) for mask, color in layers]

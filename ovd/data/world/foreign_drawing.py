@@ -1,4 +1,4 @@
-"""How the objects and the backgrounds of the foreign data sets are drawn."""
+"""Drawing of the objects and backgrounds of the foreign data sets."""
 
 from itertools import pairwise
 
@@ -18,7 +18,7 @@ SHAPES = ("octagon", "ellipse", "semicircle", "trapezoid", "parallelogram", "rin
 STROKES = ("zigzag", "spiral", "ripple", "staircase", "comb", "ladder", "lattice", "loop")
 STYLES = ("thin", "thick", "dashed")
 
-# Objects as layers of polygons and ellipses on a canvas of side 1: each part is a kind and its numbers.
+# Objects as layers of polygons and ellipses on a canvas of side 1: each layer is a kind and its coordinates.
 COMPOSITES: dict[str, tuple[tuple[str, tuple[float, ...]], ...]] = {
     "boat": (("poly", (0.1, 0.65, 0.9, 0.65, 0.75, 0.9, 0.25, 0.9)), ("poly", (0.48, 0.1, 0.48, 0.6, 0.15, 0.6))),
     "mushroom": (("rect", (0.4, 0.5, 0.6, 0.92)), ("half", (0.5, 0.52, 0.42, 0.4))),
@@ -65,7 +65,7 @@ def _any_color(rng: np.random.Generator) -> Float[np.ndarray, "3"]:
 
 
 def _shape_layers(rng: np.random.Generator, parts: tuple[str, ...]) -> list[Layer]:
-    """A dark rim, and the shape in the color of its name."""
+    """Draw a dark rim, and the shape in the color of its name."""
     color, shape = parts
     mask = _blank()
     middle, half = CANVAS_PX // 2, int(0.42 * CANVAS_PX)
@@ -96,7 +96,7 @@ def _shape_layers(rng: np.random.Generator, parts: tuple[str, ...]) -> list[Laye
 
 
 def _stroke_layers(rng: np.random.Generator, parts: tuple[str, ...]) -> list[Layer]:
-    """Lines in one dark or light color."""
+    """Draw lines in one dark or light color."""
     style, stroke = parts
     thickness = {"thin": 7, "thick": 24, "dashed": 14}[style]
     mask = _blank()
@@ -116,7 +116,7 @@ def _stroke_layers(rng: np.random.Generator, parts: tuple[str, ...]) -> list[Lay
 
 
 def _lines(stroke: str) -> list[Float[np.ndarray, "N 2"]]:
-    """The lines of a stroke, in a square of side 1."""
+    """Return the lines of a stroke, in a square of side 1."""
     along = np.linspace(0, 1, 60)
     match stroke:
         case "zigzag":
@@ -146,7 +146,7 @@ def _lines(stroke: str) -> list[Float[np.ndarray, "N 2"]]:
 
 
 def _composite_layers(rng: np.random.Generator, parts: tuple[str, ...]) -> list[Layer]:
-    """The parts of an object, each in a color of its own, with a dark outline around all."""
+    """Draw the parts of an object, each in a color of its own, with a dark outline around all."""
     layers: list[Layer] = []
     for kind, numbers in COMPOSITES[parts[0]]:
         mask = _blank()
@@ -165,14 +165,14 @@ def _composite_layers(rng: np.random.Generator, parts: tuple[str, ...]) -> list[
 
 
 def _cells(rng: np.random.Generator, side: int) -> Float[np.ndarray, "S S 3"]:
-    """Cells around random points, each in a pale color."""
+    """Draw cells around random points, each in a pale color."""
     seeds, (y, x) = rng.uniform(0, side, (14, 2)), np.mgrid[0:side, 0:side]
     nearest = ((x[..., None] - seeds[:, 0]) ** 2 + (y[..., None] - seeds[:, 1]) ** 2).argmin(axis=2)
     return rng.uniform(150, 245, (14, 3)).astype(np.float32)[nearest]
 
 
 def _paper(rng: np.random.Generator, side: int) -> Float[np.ndarray, "S S 3"]:
-    """One pale color with a grid of dots."""
+    """Draw one pale color with a grid of dots."""
     image = np.tile(rng.uniform(170, 250, 3).astype(np.float32), (side, side, 1))
     step = int(rng.integers(9, 17))
     image[step // 2 :: step, step // 2 :: step] -= 60
@@ -180,7 +180,7 @@ def _paper(rng: np.random.Generator, side: int) -> Float[np.ndarray, "S S 3"]:
 
 
 def _bark(rng: np.random.Generator, side: int) -> Float[np.ndarray, "S S 3"]:
-    """Short lines on a color of middle brightness."""
+    """Draw short lines on a color of medium brightness."""
     image = np.tile(rng.uniform(90, 190, 3).astype(np.float32), (side, side, 1))
     for _ in range(220):
         x, y = rng.integers(0, side, 2)

@@ -1,7 +1,7 @@
 """The world's classes: 287 pictographs of DejaVu Sans, the font that matplotlib installs.
 
 The list (glyphs.csv) was curated by eye and by likeness: no symbol's mirror image or quarter turn resembles another
-(normalised correlation of blurred masks below 0.87), so flips and small rotations keep the class. Colours are
+(normalized correlation of blurred masks below 0.87), so flips and small rotations keep the class. Colors are
 random in the scenes, so Unicode's "black" and "white" are called filled and outlined.
 """
 
@@ -32,7 +32,7 @@ class Glyph:
 
 @functools.cache
 def load_glyphs() -> tuple[Glyph, ...]:
-    """All classes, in the order of the committed list."""
+    """Return all classes, in the order of glyphs.csv."""
     with (Path(__file__).parent / "glyphs.csv").open(encoding="utf-8") as file:
         return tuple(
             Glyph(chr(int(row["codepoint"], 16)), row["name"], tuple(filter(None, row["synonyms"].split("|"))))
@@ -42,9 +42,9 @@ def load_glyphs() -> tuple[Glyph, ...]:
 
 @functools.cache
 def glyph_mask(character: str, longest_side_px: int) -> UInt8[np.ndarray, "h w"]:
-    """Coverage (0..255) of a character, cropped to its ink and scaled to a longest side.
+    """Draw the coverage (0..255) of a character, cropped to its ink and scaled to a longest side.
 
-    Drawn a little bolder than the font has it, so that thin symbols survive at 20 px.
+    It is a little bolder than in the font, so that thin symbols survive at 20 px.
     """
     font = ImageFont.truetype(str(FONT), 240)
     canvas = Image.new("L", (720, 720))
@@ -56,6 +56,6 @@ def glyph_mask(character: str, longest_side_px: int) -> UInt8[np.ndarray, "h w"]
 
 
 def mask_for_size(character: str, size_px: float) -> UInt8[np.ndarray, "h w"]:
-    """The smallest prepared mask that need not be enlarged, so that warping it neither aliases nor blurs much."""
+    """Return the smallest prepared mask that need not be enlarged, so that warping neither aliases nor blurs much."""
     side = next((side for side in MASK_SIDES_PX if side >= size_px), MASK_SIDES_PX[-1])
     return glyph_mask(character, side)

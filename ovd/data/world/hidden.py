@@ -1,4 +1,4 @@
-"""The objects of the world that its federated annotation files leave out, kept in files of their own."""
+"""Objects that the world's federated annotation files leave out, stored in separate files."""
 
 import json
 from dataclasses import replace
@@ -11,23 +11,26 @@ from ovd.data.truth import Truth
 
 
 def hidden_file(annotations: Path) -> Path | None:
-    """The file with the left-out objects of one of the world's annotation files, `hidden_val.json` beside
-    `lvis_val.json`; None for any other file."""
+    """Return the file with the objects that one of the world's annotation files leaves out; None for any other file.
+
+    For `lvis_val.json`, it is `hidden_val.json` in the same folder.
+    """
     path = annotations.with_name(annotations.name.replace("lvis_", "hidden_", 1))
     return path if annotations.name.startswith("lvis_") and path.is_file() else None
 
 
 def with_hidden_boxes(truth: Truth) -> Truth | None:
-    """The truth in which every object of every class has a box, no longer federated.
+    """Add the hidden boxes to a ground truth, so that every object of every class has a box.
 
     Args:
-        truth: of an annotation file in LVIS format.
+        truth: ground truth of an annotation file in LVIS format.
 
     Returns:
-        None where the left-out objects are not known: for every file but the world's.
+        The complete ground truth, no longer federated; None for files other than the world's, whose left-out objects
+        are unknown.
 
     Raises:
-        DataError: F1 the hidden file is not whole; F3 it is about other images or classes.
+        DataError: F1 the hidden file is incomplete; F3 it has boxes of other images or classes.
     """
     path = hidden_file(truth.path)
     if path is None:

@@ -1,4 +1,4 @@
-"""Which objects stand in which scene: a long-tailed, federated data set before a pixel is drawn."""
+"""Layout of a long-tailed, federated data set before it is drawn: the objects and annotations of each scene."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ Layout = list[tuple[int, ...]]
 
 
 def long_tailed_counts(rng: np.random.Generator, num_classes: int, max_count: int) -> Int[np.ndarray, " C"]:
-    """Train images per class: LVIS's quantiles, cut off at `max_count`, dealt to the classes at random."""
+    """Return train images per class: LVIS's quantiles, clipped at `max_count`, assigned to classes at random."""
     ranks = (np.arange(num_classes) + 0.5) / num_classes
     grid = np.linspace(0, 1, len(LVIS_IMAGE_COUNT_QUANTILES))
     counts = np.exp(np.interp(ranks, grid, np.log(LVIS_IMAGE_COUNT_QUANTILES)))
@@ -22,7 +22,8 @@ def long_tailed_counts(rng: np.random.Generator, num_classes: int, max_count: in
 def deal(rng: np.random.Generator, counts: Int[np.ndarray, " C"], objects_per_image: tuple[float, ...]) -> Layout:
     """Shuffle `counts[c]` copies of every class c and deal them to scenes of 1 to 8 objects.
 
-    Now and then (one object in eight) an object is doubled by another of its class, as things come in groups.
+    With a probability of 1/8 per object, a scene with room gets a second object of one of its classes, since things
+    come in groups.
     """
     bag = rng.permutation(np.repeat(np.arange(len(counts)), counts))
     probabilities = np.asarray(objects_per_image) / sum(objects_per_image)
@@ -39,12 +40,12 @@ def deal(rng: np.random.Generator, counts: Int[np.ndarray, " C"], objects_per_im
 
 @dataclass(frozen=True)
 class Visibility:
-    """What an annotator wrote down of one scene: federated, as LVIS is."""
+    """Federated annotation of one scene, as in LVIS."""
 
     shown: tuple[bool, ...]
-    """For every object, whether it has a box."""
+    """Whether each object has a box."""
     negatives: tuple[int, ...]
-    """Classes looked for and not found."""
+    """Classes that were verified to be absent."""
     not_exhaustive: tuple[int, ...]
 
 
@@ -57,8 +58,8 @@ def annotate(
 ) -> Visibility:
     """Hide some classes and some instances, and draw the verified negatives.
 
-    `remaining` counts the boxes of every class in the whole set, is lowered here, and never falls below `at_least`
-    (where it was not below already).
+    `remaining` counts the boxes of every class in the whole set. It is reduced in place, but never below `at_least`
+    unless it was lower before.
     """
     present = sorted(set(glyphs))
     shown = np.ones(len(glyphs), bool)

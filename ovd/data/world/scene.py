@@ -1,4 +1,4 @@
-"""Draw one scene: background, distractors, objects, and the box of what is visible of each."""
+"""Drawing of one scene: background, distractors, objects, and the box of each object's visible part."""
 
 from dataclasses import dataclass
 
@@ -23,11 +23,11 @@ PLACEMENT_TRIES = 30
 
 @dataclass(frozen=True)
 class DrawnObject:
-    """An object as it stands in a scene."""
+    """An object as drawn in a scene."""
 
     glyph: int
     box: tuple[float, float, float, float]
-    """xyxy in pixels, tight around its visible ink."""
+    """Box as xyxy in pixels, tight around the visible ink."""
     color: str
 
 
@@ -35,16 +35,16 @@ class DrawnObject:
 class Scene:
     image: UInt8[np.ndarray, "H W 3"]
     objects: tuple[DrawnObject, ...]
-    """In the order asked for, less those for which there was no room."""
+    """Drawn objects in the given order, without those for which there was no room."""
 
 
 def luminance(color: np.ndarray) -> float:
-    """Rec. 601 luma of an RGB color."""
+    """Compute the Rec. 601 luma of an RGB color."""
     return float(color @ np.array([0.299, 0.587, 0.114]))
 
 
 def draw_background(rng: np.random.Generator, size: int, style: Style) -> Float[np.ndarray, "H W 3"]:
-    """Smooth color noise in three octaves around a random color; optionally with a pattern over it."""
+    """Draw smooth color noise in three octaves around a random color, optionally with a pattern over it."""
     base = rng.uniform(30, 225, 3)
     image = np.broadcast_to(base, (size, size, 3)).astype(np.float32)
     for cells, amplitude in ((3, 26.0), (8, 14.0), (24, 9.0)):
@@ -61,7 +61,7 @@ def draw_background(rng: np.random.Generator, size: int, style: Style) -> Float[
 
 
 def contrasting_color(rng: np.random.Generator, background: float) -> tuple[str, np.ndarray]:
-    """A named color, jittered, whose luminance stands off from the background's."""
+    """Draw a named color, jittered, whose luminance contrasts with that of the background."""
     names = [n for n, rgb in COLORS.items() if abs(luminance(np.array(rgb)) - background) >= MIN_LUMINANCE_CONTRAST]
     name = names[rng.integers(len(names))]
     return name, np.clip(np.array(COLORS[name]) + rng.normal(0, 10, 3), 0, 255).astype(np.float32)
@@ -72,7 +72,8 @@ def warp_mask(
 ) -> Float[np.ndarray, "H W"]:
     """Rotate, stretch and (by style) foreshorten a mask so that its ink's longest side is about `size_px`.
 
-    Returns the coverage 0..1, cropped to the ink.
+    Returns:
+        The coverage 0..1, cropped to the ink.
     """
     height, width = mask.shape
     stretch = np.exp(rng.uniform(-0.2, 0.2))
@@ -110,7 +111,7 @@ def paint(image: np.ndarray, coverage: np.ndarray, x: int, y: int, color: np.nda
 
 
 def texture(rng: np.random.Generator, color: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Plain, or a gradient, or stripes of the colour."""
+    """Return the plain color (3,), or a gradient or stripes of it (height, width, 3)."""
     kind = rng.random()
     if kind < 0.6:
         return color
@@ -122,7 +123,7 @@ def texture(rng: np.random.Generator, color: np.ndarray, height: int, width: int
 
 
 def draw_distractor(rng: np.random.Generator, image: np.ndarray) -> None:
-    """A scribble, a blob or a letter, in a muted color."""
+    """Draw a scribble, a blob or a letter in a muted color."""
     size = image.shape[0]
     x, y = rng.integers(0, size, 2)
     local = image[max(0, y - 8) : y + 8, max(0, x - 8) : x + 8].mean((0, 1))
@@ -145,7 +146,7 @@ def draw_distractor(rng: np.random.Generator, image: np.ndarray) -> None:
 
 
 def overlaps(box: tuple[float, ...], others: list[tuple[float, ...]]) -> bool:
-    """Whether the intersection with any other box is more than `MAX_OVERLAP` of the smaller of the two."""
+    """Return whether the intersection with any other box exceeds `MAX_OVERLAP` of the smaller box's area."""
     x0, y0, x1, y1 = box
     for a0, b0, a1, b1 in others:
         intersection = max(0.0, min(x1, a1) - max(x0, a0)) * max(0.0, min(y1, b1) - max(y0, b0))
@@ -155,7 +156,7 @@ def overlaps(box: tuple[float, ...], others: list[tuple[float, ...]]) -> bool:
 
 
 def sample_size(rng: np.random.Generator, limits: tuple[int, int], skew: float) -> float:
-    """Longest side in pixels: log-uniform between the limits, bent towards small objects by `skew` > 1."""
+    """Draw a longest side in pixels, log-uniform between the limits, shifted towards small objects by `skew` > 1."""
     low, high = np.log(limits[0]), np.log(limits[1])
     return float(np.exp(low + (high - low) * rng.random() ** skew))
 
@@ -172,8 +173,8 @@ def draw_scene(
 ) -> Scene:
     """Draw the glyphs, in this order, at the given longest sides.
 
-    An object for which no free place is found in 30 tries is left out.
-    `centered` puts every object in the middle (for a scene of one).
+    An object for which no free place is found in 30 tries is left out. `centered` puts every object in the middle, for
+    a scene of one.
     """
     table = load_glyphs()
     image = draw_background(rng, size_px, style)
