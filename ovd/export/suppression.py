@@ -11,7 +11,7 @@ from torchvision.ops import nms
 def keeps(
     boxes: Float[Tensor, "B K 4"], scores: Float[Tensor, "B C K"], *, iou: float, score_threshold: float
 ) -> Bool[Tensor, "B K"]:
-    """Return whether each box is kept in a class that it scores above the threshold in.
+    """Return whether each box survives NMS in a class for which its score is above the threshold.
 
     Args:
         boxes: best first, with a score above the threshold in one class at most.

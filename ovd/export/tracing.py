@@ -20,7 +20,7 @@ from ovd.files import atomic_write
 
 OPSET = 18
 MOST_BYTES = 2_000_000_000
-"""Most bytes of weights in one file: protobuf, the format of ONNX files, ends at 2 GiB, and the graph needs some."""
+"""Maximum bytes of weights in one file: protobuf, ONNX's file format, is limited to 2 GiB, and the graph needs some."""
 INT64 = 7
 """ONNX's number for the type int64."""
 CUBIC = -0.5

@@ -65,7 +65,7 @@ class Predictor:
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether scores are calibrated: the probability that an object of this name is there."""
+        """Whether scores are calibrated: each is the probability that an object of this name is there."""
         return self._session.usage.threshold is not None
 
     def __call__(self, image: AnyImage, names: str | Sequence[str]) -> Detections:

@@ -20,7 +20,7 @@ class Detections:
     """Detections of one image, best first; `len` is their number."""
 
     boxes: Float32[np.ndarray, "K 4"]
-    """xyxy in pixels."""
+    """Boxes as xyxy, in pixels."""
     scores: Float32[np.ndarray, " K"]
     classes: Int64[np.ndarray, " K"]
     """Positions of the classes among the text rows, or in the list of names."""

@@ -25,7 +25,7 @@ class Tokenizer:
     def __init__(self, merges: Sequence[str], context_length: int):
         """
         Args:
-            merges: pairs of symbols, separated by a space, in the order in which they are merged.
+            merges: pairs of symbols, separated by a space, in order of priority.
             context_length: L, tokens per text; longer texts are cut.
         """
         bytes_as_letters = _bytes_as_letters()
@@ -67,9 +67,9 @@ class Tokenizer:
 
 
 def _bytes_as_letters() -> dict[str, int]:
-    """Return the bytes by the printable characters that replace them, in the order of token ids.
+    """Return a dict from printable characters to the bytes that they represent, in the order of token ids.
 
-    A printable byte keeps its own character.
+    A printable byte is represented by its own character.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]

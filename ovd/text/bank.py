@@ -47,7 +47,11 @@ class VariantRows:
     """Byte offset of the first row."""
 
     def read(self, texts: Int[np.ndarray, " K"], variants: Int[np.ndarray, " K"]) -> Float[Tensor, "K D"]:
-        """Read one unit row per pair of a text, by its position in the file, and a variant; float32.
+        """Read unit rows as float32.
+
+        Args:
+            texts: position in the file of the text of each row.
+            variants: variant of each row.
 
         Raises:
             ValueError: the file has become shorter.
@@ -114,7 +118,7 @@ class TextBank:
             raise ValueError(f"{path} is a damaged text bank; delete it to have it built again")
 
     def rows(self, classes: Int[np.ndarray, " K"], variants: Int[np.ndarray, " K"]) -> Float[Tensor, "K D"]:
-        """Read one unit row per pair of a class and a variant; float32."""
+        """Read the unit row of each class and variant as float32."""
         return self.variants.read(self._positions[classes], variants)
 
     def sample(

@@ -74,7 +74,7 @@ class TextSide(nn.Module):
 
 
 def shortened_places(clip: Clip, length: int) -> dict[str, Tensor]:
-    """Return the text tower's per-position tensors, cut to the first `length` positions, by name in `TextSide`.
+    """Return the text tower's per-position tensors, cut to the first `length` positions, by parameter of `TextSide`.
 
     The result is empty if an embedding depends on the positions after its text: without causal attention, or if it is
     not read at the end of the text.
@@ -122,7 +122,7 @@ def encode_classes(
 def text_tower_fingerprint(clip: Clip) -> str:
     """Return a SHA-256 hash that identifies the text tower.
 
-    It covers the weights of the CLIP model except its backbone's, the kind of GELU, and the tokens of a sample text.
+    It covers the weights of the CLIP model without its backbone, the kind of GELU, and the tokens of a sample text.
     Hyperparameters that the weights do not show, such as the number of heads, are not covered.
     """
     digest = hashlib.sha256()

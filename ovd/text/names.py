@@ -56,7 +56,7 @@ def check_each_once(names: Iterable[str | None]) -> None:
     """Check that a text tower reads no two names alike, since copies of a name would share its probability.
 
     Args:
-        names: name of each query; None for one that has more than a name.
+        names: name of each query; None for a query that is more than one text.
 
     Raises:
         ValueError: a name is given twice; the message says which.

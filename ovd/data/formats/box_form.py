@@ -10,7 +10,7 @@ from ovd.data.report import DataError, DataReport
 from ovd.shapes import Bool
 
 FEW = 3
-"""Number of boxes, in all or outside their image, up to which the form of a file is not judged."""
+"""Number of boxes in all, and of boxes outside their image, up to which the form of a file is not judged."""
 TOLERANCE_PX = 1.0
 SHARES = (
     "all boxes lie from 0 to 1, so they are shares of the image, not pixels: multiply x and width by the image's "

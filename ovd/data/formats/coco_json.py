@@ -32,7 +32,7 @@ def read_coco_json(request: ReadRequest, report: DataReport, *, federated: bool)
         federated: whether images have LVIS's federated labels; `iscrowd` is then ignored in evaluation.
 
     Raises:
-        DataError: F1 a folder, incomplete JSON, or a record without a required field; F2 a duplicate id of an image or
+        DataError: F1 a folder, invalid JSON, or a record without a required field; F2 a duplicate id of an image or
             a category; F3 unknown images or categories; F5 boxes of another form; F6 a box that is not four finite
             numbers or not in pixels, or an area that is not a number; F7 LVIS without its federated labels, or with a
             field that its evaluators disagree on.

@@ -271,7 +271,7 @@ class Source:
         return around_points(points)
 
     def crowd(self, row: dict[str, Any]) -> bool:
-        """Whether an object is a crowd: 0, 1, or the same as converters write it, such as 1.0 and "1"."""
+        """Return whether an object is a crowd; `iscrowd` may be written as by converters, such as 1.0 and "1"."""
         value = row.get("iscrowd", 0)
         if not isinstance(value, int | float | str) or value not in _CROWD:
             raise DataError("F1", f"{self.path}: annotation {row['id']}: iscrowd is {value!r}, not 0 or 1")

@@ -31,7 +31,7 @@ def read_cvat(request: ReadRequest, report: DataReport) -> AnnotationTable:
         report: counts shapes without a box.
 
     Raises:
-        DataError: F1 a folder, incomplete XML or not CVAT's, or videos of several tasks; F2 a duplicate image; F6 a
+        DataError: F1 a folder, invalid XML or not CVAT's, or videos of several tasks; F2 a duplicate image; F6 a
             shape that is not finite numbers, or of an unknown type; F8 a frame without an image.
         ValueError: the image folder is missing.
     """

@@ -26,6 +26,6 @@ def read_json_object(path: Path, limit: int = MAX_TEXT_BYTES) -> dict[str, Any]:
 
 
 def is_number(value: Any, limit: float) -> bool:
-    """Whether a JSON value is a number that fits float64, with an absolute value under the limit; not NaN, infinity."""
+    """Whether a JSON value is a finite number that fits float64 and whose absolute value is under the limit."""
     # Types are compared, since NumPy would turn the string "1.5" and true into numbers.
     return type(value) in (int, float) and abs(value) < limit and abs(value) <= sys.float_info.max

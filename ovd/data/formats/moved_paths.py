@@ -95,8 +95,8 @@ class MovedPaths:
             others: lists that must have other images.
 
         Raises:
-            DataError: F1 a line names no file, or only a trailing part of a folder's path exists, and an image in it is
-                also that of another list, whose folder was shortened differently.
+            DataError: F1 a line names no file, or only a trailing part of a folder's path exists, and an image there is
+                also in another list, whose folder was shortened differently.
         """
         lines = list(_folders_and_names(place))
         folders = self._folders(place, lines)

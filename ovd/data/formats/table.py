@@ -258,7 +258,7 @@ def with_images(table: AnnotationTable, kept: Bool[np.ndarray, " N"]) -> Annotat
 def _counted(
     categories: tuple[Category, ...], table: AnnotationTable, selected: Bool[np.ndarray, " M"]
 ) -> tuple[Category, ...]:
-    """Set the number of images that have a selected object in categories for which the file states none."""
+    """Fill in the number of images with a selected object, for categories whose number the file does not state."""
     counts = images_per_class(table.image_of_object[selected], table.class_of_object[selected], len(categories))
     return tuple(
         replace(category, image_count=count) if category.image_count == UNCOUNTED else category

@@ -15,7 +15,7 @@ _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 
 
 def whole_characters(text: str, where: str) -> str:
-    """Join the surrogate pairs in a text, as which JSON escapes characters beyond 16 bits.
+    """Join surrogate pairs in a text, the escapes that JSON uses for characters beyond 16 bits.
 
     Raises:
         DataError: F1 the text has an unpaired surrogate, which UTF-8 cannot encode.

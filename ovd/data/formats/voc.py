@@ -37,7 +37,7 @@ def read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
             than `<filename>` (F8), and corners at 0 (F5).
 
     Raises:
-        DataError: F1 incomplete XML, a DOCTYPE (no entity is ever expanded), a missing element, no XML files; F2 a
+        DataError: F1 invalid XML, a DOCTYPE (no entity is ever expanded), a missing element, no XML files; F2 a
             duplicate image or class name; F3 a class that is not in the list of names; F6 a corner that is not a finite
             number; F8, F9, F10 for evaluation, an image whose size cannot be read.
     """
@@ -75,7 +75,7 @@ def _read_image(file: XmlFile, images: ImageFolder, report: DataReport, *, zero_
 
 
 def _read_object(item: Element, where: str, *, zero_based: bool) -> NamedObject:
-    """Read an `<object>`; the edges of its box are returned as counted from 0."""
+    """Read an `<object>`; the edges of its box are converted to count from 0."""
     name = (item.findtext("name") or "").strip()
     if not name:
         raise DataError("F1", f"{where}: no <name>")

@@ -107,7 +107,7 @@ class ImageFolder:
         return _only(self._named(name) or [name + READ_SUFFIXES[0]], file.path)
 
     def _named(self, name: str) -> list[str]:
-        """Return the images with a name, which has no suffix and may include folders."""
+        """Return the images with this name, which has no suffix and may include folders."""
         folder, _, stem = name.rpartition("/")
         return self._listing("" if self._anywhere else folder).get(stem, [])
 

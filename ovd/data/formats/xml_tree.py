@@ -15,7 +15,7 @@ def read_xml(path: Path, largest_bytes: int) -> Element:
     """Read an XML file and return its root element.
 
     Raises:
-        DataError: F1 the file cannot be read, is larger than `largest_bytes`, is not complete XML, or has a DOCTYPE,
+        DataError: F1 the file cannot be read, is larger than `largest_bytes`, is not valid XML, or has a DOCTYPE,
             which could define entities that grow without bound or name files.
     """
     content = _in_utf8(path, read_bytes(path, largest_bytes))

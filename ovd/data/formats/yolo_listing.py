@@ -88,7 +88,7 @@ def _read_description(path: Path, images: Path | None, split: str, report: DataR
     root = path.parent / start if images is None else images
     paths = MovedPaths(path, root, report, start=start)
     if split == "val" and content.get("val") is None and content.get("valid") is not None:
-        split = "valid"  # Darknet's name
+        split = "valid"  # Darknet's name of the split
     sources = _sources(path, content, split)
     others = [
         (key, source)

@@ -48,7 +48,7 @@ def without_drawn(files: Iterable[Path]) -> list[Path]:
 
 
 def named(paths: Iterable[Path], is_wanted: Callable[[str], bool]) -> list[Path]:
-    """Return the files with wanted names, sorted by path, `without_drawn`."""
+    """Return the files whose names are wanted, sorted by path and filtered by `without_drawn`."""
     # A broken link is kept, so that reading it reports what is wrong with it.
     return without_drawn(sorted(path for path in paths if is_wanted(path.name) and not path.is_dir()))
 
@@ -59,12 +59,12 @@ def is_drawn(file: Path) -> bool:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Return all images in a folder and its subfolders, sorted by path, `without_drawn`; see `files_below`."""
+    """Return all images that `files_below` finds in a folder, sorted by path and filtered by `without_drawn`."""
     return without_drawn(sorted(files_below(folder, is_image_name)))
 
 
 def files_below(folder: Path, is_wanted: Callable[[str], bool]) -> list[Path]:
-    """Return the files with wanted names in a folder and its subfolders, in any order; symbolic links are followed.
+    """Return the files in a folder and its subfolders whose names are wanted, in any order, following symbolic links.
 
     Hidden folders, and those in which systems keep thumbnails and the like, are skipped. Links to a folder that
     contains them are not followed, since they would give the same files without end; a warning counts them.
@@ -113,9 +113,9 @@ def images_at(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Pa
     """Return the common folder of all images in folders, files and patterns such as `photos/*.jpg`, and the images.
 
     Args:
-        sources: files with any name; folders and patterns, of which files named as images are used, `without_drawn`;
-            an image of several sources is returned once.
-        recursive: whether subfolders are searched, too; otherwise a warning says how many images at least are in them,
+        sources: files with any name; folders and patterns, of which files named as images are used, filtered by
+            `without_drawn`. An image of several sources is returned once.
+        recursive: whether subfolders are searched, too; otherwise a warning gives the number of images in them, found
             among the first `LOOKED_AT` files and folders.
 
     Raises:

@@ -1,7 +1,7 @@
 """Repair of JPEG files that lack only their end marker, two bytes that hold no pixel.
 
 Cameras and downloads leave such files. A decoder fills missing rows with gray and does not report whether there were
-any, so this is tried out: if no continuation of the file changes a pixel, all rows are there. Missing refinements of a
+any, so this is tested: if no continuation of the file changes a pixel, all rows are there. Missing refinements of a
 progressive file are found in the headers of its scans.
 """
 

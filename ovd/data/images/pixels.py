@@ -37,7 +37,7 @@ class TensorLike(Protocol):
 
 
 SMALLEST_SIDE_PX = 32
-"""Smallest longest side of an image that a detector is run on."""
+"""Minimum length of the longest side of an image that a detector is run on."""
 
 ImageInMemory = Image.Image | np.ndarray | TensorLike
 AnyImage = str | PathLike[str] | ImageInMemory

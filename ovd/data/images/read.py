@@ -69,9 +69,10 @@ def decode_image(
             pixels are returned.
         max_pixels: number of pixels above which an image is refused by its header, before memory is allocated.
         longest_side: longest side in pixels that the image will be resized to. A JPEG is then decoded to an eighth, a
-            quarter or half of its sides if these are multiples and the longest stays at least this long. On average the
-            pixels are within 0.7 of 255 of the means over areas of the whole image; within 2.5 if only the width of the
-            colors is halved in the file (4:2:2), since these are then reduced at least as much as the brightness.
+            quarter or half of its sides if these are multiples and the longest stays at least this long. On average its
+            pixels differ by less than 0.7 of 255 from the area means of the whole image; by less than 2.5 if only the
+            width of the colors is halved in the file (4:2:2), since these are reduced at least as much as the
+            brightness.
         decode_jpeg: decoder used instead of Pillow for JPEG files of three colors and one whole scan that are neither
             rotated nor reduced.
 

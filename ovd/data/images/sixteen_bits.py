@@ -35,7 +35,7 @@ def with_used_bits(decoded: Image.Image, content: bytes) -> Image.Image:
         content: bytes of the file.
 
     Raises:
-        ValueError: OpenCV reads other colors than Pillow.
+        ValueError: OpenCV is missing, or reads other colors than Pillow.
     """
     high_bytes = np.asarray(decoded)
     if high_bytes[..., :3].max(initial=0) >= 1 << 14 - _BYTE_BITS:
