@@ -1,1 +1,1 @@
-"""Trained detectors as ONNX files, which `ovd.onnx` and other runtimes detect with."""
+"""Export of trained detectors as ONNX files, for `ovd.onnx` and other runtimes."""

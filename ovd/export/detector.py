@@ -1,4 +1,4 @@
-"""Export a trained detector, and its text tower beside it."""
+"""Export of a trained detector as an ONNX file, with its text tower beside it."""
 
 import copy
 import json
@@ -18,33 +18,34 @@ from ovd.onnx.text import text_files
 from ovd.warn import warn
 
 CLASSES = 5
-"""Text rows of the example."""
+"""Number of text rows in the example input."""
 
 
 def export_detector(trained: TrainedDetector, path: Path, *, with_text: bool = True, plain: bool = False) -> list[Path]:
     """Write a trained detector as one ONNX file, and its text tower and tokenizer beside it.
 
-    The graph scores all names at all points; a warning says so where the run has a prefilter.
+    The graph scores all names at all points; a warning says so if the run has a prefilter.
 
     Args:
         path: file name ending in `.onnx`.
         with_text: whether to write the text tower, too.
-        plain: whether to leave out a second look and a score ensemble of the run's config, which a graph cannot have.
+        plain: whether to leave out the run's second look and score ensemble, which a graph cannot contain.
 
     Returns:
         The files that were written.
 
     Raises:
-        ValueError: the run has a second look, a score ensemble or experts, or is the training of an expert, the
-            tokenizer is not CLIP's, weights are too many for one file, or a package is missing.
+        ValueError: the suffix is not `.onnx`; the run has experts, trains an expert, or has a second look or a score
+            ensemble without `plain`; the tokenizer is not CLIP's; the weights are too large for one file; or a package
+            is missing.
     """
     if path.suffix != ".onnx":
         raise ValueError(f"{path.name}: the name of the exported file has to end in .onnx")
     trained = _exportable(trained, plain=plain)
-    check_size(trained.detector, path)  # here, too, since the text tower takes a while
+    check_size(trained.detector, path)  # also before the text tower, whose export takes a while
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path]
-    if with_text:  # first, since it is what may be refused
+    if with_text:  # first, since its tokenizer may be refused
         export_text(trained.clip, trained.config.bank.templates, path)
         files += text_files(path)
     options, config = trained.config.eval, trained.config
@@ -61,7 +62,7 @@ def export_detector(trained: TrainedDetector, path: Path, *, with_text: bool = T
 
 
 def write_detector(graph: DetectionGraph, path: Path, usage: Usage) -> None:
-    """Write the graph of a detector with what its users have to know."""
+    """Write a detector's graph as an ONNX file, with its `Usage` in the metadata."""
     divisor = usage.size_divisor
     generator = torch.Generator().manual_seed(0)
     example = (
@@ -81,7 +82,7 @@ def write_detector(graph: DetectionGraph, path: Path, usage: Usage) -> None:
 
 
 def _exportable(trained: TrainedDetector, *, plain: bool) -> TrainedDetector:
-    """The detector with settings of post-processing that a graph can have."""
+    """Return the detector with only those settings of post-processing that a graph can contain."""
     if trained.experts.folders:
         raise ValueError("a detector with experts cannot be exported; export it without them")
     config = trained.config

@@ -1,4 +1,4 @@
-"""The graph that is exported: a detector with the whole of its post-processing, and text rows as an input."""
+"""The module that is exported: a detector with all of its post-processing, and text rows as an input."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,14 +16,14 @@ from ovd.model.score_calibration import EPSILON, ScoreCalibration, ScoreMap, nea
 from ovd.model.similarity import TextClassifier
 
 NOTHING = -1.0
-"""Score of a pair that is not wanted, and of what is left of a list."""
+"""Score of a discarded pair, and of the padding of a list."""
 
 
 class DetectionGraph(nn.Module):
-    """From padded images and text rows to the detections of each image.
+    """A module from padded images and text rows to the detections of each image.
 
-    Scores, selection, suppression and calibration are those of `ovd.inference.Inference`, for a whole batch at once and
-    with sizes that may all differ from one run to the next.
+    Scores, selection, suppression and calibration are those of `ovd.inference.Inference`, for a whole batch at once;
+    every size may differ from one call to the next.
     """
 
     trained_text: Tensor
@@ -32,8 +32,8 @@ class DetectionGraph(nn.Module):
         """
         Args:
             detector: in eval mode.
-            options: of post-processing, without a second look.
-            calibration: of the detector; its map is used if it was fitted with these options.
+            options: settings of post-processing, without a second look.
+            calibration: calibration of the detector; its score map is used if it was fitted with these options.
         """
         super().__init__()
         assert options.second_look is None, "a graph has no crops"
@@ -42,7 +42,7 @@ class DetectionGraph(nn.Module):
         self.name_bias = 0.0 if calibration is None else calibration.name_bias
         has_map = calibration is not None and calibration.applies_to(options)
         self.score_map = calibration.score_map if has_map and calibration is not None else None
-        # Of scores before the map, as they are suppressed; `score_threshold` is of those after it.
+        # Threshold for scores before the map, which suppression works on; `score_threshold` is for scores after it.
         self.least_score = 0.0 if has_map else options.score_threshold
         trained_text = torch.zeros(0, 0) if calibration is None else calibration.trained_text.float()
         self.register_buffer("trained_text", trained_text, persistent=False)
@@ -50,12 +50,16 @@ class DetectionGraph(nn.Module):
     def forward(
         self, images: UInt8[Tensor, "B H W 3"], sizes: Int[Tensor, "B 2"], text: Float[Tensor, "C D"]
     ) -> tuple[Float[Tensor, "B N 4"], Float[Tensor, "B N"], Int[Tensor, "B N"], Int[Tensor, " B"]]:
-        """Boxes, scores and classes of each image, best first, and how many of them are detections.
+        """Detect in a batch of images.
 
         Args:
-            images: padded at the right and bottom.
+            images: RGB, padded at the right and bottom.
             sizes: height and width before padding.
             text: unit rows.
+
+        Returns:
+            Boxes, scores and classes of each image, best first, and the number of its detections. Further entries have
+            a box and a score of 0, and the class -1.
         """
         nearness = nearness_to(text, self.trained_text) if len(self.trained_text) else torch.zeros_like(text[:, 0])
         boxes, scores = self._points(images.permute(0, 3, 1, 2), sizes, text, nearness)
@@ -78,7 +82,7 @@ class DetectionGraph(nn.Module):
     def _points(
         self, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"], text: Float[Tensor, "C D"], nearness: Tensor
     ) -> tuple[Float[Tensor, "B P 4"], Float[Tensor, "B P C"]]:
-        """Clipped boxes of all points, and their scores; those without a box in the image are not wanted."""
+        """Return clipped boxes and scores of all points; points in the padding or without a box score `NOTHING`."""
         predictions = self.detector(images)
         boxes = clip_boxes(predictions.boxes, sizes[:, None])
         is_inside = ~self.detector.points(images).in_padding(sizes) & has_area(boxes)
@@ -92,7 +96,7 @@ class DetectionGraph(nn.Module):
     def _best_pairs(
         self, boxes: Float[Tensor, "B P 4"], scores: Float[Tensor, "B P C"]
     ) -> tuple[Float[Tensor, "B K 4"], Float[Tensor, "B K"], Int[Tensor, "B K"]]:
-        """Boxes, scores and classes of the best pairs of a point and a class, best first."""
+        """Return boxes, scores and classes of the best pairs of a point and a class, best first."""
         best = scores.amax(dim=2)
         points = best.topk(_smaller(self.options.candidates, best.shape[1]), dim=1).indices.sort(dim=1).values
         num_classes = scores.shape[2]
@@ -112,12 +116,12 @@ class DetectionGraph(nn.Module):
         classes: Int[Tensor, "B K"],
         text: Float[Tensor, "C D"],
     ) -> Float[Tensor, "B K"]:
-        """The scores of the boxes that are kept; the others are not wanted."""
+        """Return the scores after suppression; suppressed boxes score `NOTHING`."""
         options = self.options
         if options.one_name_per_place is not None:
             kept = keeps(boxes, scores[:, None], iou=options.one_name_per_place, score_threshold=0.0)
             scores = torch.where(kept, scores, NOTHING)
-        # A row for each class, so that each is suppressed by itself.
+        # One row per class, so that each class is suppressed by itself.
         by_class = (text[:, 0] * 0 + NOTHING)[None, :, None].expand(scores.shape[0], -1, scores.shape[1])
         by_class = by_class.scatter(1, classes[:, None], scores[:, None])
         kept = keeps(boxes, by_class, iou=options.nms_iou, score_threshold=self.least_score)
@@ -127,7 +131,7 @@ class DetectionGraph(nn.Module):
 def probabilities(
     score_map: ScoreMap, scores: Float[Tensor, "B N"], nearness: Float[Tensor, "B N"]
 ) -> Float[Tensor, "B N"]:
-    """`ScoreMap` in float32, which every runtime has."""
+    """Apply a `ScoreMap` in float32, which every runtime supports."""
     inner = scores.clamp(EPSILON, 1 - EPSILON)
     log_odds = score_map.slope * inner.log() - score_map.curve * (1 - inner).log() + score_map.offset
     return sigmoid(log_odds + score_map.distance * (1 - nearness))
@@ -138,5 +142,5 @@ def _gather(boxes: Float[Tensor, "B P 4"], rows: Int[Tensor, "B K"]) -> Float[Te
 
 
 def _smaller(limit: int, size: int | Tensor) -> Any:
-    """The smaller of a limit and a size, which is a tensor while a graph is traced."""
+    """Return the smaller of a limit and a size; the size is a tensor while the module is traced."""
     return torch.minimum(torch.tensor(limit), size) if isinstance(size, Tensor) else min(limit, size)

@@ -1,4 +1,4 @@
-"""An exported detector in the place of a detector's own inference, to evaluate it on a data set."""
+"""Inference on a data set with an exported detector, to evaluate it."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from ovd.structures import Detections
 
 
 class OnnxInference:
-    """Detects in data sets as a `BatchDetector` does."""
+    """Inference on data sets with an exported detector, like `BatchDetector.dataset`."""
 
     def __init__(self, session: DetectionSession, *, size: int | None = None):
         """
@@ -26,17 +26,17 @@ class OnnxInference:
 
     @property
     def threshold(self) -> float | None:
-        """The score above which boxes are best reported; None if it is not known."""
+        """Score threshold for reporting boxes; None if the detector was not calibrated."""
         return self.session.usage.threshold
 
     def dataset(
         self, queries: QueryTexts, index: AnnotationIndex, loading: Loading
     ) -> Iterator[tuple[int, Detections]]:
-        """Yield image id and detections of every image of a data set, those of one padded shape together.
+        """Yield image id and detections of every image of a data set, grouped by padded shape.
 
         Args:
-            queries: as for `BatchDetector.dataset`; only their text rows are used, since an exported detector has no
-                scores of CLIP's.
+            queries: as for `BatchDetector.dataset`; only their text rows are used, since an exported detector does not
+                compute CLIP's scores.
 
         Raises:
             DataError: an image is missing or cannot be read.

@@ -1,6 +1,6 @@
-"""Smaller forms of an exported detector: half precision, and convolutions and linear layers of 8 bits.
+"""Conversion of an exported detector to half precision, or to 8-bit convolutions and linear layers.
 
-What runs in another form are the operations inside the detector; scores, selection and suppression stay in float32.
+Only the operations inside the detector are converted; scores, selection and suppression stay in float32.
 """
 
 import logging
@@ -20,11 +20,11 @@ from ovd.onnx.resize import resize
 from ovd.onnx.session import DetectionSession
 
 INSIDE = "/detector/"
-"""Beginning of the names of the operations inside the detector (`DetectionGraph.detector`)."""
+"""Prefix of the names of the operations inside the detector (`DetectionGraph.detector`)."""
 IMAGES = 100
-"""Images at most that ranges are found on."""
+"""Maximum number of images that ranges of features are measured on."""
 LAST = ("/head/distances", "/head/quality")
-"""Convolutions whose outputs are boxes and qualities themselves, which keep float32."""
+"""Convolutions that output boxes and qualities, which stay in float32."""
 INT8_OPERATIONS = ("Conv", "MatMul", "Gemm")
 
 
@@ -43,10 +43,10 @@ def to_half(path: Path) -> None:
 
 
 def calibration_images(folder: Path) -> list[Path]:
-    """The images that `quantize` finds the ranges of features on: 100 of a folder, evenly spread.
+    """Choose images for `quantize` to measure the ranges of features on: up to 100 of a folder, evenly spread.
 
     Raises:
-        ValueError: the folder has none.
+        ValueError: the folder has no image.
     """
     paths = images_below(folder)
     if not paths:
@@ -58,8 +58,8 @@ def quantize(path: Path, images: Sequence[Path], *, dim: int) -> None:
     """Convert convolutions and linear layers of an exported detector to 8 bits, in place.
 
     Args:
-        images: like those to detect in; the ranges of features are those on them.
-        dim: D, dimensions of the text rows.
+        images: images like those to detect in; the ranges of features are measured on them.
+        dim: D, the dimension of the text rows.
 
     Raises:
         ValueError: a package is missing.
@@ -84,7 +84,7 @@ def quantize(path: Path, images: Sequence[Path], *, dim: int) -> None:
             _calibration(path, images, dim, quantization.CalibrationDataReader),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
-            reduce_range=True,  # products of 8 bits overflow the sums of CPUs without VNNI
+            reduce_range=True,  # sums of 8-bit products overflow on CPUs without VNNI
             weight_type=quantization.QuantType.QInt8,
             activation_type=quantization.QuantType.QUInt8,
             nodes_to_quantize=nodes,
@@ -97,7 +97,7 @@ def quantize(path: Path, images: Sequence[Path], *, dim: int) -> None:
 
 
 def _calibration(path: Path, images: Sequence[Path], dim: int, reader: type) -> Any:
-    """What onnxruntime reads inputs from: an image at a time, and a text row, which no range depends on."""
+    """Return onnxruntime's reader of inputs: one image at a time, and a text row, which no range depends on."""
     usage = DetectionSession(path).usage
     text = np.eye(1, dim, dtype=np.float32)
 
@@ -118,9 +118,9 @@ def _calibration(path: Path, images: Sequence[Path], dim: int, reader: type) -> 
 
 
 def _packages() -> tuple[Any, Any, Any]:
-    """onnx, and onnxruntime's converter to float16 and its quantization."""
+    """Import onnx, and onnxruntime's float16 converter and quantization."""
     onnx, float16 = optional("onnx", "onnx"), optional("onnxruntime.transformers.float16", "onnx")
     quantization = optional("onnxruntime.quantization", "onnx")
-    optional("onnxruntime.quantization.shape_inference", "onnx")  # quantization.shape_inference
+    optional("onnxruntime.quantization.shape_inference", "onnx")  # defines quantization.shape_inference
     logging.getLogger("onnxruntime").setLevel(logging.ERROR)
     return onnx, float16, quantization

@@ -1,4 +1,4 @@
-"""Non-maximum suppression as ONNX's operation of that name."""
+"""Non-maximum suppression that is exported as ONNX's `NonMaxSuppression`."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from torchvision.ops import nms
 def keeps(
     boxes: Float[Tensor, "B K 4"], scores: Float[Tensor, "B C K"], *, iou: float, score_threshold: float
 ) -> Bool[Tensor, "B K"]:
-    """Which boxes are kept for any class that they score above the threshold in.
+    """Return whether each box survives NMS in a class for which its score is above the threshold.
 
     Args:
         boxes: best first, with a score above the threshold in one class at most.
-        iou: above which the lower-scoring of two boxes of one class is dropped.
+        iou: IoU above which the lower-scoring of two boxes of one class is dropped.
     """
     batch, number = boxes.shape[:2]
     rows = _Suppression.apply(boxes, scores, iou, score_threshold)
@@ -25,7 +25,7 @@ def keeps(
 
 
 class _Suppression(torch.autograd.Function):
-    """Image, class and box of all that is kept."""
+    """NMS per image and class; returns rows of (image, class, box) positions of the boxes that are kept."""
 
     @staticmethod
     def forward(ctx: Any, boxes: Tensor, scores: Tensor, iou: float, score_threshold: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Export a CLIP model's text tower, and the table of its tokenizer as JSON."""
+"""Export of a CLIP model's text tower as an ONNX file, and of its tokenizer table as JSON."""
 
 import copy
 from pathlib import Path
@@ -17,11 +17,11 @@ from ovd.text.encoder import TextSide, shortened_places
 from ovd.text.prompts import TEMPLATES
 
 SAMPLE = "Two_Words&#39; (3)"
-"""A text that each kind of cleaning changes in another way."""
+"""Text that each of open_clip's cleaning functions changes differently."""
 
 
 class TextGraph(nn.Module):
-    """From token ids to unit embeddings."""
+    """A module from token ids to unit embeddings."""
 
     def __init__(self, clip: Clip):
         super().__init__()
@@ -29,7 +29,7 @@ class TextGraph(nn.Module):
         self.side.model.visual = nn.Identity()
         self.shortens = bool(shortened_places(clip, 1))
         """Whether texts may have fewer tokens than the context, because the tower does not attend to padding."""
-        self._tower = (getattr(self.side.model, "text", self.side.model),)  # in a tuple: it is a part already
+        self._tower = (getattr(self.side.model, "text", self.side.model),)  # a tuple, so it is not registered twice
         if self.shortens:
             (tower,) = self._tower
             self._positions, self._mask = tower.positional_embedding.detach(), tower.attn_mask
@@ -43,7 +43,7 @@ class TextGraph(nn.Module):
 
 
 def export_text(clip: Clip, templates: Templates, model: Path) -> None:
-    """Write text tower and table beside a detector's file.
+    """Write the text tower and the tokenizer table beside a detector's file.
 
     Raises:
         ValueError: the tokenizer is not open_clip's `SimpleTokenizer` as CLIP has it, or a package is missing.
@@ -75,7 +75,7 @@ def export_text(clip: Clip, templates: Templates, model: Path) -> None:
 
 
 def _is_simple(tokenizer: Any) -> bool:
-    """Whether a tokenizer is CLIP's own: lowered text, two special tokens, and texts that are cut at the end."""
+    """Return whether a tokenizer is CLIP's own: lowercase text, two special tokens, and texts cut at the end."""
     return (
         isinstance(tokenizer, open_clip.SimpleTokenizer)
         and tokenizer.clean_fn(SAMPLE) == "two_words' (3)"

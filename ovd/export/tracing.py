@@ -1,8 +1,8 @@
-"""A module as an ONNX file, for inputs of any size.
+"""Export of a module as an ONNX file for inputs of any size.
 
-torch's exporter of traced graphs is used: for one of these detectors torch's newer exporter takes minutes instead of
-seconds, since it follows every size as a symbol through the whole pyramid (torch 2.14). What the former lacks, or
-writes for the example's size alone, is written here.
+torch's exporter of traced graphs is used (`dynamo=False`): the newer exporter takes minutes instead of seconds for one
+of these detectors, since it follows every size as a symbol through the whole pyramid (torch 2.14). Operations that the
+exporter of traced graphs lacks, or exports for the example's size only, are defined here.
 """
 
 import warnings
@@ -20,11 +20,11 @@ from ovd.files import atomic_write
 
 OPSET = 18
 MOST_BYTES = 2_000_000_000
-"""Of weights in one file: protobuf, which ONNX files are written in, ends at 2 GiB, and the graph needs some of it."""
+"""Maximum bytes of weights in one file: protobuf, ONNX's file format, is limited to 2 GiB, and the graph needs some."""
 INT64 = 7
-"""ONNX's number of the type."""
+"""ONNX's number for the type int64."""
 CUBIC = -0.5
-"""The coefficient of torch's bicubic interpolation where it is antialiased."""
+"""Coefficient of torch's antialiased bicubic interpolation."""
 
 
 def write_onnx(
@@ -39,16 +39,16 @@ def write_onnx(
     """Write a module in eval mode on the CPU as an ONNX file.
 
     Args:
-        example: inputs that it is traced with, of other sizes than 1.
-        inputs, outputs: their names, and the names of their axes of any size.
+        example: inputs that the module is traced with; no size may be 1.
+        inputs, outputs: names of inputs and outputs, each with the names of its dynamic axes.
 
     Raises:
-        ValueError: the onnx package is missing, or the weights are too many for one file.
+        ValueError: the onnx package is missing, or the weights are too large for one file.
     """
     onnx = optional("onnx", "onnx")
     check_size(module, path)
     with atomic_write(path, "wb") as file, warnings.catch_warnings(), _exportable(), torch.no_grad():
-        warnings.simplefilter("ignore")  # on every shape that is compared, and on the exporter's age
+        warnings.simplefilter("ignore")  # about shapes compared while tracing, and the exporter's age
         torch.onnx.export(
             module,
             example,
@@ -68,7 +68,7 @@ def check_size(module: nn.Module, path: Path) -> None:
     """Check that a module's weights in float32 fit into one ONNX file.
 
     Raises:
-        ValueError: they do not.
+        ValueError: the weights are too large.
     """
     size = 4 * sum(weights.numel() for weights in (*module.parameters(), *module.buffers()))
     if size > MOST_BYTES:
@@ -80,9 +80,9 @@ def check_size(module: nn.Module, path: Path) -> None:
 
 @contextmanager
 def _exportable() -> Iterator[None]:
-    """A context in which torch's exporter writes all operations of the detectors."""
+    """Let torch's exporter write all operations of the detectors within a context."""
     has_fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one operation that ONNX does not have
+    torch.backends.mha.set_fastpath_enabled(False)  # it is one operation, which ONNX lacks
     for name, symbolic in _SYMBOLICS.items():
         register_custom_op_symbolic(name, symbolic, OPSET)
     try:
@@ -98,13 +98,13 @@ def _integers(graph: Any, values: Sequence[int]) -> Any:
 
 
 def _of_any_size(result: Any, like: Any, rank: int) -> Any:
-    """A result without the example's sizes, which torch would otherwise take for constants further on."""
+    """Remove the example's sizes from a result's type; torch would take them for constants further on."""
     result.setType(like.type().with_sizes([None] * rank))
     return result
 
 
 def _as_vector(graph: Any, sizes: Any) -> Any:
-    """A list of sizes, known or computed, as one tensor."""
+    """Return a list of sizes, known or computed, as one tensor."""
     if symbolic_helper._is_packed_list(sizes):
         parts = [_as_vector(graph, size) for size in symbolic_helper._unpack_list(sizes)]
         return graph.op("Concat", *parts, axis_i=0)
@@ -118,7 +118,7 @@ def _rank(value: Any) -> int:
 
 
 def _unflatten(graph: Any, x: Any, dim: Any, sizes: Any) -> Any:
-    """torch's own keeps the example's sizes."""
+    """Export `unflatten` for any size; torch's own export keeps the example's sizes."""
     rank = _rank(x)
     at = symbolic_helper._get_const(dim, "i", "dim") % rank
     known = symbolic_helper._maybe_get_const(sizes, "is")
@@ -132,7 +132,7 @@ def _unflatten(graph: Any, x: Any, dim: Any, sizes: Any) -> Any:
 
 
 def _repeat_interleave(graph: Any, x: Any, repeats: Any, dim: Any, output_size: Any = None) -> Any:
-    """Along the last dimension; torch's own changes constants that other operations use."""
+    """Export `repeat_interleave` along the last dimension; torch's own export changes constants of other operations."""
     rank = _rank(x)
     number = symbolic_helper._get_const(repeats, "i", "repeats")
     assert symbolic_helper._get_const(dim, "i", "dim") % rank == rank - 1
@@ -142,7 +142,7 @@ def _repeat_interleave(graph: Any, x: Any, repeats: Any, dim: Any, output_size: 
 
 
 def _bicubic(graph: Any, x: Any, size: Any, align_corners: Any, *scales: Any) -> Any:
-    """Antialiased interpolation of position embeddings, which torch does not write."""
+    """Export antialiased bicubic interpolation, as of position embeddings, which torch's exporter lacks."""
     shape = graph.op("Slice", graph.op("Shape", x), _integers(graph, [0]), _integers(graph, [2]))
     sizes = graph.op("Concat", shape, _as_vector(graph, size), axis_i=0)
     none = graph.op("Constant", value_t=torch.tensor([], dtype=torch.float32))

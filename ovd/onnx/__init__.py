@@ -1,4 +1,4 @@
-"""Detection with a model that `ovd export` wrote: onnxruntime, numpy and Pillow, no torch.
+"""Detection with a model that `ovd export` wrote; it needs onnxruntime, NumPy and Pillow, but not torch.
 
 from ovd.onnx import Predictor
 

@@ -1,4 +1,4 @@
-"""An exported detector for use from Python: image and class names in, boxes out. Imports no torch."""
+"""An exported detector for use from Python: image and class names in, boxes out. Does not import torch."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ from ovd.threshold import shown_threshold
 
 
 class Predictor:
-    """Detects named classes in one image per call, as `ovd.predictor.Predictor` does; texts of names are cached."""
+    """A detector of named classes in one image per call, like `ovd.predictor.Predictor`; text embeddings are cached."""
 
     def __init__(self, session: DetectionSession, encode: TextEncoder | None = None, *, size: int | None = None):
         """
@@ -43,15 +43,15 @@ class Predictor:
         threads: int = 0,
         providers: Sequence[Any] | None = None,
     ) -> "Predictor":
-        """Load a file of `ovd export`, with the text tower's files beside it if they are there.
+        """Load a model that `ovd export` wrote, with the text tower's files beside it if they exist.
 
         Args:
             size: as in `__init__`.
-            threads: of one operation; 0 for as many as there are cores.
-            providers: onnxruntime's execution providers of the detector; by default the CPU.
+            threads: threads per operation; 0 for as many as there are cores.
+            providers: onnxruntime's execution providers for the detector; by default the CPU.
 
         Raises:
-            ValueError: onnxruntime or the file is missing, or the file is none of `ovd export`.
+            ValueError: onnxruntime or the file is missing, or `ovd export` did not write the file.
         """
         path = Path(model)
         session = DetectionSession(path, threads=threads, providers=providers)
@@ -60,39 +60,42 @@ class Predictor:
 
     @property
     def threshold(self) -> float:
-        """The score above which boxes are best reported: of a calibrated detector a probability, else 0.45."""
+        """Score threshold for reporting boxes: a probability if the detector is calibrated, else 0.45."""
         return shown_threshold(self._session.usage.threshold)
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether scores are probabilities of a box of this name being there."""
+        """Whether scores are calibrated: each is the probability that an object of this name is there."""
         return self._session.usage.threshold is not None
 
     def __call__(self, image: AnyImage, names: str | Sequence[str]) -> Detections:
-        """Detect in one image: boxes in pixels of the image, best first; `classes` are positions in `names`.
+        """Detect named classes in one image.
 
         Args:
             image: a file, or a PIL image or an array, which are read by the rules of `ovd.data.images.pixels`.
-            names: any class names, at least one; one name may stand alone.
+            names: any class names, at least one; a single name may be given as a string.
+
+        Returns:
+            Boxes in pixels of the image, best first; `classes` are positions in `names`.
 
         Raises:
             ImageError: the file is missing or not an image.
-            ValueError: an image in memory that the rules do not read, no names, a blank one, one twice, or no
-                text tower.
+            ValueError: the rules do not allow the image, there is no name, a name is blank or given twice, or the model
+                has no text tower.
         """
         asked = names_asked(names, (str,))
         check_each_once(asked)
         return self.detect(image, self._text_of(asked))
 
     def detect(self, image: AnyImage, text: Float32[np.ndarray, "C D"]) -> Detections:
-        """Detect with text rows of one's own.
+        """Detect with given text embeddings instead of names.
 
         Args:
             image: as for `__call__`.
-            text: unit rows; `classes` are their positions.
+            text: one unit row per class; `classes` are positions of rows.
 
         Raises:
-            ImageError, ValueError: as `__call__`; or as `as_unit_rows`.
+            ImageError, ValueError: as for `__call__` and `as_unit_rows`.
         """
         text = as_unit_rows(text, self._session.usage.dim)
         pixels = pixels_of(image)
@@ -110,5 +113,5 @@ class Predictor:
 
 
 def pad(image: UInt8[np.ndarray, "h w 3"], divisor: int) -> UInt8[np.ndarray, "H W 3"]:
-    """The image with zeros at the right and bottom, its sides multiples of `divisor`."""
+    """Pad an image with zeros at the right and bottom, so that its sides are multiples of `divisor`."""
     return np.pad(image, [*((0, -side % divisor) for side in image.shape[:2]), (0, 0)])

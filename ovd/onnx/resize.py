@@ -1,8 +1,8 @@
-"""Resizing as a detector's images are resized in evaluation, without OpenCV.
+"""Resizing of images as in evaluation, without OpenCV.
 
-Images are made smaller by the mean over the area that a pixel covers, and larger by linear interpolation. The
-arithmetic is that of OpenCV's `INTER_AREA` and `INTER_LINEAR` for 8 bits, in its order and precision, so that the
-pixels are equal (tests/onnx/test_resize.py): float32 sums for areas, fixed point of 11 bits for interpolation.
+Images are shrunk by averaging over the area that a pixel covers, and enlarged by linear interpolation. The arithmetic
+follows OpenCV's `INTER_AREA` and `INTER_LINEAR` for 8 bits, in its order and precision, so that the pixels are equal
+(tests/onnx/test_resize.py): float32 sums for areas, 11-bit fixed point for interpolation.
 """
 
 import math
@@ -12,13 +12,13 @@ import numpy as np
 from ovd.shapes import Float32, Int64, UInt8
 
 MIN_SHARE = 1e-3
-"""Smaller parts of a pixel at the border of an area do not count."""
+"""Smallest part of a pixel at the border of an area that counts."""
 ONE = 2048
-"""The fixed-point number 1."""
+"""The number 1 in fixed point."""
 
 
 def resize(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The image with a longest side of exactly `size` pixels; the other side is rounded to whole pixels."""
+    """Resize an image to a longest side of exactly `size` pixels; the other side is rounded to whole pixels."""
     height, width = image.shape[:2]
     factor = size / max(height, width)
     sides = max(1, round(height * factor)), max(1, round(width * factor))
@@ -32,7 +32,7 @@ def _mean_over_areas(image: UInt8[np.ndarray, "H W 3"], height: int, width: int)
     if old_height % height == 0 and old_width % width == 0:  # whole pixels, added as integers
         rows, columns = old_height // height, old_width // width
         sums = image.reshape(height, rows, width, columns, 3).sum(axis=(1, 3), dtype=np.int32)
-        if rows == columns == 2:  # rounds halves up, all others to even
+        if rows == columns == 2:  # here OpenCV rounds halves up, elsewhere to even
             return ((sums + 2) >> 2).astype(np.uint8)
         return np.rint(sums.astype(np.float32) * np.float32(1 / (rows * columns))).astype(np.uint8)
     columns, column_shares = _areas(old_width, width)
@@ -47,7 +47,12 @@ def _mean_over_areas(image: UInt8[np.ndarray, "H W 3"], height: int, width: int)
 
 
 def _areas(old: int, new: int) -> tuple[Int64[np.ndarray, "K N"], Float32[np.ndarray, "K N"]]:
-    """The old pixels of each of `new` areas along a line of `old` pixels, and their shares; K is the most of any."""
+    """Divide a line of `old` pixels into `new` areas.
+
+    Returns:
+        Positions and weights of the old pixels in each area. K is the number in the largest area; in smaller ones the
+        last position is repeated with weight 0.
+    """
     step = 1 / (new / old)
     parts = []
     for number in range(new):
@@ -67,7 +72,8 @@ def _areas(old: int, new: int) -> tuple[Int64[np.ndarray, "K N"], Float32[np.nda
 
 def _interpolated(image: UInt8[np.ndarray, "H W 3"], height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
     places, distance = _positions(image.shape[1], width)
-    # Beyond the outer pixels' centers a row repeats them; a column is interpolated between equal ones.
+    # Beyond the centers of the outer pixels, OpenCV repeats them within a row, and interpolates between equal ones
+    # within a column.
     distance = np.where((places < 0) | (places >= image.shape[1] - 1), np.float32(0), distance)
     left, right, left_share, right_share = _neighbors(places, distance, image.shape[1])
     pixels = image.astype(np.int32)
@@ -79,7 +85,7 @@ def _interpolated(image: UInt8[np.ndarray, "H W 3"], height: int, width: int) ->
 
 
 def _positions(old: int, new: int) -> tuple[Int64[np.ndarray, " N"], Float32[np.ndarray, " N"]]:
-    """The old pixel before each new one's center, and how far behind it that is."""
+    """Return the old pixel before the center of each new pixel, and the distance between their centers."""
     centers = ((np.arange(new) + 0.5) * (1 / (new / old)) - 0.5).astype(np.float32)
     places = np.floor(centers)
     return places.astype(np.int64), centers - places
@@ -88,6 +94,6 @@ def _positions(old: int, new: int) -> tuple[Int64[np.ndarray, " N"], Float32[np.
 def _neighbors(
     places: Int64[np.ndarray, " N"], distance: Float32[np.ndarray, " N"], old: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Both old pixels that a new one lies between, and their fixed-point shares."""
+    """Return the two old pixels that each new pixel lies between, and their weights in fixed point."""
     shares = [np.rint(share * np.float32(ONE)).astype(np.int32) for share in (1 - distance, distance)]
     return np.clip(places, 0, old - 1), np.clip(places + 1, 0, old - 1), shares[0], shares[1]

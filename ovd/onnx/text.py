@@ -1,4 +1,4 @@
-"""From class names to text rows with an exported text tower."""
+"""Encoding of class names to text rows by an exported text tower."""
 
 import json
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from ovd.shapes import Float32, Int64
 from ovd.text.names import prompts_of, warn_of_equal_tokens
 
 BATCH = 256
-"""Texts at a time."""
+"""Number of texts encoded at a time."""
 
 
 def text_files(model: Path) -> tuple[Path, Path]:
-    """The text tower of a model, and the table of its tokenizer: model.text.onnx and model.text.json."""
+    """Return the paths of a model's text tower and tokenizer table: model.text.onnx and model.text.json."""
     return model.with_suffix(".text.onnx"), model.with_suffix(".text.json")
 
 
@@ -26,7 +26,7 @@ class TextEncoder:
     def __init__(self, model: Path, *, threads: int = 0):
         """
         Args:
-            model: the detector's file, which the text tower's files lie beside.
+            model: ONNX file of the detector; the text tower's files lie beside it.
             threads: as for `open_session`.
 
         Raises:
@@ -48,7 +48,7 @@ class TextEncoder:
         self._session = open_session(tower, threads=threads)
 
     def __call__(self, names: Sequence[str]) -> Float32[np.ndarray, "C D"]:
-        """One unit row per name: the normalized mean over the templates, as in evaluation."""
+        """Encode one unit row per name: the normalized mean over the templates, as in evaluation."""
         texts = [text for name in names for text in prompts_of(name, (), 0, self._templates)]
         tokens = self._tokenizer(texts)
         warn_of_equal_tokens(names, [of_name.tobytes() for of_name in tokens.reshape(len(names), -1)])

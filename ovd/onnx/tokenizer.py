@@ -1,6 +1,6 @@
-"""CLIP's tokenizer: lowered words as byte pairs (Sennrich et al. 2016; Radford et al. 2021), from a table of merges.
+"""CLIP's tokenizer: byte pairs of lowercase words (Sennrich et al. 2016; Radford et al. 2021), from a table of merges.
 
-Equal to open_clip's `SimpleTokenizer`, but for text that was damaged by a wrong encoding, which is not repaired here.
+The tokens equal those of open_clip's `SimpleTokenizer`, except for the texts that `ovd.text.clean` leaves unchanged.
 """
 
 import unicodedata
@@ -20,12 +20,12 @@ WORDS_KEPT = 2**16
 
 
 class Tokenizer:
-    """From texts to token ids, padded with zeros to the context length."""
+    """A tokenizer from texts to token ids, padded with zeros to the context length."""
 
     def __init__(self, merges: Sequence[str], context_length: int):
         """
         Args:
-            merges: pairs of symbols with a space between, those that are merged first in front.
+            merges: pairs of symbols, separated by a space, in order of priority.
             context_length: L, tokens per text; longer texts are cut.
         """
         bytes_as_letters = _bytes_as_letters()
@@ -67,7 +67,10 @@ class Tokenizer:
 
 
 def _bytes_as_letters() -> dict[str, int]:
-    """A printable letter for every byte, in the order of their ids: printable ones stand for themselves."""
+    """Return a dict from printable characters to the bytes that they represent, in the order of token ids.
+
+    A printable byte is represented by its own character.
+    """
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = {chr(byte): byte for byte in printable}
@@ -75,7 +78,7 @@ def _bytes_as_letters() -> dict[str, int]:
 
 
 def words_of(text: str) -> Iterator[str]:
-    """Runs of letters, single digits, and runs of other signs; English endings such as 's stand alone."""
+    """Yield runs of letters, single digits, and runs of other characters; English endings such as 's are separate."""
     position = 0
     while position < len(text):
         whole = next((part for part in (*SPECIAL, *ENDINGS) if text.startswith(part, position)), None)
@@ -91,7 +94,7 @@ def words_of(text: str) -> Iterator[str]:
 
 
 def _kind(letter: str) -> str:
-    """L for a letter, N for a number, a space for white space, an empty string for all else."""
+    """Return L for a letter, N for a number, a space for white space, and an empty string for all else."""
     if letter.isspace():
         return " "
     category = unicodedata.category(letter)[0]

@@ -1,10 +1,10 @@
-"""The text bank: V variants of every class on disk, of which a training step reads the few rows it needs.
+"""The text bank: V text embeddings of every class on disk, of which a training step reads only the rows it needs.
 
 This is the first of the "three ways" (arXiv:2303.13518): variants of the text embeddings keep the detector from
 overfitting to few training classes. Since they are precomputed, training does not run the text tower.
 
-A bank is one safetensors file, C x V x D float16 unit rows, read by position (pread): with a mapped file the process
-was seen to grow by hundreds of MB in one step.
+A bank is one safetensors file of C x V x D float16 unit rows. Rows are read with `os.pread`, not from a memory-mapped
+file, with which the process grew by hundreds of MB in one step.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ FORMAT_VERSION = 4
 
 @dataclass(frozen=True)
 class VariantRows:
-    """Position of the rows in a file with V variants of each text, in D dimensions."""
+    """Location of the rows in a file that holds V variants of each text, in D dimensions."""
 
     path: Path
     num_variants: int
@@ -47,7 +47,11 @@ class VariantRows:
     """Byte offset of the first row."""
 
     def read(self, texts: Int[np.ndarray, " K"], variants: Int[np.ndarray, " K"]) -> Float[Tensor, "K D"]:
-        """Unit rows, float32, by the text's position in the file and the variant.
+        """Read unit rows as float32.
+
+        Args:
+            texts: position in the file of the text of each row.
+            variants: variant of each row.
 
         Raises:
             ValueError: the file has become shorter.
@@ -67,18 +71,18 @@ class VariantRows:
 
 
 class TextBank:
-    """Rows of a bank file by (class, variant)."""
+    """The rows of a bank file, addressed by class and variant."""
 
     def __init__(self, path: Path, *, text_tower: str | None = None, names: Sequence[str] | None = None):
         """
         Args:
             path: a file from `build_bank`, or any safetensors file with such a tensor and metadata.
-            text_tower: required fingerprint of the text tower that the rows come from.
-            names: the classes to read, in this order; by default those of the file.
+            text_tower: required fingerprint of the text tower that the rows come from; by default any.
+            names: the classes to read, in this order; by default all classes of the file, in its order.
 
         Raises:
-            ValueError: the file is not a bank, does not name each of its classes differently, is shorter than its
-                header declares, comes from another text tower, or lacks a class.
+            ValueError: the file is not a bank, has duplicate class names, is shorter than its header declares, comes
+                from another text tower, or lacks a class.
         """
         self.path = path
         try:
@@ -114,13 +118,13 @@ class TextBank:
             raise ValueError(f"{path} is a damaged text bank; delete it to have it built again")
 
     def rows(self, classes: Int[np.ndarray, " K"], variants: Int[np.ndarray, " K"]) -> Float[Tensor, "K D"]:
-        """Unit rows, float32."""
+        """Read the unit row of each class and variant as float32."""
         return self.variants.read(self._positions[classes], variants)
 
     def sample(
         self, classes: Int[Tensor, " K"], *, generator: torch.Generator, noise: float = 0.0
     ) -> Float[Tensor, "K D"]:
-        """Draw one variant per class uniformly; with `noise`, add Gaussian noise of that length."""
+        """Draw one variant per class uniformly; with `noise`, add Gaussian noise of about that length."""
         variants = torch.randint(self.variants.num_variants, (len(classes),), generator=generator)
         return add_noise(self.rows(classes.cpu().numpy(), variants.numpy()), noise, generator)
 
@@ -135,8 +139,9 @@ def add_noise(rows: Float[Tensor, "K D"], noise: float, generator: torch.Generat
 def class_texts(
     name: str, synonyms: Sequence[str], paraphrases: Sequence[str], sources: TextSources, num_paraphrases: int
 ) -> list[str]:
-    """The texts of a class, the same number for every class: a class with fewer synonyms repeats its names, one with
-    fewer paraphrases repeats its prompts.
+    """Return the texts of a class, the same number for every class.
+
+    A class with fewer synonyms repeats its names; one with fewer paraphrases repeats its prompts.
 
     Args:
         paraphrases: whole texts about the class; each is one variant, without a template.
@@ -157,12 +162,13 @@ def build_bank(
     folder: Path,
     paraphrases: Sequence[Sequence[str]] | None = None,
 ) -> TextBank:
-    """Encode every class's variants, or open the bank that an earlier call with the same inputs wrote.
+    """Encode the variants of every class, or open the bank that an earlier call with the same inputs wrote.
 
-    The file is written class by class, so that a bank may be larger than memory, and is renamed when it is complete.
+    The file is written in groups of classes, so that a bank may be larger than memory, and is renamed when it is
+    complete.
 
     Args:
-        names, synonyms, paraphrases: those of the same classes, in the same order; by default no paraphrases.
+        names, synonyms, paraphrases: one entry per class, in the same order; by default no paraphrases.
 
     Raises:
         ValueError: a class is given twice, or the folder cannot be made or written to.

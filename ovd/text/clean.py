@@ -1,7 +1,7 @@
-"""Texts as CLIP's tokenizer reads them. Imports neither torch nor open_clip.
+"""Text cleaning as CLIP's tokenizer does it. Imports neither torch nor open_clip.
 
-Equal to what open_clip does before it splits a text into tokens, but for what is left as it is here: text that was
-damaged by a wrong encoding, entities in capitals (`&EACUTE;`), the letters ŉ and ſ, and a terminal's escapes.
+The result is what open_clip splits into tokens, except that these are left unchanged here: text damaged by a wrong
+encoding, entities in capitals (`&EACUTE;`), the letters ŉ and ſ, and the escape sequences of terminals.
 """
 
 import html
@@ -21,7 +21,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff\ufff9-\ufffc\u206a-\u20
 
 
 def clean(text: str) -> str:
-    """Entities, typographic quotes, ligatures and wide letters as plain ones, white space collapsed, all lowered."""
+    """Replace entities, typographic quotes, ligatures and wide letters, collapse white space, and lowercase."""
     text = html.unescape(html.unescape(text)).translate(_STRAIGHT)
     text = _COMPATIBLE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
     text = unicodedata.normalize("NFC", _CONTROL.sub("", text))

@@ -21,12 +21,12 @@ from ovd.text.names import prompts_of, warn_of_equal_tokens
 BATCH = 256
 
 _one_at_a_time = Lock()
-"""`functional_call` puts shortened tensors in the place of the text tower's own, which no other thread may see."""
+"""Lock around `functional_call`, which replaces the text tower's tensors by shortened ones for all threads."""
 
 
 @contextmanager
 def text_tower_on(clip: Clip, device: torch.device) -> Iterator[None]:
-    """A context in which the text tower is on this device; the backbone is not moved."""
+    """Move the text tower to a device within a context, and to the CPU at its end; the backbone is not moved."""
     _move_text_side(clip, device)
     try:
         yield
@@ -47,15 +47,15 @@ def _move_text_side(clip: Clip, device: torch.device) -> None:
 def encode_tokens(clip: Clip, tokens: Int[Tensor, "N L"]) -> Float[Tensor, "N D"]:
     """Encode tokens to unit embeddings, float32, on the CPU.
 
-    Padding after a batch's longest text is left out if the text tower does not attend to it: prompts with class names
-    fill a sixth of CLIP's context or less, and take correspondingly less time.
+    Padding after a batch's longest text is cut if the text tower does not attend to it: prompts with class names fill a
+    sixth of CLIP's context or less, and take correspondingly less time.
     """
     text_side, device = TextSide(clip.model), clip.model.logit_scale.device
     rows = []
     for batch in tokens.split(BATCH):
         used = batch.any(dim=0).nonzero()
         length = int(used[-1]) + 1 if len(used) else 1
-        with _one_at_a_time, autocast(device, False):  # rows are kept, and a caller's context is not
+        with _one_at_a_time, autocast(device, False):  # rows outlive a caller's autocast
             shortened = shortened_places(clip, length)
             batch = batch[:, :length] if shortened else batch
             rows.append(functional_call(text_side, shortened, batch.to(device)).float().cpu())
@@ -63,7 +63,7 @@ def encode_tokens(clip: Clip, tokens: Int[Tensor, "N L"]) -> Float[Tensor, "N D"
 
 
 class TextSide(nn.Module):
-    """A CLIP model whose forward is its `encode_text`."""
+    """A wrapper around a CLIP model whose `forward` is the model's normalized `encode_text`."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -74,8 +74,11 @@ class TextSide(nn.Module):
 
 
 def shortened_places(clip: Clip, length: int) -> dict[str, Tensor]:
-    """A text tower's per-position tensors for the first `length` positions; empty if its embedding depends on the
-    positions after a text: without causal attention, or if it is not read at the text's end."""
+    """Return the text tower's per-position tensors, cut to the first `length` positions, by parameter of `TextSide`.
+
+    The result is empty if an embedding depends on the positions after its text: without causal attention, or if it is
+    not read at the end of the text.
+    """
     text_tower = getattr(clip.model, "text", clip.model)
     mask = getattr(text_tower, "attn_mask", None)
     pooling = getattr(text_tower, "text_pool_type", getattr(text_tower, "pool_type", None))
@@ -98,7 +101,7 @@ def encode_classes(
     """Encode one unit row per class: the normalized mean over the templates, as in CLIP's evaluation.
 
     Args:
-        synonyms: those of each class; `num_synonyms` of them are used like its name.
+        synonyms: synonyms of each class, of which up to `num_synonyms` are used like its name.
     """
     synonyms = [()] * len(names) if synonyms is None else synonyms
     pairs = zip(names, synonyms, strict=True)
@@ -117,8 +120,11 @@ def encode_classes(
 
 
 def text_tower_fingerprint(clip: Clip) -> str:
-    """Hash of what text embeddings depend on: the weights of the CLIP model except its backbone's, its kind of GELU,
-    and what the tokenizer makes of a text. What no weight shows, such as the number of heads, is not in it."""
+    """Return a SHA-256 hash that identifies the text tower.
+
+    It covers the weights of the CLIP model without its backbone, the kind of GELU, and the tokens of a sample text.
+    Hyperparameters that the weights do not show, such as the number of heads, are not covered.
+    """
     digest = hashlib.sha256()
     modules = clip.model.named_modules()
     if any(isinstance(module, QuickGELU) for name, module in modules if not name.startswith("visual")):

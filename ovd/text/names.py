@@ -1,4 +1,4 @@
-"""Cleaned class names, and how they are put into prompts. Imports neither torch nor open_clip."""
+"""Cleaning of class names, and the prompts made of them. Imports neither torch nor open_clip."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from ovd.text.clean import clean
 from ovd.warn import warn
 
 NAME_LISTS_KEPT = 8
-"""Lists of names whose texts a predictor keeps, those of the last calls."""
+"""Number of lists of names whose text embeddings a predictor caches, the most recently used ones."""
 
 
 def clean_name(name: str) -> str:
@@ -15,30 +15,30 @@ def clean_name(name: str) -> str:
 
     Underscores become spaces, slashes become "or", and white space is collapsed. A sense in brackets is kept, as "bow
     (weapon)": without it, LVIS's base class "bow_(decorative_ribbons)" and its rare "bow_(weapon)" would be one text.
-    Case is kept; tokenizers lower it.
+    Case is kept; tokenizers lowercase the text.
     """
     return " ".join(name.replace("/", " or ").replace("_", " ").replace("(", " (").split())
 
 
 def name_key(name: str) -> str:
-    """What names have in common that a text tower reads alike: words cleaned as its tokenizer does; "" for none."""
+    """Return the key that names share if a text tower reads them alike: cleaned and lowercase; "" for a blank name."""
     return clean(clean_name(name))
 
 
 def are_among(names: Iterable[str], others: Iterable[str]) -> list[bool]:
-    """Whether each of the names is read like one of the others."""
+    """Return, for each name, whether a text tower reads it like one of the others."""
     known = set(map(name_key, others))
     return [name_key(name) in known for name in names]
 
 
 def names_asked(names: Any, kinds: tuple[type, ...]) -> tuple[Any, ...]:
-    """What a detector is asked for, as a tuple; one may stand alone.
+    """Return queries as a tuple; a single query may be given without a list.
 
     Args:
-        kinds: what may stand for a class: text, and such as have a `name`.
+        kinds: types of a query: text, and types with a `name`.
 
     Raises:
-        ValueError: there is none, or one that is something else or blank.
+        ValueError: there is no query, or one is blank or of another type.
     """
     is_list = isinstance(names, Iterable) and not isinstance(names, (*kinds, str, bytes, Mapping))
     asked = tuple(names) if is_list else (names,)
@@ -53,13 +53,13 @@ def names_asked(names: Any, kinds: tuple[type, ...]) -> tuple[Any, ...]:
 
 
 def check_each_once(names: Iterable[str | None]) -> None:
-    """Check that no two names are read alike: copies of a name would share its probability.
+    """Check that a text tower reads no two names alike, since copies of a name would share its probability.
 
     Args:
-        names: None for what is not asked for by a name.
+        names: name of each query; None for a query that is more than one text.
 
     Raises:
-        ValueError: names one that is given twice.
+        ValueError: a name is given twice; the message says which.
     """
     seen: set[str] = set()
     for name in (name_key(name) for name in names if name is not None):
@@ -69,12 +69,12 @@ def check_each_once(names: Iterable[str | None]) -> None:
 
 
 def with_equal_tokens(names: Sequence[str], tokens: Sequence[bytes]) -> list[tuple[str, str]]:
-    """Pairs of names that are read differently but have the same tokens, often as texts are cut where a context ends.
+    """Return pairs of different names that have the same tokens, often because texts are cut at the context length.
 
-    Such names have one row, and share the probability of one.
+    Such names have the same embedding, and share the probability of one name.
 
     Args:
-        tokens: those of each name, in all of its prompts.
+        tokens: tokens of all prompts of each name.
     """
     first: dict[bytes, str] = {}
     return [
@@ -85,7 +85,7 @@ def with_equal_tokens(names: Sequence[str], tokens: Sequence[bytes]) -> list[tup
 
 
 def warn_of_equal_tokens(names: Sequence[str], tokens: Sequence[bytes]) -> None:
-    """Tell of `with_equal_tokens`."""
+    """Warn about the pairs that `with_equal_tokens` finds."""
     pairs = with_equal_tokens(names, tokens)
     if pairs:
         one, other = pairs[0]
@@ -96,7 +96,7 @@ def warn_of_equal_tokens(names: Sequence[str], tokens: Sequence[bytes]) -> None:
 
 
 def class_forms(name: str, synonyms: Sequence[str], num_synonyms: int) -> list[str]:
-    """1 + num_synonyms cleaned names of a class, its own first; a class with fewer synonyms repeats its names."""
+    """Return 1 + num_synonyms cleaned names of a class, its own first; a class with fewer synonyms repeats them."""
     by_reading: dict[str, str] = {}  # LVIS's synonyms begin with the name itself
     for form in (name, *synonyms):
         if reading := name_key(form):
@@ -106,7 +106,7 @@ def class_forms(name: str, synonyms: Sequence[str], num_synonyms: int) -> list[s
 
 
 def prompts_of(name: str, synonyms: Sequence[str], num_synonyms: int, templates: Sequence[str]) -> list[str]:
-    """All forms of a class's name in all templates, form by form."""
+    """Return every name of a class from `class_forms` in every template, name by name."""
     return [fill(template, form) for form in class_forms(name, synonyms, num_synonyms) for template in templates]
 
 

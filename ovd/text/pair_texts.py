@@ -15,17 +15,17 @@ from ovd.text.names import name_key
 class PairTexts:
     """The distinct texts of many banks: a caption or phrase that occurs in several shards is one class.
 
-    Texts that the text tower reads alike, such as those that differ in case, are one. They are compared by 64 bits of a
-    hash; the texts themselves, which may be tens of millions, are not kept.
+    Texts that the text tower reads alike, such as those that differ only in case, count as one. They are compared by a
+    64-bit hash; the texts themselves, possibly tens of millions, are not kept in memory.
     """
 
     def __init__(self, banks: Iterable[TextBank], pair_counts: Sequence[Int[np.ndarray, " Q"]], *, first_id: int):
         """
         Args:
-            banks: those of the shards' label files, all from the same text tower; read once, so a generator can open
-                them one after another.
+            banks: banks of the shards' label files, all from the same text tower; iterated once, so a generator can
+                open them one after another.
             pair_counts: for every bank, the number of pairs that each of its texts belongs to.
-            first_id: id of the first text; lower ids are those of the training vocabulary.
+            first_id: id of the first text; lower ids belong to the training vocabulary.
 
         Raises:
             ValueError: the banks come from different text towers.
@@ -58,23 +58,23 @@ class PairTexts:
         return self._places.shape[1]
 
     def ids(self, bank: int) -> Int64[np.ndarray, " Q"]:
-        """Ids of a bank's texts, in the bank's order."""
+        """Return the ids of a bank's texts, in the bank's order."""
         return self._ids[bank]
 
     def texts(self, ids: Sequence[int]) -> list[str]:
-        """The texts of some ids, read from their label files."""
+        """Read the texts of the given ids from their label files."""
         bank_numbers, rows = self._places[:, np.array(ids, np.int64) - self.first_id]
         names = {number: TextBank(self._banks[number].path).names for number in set(bank_numbers.tolist())}
         return [names[number][row] for number, row in zip(bank_numbers.tolist(), rows.tolist(), strict=True)]
 
     def draw(self, count: int, generator: torch.Generator) -> Int[Tensor, " K"]:
-        """Draw at most `count` distinct texts with probability proportional to (number of pairs) ** 0.5; their ids."""
+        """Draw the ids of at most `count` distinct texts, with probability proportional to (number of pairs) ** 0.5."""
         luck = torch.rand(count, generator=generator, dtype=torch.float64).numpy() * self._ends[-1:].sum()
         drawn = np.searchsorted(self._ends, luck, side="right").clip(max=max(0, len(self) - 1))
         return self.first_id + torch.from_numpy(np.unique(drawn[: count if len(self) else 0]))
 
     def sample(self, ids: Int[Tensor, " K"], *, generator: torch.Generator, noise: float = 0.0) -> Float[Tensor, "K D"]:
-        """Draw one variant per text, as `TextBank.sample`."""
+        """Draw one variant per text, as `TextBank.sample` does."""
         luck = torch.rand(len(ids), generator=generator).numpy()
         bank_numbers, rows = self._places[:, ids.cpu().numpy() - self.first_id]
         sampled = torch.empty(len(ids), self._banks[0].dim)

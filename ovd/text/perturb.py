@@ -34,10 +34,9 @@ def drop_tokens(
 
 @contextmanager
 def tower_dropout(clip: Clip, probability: float, generator: torch.Generator) -> Iterator[None]:
-    """A context in which dropout is applied to the outputs of the text tower's attention and MLP, before the residual
-    sum.
+    """Apply dropout to the outputs of the text tower's attention and MLP, before the residual sum, within a context.
 
-    open_clip's text towers have no dropout of their own; it is added by hooks, which are removed at the end.
+    open_clip's text towers have no dropout of their own; forward hooks add it, and are removed at the end.
 
     Raises:
         ValueError: the text tower is not built of open_clip's residual blocks (for example one from Hugging Face).

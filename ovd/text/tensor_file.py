@@ -1,4 +1,4 @@
-"""Safetensors files whose bytes depend on their content alone, and whose tensors can be written piece by piece.
+"""Headers of safetensors files whose bytes depend on their content alone and whose tensors are written piece by piece.
 
 The safetensors package writes a file's metadata in random order, so that equal contents give different bytes, and needs
 a whole tensor in memory.
@@ -15,7 +15,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def file_header(shapes: Mapping[str, tuple[np.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
-    """The bytes before the first tensor; the tensors follow in the order of `shapes`, without gaps.
+    """Return the bytes before the first tensor; the tensors follow in the order of `shapes`, without gaps.
 
     Args:
         shapes: dtype and shape by tensor name.

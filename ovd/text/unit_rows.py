@@ -1,4 +1,4 @@
-"""Text rows of one's own, checked before a detector takes them. Imports no torch."""
+"""Check of text embeddings that a user gives to a detector. Does not import torch."""
 
 from typing import Any
 
@@ -7,18 +7,18 @@ import numpy as np
 from ovd.shapes import Float32
 
 TOLERANCE = 1e-2
-"""Difference of a row's length from 1 that half precision may leave."""
+"""Largest deviation of a row's length from 1 that is taken for the rounding of half precision."""
 
 
 def as_unit_rows(rows: Any, dim: int) -> Float32[np.ndarray, "C D"]:
-    """A copy of the rows in float32, of length 1.
+    """Return a float32 copy of the rows, normalized to length 1.
 
     Args:
-        rows: an array or lists.
-        dim: D, of the detector.
+        rows: an array or nested lists of shape (C, D).
+        dim: D, the dimension of the detector's text embeddings.
 
     Raises:
-        ValueError: there is none, or they have another width, or lengths that are not about 1.
+        ValueError: there is no row, the shape is not (C, D), or a length is not about 1.
     """
     checked = np.array(rows, dtype=np.float32)
     if checked.ndim != 2 or len(checked) == 0 or checked.shape[1] != dim:

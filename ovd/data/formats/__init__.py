@@ -1,4 +1,4 @@
-"""Readers of annotations, one per format: each yields an `AnnotationTable` (table.py).
+"""Readers of annotations, one per format: each returns an `AnnotationTable` (table.py).
 
-known.py has the formats that training and evaluation take; `ovd import-boxes` reads the others into one of them.
+known.py has the formats that training and evaluation read; `ovd import-boxes` converts the others to one of them.
 """

@@ -1,4 +1,4 @@
-"""Reader of one CSV file of boxes, a row per object, as tools for TensorFlow, Roboflow and RetinaNet write it."""
+"""Reader of a CSV file with one box per row, as tools for TensorFlow, Roboflow and RetinaNet write it."""
 
 import math
 import os
@@ -24,10 +24,10 @@ _NAMES_OF_COLUMNS = {
     "right": ("xmax", "x2", "right"),
     "bottom": ("ymax", "y2", "bottom"),
 }
-"""In small letters, without spaces and underscores."""
+"""Accepted names of each column, in lower case without spaces and underscores."""
 _SIDES = ("left", "top", "right", "bottom")
 _RETINANET = ("file", *_SIDES, "label")
-"""Columns of a file whose first line is no header."""
+"""Columns of a file without a header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +35,19 @@ class _Row:
     file: str
     size: tuple[int, int]
     object: NamedObject | None
-    """None in a row that says that an image has no object."""
+    """None in the row of an image without objects."""
 
 
 def read_box_csv(request: ReadRequest, report: DataReport) -> AnnotationTable:
-    """Reads and checks a CSV file with columns such as `filename,width,height,class,xmin,ymin,xmax,ymax`, in any order.
+    """Read and check a CSV file with columns such as `filename,width,height,class,xmin,ymin,xmax,ymax`, in any order.
 
-    `width` and `height` are the image's, and may be missing. Corners are edges of boxes in pixels, from 0. A file
-    without a header is RetinaNet's: `path,x1,y1,x2,y2,class`. A row without corners and class is an image without
-    objects; images of the folder without a row are left out, and counted in one line (F8).
+    `width` and `height` are those of the image, and may be missing. Corners are box edges in pixels, counted from 0. A
+    file without a header has RetinaNet's columns: `path,x1,y1,x2,y2,class`. A row without corners and class is an image
+    without objects; images in the folder without a row are left out, and counted in one line (F8).
 
     Args:
-        request: `annotations` is the CSV file, `images` the folder that its names start at (None: the file's own).
+        request: `annotations` is the CSV file, `images` the folder that image names are relative to (None: the folder
+            of the file).
 
     Raises:
         DataError: F1 a missing column, or a row of another length; F6 a box that is not four finite numbers, or boxes
@@ -58,7 +59,7 @@ def read_box_csv(request: ReadRequest, report: DataReport) -> AnnotationTable:
     objects: dict[str, list[NamedObject]] = defaultdict(list)
     for row in _rows(path):
         if sizes.setdefault(row.file, row.size) != row.size:
-            sizes[row.file] = (0, 0)  # rows contradict one another: the image decides
+            sizes[row.file] = (0, 0)  # rows disagree: the size is read from the image
         objects[row.file] += [] if row.object is None else [row.object]
     if not sizes:
         raise DataError("F1", f"{path}: has no row of an image")
@@ -87,7 +88,7 @@ def _rows(path: Path) -> Iterator[_Row]:
 
 
 def _columns(path: Path, header: list[str]) -> dict[str, int] | None:
-    """The place of each column; None if this is no header but a first row of RetinaNet's."""
+    """Return the position of each column; None if the line is not a header but the first row of RetinaNet's columns."""
     words = [word.strip().lower().replace("_", "").replace(" ", "") for word in header]
     columns = {
         column: words.index(name)

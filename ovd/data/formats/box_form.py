@@ -1,5 +1,4 @@
-"""Whether the boxes of a JSON file are what its form says, [x, y, width, height] in pixels, each once, and each image
-once."""
+"""Checks of all boxes of a file together: the form [x, y, width, height], the unit pixels, and duplicates."""
 
 import re
 
@@ -11,7 +10,7 @@ from ovd.data.report import DataError, DataReport
 from ovd.shapes import Bool
 
 FEW = 3
-"""This many boxes, or this many that leave their image, say nothing of the file's form."""
+"""Number of boxes in all, and of boxes outside their image, up to which the form of a file is not judged."""
 TOLERANCE_PX = 1.0
 SHARES = (
     "all boxes lie from 0 to 1, so they are shares of the image, not pixels: multiply x and width by the image's "
@@ -20,7 +19,7 @@ SHARES = (
 
 
 def check_box_form(table: AnnotationTable) -> None:
-    """Judge the boxes of a file with image sizes as a whole.
+    """Check that the boxes of a file are [x, y, width, height] in pixels, if image sizes are known.
 
     Raises:
         DataError: F5 more than `FEW` boxes leave their image as [x, y, width, height], and all boxes fit as
@@ -61,8 +60,11 @@ def _fit_as_corners(boxes: np.ndarray, limits: np.ndarray) -> Bool[np.ndarray, "
 
 
 def notice_doubles(table: AnnotationTable, report: DataReport) -> None:
-    """Count objects that have image, class and box of an earlier one, images that have the file of an earlier one, and
-    classes whose names are nearly the same, or that have another's name as a synonym."""
+    """Count duplicate objects, images and classes.
+
+    These are objects with the image, class and box of an earlier one, images with the file of an earlier one, and
+    classes whose names are nearly the same, or that have another class's name as a synonym.
+    """
     for row in _doubles(table):
         report.noticed("F2", f"{table.name_of_object(row)}: has the image, class and box of an earlier one; both count")
     for row, earlier, file in _same_files(table):
@@ -89,12 +91,12 @@ def notice_doubles(table: AnnotationTable, report: DataReport) -> None:
 
 
 def _without_spelling(name: str) -> str:
-    """What names have in common that differ in case or spaces at most."""
+    """Return the key that names share if they differ at most in case, spaces, hyphens and underscores."""
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
 def _same_files(table: AnnotationTable) -> list[tuple[int, int, str]]:
-    """Positions of the images that have the file of an earlier one, ascending; of the first of that file; the file."""
+    """Return (position, position of the first image with the same file, file) of each image with a repeated file."""
     files = table.image_files or ()
     if len(set(files)) == len(files):
         return []
@@ -103,8 +105,8 @@ def _same_files(table: AnnotationTable) -> list[tuple[int, int, str]]:
 
 
 def _doubles(table: AnnotationTable) -> list[int]:
-    """Positions of the objects that have image, class and box of an earlier one, ascending."""
-    columns = [table.image_of_object, table.class_of_object, *(table.boxes_xywh + 0.0).T]  # + 0.0: -0.0 is 0.0
+    """Return the positions, ascending, of the objects that have the image, class and box of an earlier one."""
+    columns = [table.image_of_object, table.class_of_object, *(table.boxes_xywh + 0.0).T]  # + 0.0 turns -0.0 into 0.0
     mixed = np.zeros(len(table.boxes_xywh), np.uint64)
     for column in columns:
         mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + np.ascontiguousarray(column).view(np.uint64)

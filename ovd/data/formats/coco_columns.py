@@ -1,7 +1,7 @@
-"""Annotation files in LVIS's or COCO's form that are as they should be, column by column, in a quarter of the time.
+"""Column-by-column reader of regular JSON in the formats of LVIS and COCO, in a quarter of the time.
 
-msgspec reads the known fields of a file straight into typed records and passes over all else, masks above all. A file
-with anything that is not as expected is left to coco_records.py, which reads it slowly and says what is wrong.
+msgspec decodes the known fields of a file into typed records and skips everything else, masks above all. A file with
+anything unexpected is left to coco_records.py, which is slower and reports what is wrong.
 """
 
 import math
@@ -24,7 +24,7 @@ from ovd.shapes import Float64, Int64
 _Box = tuple[float, float, float, float]
 
 
-# gc=False: millions of records without cycles, which the search for cycles would walk through again and again.
+# gc=False: there are millions of records without cycles, which the garbage collector would traverse again and again.
 class _Image(Struct, gc=False):
     id: int
     height: int = 0
@@ -52,10 +52,10 @@ class _File(Struct):
 
 
 def read_columns(request: ReadRequest, content: bytes, *, federated: bool) -> AnnotationTable | None:
-    """`read_coco_json` of a file's content; None if the file is for `read_records`, which may find it faulty or not."""
+    """Read the content of a file as `read_coco_json` does; None if `read_records` has to read it, faulty or not."""
     try:
         if not content.isascii():
-            content.decode()  # msgspec does not look at the bytes of fields that it passes over
+            content.decode()  # msgspec does not check the bytes of fields that it skips
         with without_gc():
             return _table(request, msgspec.json.decode(content, type=_File), federated)
     except (msgspec.MsgspecError, UnicodeDecodeError, OverflowError, RecursionError, DataError):
@@ -127,7 +127,7 @@ def _are_unique(ids: Int64[np.ndarray, " N"]) -> bool:
 
 
 def _positions(known: Int64[np.ndarray, " K"], values: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"] | None:
-    """The position of each value among the known ones, which ascend; None if one is not among them."""
+    """Return the position of each value in `known`, which is sorted; None if a value is not in it."""
     if not len(known):
         return None if len(values) else values
     positions = np.minimum(np.searchsorted(known, values), len(known) - 1)
@@ -137,7 +137,8 @@ def _positions(known: Int64[np.ndarray, " K"], values: Int64[np.ndarray, " N"]) 
 def _federated_labels(
     images: list[_Image], category_ids: Int64[np.ndarray, " C"], *, required: bool, known: bool
 ) -> FederatedLabels | None:
-    """The labels of whole images; None if one is missing though `required`, or names a category that is not `known`."""
+    """Return the image-level labels; None if one is missing though `required`, or has an unknown category though all
+    must be `known`."""
     absent = tuple(() if row.neg_category_ids is UNSET else row.neg_category_ids for row in images)
     partial = tuple(
         () if row.not_exhaustive_category_ids is UNSET else row.not_exhaustive_category_ids for row in images
@@ -151,7 +152,7 @@ def _federated_labels(
 
 
 def _areas(objects: list[_Object], boxes: Float64[np.ndarray, "M 4"], *, required: bool) -> np.ndarray | None:
-    """The area of every object, where it has none that of its box; None if one is missing though `required`."""
+    """Return the area of every object, by default that of its box; None if one is missing though `required`."""
     missing = np.fromiter((row.area is UNSET for row in objects), bool, len(objects))
     if required and missing.any():
         return None
@@ -160,7 +161,7 @@ def _areas(objects: list[_Object], boxes: Float64[np.ndarray, "M 4"], *, require
 
 
 def _image_file(row: _Image, federated: bool) -> str | None:
-    """The path under the folder of images; None if the record has none."""
+    """Return the path relative to the image folder; None if the record has none."""
     if federated and row.coco_url:
         return file_of_url(row.coco_url)
     return row.file_name if isinstance(row.file_name, str) else None

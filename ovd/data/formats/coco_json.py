@@ -1,4 +1,4 @@
-"""Reader of JSON annotation files: LVIS's form and COCO's, which Objects365 uses too."""
+"""Reader of JSON annotation files in the formats of LVIS and COCO; Objects365 uses the latter."""
 
 import codecs
 import sys
@@ -12,29 +12,30 @@ from ovd.data.report import DataReport
 
 
 def read_coco_json(request: ReadRequest, report: DataReport, *, federated: bool) -> AnnotationTable:
-    """Reads and checks a whole annotation file: LVIS v0.5 or v1, COCO, or any file in COCO's form.
+    """Read and check an annotation file: LVIS v0.5 or v1, COCO, or any file in COCO's format.
 
-    Category ids may have gaps. What a record has to have depends on the request: file names and image sizes, and for
-    LVIS synonyms and frequencies, are needed for an index alone, so that a results file can be evaluated without them.
+    Category ids may have gaps. Required fields depend on the request: file names and image sizes, and for LVIS synonyms
+    and frequencies, are required for an index only, so that a results file can be evaluated without them.
 
-    What has one meaning is read: a byte order mark before the text; ids written as 7.0 or "7"; annotations without ids
-    or whose ids restart, which are numbered anew; `iscrowd` as true, false, 1.0, "0" or "1"; numbers of boxes as text;
-    polygons without `bbox`, of which the box around all is taken.
-    An index has no class that is but the parent of others; a results file may name its id.
+    Unambiguous deviations are accepted: a byte order mark before the text; ids written as 7.0 or "7"; missing or
+    repeated annotation ids, which are renumbered; `iscrowd` as true, false, 1.0, "0" or "1"; box coordinates as text;
+    polygons without `bbox`, which get the box around all of them.
+    Classes that are only the parent of others are left out of an index, but kept for evaluation alone, since a results
+    file may contain their ids.
 
     Args:
-        request: `images` is the folder under which the images lie. LVIS: the one that holds `train2017/` and
-            `val2017/`. COCO: the one that `file_name` is relative to. Objects365: that of the split, with its `patch`
-            folders or, v1, the images themselves. None leaves paths relative, for work that needs no pixels.
-        report: counts objects and names that are there twice, files whose annotations have no ids of their own, boxes
-            with numbers as text or of polygons, and parents.
-        federated: whether images have LVIS's federated labels. `iscrowd` does not count in the evaluation then.
+        request: `images` is the image folder. LVIS: the folder that contains `train2017/` and `val2017/`. COCO: the
+            folder that `file_name` is relative to. Objects365: the folder of the split, with its `patch` folders or,
+            in v1, the images themselves. None leaves paths relative, for work that needs no pixels.
+        report: counts duplicate objects and names, files whose annotations have no unique ids, boxes written as text or
+            made of polygons, and parent classes.
+        federated: whether images have LVIS's federated labels; `iscrowd` is then ignored in evaluation.
 
     Raises:
-        DataError: F1 a folder, not whole JSON, or a record without a required field; F2 an id of an image or a category
-            twice; F3 unknown images or categories; F5 boxes of another form; F6 a box that is not four finite numbers
-            or not in pixels, or an area that is none; F7 LVIS without its federated labels, or with a field that its
-            evaluators disagree on.
+        DataError: F1 a folder, invalid JSON, or a record without a required field; F2 a duplicate id of an image or
+            a category; F3 unknown images or categories; F5 boxes of another form; F6 a box that is not four finite
+            numbers or not in pixels, or an area that is not a number; F7 LVIS without its federated labels, or with a
+            field that its evaluators disagree on.
     """
     refuse_folder(request.annotations, "a JSON file", ".json")
     table = kept_table(request, federated=federated)
@@ -51,11 +52,11 @@ def read_coco_json(request: ReadRequest, report: DataReport, *, federated: bool)
 
 
 def _read_whole(request: ReadRequest, content: bytes, report: DataReport, *, federated: bool) -> AnnotationTable:
-    from ovd.data.formats.coco_columns import read_columns  # both here, since a kept table needs neither
+    from ovd.data.formats.coco_columns import read_columns  # imported here, since a cached table needs neither
     from ovd.data.formats.coco_records import read_records
 
     text = content.removeprefix(codecs.BOM_UTF8)
-    # read_records fills sizes in.
+    # Only read_records reads sizes from images.
     table = None if request.options.sizes_from_images else read_columns(request, text, federated=federated)
     if table is None:
         return read_records(request, text, report, federated=federated)

@@ -1,4 +1,4 @@
-"""Annotation files in LVIS's or COCO's form, record by record: what is wrong with a file is named exactly."""
+"""Record-by-record reader of JSON in the formats of LVIS and COCO, whose errors name the faulty record."""
 
 import gc
 import json
@@ -31,14 +31,14 @@ _NUM_NAMED = 20
 _CROWD: dict[Any, bool] = {0: False, 1: True, "0": False, "1": True}  # 0 equals false and 0.0, 1 true and 1.0
 
 _NO_BOX: tuple[Any, ...] = (None, [])
-"""What `bbox` is in files that have nothing but masks; None also if it is left out."""
+"""Values of `bbox` in files that have masks only; None also if the field is missing."""
 _SMALLEST_POLYGON_NUMBERS = 6
 
 _FEDERATED_FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 def read_records(request: ReadRequest, content: bytes, report: DataReport, *, federated: bool) -> AnnotationTable:
-    """`read_coco_json` of a file's content, a byte order mark taken off."""
+    """Read the content of a file, without byte order mark, as `read_coco_json` does."""
     path = request.annotations
     source = Source(path, _parse(path, content))
     images, objects, category_rows = map(source.records, ("images", "annotations", "categories"))
@@ -84,10 +84,10 @@ def read_records(request: ReadRequest, content: bytes, report: DataReport, *, fe
 
 
 def _parse(path: Path, content: bytes) -> Any:
-    """What an annotation file holds, without its masks, but for those of objects that have no box beside them."""
+    """Parse an annotation file without its masks, except those of objects that have no box."""
 
     def without_masks(record: dict[str, Any]) -> dict[str, Any]:
-        # Masks are nine tenths of an LVIS file, and the detector has no use for them: freed while parsing.
+        # Masks are nine tenths of an LVIS file, and the detector does not use them, so they are freed while parsing.
         if record.get("bbox") not in _NO_BOX:
             record.pop("segmentation", None)
         return record
@@ -111,7 +111,7 @@ def _parse(path: Path, content: bytes) -> Any:
 
 @contextmanager
 def without_gc() -> Iterator[None]:
-    """Run a block that makes millions of objects and no cycles: searching for cycles would double its time."""
+    """Disable garbage collection in a block that makes millions of objects and no cycles; it would double its time."""
     was_collecting = gc.isenabled()
     gc.disable()
     try:
@@ -122,7 +122,7 @@ def without_gc() -> Iterator[None]:
 
 
 class Source:
-    """Reads required fields; an error names the file, the list, the record and the field."""
+    """A parsed annotation file with checked access to its fields; errors name file, list, record and field."""
 
     def __init__(self, path: Path, content: Any):
         self.path = path
@@ -153,7 +153,7 @@ class Source:
         return value
 
     def size(self, row: dict[str, Any], *, required: bool) -> tuple[int, int]:
-        """Height and width, also as 640.0; two zeros if one of them is missing and not `required`."""
+        """Return height and width, also if written as 640.0; two zeros if one is missing and not `required`."""
         if not required and (row.get("height") is None or row.get("width") is None):
             return 0, 0
         for side in ("height", "width"):
@@ -170,7 +170,7 @@ class Source:
         return by_id
 
     def number_objects(self, objects: list[dict[str, Any]], report: DataReport) -> None:
-        """Number the annotations of a file whose own ids tell no two apart; all have an id then."""
+        """Renumber annotations whose ids are missing or not unique, and check that every annotation has an id."""
         if _name_nothing([row.get("id") for row in objects]):
             report.repaired("F2", f"{self.path}: annotations have no ids of their own, and are numbered from 1")
             for number, row in enumerate(objects, start=1):
@@ -228,9 +228,10 @@ class Source:
     def boxes(
         self, objects: list[dict[str, Any]], limit: float, report: DataReport, *, xyxy: bool
     ) -> Float64[np.ndarray, "M 4"]:
-        """xywh of every object, with each number under the limit; numbers may be text, as in Roboflow's polygons.
+        """Return the xywh box of every object; numbers may be text, as in Roboflow's polygons.
 
         Args:
+            limit: upper limit of the absolute value of each number.
             xyxy: whether the file has corners instead.
         """
         numbers: list[float] = []
@@ -253,7 +254,7 @@ class Source:
         return boxes
 
     def _box_of_polygons(self, row: dict[str, Any], limit: float) -> Box:
-        """The box around all polygons of an object, each a list of x and y in turn."""
+        """Return the xyxy box around all polygons of an object, each a list of alternating x and y."""
         polygons, where = row["segmentation"], f"{self.path}: annotation {row['id']}: has no bbox, and its segmentation"
         if not isinstance(polygons, list):
             raise DataError("F6", f"{where} is a mask, of which no box is made; write bbox into the file")
@@ -270,7 +271,7 @@ class Source:
         return around_points(points)
 
     def crowd(self, row: dict[str, Any]) -> bool:
-        """Whether an object is a crowd: 0, 1, and what else says so in files of converters, such as 1.0 and "1"."""
+        """Return whether an object is a crowd; `iscrowd` may be written as by converters, such as 1.0 and "1"."""
         value = row.get("iscrowd", 0)
         if not isinstance(value, int | float | str) or value not in _CROWD:
             raise DataError("F1", f"{self.path}: annotation {row['id']}: iscrowd is {value!r}, not 0 or 1")
@@ -279,16 +280,16 @@ class Source:
     def areas(
         self, objects: list[dict[str, Any]], boxes: Float64[np.ndarray, "M 4"], federated: bool
     ) -> Float64[np.ndarray, " M"]:
-        """The `area` of every object; where COCO's form has none, that of the box."""
+        """Return the `area` of every object; in COCO's format it defaults to the area of the box."""
         areas: list[float] = []
         for row, box_area in zip(objects, (boxes[:, 2] * boxes[:, 3]).tolist(), strict=True):
             area: Any = row.get("area")
-            if not federated:  # area is nothing of COCO's that other tools write alike
+            if not federated:  # tools write COCO's area in different ways, or not at all
                 area = box_area if area is None else finite_number(area, math.inf) if isinstance(area, str) else area
             if not is_number(area, math.inf):
                 raise DataError("F6", f"{self.path}: annotation {row['id']}: area is {area!r}, not a finite number")
             if federated and row.get("ignore"):
-                # lvis-api honours the key, hotcoco does not: their metrics would differ
+                # lvis-api honors the key, hotcoco does not: their metrics would differ
                 raise DataError(
                     "F7", f"{self.path}: annotation {row['id']}: LVIS has no 'ignore'; remove the annotation or the key"
                 )
@@ -298,7 +299,7 @@ class Source:
     def areas_or_fault(
         self, objects: list[dict[str, Any]], boxes: Float64[np.ndarray, "M 4"], federated: bool
     ) -> Float64[np.ndarray, " M"] | DataError:
-        """The areas, or what is wrong with one: whoever makes a truth stops at it, and training has no use for them."""
+        """Return the areas, or the error of a faulty one, which only evaluation raises: training does not use areas."""
         try:
             return self.areas(objects, boxes, federated)
         except DataError as error:
@@ -309,7 +310,7 @@ class Source:
         return tuple(self._category(row, parents, request, federated) for row in rows)
 
     def _category(self, row: dict[str, Any], parents: Counter[str], request: ReadRequest, federated: bool) -> Category:
-        """A class; only an index of LVIS needs its synonyms and its frequency, and other files may have synonyms."""
+        """Return a class. Only an index of LVIS requires synonyms and frequency; other files may have synonyms."""
         name, where = self.field(row, "categories", "name", str), f"{self.path}: category {row['id']}"
         if not name_key(name):
             raise DataError("F1", f"{where} has an empty name")
@@ -331,38 +332,38 @@ class Source:
                 whole_characters(synonym, where)
         if federated and request.index and "image_count" in row:
             image_count = self.field(row, "categories", "image_count")
-        is_parent = not federated and parents[name] > (row.get("supercategory") == name)  # of others than itself
+        is_parent = not federated and parents[name] > (row.get("supercategory") == name)  # of another class
         return Category(row["id"], name, synonyms, frequency, image_count, is_parent)
 
     def image_files(self, images: list[dict[str, Any]], request: ReadRequest, federated: bool) -> tuple[str, ...]:
-        """The path of every image under the folder of images, where the request looks for it."""
+        """Return the path of every image relative to the image folder, by `file_of` and the options of the request."""
         files = tuple(request.file_of(self.image_file(row, federated)) for row in images)
         return files_by_base_name(self.path, files, request.images) if request.options.by_base_name else files
 
     def sizes(self, images: list[dict[str, Any]], request: ReadRequest) -> Int64[np.ndarray, "N 2"]:
-        """Height and width of every image; zeros for those to be read from the images that are there."""
+        """Return height and width of every image; zeros if they have to be read from the image."""
         if request.options.sizes_from_images and request.images is not None:
             return _stated_sizes(images)
         required = request.images is None
         return np.array([self.size(row, required=required) for row in images], np.int64).reshape(-1, 2)
 
     def image_file(self, row: dict[str, Any], federated: bool) -> str:
-        """The path under the folder of images."""
+        """Return the path relative to the image folder that an image's record states."""
         if federated and row.get("coco_url"):
             return file_of_url(self.field(row, "images", "coco_url", str))
         return self.field(row, "images", "file_name", str)
 
 
 def file_of_url(coco_url: str) -> str:
-    """The path of an image of LVIS under the folder of images, with the folder of 2017.
+    """Return the path of an LVIS image relative to the image folder, such as `train2017/000000000009.jpg`.
 
-    LVIS v1 has no `file_name`, and v0.5 gives the names of 2014.
+    LVIS v1 has no `file_name`, and v0.5 has the file names of COCO 2014.
     """
     return "/".join(coco_url.split("/")[-2:])
 
 
 def _read_ids(rows: list[dict[str, Any]], *fields: str) -> None:
-    """Writes ids that are whole but of another type, 7.0 and "7", as whole numbers; lists of ids, too."""
+    """Convert ids such as 7.0 and "7", and lists of them, to integers in place."""
     for row in rows:
         for field in fields:
             value = row.get(field)
@@ -373,7 +374,7 @@ def _read_ids(rows: list[dict[str, Any]], *fields: str) -> None:
 
 
 def whole_number_of(value: Any) -> Any:
-    """The whole number that a value stands for; the value itself if it stands for none."""
+    """Convert a float or a text that is a whole number to an integer; return any other value unchanged."""
     if type(value) is float and value.is_integer() and abs(value) <= 2**53:
         return int(value)
     if type(value) is str and re.fullmatch(r"-?(0|[1-9]\d{0,18})", value, re.ASCII):
@@ -382,7 +383,7 @@ def whole_number_of(value: Any) -> Any:
 
 
 def _stated_size(row: dict[str, Any]) -> tuple[int, int]:
-    """Height and width, or two zeros where they are no numbers of pixels."""
+    """Return the stated height and width, or two zeros if they are not numbers of pixels."""
     height, width = (whole_number_of(row.get(side)) for side in ("height", "width"))
     are_sides = all(type(side) is int and 0 < side < LARGEST_COORDINATE for side in (height, width))
     return (height, width) if are_sides else (0, 0)
@@ -393,7 +394,7 @@ def _stated_sizes(images: list[dict[str, Any]]) -> Int64[np.ndarray, "N 2"]:
 
 
 def _name_nothing(ids: list[Any]) -> bool:
-    """Whether the ids of annotations tell no two apart: missing, or used again, as where they restart per image."""
+    """Whether annotation ids are missing or not unique, for example because they restart per image."""
     whole = [identifier for identifier in ids if identifier is not None]
     return len(whole) < len(ids) or len(set(map(repr, whole))) < len(ids)
 
@@ -403,12 +404,12 @@ def _federated_labels(images: list[dict[str, Any]]) -> FederatedLabels:
 
 
 def _is_known(value: Any, row_of_id: dict[int, int]) -> bool:
-    # Equal is not enough: true and 1.0 would be found as 1, and a list cannot be looked up.
+    # The type is checked, too: true and 1.0 would be found as 1, and a list cannot be looked up.
     return type(value) is int and value in row_of_id
 
 
 def _without_text(box: Any, limit: float) -> Any:
-    """The box with decimals that are written as text as numbers; the box itself if it has none."""
+    """Return the box with numbers in place of decimals written as text; the same object if it has none."""
     if not isinstance(box, list) or not any(isinstance(number, str) for number in box):
         return box
     return [finite_number(number, limit) if isinstance(number, str) else number for number in box]

@@ -1,4 +1,4 @@
-"""Lines of CSV files."""
+"""Reading of CSV files line by line."""
 
 import csv
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from ovd.data.report import DataError
 
 
 def csv_lines(path: Path, *, strict: bool) -> Iterator[tuple[int, list[str]]]:
-    """The lines of a CSV file with their numbers, each read when it is asked for: the file may have gigabytes.
+    """Yield the lines of a CSV file with their numbers, without reading the whole file, which may have gigabytes.
 
     Raises:
-        DataError: F1 it cannot be read, is not UTF-8, or no CSV.
+        DataError: F1 the file cannot be read, or is not CSV in UTF-8.
     """
     number = 0
     try:

@@ -1,4 +1,4 @@
-"""Reader of CVAT's own XML: the shapes of a task's images, and tracks through the frames of a video."""
+"""Reader of CVAT's own XML format: shapes in the images of a task, and tracks through the frames of a video."""
 
 import math
 from collections import defaultdict
@@ -19,21 +19,21 @@ _WITHOUT_BOX = ("points", "polyline", "tag", "skeleton")
 
 
 def read_cvat(request: ReadRequest, report: DataReport) -> AnnotationTable:
-    """Reads and checks a file of "CVAT for images 1.1" or "CVAT for video 1.1".
+    """Read and check a file of "CVAT for images 1.1" or "CVAT for video 1.1".
 
-    Boxes are read as they are; of boxes that are turned, polygons, ellipses and masks the bounding box is taken;
-    points, lines, skeletons and tags have no box, and are left out and counted (F4). Of a video the frames are the
-    images of the folder that are called `frame_000012`, or `000012`; where a track is outside the picture it has no
-    object, and frames of no track are images without objects.
+    Upright boxes are read as they are; rotated boxes, polygons, ellipses and masks become their bounding box; points,
+    lines, skeletons and tags have no box, and are left out and counted (F4). The frames of a video are the images in
+    the folder called `frame_000012` or `000012`. A track has no object in frames where it is outside the picture, and
+    frames without a track are images without objects.
 
     Args:
-        request: `annotations` is the XML file, `images` the folder that the images' names start at.
+        request: `annotations` is the XML file, `images` the folder that image names are relative to.
         report: counts shapes without a box.
 
     Raises:
-        DataError: F1 a folder, not whole XML or not CVAT's, or videos of several tasks; F2 an image twice; F6 a shape
-            that is not finite numbers, or of an unknown type; F8 a frame without an image.
-        ValueError: no folder of images.
+        DataError: F1 a folder, invalid XML or not CVAT's, or videos of several tasks; F2 a duplicate image; F6 a
+            shape that is not finite numbers, or of an unknown type; F8 a frame without an image.
+        ValueError: the image folder is missing.
     """
     path = request.annotations
     refuse_folder(path, "CVAT's XML file", ".xml")
@@ -65,7 +65,7 @@ def _size(element: Element, where: str) -> tuple[int, int]:
 
 
 def _frames(path: Path, root: Element, folder: Path, report: DataReport) -> Iterator[NamedImage]:
-    """The frames of a video: the numbered images of the folder, with the objects of the tracks."""
+    """Yield the frames of a video: the numbered images of the folder, with the objects of the tracks."""
     objects: dict[int, list[NamedObject]] = defaultdict(list)
     tasks: dict[str | None, str] = {}
     for track in root.iterfind("track"):
@@ -100,7 +100,7 @@ def _frames(path: Path, root: Element, folder: Path, report: DataReport) -> Iter
 
 
 def _object(shape: Element, where: str, report: DataReport, label: str | None = None) -> NamedObject | None:
-    """The object of a shape; None for one without a box."""
+    """Return the object of a shape; None if the shape has no box."""
     where = f"{where}: <{shape.tag}>"
     label = (label or shape.get("label") or "").strip()
     if shape.tag in _WITHOUT_BOX:
@@ -127,7 +127,7 @@ def _box(shape: Element, where: str) -> Box:
 
 
 def _around(shape: Element, where: str) -> Box:
-    """The bounding box of `points`, such as "1.5,2;3,4;5,6"."""
+    """Return the bounding box of a polygon's `points`, such as "1.5,2;3,4;5,6"."""
     pairs = [point.split(",") for point in (shape.get("points") or "").split(";")]
     numbers = [finite_numbers(pair, LARGEST_COORDINATE) for pair in pairs]
     points = [(pair[0], pair[1]) for pair in numbers if pair is not None and len(pair) == 2]
@@ -146,7 +146,7 @@ def _numbers(shape: Element, where: str, *names: str) -> tuple[float, float, flo
 
 
 def _angle(shape: Element, where: str) -> float:
-    """`rotation`, degrees in the file, in radians."""
+    """Return the angle in radians from `rotation`, which is in degrees."""
     degrees = finite_number(shape.get("rotation", "0"), LARGEST_COORDINATE)
     if degrees is None:
         raise DataError("F6", f"{where}: rotation is {shape.get('rotation')!r}, not a number of degrees")

@@ -1,4 +1,4 @@
-"""Boxes around the shapes that annotation tools draw, xyxy in pixels."""
+"""Bounding boxes, xyxy in pixels, of the shapes that annotation tools draw."""
 
 import math
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ Box = tuple[float, float, float, float]
 
 
 def around_points(points: Sequence[tuple[float, float]]) -> Box:
-    """The box around at least one point x, y."""
+    """Return the bounding box of one or more points (x, y)."""
     x, y = zip(*points, strict=True)
     return min(x), min(y), max(x), max(y)
 
 
 def around_turned_box(box: Box, angle: float) -> Box:
-    """The box around a box that is turned about its centre by an angle in radians."""
+    """Return the bounding box of a box that is rotated about its center by an angle in radians."""
     if not angle:
         return box
     left, top, right, bottom = box
@@ -25,7 +25,7 @@ def around_turned_box(box: Box, angle: float) -> Box:
 
 
 def around_ellipse(x: float, y: float, radius_x: float, radius_y: float, angle: float = 0) -> Box:
-    """The box around an ellipse that is turned about its centre by an angle in radians."""
+    """Return the bounding box of an ellipse that is rotated about its center by an angle in radians."""
     wide = math.hypot(radius_x * math.cos(angle), radius_y * math.sin(angle))
     high = math.hypot(radius_x * math.sin(angle), radius_y * math.cos(angle))
     return x - wide, y - high, x + wide, y + high

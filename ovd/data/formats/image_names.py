@@ -1,8 +1,8 @@
-"""Whether the images that a data set names are in its folder, and how they are found where only folders differ.
+"""Check that the images of a data set exist, and search for images by base name.
 
 Annotation tools write paths of their own: "images/x.jpg", "..\\upload\\1\\x.jpg", "/data/upload/1/x.jpg", "x%20y.jpg",
-"x.JPG". With the option `by_base_name` an image is the one file below the folder with the same last part of its name,
-whatever the case of its suffix and the form of its accents, percent signs decoded where they have to be.
+"x.JPG". With the option `by_base_name`, an image is the one file below the image folder with the same last part of its
+name. The case of the suffix and the Unicode form of accents are ignored, and percent signs are decoded if necessary.
 """
 
 import os
@@ -19,14 +19,14 @@ _NUM_NAMED = 3
 
 
 def files_by_base_name(path: Path, files: Sequence[str], root: Path | None) -> tuple[str, ...]:
-    """The files of the folder that have the images' base names, relative to it; names that none has stay as they are.
+    """Return the files below a folder that have the images' base names, relative to it; other names are unchanged.
 
     Args:
-        path: of the annotations, for messages.
-        root: the folder; without one, nothing is looked for.
+        path: annotation file, for messages.
+        root: the image folder; if None, all names are unchanged.
 
     Raises:
-        DataError: F2 two files have the base name of an image, or two images that of one file.
+        DataError: F2 two files have the base name of one image, or two images that of one file.
     """
     if root is None:
         return tuple(files)
@@ -40,15 +40,16 @@ def files_by_base_name(path: Path, files: Sequence[str], root: Path | None) -> t
 def check_images_exist(
     path: Path, files: Sequence[str], root: Path | None, *, all_needed: bool, has_option: bool
 ) -> int:
-    """Look for the images in their folder without opening one, and count those that are missing.
+    """Check that images exist in their folder, without opening them, and return the number of missing ones.
 
     Args:
-        path: of the annotations, for messages.
-        all_needed: whether one that is missing is an error; otherwise 5 and 1 % of them are, or all.
-        has_option: whether the format has `by_base_name`, which is named where it would find every image.
+        path: annotation file, for messages.
+        all_needed: whether a single missing image is an error; otherwise at least 5 and 1 % of the images, or all,
+            must be missing.
+        has_option: whether the format has `by_base_name`; if so, the message says how many images it would find.
 
     Raises:
-        DataError: F8 too many are missing.
+        DataError: F8 too many images are missing.
     """
     if root is None:
         return 0
@@ -81,14 +82,14 @@ def _hint(files: Sequence[str], root: Path) -> str:
 
 
 def _others(root: Path) -> str:
-    from ovd.data.images.files import images_below  # here, since it brings Pillow
+    from ovd.data.images.files import images_below  # imported here, since it needs Pillow
 
     others = images_below(root)
     return f" among the {len(others):,} there, of which the first is {others[0].relative_to(root)}" if others else ""
 
 
 def which_exist(files: Sequence[str], root: Path) -> list[bool]:
-    """Whether each file exists, from listings of the folders, which take a fraction of the time."""
+    """Return whether each file exists, from listings of the folders, which take a fraction of the time."""
     listings: dict[str, set[str]] = {}
     exist = []
     for file in files:
@@ -103,8 +104,8 @@ def which_exist(files: Sequence[str], root: Path) -> list[bool]:
 
 
 def _matched(files: Sequence[str], root: Path) -> tuple[list[str | None], list[str]]:
-    """The file below the folder for each name, None where there is none; and what does not fit one to one."""
-    from ovd.data.images.files import images_below  # here, since it brings Pillow
+    """Return the file below the folder for each name, None if there is none, and descriptions of ambiguous matches."""
+    from ovd.data.images.files import images_below  # imported here, since it needs Pillow
 
     by_name: dict[str, list[str]] = {}
     for image in images_below(root):
@@ -127,6 +128,6 @@ def _base_name(file: str) -> str:
 
 
 def _with_low_suffix(name: str) -> str:
-    """The name with its suffix in small letters, and accents as one character with their letter, whatever wrote it."""
+    """Return the name with its suffix in lower case, and letters with accents as single characters (Unicode's NFC)."""
     stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
     return stem + suffix.lower()

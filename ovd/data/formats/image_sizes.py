@@ -1,13 +1,13 @@
-"""Heights and widths of images where the annotation file does not say them, or says those of another image.
+"""Heights and widths of images where the annotation file does not state them, or states those of another image.
 
-| the record | done |
+| record | what is done |
 |---|---|
 | has no height or no width | both are read from the image's header, in threads; one line in the report |
-| says a size that its boxes leave, and all of them fit into the image itself | the image decides; counted (F12) |
-| the same, for 5 records and 1 % of them | stops: this is no slip, and boxes may be those of other images |
-| says another size, and its boxes leave it or not | the image is left out when it is loaded, and counted (F12) |
+| its boxes exceed the stated size, and all fit into the image itself | the image's size is used; counted (F12) |
+| the same, for at least 5 records and 1 % of all | an error: the boxes may be those of other images |
+| states a wrong size otherwise | the image is left out when it is loaded, and counted (F12) |
 
-Only the headers of images with boxes that leave them are read for this; `ovd check` decodes all images.
+For this, only the headers of images whose boxes exceed the stated size are read; `ovd check` decodes all images.
 """
 
 from collections.abc import Sequence
@@ -29,17 +29,20 @@ _NUM_NAMED = 3
 def fill_sizes(
     sizes: Int64[np.ndarray, "N 2"], files: Sequence[str], request: ReadRequest, report: DataReport
 ) -> tuple[Int64[np.ndarray, "N 2"], Bool[np.ndarray, " N"] | None]:
-    """The sizes, those that are 0 read from the images; and which images are left out since they cannot be read.
+    """Read missing sizes, which are 0, from the images; with `sizes_from_images`, all sizes.
+
+    Returns:
+        All sizes, and whether each image is available: False if its size cannot be read. None if all are available.
 
     Raises:
-        ImageError: F8, F9, F10 an image cannot be read, where a truth is wanted.
+        ImageError: F8, F9, F10 an image cannot be read, and the request is for evaluation.
         DataError: too many images cannot be read.
     """
     is_missing = (sizes == 0).any(axis=1) | request.options.sizes_from_images
     missing = np.flatnonzero(is_missing)
     if not len(missing) or request.images is None:
         return sizes, None
-    from ovd.data.images.files import readable_sizes  # here, since it brings Pillow
+    from ovd.data.images.files import readable_sizes  # imported here, since it needs Pillow
 
     if report.stops:
         check_images_exist(
@@ -56,7 +59,7 @@ def fill_sizes(
         where = f"{request.annotations}: {images} no height and width; they are read from the images"
         report.repaired("F12", where)
     filled = sizes.copy()
-    filled[missing] = int(LARGEST_COORDINATE) - 1  # of those that are left out, so that no box leaves them
+    filled[missing] = int(LARGEST_COORDINATE) - 1  # images that are left out: no box exceeds this
     filled[missing[found]] = found_sizes
     if request.options.sizes_from_images:
         keep_unturned(filled, sizes, request.images, files)
@@ -68,11 +71,11 @@ def fill_sizes(
 def keep_unturned(
     filled: Int64[np.ndarray, "N 2"], stated: Int64[np.ndarray, "N 2"], folder: Path, files: Sequence[str]
 ) -> None:
-    """Take back, in `filled`, the stated sizes of images that are shown turned by EXIF and annotated as stored."""
+    """Restore in `filled` the stated sizes of images that EXIF rotates but that are annotated as stored."""
     turned = np.flatnonzero((filled == stated[:, ::-1]).all(axis=1) & (stated[:, 0] != stated[:, 1]))
     if not len(turned):
         return
-    from ovd.data.images.image_file import ImageError  # here, since it brings Pillow
+    from ovd.data.images.image_file import ImageError  # imported here, since it needs Pillow
     from ovd.data.images.sizes import read_sizes
 
     expected = [(height, width) for height, width in stated[turned].tolist()]
@@ -83,10 +86,10 @@ def keep_unturned(
 
 
 def with_real_sizes(table: AnnotationTable, report: DataReport) -> AnnotationTable:
-    """The table with the size of the image itself where boxes leave the stated one, and all fit into the real one.
+    """Return the table with the real size of each image whose boxes exceed the stated size but fit into the real one.
 
     Raises:
-        DataError: F12 these are more than a few.
+        DataError: F12 there are at least 5 such images, and 1 % of all.
     """
     if table.image_sizes is None or table.image_files is None or table.images_root is None:
         return table
@@ -94,7 +97,7 @@ def with_real_sizes(table: AnnotationTable, report: DataReport) -> AnnotationTab
     suspects = np.flatnonzero(np.bincount(table.image_of_object[leaves], minlength=len(table.image_ids)))
     if not len(suspects):
         return table
-    from ovd.data.images.image_file import ImageError  # here, since it brings Pillow
+    from ovd.data.images.image_file import ImageError  # imported here, since it needs Pillow
     from ovd.data.images.sizes import read_sizes
 
     paths = [table.images_root / table.image_files[image] for image in suspects.tolist()]
@@ -125,7 +128,7 @@ def with_real_sizes(table: AnnotationTable, report: DataReport) -> AnnotationTab
 
 
 def _leaves(table: AnnotationTable, sizes: Int64[np.ndarray, "N 2"]) -> Bool[np.ndarray, " M"]:
-    """Which objects end outside images of these sizes, or begin outside."""
+    """Return whether each object begins or ends outside its image of these sizes."""
     leaves = np.zeros(len(table.boxes_xywh), bool)
     for side, limit in ((0, sizes[:, 1]), (1, sizes[:, 0])):  # by columns, many times faster than rows of two numbers
         first = table.boxes_xywh[:, side]

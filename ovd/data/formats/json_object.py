@@ -1,4 +1,4 @@
-"""A file that holds one JSON object, and the numbers in it."""
+"""Reading of a file that holds one JSON object, and a check of the numbers in it."""
 
 import json
 import sys
@@ -10,10 +10,10 @@ from ovd.data.report import DataError
 
 
 def read_json_object(path: Path, limit: int = MAX_TEXT_BYTES) -> dict[str, Any]:
-    """The object that a file in UTF-8 holds.
+    """Read a UTF-8 file that holds one JSON object.
 
     Raises:
-        DataError: F1 it cannot be read, is larger than the limit in bytes, or holds something else.
+        DataError: F1 the file cannot be read, is larger than the limit in bytes, or holds something else.
     """
     content = read_bytes(path, limit)
     try:
@@ -26,6 +26,6 @@ def read_json_object(path: Path, limit: int = MAX_TEXT_BYTES) -> dict[str, Any]:
 
 
 def is_number(value: Any, limit: float) -> bool:
-    """Whether a value of JSON is a number under the limit that float64 holds, which NaN and infinity are not."""
-    # Types are compared, since numpy would turn the string "1.5" and true into numbers.
+    """Whether a JSON value is a finite number that fits float64 and whose absolute value is under the limit."""
+    # Types are compared, since NumPy would turn the string "1.5" and true into numbers.
     return type(value) in (int, float) and abs(value) < limit and abs(value) <= sys.float_info.max

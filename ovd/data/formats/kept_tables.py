@@ -1,7 +1,7 @@
-"""Tables of large JSON annotation files, kept from one run to the next: to hash a file takes a tenth of reading it.
+"""Cache of the tables of large JSON annotation files: hashing a file takes a tenth of the time of reading it.
 
-The folder `OVD_CACHE`, by default ~/.cache/ovd, has a file for each annotation file and what was asked of it. It counts
-where the annotation file has the very bytes that it was made of, by their SHA-256, and where the reader is the same.
+The folder `OVD_CACHE`, by default ~/.cache/ovd, has a cache file per annotation file and kind of request. It is used
+only if the annotation file still has the SHA-256 that the table was made from, and the reader's code is unchanged.
 """
 
 import hashlib
@@ -19,19 +19,19 @@ from ovd.data.formats.table import AnnotationNames, AnnotationTable, FederatedLa
 from ovd.files import atomic_write, cache_folder, sha256_of
 
 MIN_BYTES = 2**24
-"""Annotation files shorter than this are read every time."""
+"""Size below which annotation files are not cached."""
 _SOURCES = ("coco_columns", "coco_records", "kept_tables", "objects365", "table")
 _READER = (
     Path(__file__).parents[1] / "category.py",
     *(Path(__file__).with_name(f"{name}.py") for name in _SOURCES),
 )
 _DIGEST_BYTES = 32
-"""A kept file begins with the SHA-256 of all that follows, so that a damaged one is not used."""
+"""Length of the SHA-256 at the start of a cache file, which covers the rest, so that a damaged file is not used."""
 _ARRAYS = ("image_ids", "image_of_object", "class_of_object", "boxes_xywh", "is_crowd", "areas_px", "image_sizes")
 
 
 class _Rest(msgspec.Struct):
-    """What a table has besides arrays."""
+    """The fields of a table that are not arrays."""
 
     categories: tuple[Category, ...]
     image_files: tuple[str, ...] | None
@@ -39,15 +39,15 @@ class _Rest(msgspec.Struct):
 
 
 def kept_table(request: ReadRequest, *, federated: bool) -> AnnotationTable | None:
-    """The table that was kept of the annotation file as it is now; None if there is none, or it is damaged.
+    """Load the cached table of an annotation file; None if there is none, it is damaged, or the file has changed.
 
-    None, too, where images are looked at, whose tables are not kept.
+    Requests with `by_base_name` or `sizes_from_images` are never cached, since they depend on the images.
     """
     if request.options.by_base_name or request.options.sizes_from_images:
         return None
     try:
         whole = _file_of(request, federated).read_bytes()
-        with ThreadPoolExecutor(1) as beside:  # hashing leaves Python free, and takes as long as all the rest
+        with ThreadPoolExecutor(1) as beside:  # hashing releases the GIL, and takes as long as all the rest
             annotations_digest = beside.submit(sha256_of, request.annotations)
             content = whole[_DIGEST_BYTES:]
             if hashlib.sha256(content).digest() != whole[:_DIGEST_BYTES]:
@@ -72,9 +72,9 @@ def kept_table(request: ReadRequest, *, federated: bool) -> AnnotationTable | No
 
 
 def keep_table(table: AnnotationTable, content: bytes, request: ReadRequest, *, federated: bool) -> None:
-    """Keep the table of a large file's content; where nothing can be written, the file is read again next time.
+    """Cache the table of a large file; if the cache cannot be written, the file is read again next time.
 
-    Tables that depend on more than the file are not kept: of images by base name, and of files with faults.
+    Tables that depend on more than the file are not cached: with images by base name, and of files with faults.
     """
     names = table.name_of_object
     if len(content) < MIN_BYTES or request.options.by_base_name or not isinstance(names, AnnotationNames):
@@ -98,7 +98,7 @@ def keep_table(table: AnnotationTable, content: bytes, request: ReadRequest, *, 
 
 
 def _file_of(request: ReadRequest, federated: bool) -> Path:
-    """Where the table is kept, by the annotation file's path, by what is asked of it, and by the reader's code."""
+    """Return the cache file for an annotation file's path, the kind of request, and the reader's code."""
     asked = (
         os.path.abspath(request.annotations),
         request.index,

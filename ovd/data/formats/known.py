@@ -1,4 +1,4 @@
-"""The formats of annotations: one record for each. A new format is a reader, a name in `ovd.choices`, and a record."""
+"""The annotation formats, one `DataFormat` each. A new one needs a reader, a name in `ovd.choices`, and a record."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Split = Callable[[AnnotationIndex], AnnotationIndex]
 FormatName = TypeVar("FormatName", DataFormatName, ImportFormatName)
 
 
-# VOC and YOLO bring what the others have no use for: parsers of XML and YAML, and Pillow.
+# VOC and YOLO are imported when used, since only they need parsers of XML and YAML, and Pillow.
 
 
 def _read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
@@ -44,19 +44,19 @@ class DataFormat:
 
     read: Callable[[ReadRequest, DataReport], AnnotationTable]
     is_federated: bool = False
-    """Whether an image is annotated for some classes only, and evaluated by LVIS's protocol; else for every class."""
+    """Whether images are annotated for some classes only, and evaluated by LVIS's protocol; else for all classes."""
     groups: Mapping[str, Collection[str]] | None = None
-    """Names of classes in groups with an AP50 of their own; nothing but their classes is evaluated."""
+    """Class names by group. Each group has an AP50 of its own; classes in no group are not evaluated."""
     base_split: Split | None = None
-    """Removes the novel classes from a training set; None where the format does not tell them apart."""
+    """Function that removes the novel classes from a training set; None if the format does not define novel classes."""
     evaluation_split: Split = _whole
-    """Keeps the classes and the images that its benchmark evaluates; also for training on all of these classes."""
+    """Function that keeps the classes and images that the benchmark evaluates; also for training on all of these."""
     options: frozenset[str] = frozenset()
-    """Fields of `FormatOptions` that the format has."""
+    """Fields of `FormatOptions` that the format supports."""
     is_coco_json: bool = True
     """Whether other tools that take COCO or LVIS JSON can read the annotation file themselves."""
     finds_images: bool = False
-    """Whether the annotations say where the images are, so that their folder may be left out."""
+    """Whether the annotations state where the images are, so that the image folder may be omitted."""
 
 
 JSON_OPTIONS = frozenset({"xyxy", "by_base_name", "sizes_from_images"})
@@ -88,10 +88,10 @@ assert FORMATS.keys() == set(get_args(DataFormatName)), "each name of DataFormat
 
 
 def check_options(request: ReadRequest, format: FormatName, formats: Mapping[FormatName, DataFormat]) -> None:
-    """Check that one of the formats has all options that are set.
+    """Check that a format supports all options that are set.
 
     Raises:
-        ValueError: it lacks one.
+        ValueError: the format does not support an option.
     """
     for option, value in vars(request.options).items():
         if option not in formats[format].options and value != getattr(FormatOptions, option):

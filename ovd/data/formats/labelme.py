@@ -1,4 +1,4 @@
-"""Reader of LabelMe's files, and X-AnyLabeling's: one JSON file per image, beside it or in a folder of their own."""
+"""Reader of the files of LabelMe and X-AnyLabeling: one JSON file per image, beside it or in a separate folder."""
 
 import math
 import os
@@ -15,8 +15,8 @@ from ovd.data.images.files import files_below, without_drawn
 from ovd.data.report import DataError, DataReport
 
 _NUM_POINTS = {"rectangle": (2, 4), "mask": (2,), "circle": (2,), "rotation": (4,)}
-"""Points of shapes that are no polygons: two corners, centre and border, or, as X-AnyLabeling writes them, four corners
-of a rectangle, upright or not."""
+"""Number of points of shapes other than polygons: two corners, center and border, or four corners, as X-AnyLabeling
+writes rectangles, upright or rotated."""
 _WITHOUT_BOX = ("point", "points", "line", "linestrip")
 
 
@@ -24,27 +24,27 @@ _WITHOUT_BOX = ("point", "points", "line", "linestrip")
 class _Shape:
     object: NamedObject
     group: str | None
-    """What the parts of one object share, beside their label; None for an object of one part."""
+    """Group id that the parts of one object share, as they do their label; None for an object of one part."""
 
 
 def read_labelme(request: ReadRequest, report: DataReport) -> AnnotationTable:
-    """Reads and checks a folder of LabelMe's files, in the order of their names.
+    """Read and check a folder of LabelMe's files, in the order of their names.
 
-    Rectangles are read as they are, of polygons, circles and masks the bounding box is taken; points, lines and
-    polygons of one or two points have no box, and are left out and counted (F4). Shapes of one file with the same label
-    and `group_id` are parts of one object, as for labelme2coco: they get one box around all, and are counted (F2).
-    Image ids and category ids are positions from 0, classes are sorted.
+    Rectangles are read as they are; polygons, circles and masks become their bounding box; points, lines and polygons
+    of one or two points have no box, and are left out and counted (F4). Shapes of one file with the same label and
+    `group_id` are parts of one object, as in labelme2coco: they get one box around all, and are counted (F2). Image ids
+    and category ids are positions from 0; classes are sorted.
 
     Args:
-        request: `annotations` is the folder of JSON files, taken `without_drawn`; `images` the one of the images (None:
-            the same). An image is `imagePath`, relative to its JSON file or, with the option `by_base_name`, below the
-            folder of images.
-        report: counts shapes without a box, objects of several shapes, and images that cannot be read though their size
-            is missing.
+        request: `annotations` is the folder of JSON files, except those of `ovd detect` (`without_drawn`); `images` is
+            the image folder (None: the same folder). `imagePath` is relative to the JSON file or, with the option
+            `by_base_name`, searched below the image folder.
+        report: counts shapes without a box, objects of several shapes, and images without a stated size that cannot be
+            read.
 
     Raises:
-        DataError: F1 no folder, no JSON files in it, or one that is not LabelMe's; F2 an image twice; F6 a shape that
-            is not finite points, or of an unknown type.
+        DataError: F1 no folder, no JSON files in it, or one that is not LabelMe's; F2 a duplicate image; F6 a shape
+            that is not finite points, or of an unknown type.
     """
     paths = without_drawn(sorted(files_below(request.annotations, _is_annotation)))
     if not paths:
@@ -78,7 +78,7 @@ def _read_image(path: Path, root: Path, report: DataReport) -> NamedImage:
 
 
 def _united(shapes: Sequence[_Shape], report: DataReport) -> tuple[NamedObject, ...]:
-    """The objects of an image: shapes of one label and one group become one, in the place of the first."""
+    """Return the objects of an image; shapes with the same label and group become one, in the place of the first."""
     objects: dict[object, list[_Shape]] = {}
     for number, shape in enumerate(shapes):
         key = number if shape.group is None else (shape.object.label, shape.group)
@@ -87,7 +87,7 @@ def _united(shapes: Sequence[_Shape], report: DataReport) -> tuple[NamedObject, 
 
 
 def _whole(parts: Sequence[_Shape], report: DataReport) -> NamedObject:
-    """One object around the parts."""
+    """Return one object whose box is around all parts."""
     first = parts[0].object
     if len(parts) == 1:
         return first
@@ -98,7 +98,7 @@ def _whole(parts: Sequence[_Shape], report: DataReport) -> NamedObject:
 
 
 def _read_shape(shape: Any, where: str, report: DataReport) -> _Shape | None:
-    """The box of a shape; None for one that has none."""
+    """Read a shape; None if it has no box."""
     label = shape.get("label") if isinstance(shape, dict) else None
     if not isinstance(label, str) or not label.strip():
         raise DataError("F1", f"{where}: its label is {label!r}, not a name")
@@ -124,7 +124,7 @@ def _read_shape(shape: Any, where: str, report: DataReport) -> _Shape | None:
 
 
 def _points(value: Any) -> list[tuple[float, float]] | None:
-    """Points x, y; None if there are none, or they are no finite numbers."""
+    """Return points (x, y); None if there are none, or they are not finite numbers."""
     points = []
     for row in value if isinstance(value, list) else ():
         if not (

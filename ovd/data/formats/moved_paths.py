@@ -1,7 +1,8 @@
 """Paths written on another machine: "/content/set/train/images", "C:\\set\\train\\images", "data/train.txt".
 
-A file that describes a data set often names folders where they were when it was written, or as a program sees them. Of
-a path that does not exist, the longest end that does is taken, below the folder of images or the file's own.
+A file that describes a data set often has paths of the machine that wrote it, or relative to a program's working
+directory. If a path does not exist, the longest trailing part of it that exists is used, below the image folder or the
+file's own folder.
 """
 
 import os
@@ -17,22 +18,22 @@ from ovd.data.report import DataError, DataReport
 
 @dataclass(frozen=True)
 class _Place:
-    """What a written path stands for."""
+    """The location of a written path on this machine."""
 
     path: Path
     cut: str
-    """The beginning of the written path that is left away; empty where it is there as written."""
+    """Leading part of the written path that was removed; empty if the path exists as written."""
 
 
 class MovedPaths:
-    """Finds what the paths in a file stand for on this machine; `report` counts those of which an end is taken (F8)."""
+    """A resolver of the paths in a file; `report` counts paths of which only a trailing part is used (F8)."""
 
     def __init__(self, path: Path, root: Path, report: DataReport, *, start: str = ""):
         """
         Args:
             path: the file.
-            root: the folder that its paths start at.
-            start: how the file itself writes that folder, which may be of another machine, too.
+            root: the folder that its paths are relative to.
+            start: that folder as written in the file, possibly a path of another machine, too.
         """
         self.path = path
         self._root = root
@@ -42,10 +43,10 @@ class MovedPaths:
         self._names_in: dict[Path, frozenset[str]] = {}
 
     def file(self, written: str, key: str) -> Path:
-        """The file that a path names; `key` is what messages call the path.
+        """Return the file of a written path; `key` is the name of the path in messages.
 
         Raises:
-            DataError: F1 there is none.
+            DataError: F1 there is no such file.
         """
         found = self._found(written, os.path.isfile)
         if found is None:
@@ -53,14 +54,14 @@ class MovedPaths:
         return found.path
 
     def folder_or_list(self, written: str, key: str, others: Sequence[tuple[str, str]]) -> Path:
-        """The folder, or the .txt file, that a path names.
+        """Return the folder or the .txt file of a written path.
 
         Args:
-            others: key and path of what must be other images.
+            others: keys and written paths of sources that must have other images.
 
         Raises:
-            DataError: F1 there is none, or an end was found that is another's, too, or has the other in it, though the
-                paths are not the same or inside one another as written.
+            DataError: F1 there is no such folder or file, or only a trailing part of the path exists, and it overlaps
+                with that of another source, whose path was shortened differently.
         """
         found = self._found(written, _is_folder_or_list)
         if found is None:
@@ -83,19 +84,19 @@ class MovedPaths:
         return found.path
 
     def lists(self, sources: Sequence[tuple[str, str]]) -> list[Path]:
-        """Those of the paths, with their keys, that are .txt files."""
+        """Return the .txt files among sources, which are pairs of a key and a written path."""
         found = (self._found(written, _is_folder_or_list) for _, written in sources)
         return [place.path for place in found if place is not None and not place.path.is_dir()]
 
     def images(self, place: Path, others: Sequence[Path]) -> list[Path]:
-        """The images that a list names, relative to its own folder; they may be missing.
+        """Return the images in a list, whose lines are relative to its own folder; images may be missing.
 
         Args:
-            others: lists of other images.
+            others: lists that must have other images.
 
         Raises:
-            DataError: F1 a line that names no file, or an end of a folder was found that has images of another list,
-                too, whose folder is written otherwise.
+            DataError: F1 a line names no file, or only a trailing part of a folder's path exists, and an image there is
+                also in another list, whose folder was shortened differently.
         """
         lines = list(_folders_and_names(place))
         folders = self._folders(place, lines)
@@ -114,7 +115,7 @@ class MovedPaths:
         try:
             others = list(_folders_and_names(other))
         except DataError:
-            return  # of a split that is not asked for
+            return  # the faulty list of another split is not an error here
         other_folders = self._folders(other, others)
         real = {folder: os.path.realpath(end.path) for each in (folders, other_folders) for folder, end in each.items()}
         cuts = {(real[folder], name): folders[folder].cut for folder, name in lines}
@@ -128,7 +129,7 @@ class MovedPaths:
                 )
 
     def _folders(self, place: Path, lines: Sequence[tuple[str, str]]) -> dict[str, _Place]:
-        """Where the folders that a list names are: the end that has most of their images, if they do not exist."""
+        """Locate the folders in a list; for one that does not exist, the trailing part with most of its images."""
         names: dict[str, list[str]] = defaultdict(list)
         for folder, name in lines:
             names[folder].append(name)
@@ -147,7 +148,7 @@ class MovedPaths:
         return ends[counts.index(max(counts))] if max(counts) else _Place(start / written, "")
 
     def _files(self, folder: Path) -> frozenset[str]:
-        """The names in a folder; none if it cannot be read."""
+        """Return the names in a folder; empty if it cannot be read."""
         if folder not in self._names_in:
             try:
                 self._names_in[folder] = frozenset(entry.name for entry in os.scandir(folder))
@@ -177,7 +178,7 @@ class MovedPaths:
 
 
 def _folders_and_names(place: Path) -> Iterator[tuple[str, str]]:
-    """The folder and the name in each line of a list; separators are those of any system."""
+    """Yield the folder and the name in each line of a list, with path separators of any system."""
     for number, line in read_lines(place):
         if os.path.isfile(place.parent / line):  # a name may have a backslash
             folder, _, name = line.rpartition("/")
@@ -193,11 +194,11 @@ def _is_folder_or_list(path: Path) -> bool:
 
 
 def _overlap(first: Path, second: Path) -> bool:
-    """Whether two places are the same, or one is a folder that the other is in."""
+    """Whether two paths are the same, or one is a folder that contains the other."""
     one, other = Path(os.path.realpath(first)), Path(os.path.realpath(second))
     return one == other or (one.is_dir() and one in other.parents) or (other.is_dir() and other in one.parents)
 
 
 def _parts(path: str) -> list[str]:
-    """The names in a path of any system, without a drive and without steps up."""
+    """Split a path of any system into names, without drive, `.` and `..`."""
     return [part for part in re.split(r"[/\\]", path) if part not in ("", ".", "..") and not part.endswith(":")]

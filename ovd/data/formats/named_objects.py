@@ -1,4 +1,4 @@
-"""From images by name, with objects by label, to an `AnnotationTable`: for formats without lists of ids and classes."""
+"""Construction of an `AnnotationTable` from image names and object labels, for formats without ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,26 +18,26 @@ from ovd.data.report import DataError, DataReport
 
 @dataclass(frozen=True, slots=True)
 class NamedObject:
-    """An object."""
+    """An object with its label."""
 
     label: str
     box: Box
     where: str
-    """Its file and record, for messages."""
+    """File and record, for messages."""
     is_crowd: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class NamedImage:
-    """An image and what is in it."""
+    """An image and its objects."""
 
     file: str
-    """Its path from the folder of images."""
+    """Path relative to the image folder."""
     size: tuple[int, int]
-    """Height and width; 0 where the file has none."""
+    """Height and width in pixels; 0 if they are not stated."""
     objects: tuple[NamedObject, ...]
     where: str
-    """Its file or record, for messages."""
+    """File or record, for messages."""
 
 
 def table_of_images(
@@ -48,15 +48,16 @@ def table_of_images(
     *,
     labels: Sequence[str] | None = None,
 ) -> AnnotationTable:
-    """The table of these images: ids are positions from 0, of classes in the order of the labels.
+    """Return the table of the given images; image ids and category ids are positions from 0.
 
     Args:
-        root: the folder of images; without one, all have their size, or no index is wanted.
-        report: counts images that cannot be read though their size is missing.
-        labels: each once, those of all objects among them; by default those of the objects, sorted.
+        root: the image folder; may be None if all images have a size, or no index is to be made.
+        report: counts images without a stated size that cannot be read.
+        labels: class names in the order of their ids, unique and including those of all objects; by default the labels
+            of the objects, sorted.
 
     Raises:
-        DataError: F1 a label with half a character; F2 an image twice.
+        DataError: F1 a label with an unpaired surrogate; F2 a duplicate image.
     """
     path = request.annotations
     files = tuple(image.file for image in images)

@@ -1,4 +1,4 @@
-"""Objects365 (v1 and v2): COCO's form, with the known faults of its files corrected while reading."""
+"""Reader of Objects365 (v1 and v2): COCO's format, with the known faults of its files corrected."""
 
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -24,7 +24,7 @@ NAME_FIXES = {
     "Buttefly": "Butterfly",
     "Table Teniis paddle": "Table Tennis paddle",
 }
-"""Misspelt class names: as the files have them, and as a text tower should read them."""
+"""Corrected class names, by the misspelled names of the files."""
 
 NOT_RELEASED = frozenset(
     {
@@ -41,11 +41,11 @@ NOT_RELEASED = frozenset(
         "objects365_v2_02081009.jpg",
     }
 )
-"""Images of the training file that no archive holds."""
+"""Images of the training annotations that no archive contains."""
 
 
 def read_objects365(request: ReadRequest, report: DataReport) -> AnnotationTable:
-    """Reads an annotation file as `read_coco_json` does and corrects class names and paths of images.
+    """Read an annotation file as `read_coco_json` does, and correct class names and image paths.
 
     An index leaves out the images that were never released; `report` counts them (F8).
     """
@@ -71,9 +71,9 @@ def class_name(name: str) -> str:
 
 
 def image_file(file_name: str) -> str:
-    """Where an image lies under its split's folder.
+    """Return the path of an image relative to the folder of its split.
 
-    v2 files say "images/v1/patch8/objects365_v1_00420917.jpg", and the archives unpack to "patch8/..."; v1 files give
+    v2 files have "images/v1/patch8/objects365_v1_00420917.jpg", and the archives unpack to "patch8/..."; v1 files have
     the bare name, and the archives have no folders.
     """
     path = PurePosixPath(file_name)

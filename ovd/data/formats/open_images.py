@@ -1,4 +1,4 @@
-"""Reader of Open Images' boxes: a CSV file of boxes for all images, and one of class names."""
+"""Reader of the boxes of Open Images: a CSV file with the boxes of all images, and one with class names."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,30 +20,31 @@ _SIDES = ("XMin", "YMin", "XMax", "YMax")
 _COLUMNS = ("ImageID", "LabelName", *_SIDES)
 
 
-@dataclass(frozen=True, slots=True)  # millions of them
+@dataclass(frozen=True, slots=True)  # there are millions
 class _Row:
     image: str
     label: str
     box: Box
-    """xyxy in fractions of the image's sides."""
+    """Box as xyxy, in fractions of the image's sides."""
     is_group: bool
     line: int
 
 
 def read_open_images(request: ReadRequest, report: DataReport) -> AnnotationTable:
-    """Reads and checks a CSV file of boxes, such as `train-annotations-bbox.csv`.
+    """Read and check a CSV file of boxes, such as `train-annotations-bbox.csv`.
 
     Image ids are positions in the order of their first box, from 0; category ids are positions in the file of class
-    names. A box with `IsGroupOf` is a crowd region. Of the images that have boxes only those in the folder are taken,
-    since most people have a part of them; the others are counted in one line (F8).
+    names. A box with `IsGroupOf` is a crowd region. Only images in the folder are read, since most people have a part
+    of the data set; the others are counted in one line (F8).
 
     Args:
-        request: `annotations` is the CSV file, `images` the folder with `ImageID.jpg`, itself or in folders below;
+        request: `annotations` is the CSV file, `images` the folder with `ImageID.jpg`, directly or in subfolders;
             the option `class_names` is the CSV file `class-descriptions-boxable.csv`.
 
     Raises:
-        DataError: F1 a missing column, no class names, or none of the images is in the folder; F2 two files of one
-            image; F3 a label without a name; F6 a box that is not four fractions.
+        DataError: F1 a missing column, or no class names; F2 two files of one image, or two names of one label; F3 a
+            label without a name; F6 a box that is not four fractions; F8 none of the images is in the folder.
+        ValueError: the image folder or the file of class names is missing.
     """
     path = request.annotations
     if request.images is None or request.options.class_names is None:
@@ -80,11 +81,11 @@ def read_open_images(request: ReadRequest, report: DataReport) -> AnnotationTabl
 def _rows_of_files(
     request: ReadRequest, names: Mapping[str, str], files: Mapping[str, Sequence[Path]], report: DataReport
 ) -> list[_Row]:
-    """The boxes of the images that are in the folder; `report` counts the other images.
+    """Return the boxes of the images in the folder; `report` counts the other images.
 
     Args:
-        names: name by label.
-        files: of the folder, by stem.
+        names: class name by label.
+        files: image files of the folder by stem.
     """
     path = request.annotations
     rows, absent = [], set()
@@ -138,7 +139,7 @@ def _rows(path: Path) -> Iterator[_Row]:
 
 
 def _box(texts: Sequence[str]) -> Box | None:
-    """The box whose sides are written so; None if that is none from 0 to 1."""
+    """Parse the sides of a box; None if they are not a box from 0 to 1."""
     numbers = finite_numbers(texts, math.inf)
     if numbers is None:
         return None
@@ -148,7 +149,7 @@ def _box(texts: Sequence[str]) -> Box | None:
 
 
 def _class_names(path: Path) -> dict[str, str]:
-    """Name by label; the file may have a first line that names its two columns."""
+    """Read class names by label; the file may have a header."""
     names: dict[str, str] = {}
     for number, values in csv_lines(path, strict=False):
         if not values or (number == 1 and values[0] == "LabelName"):

@@ -1,4 +1,4 @@
-"""Classes that are no class: Roboflow's files in COCO's form have the project's name as the parent of all others."""
+"""Removal of classes that only group others: Roboflow's COCO files have the project's name as the parent of all."""
 
 from dataclasses import replace
 
@@ -9,12 +9,12 @@ from ovd.data.report import DataReport
 
 
 def without_parents(table: AnnotationTable, report: DataReport) -> AnnotationTable:
-    """The table without classes that are the supercategory of others and have no object.
+    """Return the table without classes that are the supercategory of others and have no object.
 
-    Learned, such a name would be absent everywhere: "vehicles" on every car.
+    In training, such a name would be a negative everywhere: "vehicles" on every car.
 
     Args:
-        report: counts them (F2).
+        report: counts the removed classes (F2).
     """
     counts = np.bincount(table.class_of_object, minlength=len(table.categories)).tolist()
     kept = [row for row, category in enumerate(table.categories) if counts[row] or not category.is_parent]

@@ -1,4 +1,4 @@
-"""What a reader of annotations yields, whatever the format, and what becomes of it.
+"""The `AnnotationTable` that every reader of annotations returns, and the two products that are made of it.
 
 A reader (coco_json.py, voc.py, yolo.py) turns files into one `AnnotationTable` and checks them record by record. Two
 products are made of the table: an `AnnotationIndex`, which training and inference work on, and a `Truth`, which the
@@ -21,40 +21,40 @@ from ovd.data.truth import JudgedImage, Truth
 from ovd.shapes import Bool, Float32, Float64, Int64
 
 LARGEST_COORDINATE = 1e9
-"""No image has sides near this; the comparison also fails for NaN and infinity."""
+"""Limit of coordinates and sides, far above those of any image; a comparison with it also rejects NaN and infinity."""
 
 SMALLEST_ANNOTATED_PX = 1.0
 
 ROUNDING_PX = 1e-3
-"""Corners of COCO JSON further outside their image than this are a fault; less is the rounding of its decimals."""
+"""Distance of a corner outside its image that counts as rounding of decimals in COCO JSON; more is a fault."""
 
 
 @dataclass(frozen=True)
 class ReadRequest:
-    """Where a data set is, and which products a reader's table has to support."""
+    """The location of a data set, and the products that a reader's table has to support."""
 
     annotations: Path
     images: Path | None
     options: FormatOptions
     index: bool
-    """Whether an `AnnotationIndex` is wanted; if so, every image needs a file and a size."""
+    """Whether an `AnnotationIndex` is to be made; if so, every image needs a file and a size."""
     truth: bool
-    """Whether a `Truth` is wanted; if so, areas are read."""
+    """Whether a `Truth` is to be made; if so, areas are read."""
     file_of: Callable[[str], str] = str
-    """Where an image lies under the folder of images, by the name that its record has."""
+    """Function from the image name in a record to the path relative to the image folder."""
     skips_images: bool = False
-    """Whether an image whose size is not stated and cannot be read is left out where a truth is wanted, too."""
+    """Whether to leave out an image whose size is neither stated nor readable even if a `Truth` is to be made."""
 
     @property
     def is_for_evaluation(self) -> bool:
-        """Whether such an image is an error, since a metric over the rest would not be the metric."""
+        """Whether an image of unknown size is an error, since a metric over the others would be another metric."""
         return self.truth and not self.skips_images
 
 
 @dataclass(frozen=True)
 class FederatedLabels:
-    """LVIS's labels of whole images: for each image, the category ids that were verified to be absent, and those that
-    are not annotated exhaustively."""
+    """LVIS's image-level labels: for each image, the category ids that were verified to be absent, and those that are
+    not annotated exhaustively."""
 
     negative_category_ids: tuple[tuple[int, ...], ...]
     not_exhaustive_category_ids: tuple[tuple[int, ...], ...]
@@ -62,7 +62,7 @@ class FederatedLabels:
 
 @dataclass(frozen=True)
 class AnnotationNames:
-    """What messages call the annotations of a JSON file."""
+    """Names of the annotations of a JSON file, for messages."""
 
     path: Path
     ids: Int64[np.ndarray, " M"]
@@ -77,7 +77,7 @@ class AnnotationTable:
 
     path: Path
     categories: tuple[Category, ...]
-    """Ascending by id."""
+    """Classes in ascending order of id."""
     image_ids: Int64[np.ndarray, " N"]
     image_of_object: Int64[np.ndarray, " M"]
     """Position of each object's image, 0..N-1."""
@@ -88,23 +88,23 @@ class AnnotationTable:
     name_of_object: Callable[[int], str]
     """The file and record of an object, for messages."""
     areas_px: Float64[np.ndarray, " M"] | DataError | None = None
-    """Where a truth is wanted, the areas that it needs, or what is wrong with one of them; None where none is."""
+    """Areas for a `Truth`, or the error of a faulty area; may be None if no `Truth` is to be made."""
     images_root: Path | None = None
     image_files: tuple[str, ...] | None = None
-    """Paths relative to `images_root`; None where no index is wanted."""
+    """Paths relative to `images_root`, or absolute; may be None if no index is to be made."""
     image_sizes: Int64[np.ndarray, "N 2"] | None = None
-    """Height and width in pixels; where no index is wanted, None if they are not stated for all images."""
+    """Height and width in pixels; may be None if no index is to be made."""
     is_available: Bool[np.ndarray, " N"] | None = None
-    """False for images that do not exist outside the annotation file (`available_part`); None if all exist."""
+    """False for images that were never released or cannot be read (`available_part`); None if all are available."""
     federated: FederatedLabels | None = None
     rounding_px: float = ROUNDING_PX
-    """Corners further outside their image than this are a fault."""
+    """Distance of a corner outside its image above which it is a fault."""
 
     def __post_init__(self) -> None:
-        """Check what everything after a reader relies on.
+        """Check the properties that all users of a table rely on.
 
         Raises:
-            ValueError: the reader made another table.
+            ValueError: category ids do not ascend, an object has no image or no class, or a box is not finite.
         """
         ids = [category.id for category in self.categories]
         if any(one >= other for one, other in pairwise(ids)):
@@ -120,13 +120,13 @@ class AnnotationTable:
 
 
 def index_of(table: AnnotationTable, format: DataFormatName, report: DataReport) -> AnnotationIndex:
-    """Cleans the boxes and groups all labels by image.
+    """Clean the boxes and group all labels by image.
 
     Boxes with a side under 1 px are skipped (F4), boxes partly outside their image are clamped to it and those wholly
-    outside are skipped (F5); `report` counts them and what is used.
+    outside are skipped (F5); `report` counts these and the boxes that are used.
 
     Args:
-        table: its images all exist (`available_part`).
+        table: a table whose images are all available (`available_part`).
 
     Raises:
         DataError: too many boxes were skipped.
@@ -153,7 +153,7 @@ def index_of(table: AnnotationTable, format: DataFormatName, report: DataReport)
     is_object = is_kept & ~table.is_crowd
     categories = table.categories
     if table.federated is None:
-        # Frequencies are LVIS's; where another format has the field, only the report of an evaluation shows it.
+        # Frequencies belong to LVIS; in other formats they are only for the report of an evaluation.
         categories = tuple(replace(category, frequency=None) for category in categories)
     return AnnotationIndex(
         path=table.path,
@@ -172,10 +172,10 @@ def index_of(table: AnnotationTable, format: DataFormatName, report: DataReport)
 
 
 def checked_areas(table: AnnotationTable) -> Float64[np.ndarray, " M"]:
-    """The areas of a table that a truth is wanted of.
+    """Return the areas of a table that was read for a `Truth`.
 
     Raises:
-        DataError: F6 one is no number; F7 an object has a field that LVIS's evaluators disagree on.
+        DataError: F6 an area is not a number; F7 an object has a field that LVIS's evaluators disagree on.
     """
     assert table.areas_px is not None
     if isinstance(table.areas_px, DataError):
@@ -184,12 +184,13 @@ def checked_areas(table: AnnotationTable) -> Float64[np.ndarray, " M"]:
 
 
 def truth_of(table: AnnotationTable) -> Truth:
-    """The table's boxes as they are, for evaluation.
+    """Return the table's boxes for evaluation, without cleaning them.
 
-    LVIS knows no crowds, and its evaluator leaves boxes without area out, so they are left out and counted here.
+    LVIS has no crowds, so `iscrowd` is ignored for it. Its evaluator leaves out boxes without area; they are left out
+    and counted here.
 
     Raises:
-        DataError: as `checked_areas`.
+        DataError: as for `checked_areas`.
     """
     areas_px = checked_areas(table)
     federated = table.federated or _no_labels(len(table.image_ids))
@@ -220,7 +221,7 @@ def _no_labels(num_images: int) -> FederatedLabels:
 
 
 def available_part(table: AnnotationTable, report: DataReport) -> AnnotationTable:
-    """The table without images that do not exist outside the annotation file; `report` counts their boxes."""
+    """Return the table without the images that are not available; `report` counts their boxes."""
     if table.is_available is None:
         return table
     report.skipped_with_images(int((~table.is_available[table.image_of_object]).sum()))
@@ -228,7 +229,7 @@ def available_part(table: AnnotationTable, report: DataReport) -> AnnotationTabl
 
 
 def with_images(table: AnnotationTable, kept: Bool[np.ndarray, " N"]) -> AnnotationTable:
-    """Only some of the images of a table of an index, and their objects."""
+    """Return the table with only the given images and their objects; it must have been read for an index."""
     assert table.image_sizes is not None
     assert table.image_files is not None
     objects = np.flatnonzero(kept[table.image_of_object])
@@ -257,7 +258,7 @@ def with_images(table: AnnotationTable, kept: Bool[np.ndarray, " N"]) -> Annotat
 def _counted(
     categories: tuple[Category, ...], table: AnnotationTable, selected: Bool[np.ndarray, " M"]
 ) -> tuple[Category, ...]:
-    """The categories with the number of images that have a selected object, where the file states none."""
+    """Fill in the number of images with a selected object, for categories whose number the file does not state."""
     counts = images_per_class(table.image_of_object[selected], table.class_of_object[selected], len(categories))
     return tuple(
         replace(category, image_count=count) if category.image_count == UNCOUNTED else category
@@ -268,8 +269,16 @@ def _counted(
 def clean_boxes(
     table: AnnotationTable, sizes: Int64[np.ndarray, "M 2"], report: DataReport
 ) -> tuple[Float32[np.ndarray, "M 4"], Bool[np.ndarray, " M"]]:
-    """Boxes as xyxy clamped to their image of height and width `sizes`, and which of them are fit for use."""
-    # Coordinates are rows here: numpy goes along millions of boxes many times faster than along four coordinates.
+    """Clamp boxes to their images.
+
+    Args:
+        sizes: height and width of the image of each box.
+        report: counts the boxes that are used, clamped (F5) or skipped (F4, F5).
+
+    Returns:
+        The boxes as xyxy, and whether each is to be used.
+    """
+    # Coordinates are rows here: NumPy loops over millions of boxes many times faster than over four coordinates.
     x, y, width, height = table.boxes_xywh.T
     boxes = np.stack([x, y, x + width, y + height])
     clamped = np.clip(boxes, 0, sizes.T[[1, 0, 1, 0]].astype(np.float64))

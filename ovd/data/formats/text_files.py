@@ -1,4 +1,4 @@
-"""What readers of text annotations share: lines of a file, and numbers written in them."""
+"""Helpers for readers of text annotations: files, their lines, and the numbers in them."""
 
 import re
 from collections.abc import Iterable
@@ -10,15 +10,15 @@ from ovd.first_of import first_of
 _NUM_NAMED = 3
 MAX_TEXT_BYTES = 64 * 1024 * 1024
 
-# What float() takes besides (nan, inf, 1_000, digits of other scripts) is damage in an annotation.
+# float() also accepts nan, inf, 1_000 and digits of other scripts, which are damage in an annotation.
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 
 
 def whole_characters(text: str, where: str) -> str:
-    """The text with characters that are written as two halves, as JSON escapes those beyond 16 bits, made whole.
+    """Join surrogate pairs in a text, the escapes that JSON uses for characters beyond 16 bits.
 
     Raises:
-        DataError: F1 it has half a character alone, which UTF-8 cannot hold.
+        DataError: F1 the text has an unpaired surrogate, which UTF-8 cannot encode.
     """
     try:
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
@@ -27,10 +27,10 @@ def whole_characters(text: str, where: str) -> str:
 
 
 def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
-    """The content of an annotation file.
+    """Read the content of an annotation file.
 
     Raises:
-        DataError: F1 it cannot be read, or is larger than the limit in bytes.
+        DataError: F1 the file cannot be read, or is larger than the limit in bytes.
     """
     try:
         if (size := path.stat().st_size) > limit:
@@ -44,14 +44,14 @@ def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
 
 
 def refuse_folder(path: Path, wanted: str, ending: str) -> None:
-    """Check that annotations are no folder, where a file is read.
+    """Check that the path of a single annotation file is not a folder.
 
     Args:
-        wanted: what is read, in words.
-        ending: of such files, which are named where there are some in the folder or in those in it.
+        wanted: the expected kind of file, for the message.
+        ending: suffix of such files; the message names some of them in the folder and its subfolders.
 
     Raises:
-        DataError: F1 it is one.
+        DataError: F1 the path is a folder.
     """
     if path.is_dir():
         inside = sorted(path.glob(f"*{ending}")) + sorted(path.glob(f"*/*{ending}"))
@@ -60,12 +60,12 @@ def refuse_folder(path: Path, wanted: str, ending: str) -> None:
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a text file in UTF-8 that are not blank, without surrounding spaces, with their numbers from 1.
+    """Read the lines of a UTF-8 text file that are not blank, stripped, with their numbers from 1.
 
-    They end as on any system: Unix, Windows, or the older Macintosh.
+    Line ends may be those of Unix, Windows, or the older Macintosh.
 
     Raises:
-        DataError: F1 it cannot be read, or is not UTF-8.
+        DataError: F1 the file cannot be read, or is not UTF-8.
     """
     content = read_bytes(path)
     try:
@@ -78,10 +78,10 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def read_names(path: Path) -> list[str]:
-    """Class names, one per line, without a blank line between them.
+    """Read class names, one per line, without blank lines between them.
 
     Raises:
-        DataError: F1 it cannot be read, has no name, or has a blank line, which would move the names after it.
+        DataError: F1 the file cannot be read, has no name, or has a blank line, which would shift the names after it.
     """
     lines = read_lines(path)
     if not lines or lines[-1][0] != len(lines):
@@ -90,7 +90,7 @@ def read_names(path: Path) -> list[str]:
 
 
 def finite_number(text: str | None, limit: float) -> float | None:
-    """The number that a text is, if it is a decimal under the limit; None for anything else."""
+    """Parse a decimal whose absolute value is under the limit; None for any other text."""
     if text is None or not _DECIMAL.fullmatch(text.strip()):
         return None
     number = float(text)
@@ -98,7 +98,7 @@ def finite_number(text: str | None, limit: float) -> float | None:
 
 
 def finite_numbers(texts: Iterable[str | None], limit: float) -> list[float] | None:
-    """The numbers that texts are; None unless all are decimals under the limit."""
+    """Parse decimals whose absolute values are under the limit; None unless all texts are such."""
     numbers = []
     for text in texts:
         number = finite_number(text, limit)
@@ -109,6 +109,6 @@ def finite_numbers(texts: Iterable[str | None], limit: float) -> list[float] | N
 
 
 def whole_number(text: str | None, limit: float) -> int | None:
-    """The whole number from 0 that a text is, also if written as a decimal (640.0); None for anything else."""
+    """Parse a whole number from 0 on, also if written as a decimal (640.0); None for any other text."""
     number = finite_number(text, limit)
     return int(number) if number is not None and number >= 0 and number == int(number) else None

@@ -17,14 +17,14 @@ from ovd.data.report import DataError, DataReport
 
 _MAX_BYTES = 2**30
 _CLOSED_UP_TO = 0.2
-"""How far apart the ends of a polyline that is an outline may be, as a share of its extent."""
+"""Largest distance between the ends of a polyline that counts as an outline, as a share of its extent."""
 _VALUES_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
 class _Region:
     attributes: Mapping[str, str]
-    """Those that have a value."""
+    """Attributes that have a value."""
     box: Box
     where: str
 
@@ -37,20 +37,22 @@ class _Image:
 
 
 def read_via(request: ReadRequest, report: DataReport) -> AnnotationTable:
-    """Reads and checks a file of regions, such as `via_region_data.json`, or a saved project.
+    """Read and check a file of regions, such as `via_region_data.json`, or a saved project.
 
-    Of polygons, circles and ellipses the bounding box is taken, and of lines whose ends meet, which are counted (F6);
-    points and other lines have no box, and are left out and counted (F4). The label is the only attribute that regions
-    have, or one of several that agree everywhere; else the option `attribute` says which. The option `class_names` is a
-    text file with one name, that of the regions without it. Sizes are read from the images.
+    Polygons, circles and ellipses become their bounding box, as do polylines whose ends meet, which are counted (F6);
+    points and other polylines have no box, and are left out and counted (F4). The label is the only attribute of the
+    regions, or one of several that agree everywhere; otherwise the option `attribute` names it. The option
+    `class_names` is a text file with a single name, the label of regions without one. Sizes are read from the images.
 
     Args:
-        request: `annotations` is the JSON file, `images` the folder that its names start at (None: the file's own).
+        request: `annotations` is the JSON file, `images` the folder that image names are relative to (None: the folder
+            of the file).
         report: counts regions without a box, and images that cannot be read.
 
     Raises:
-        DataError: F1 not VIA's, or a region without a label; F2 an image twice; F6 a region that is not finite numbers,
-            or of an unknown shape.
+        DataError: F1 not VIA's, or a region without a label; F2 a duplicate image; F6 a region that is not finite
+            numbers, or of an unknown shape.
+        ValueError: the file of class names has several names.
     """
     path = request.annotations
     images = [
@@ -71,7 +73,7 @@ def read_via(request: ReadRequest, report: DataReport) -> AnnotationTable:
 
 
 def _records(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """The record of each image."""
+    """Return the record of each image."""
     records = content.get("_via_img_metadata", content)
     is_right = isinstance(records, dict) and all(
         isinstance(record, dict) and "filename" in record and "regions" in record for record in records.values()
@@ -90,14 +92,14 @@ def _image(path: Path, key: str, record: dict[str, Any], report: DataReport) -> 
         raise DataError("F1", f"{where} has the filename {file!r}")
     if not isinstance(regions, dict | list):
         raise DataError("F1", f"{where}: its regions are a {type(regions).__name__}, not a list")
-    numbered = regions.items() if isinstance(regions, dict) else enumerate(regions)  # VIA 1 has an object
+    numbered = regions.items() if isinstance(regions, dict) else enumerate(regions)  # VIA 1 writes an object
     read = (_region(region, f"{where}, region {number}", report) for number, region in numbered)
     name = posixpath.normpath(file.strip().replace("\\", "/"))
     return _Image(name, tuple(region for region in read if region is not None), where)
 
 
 def _region(region: Any, where: str, report: DataReport) -> _Region | None:
-    """A region; None for one without a box."""
+    """Read a region; None if it has no box."""
     shape = region.get("shape_attributes") if isinstance(region, dict) else None
     if not isinstance(shape, dict):
         raise DataError("F1", f"{where} has no shape_attributes")
@@ -115,7 +117,7 @@ def _region(region: Any, where: str, report: DataReport) -> _Region | None:
 
 
 def _value(value: Any) -> str:
-    """What an attribute says: its text, or the box that is ticked; several are joined."""
+    """Return the value of an attribute: its text, or the names of the checked boxes, joined by commas."""
     if isinstance(value, dict):
         return ", ".join(sorted(str(name) for name, is_ticked in value.items() if is_ticked))
     return "" if value is None else str(value).strip()
@@ -163,7 +165,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _labels(path: Path, regions: Sequence[_Region], attribute: str | None, class_names: Path | None) -> Iterator[str]:
-    """The label of each region."""
+    """Yield the label of each region."""
     names = [] if class_names is None else read_names(class_names)
     if len(names) > 1:
         raise ValueError(f"{class_names}: {len(names)} names; VIA's regions without a name can have one alone")

@@ -23,23 +23,23 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
-    """Reads and checks a set of VOC annotations.
+    """Read and check a set of VOC annotations.
 
     Image ids are positions in the order of the XML files, category ids positions in the list of class names, both from
-    0. A `difficult` object is a crowd region: training ignores it, and the evaluation forgives detections of it.
+    0. A `difficult` object is a crowd region: training ignores it, and evaluation ignores detections of it.
 
     Args:
-        request: `annotations` is a folder of XML files, which are taken by path, or a text file with one name per line
-            (VOCdevkit's `ImageSets/Main/train.txt`), whose XML files lie in `../../Annotations`. `images` is the folder
-            of the images. An image has the XML file's name or, where none has it, that of `<filename>`. A size of 0,
-            or none, is read from the image.
-        report: counts images that are left out, since their size is missing and the image cannot be read, those whose
-            `<filename>` is of another image (F8), and corners at 0 (F5).
+        request: `annotations` is a folder of XML files, read in the order of their paths, or a text file with one name
+            per line (VOCdevkit's `ImageSets/Main/train.txt`), whose XML files lie in `../../Annotations`. `images` is
+            the image folder. An image has the name of the XML file or, if there is no such image, that of `<filename>`.
+            A missing size, or a size of 0, is read from the image.
+        report: counts images that are left out, since they state no size and cannot be read, images with another name
+            than `<filename>` (F8), and corners at 0 (F5).
 
     Raises:
-        DataError: F1 not whole XML, a DOCTYPE (no entity is ever expanded), a missing element, no XML files; F2 an
-            image or a class name twice; F3 a class that the list of names lacks; F6 a corner that is no finite number;
-            F8, F9, F10 where a truth is wanted, an image whose size cannot be read.
+        DataError: F1 invalid XML, a DOCTYPE (no entity is ever expanded), a missing element, no XML files; F2 a
+            duplicate image or class name; F3 a class that is not in the list of names; F6 a corner that is not a finite
+            number; F8, F9, F10 for evaluation, an image whose size cannot be read.
     """
     folder = ImageFolder(request.images, anywhere=request.options.by_base_name)
     zero_based = request.options.zero_based
@@ -75,7 +75,7 @@ def _read_image(file: XmlFile, images: ImageFolder, report: DataReport, *, zero_
 
 
 def _read_object(item: Element, where: str, *, zero_based: bool) -> NamedObject:
-    """An `<object>`, with edges of its box that count from 0."""
+    """Read an `<object>`; the edges of its box are converted to count from 0."""
     name = (item.findtext("name") or "").strip()
     if not name:
         raise DataError("F1", f"{where}: no <name>")
@@ -87,14 +87,14 @@ def _read_object(item: Element, where: str, *, zero_based: bool) -> NamedObject:
         )
     left, top, right, bottom = corners
     difficult = (item.findtext("difficult") or "").strip()
-    if difficult not in ("", "0", "1", "Unspecified"):  # the last is that of some tools, for objects nobody judged
+    if difficult not in ("", "0", "1", "Unspecified"):  # some tools write Unspecified
         raise DataError("F1", f"{where}: <difficult> is {difficult!r}, not 0 or 1")
     first = 0 if zero_based else 1
     return NamedObject(name, (left - first, top - first, right, bottom), where, is_crowd=difficult == "1")
 
 
 def _size(path: Path, root: Element) -> tuple[int, int]:
-    """Height and width as the file states them; 0 and 0 where one is missing or 0."""
+    """Return height and width as stated in the file; two zeros if one is missing or 0."""
     sides = []
     for side in ("height", "width"):
         text = (root.findtext(f"size/{side}") or "0").strip()
@@ -107,7 +107,7 @@ def _size(path: Path, root: Element) -> tuple[int, int]:
 
 
 def _notice_zeros(path: Path, boxes: Float64[np.ndarray, "M 4"], report: DataReport) -> None:
-    """Count objects with a corner at 0, which a file has if its corners count from there."""
+    """Count objects with a corner at 0, a sign that the corners of a file count from 0."""
     count = int(((boxes[:, :2] < 0) & (boxes[:, :2] >= -1)).any(axis=1).sum())
     if count:
         words = "corners at 0, though VOC's pixels count from 1: if these count from 0, zero_based=true says so (tools:"
@@ -115,7 +115,7 @@ def _notice_zeros(path: Path, boxes: Float64[np.ndarray, "M 4"], report: DataRep
 
 
 def _class_names(images: Sequence[NamedImage], source: Path) -> list[str]:
-    """The names in a file, which has to have those of all objects."""
+    """Read the class names in a file, and check that they include those of all objects."""
     names = read_names(source)
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:

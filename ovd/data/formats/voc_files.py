@@ -1,4 +1,4 @@
-"""Which XML files a set of Pascal VOC has, and which image each of them is of."""
+"""The XML files of a Pascal VOC set, and the image of each of them."""
 
 import os
 import posixpath
@@ -13,23 +13,23 @@ from ovd.data.report import DataError, DataReport
 
 @dataclass(frozen=True)
 class XmlFile:
-    """One XML file."""
+    """An XML file of one image's annotations."""
 
     path: Path
     name: str
-    """Its path without suffix, from the folder of all XML files, with slashes."""
+    """Path without suffix, relative to the folder of all XML files, with slashes."""
 
 
 def xml_files(annotations: Path, report: DataReport) -> list[XmlFile]:
-    """The XML files in a folder and those below it, by path, or those that a text file lists, in its order.
+    """Return the XML files in a folder and its subfolders, sorted by path, or those in a text file, in its order.
 
-    A list has one name per line, whose XML files lie in `../../Annotations` (or `annotations`).
+    A text file has one name per line; the XML files lie in `../../Annotations` (or `annotations`).
 
     Args:
-        report: counts names that a list has again (F2), which are taken once.
+        report: counts names that are repeated in a list (F2), and used once.
 
     Raises:
-        DataError: F1 no XML file, or a name without one.
+        DataError: F1 there is no XML file, or a name has none.
     """
     if annotations.is_dir():
         paths = [path.relative_to(annotations) for path in sorted(files_below(annotations, _is_annotation))]
@@ -62,27 +62,27 @@ def xml_files(annotations: Path, report: DataReport) -> list[XmlFile]:
 
 
 class ImageFolder:
-    """The folder of a set's images, in which each XML file finds its own; folders are listed once."""
+    """The image folder of a set, in which the image of each XML file is found; folders are listed once."""
 
     def __init__(self, root: Path | None, *, anywhere: bool = False):
         """
         Args:
-            root: the folder; without one, an image has the name of its XML file.
-            anywhere: whether images are looked for in all folders below, too (`by_base_name`).
+            root: the folder; if None, an image has the name of its XML file.
+            anywhere: whether images are searched for in all subfolders, too (`by_base_name`).
         """
         self._root = root
         self._anywhere = anywhere
         self._listed: dict[str, dict[str, list[str]]] = {}
 
     def image_of(self, file: XmlFile, file_name: str | None, report: DataReport) -> str:
-        """The path of an XML file's image under the folder.
+        """Return the path of an XML file's image, relative to the image folder.
 
-        It is the image of the XML file's own name, as in VOCdevkit, and the one that `<filename>` says where there is
-        none or where `<filename>` leads into a folder: tools rename files and leave a bare `<filename>` as it was.
+        The image has the XML file's own name, as in VOCdevkit. `<filename>` is used if there is no such image, or if it
+        is an existing path with a folder: tools rename files without changing a bare `<filename>`.
 
         Args:
-            file_name: what `<filename>` says.
-            report: counts images whose `<filename>` is of another name (F8).
+            file_name: text of `<filename>`.
+            report: counts images with another name than `<filename>` (F8).
 
         Raises:
             DataError: F2 several images have the name, and `<filename>` is none of them.
@@ -107,12 +107,12 @@ class ImageFolder:
         return _only(self._named(name) or [name + READ_SUFFIXES[0]], file.path)
 
     def _named(self, name: str) -> list[str]:
-        """The images of a name without suffix, which may have folders."""
+        """Return the images with this name, which has no suffix and may include folders."""
         folder, _, stem = name.rpartition("/")
         return self._listing("" if self._anywhere else folder).get(stem, [])
 
     def _listing(self, folder: str) -> dict[str, list[str]]:
-        """The images in a folder, or anywhere, by their names without suffix; paths from the root."""
+        """Return the images in a folder, or anywhere, by name without suffix; paths are relative to the root."""
         assert self._root is not None
         if folder not in self._listed:
             by_stem: dict[str, list[str]] = defaultdict(list)
@@ -124,7 +124,7 @@ class ImageFolder:
 
 
 def _folder_of_list(path: Path) -> Path:
-    """VOCdevkit's Annotations beside ImageSets; also where it is spelled without the capital."""
+    """Return VOCdevkit's folder `Annotations`, or `annotations`, beside `ImageSets`."""
     devkit = Path(os.path.normpath(path.parent / ".." / ".."))
     folder = devkit / "Annotations"
     spelled_low = devkit / "annotations"
@@ -156,7 +156,7 @@ def _only(found: list[str], path: Path) -> str:
 
 
 def _last(name: str) -> str:
-    """The last part of a path of any system."""
+    """Return the last part of a path of any system."""
     return name.replace("\\", "/").rpartition("/")[2]
 
 
@@ -165,5 +165,5 @@ def _suffix(name: str) -> str:
 
 
 def _stem(name: str) -> str:
-    """The last part of a path of any system, without the suffix of an image."""
+    """Return the last part of a path of any system, without the suffix of an image."""
     return _last(name).removesuffix(_suffix(name))

@@ -1,4 +1,4 @@
-"""XML files of annotations, read whole."""
+"""Reading of XML annotation files."""
 
 import codecs
 import re
@@ -12,15 +12,15 @@ from ovd.data.report import DataError
 
 
 def read_xml(path: Path, largest_bytes: int) -> Element:
-    """The root element.
+    """Read an XML file and return its root element.
 
     Raises:
-        DataError: F1 the file cannot be read, is larger, is not whole XML, or has a DOCTYPE, which could define
-            entities that grow without bound or name files.
+        DataError: F1 the file cannot be read, is larger than `largest_bytes`, is not valid XML, or has a DOCTYPE,
+            which could define entities that grow without bound or name files.
     """
     content = _in_utf8(path, read_bytes(path, largest_bytes))
     builder = TreeBuilder()
-    parser = expat.ParserCreate("utf-8")  # whatever the declaration said
+    parser = expat.ParserCreate("utf-8")  # overrides the XML declaration
     parser.buffer_text = True
     parser.StartElementHandler = builder.start
     parser.EndElementHandler = builder.end
@@ -39,7 +39,7 @@ def read_xml(path: Path, largest_bytes: int) -> Element:
 
 
 def _in_utf8(path: Path, content: bytes) -> bytes:
-    """The content in UTF-8; expat itself reads no encoding of several bytes, such as GBK and Shift-JIS."""
+    """Convert the content to UTF-8, since expat reads no multi-byte encodings such as GBK and Shift-JIS."""
     declared = re.match(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([\w.-]+)", content)
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"

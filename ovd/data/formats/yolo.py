@@ -18,10 +18,10 @@ from ovd.first_of import first_of
 
 _NUM_NAMED = 20
 
-# Fractions of an image's sides lie in 0..1, a little outside where an object is cut off. Pixels are far above.
+# Fractions of an image's sides lie in 0..1, or a little outside if an object is cut off. Pixels are far above.
 _LARGEST_FRACTION = 2.0
 
-# Six decimals are usual: an edge, made of a rounded centre and half a rounded side, is wrong by 0.75e-6 at most.
+# Six decimals are usual: an edge, made of a rounded center and half a rounded side, is wrong by 0.75e-6 at most.
 _ROUNDING_FRACTION = 1e-6
 
 _BOX_NUMBERS, _CONFIDENCE_NUMBERS, _SMALLEST_POLYGON_NUMBERS = 4, 5, 6
@@ -29,7 +29,7 @@ _BOX_NUMBERS, _CONFIDENCE_NUMBERS, _SMALLEST_POLYGON_NUMBERS = 4, 5, 6
 
 @dataclass(frozen=True)
 class _Row:
-    """One object: its class id, its box as centre and sides in fractions of the image's, and its line."""
+    """One object: its class id, its box as center and sides in fractions of the image's sides, and its line."""
 
     class_id: int
     box: tuple[float, float, float, float]
@@ -38,26 +38,26 @@ class _Row:
 
 
 def read_yolo(request: ReadRequest, report: DataReport) -> AnnotationTable:
-    """Reads and checks a data set in YOLO's form.
+    """Read and check a data set in YOLO's format.
 
     Image ids are positions in the order of the images, from 0; category ids are the ids of `names`. An image whose
     label file is missing or empty has no objects. A row is `class cx cy w h`, in fractions of the image's sides as a
-    viewer shows it, or `class x1 y1 x2 y2 x3 y3 ...`, a polygon, of which the bounding box is taken.
+    viewer shows it, or `class x1 y1 x2 y2 x3 y3 ...`, a polygon, which becomes its bounding box.
 
     Args:
-        request: `annotations` is a data.yaml with `names` and, for the split, a folder of images, a .txt file that
-            lists images, or several of them; or a .data file of Darknet; or a folder with one of these; or a folder
-            with classes.txt and the label files, themselves or in a folder `labels`. `images` is the folder that paths
-            start at (None: the `path` of data.yaml, else its folder), or the folder of images to a folder of labels
-            (None: its `images`, else the folder).
-        report: counts images that are left out, since they cannot be read (their size is in no label file), label files
-            without an image and paths of another machine (F8), and label files of two images (F2); says once how many
-            images have no label file (F1).
+        request: `annotations` is a data.yaml with `names` and, for the split, an image folder, a .txt file that lists
+            images, or several of them; or a .data file of Darknet; or a folder with one of these; or a folder with
+            classes.txt and the label files, directly or in a subfolder `labels`. `images` is the folder that paths are
+            relative to (None: the `path` of data.yaml, else its folder), or the image folder for a folder of labels
+            (None: its subfolder `images`, else the folder itself).
+        report: counts images that are left out, since they cannot be read (label files state no size), label files
+            without an image and paths of another machine (F8), and label files of two images (F2); reports once how
+            many images have no label file (F1).
 
     Raises:
-        DataError: F1 no plain YAML, a missing key or folder, no label file at all; F2 an image twice; F3 a class id
-            that `names` lacks; F6 a row that is no box and no polygon; F8, F9, F10 where a truth is wanted, an image
-            that cannot be read.
+        DataError: F1 no plain YAML, a missing key or folder, or no label file at all; F2 a duplicate image; F3 a class
+            id that is not in `names`; F6 a row that is neither a box nor a polygon; F8, F9, F10 for evaluation, an
+            image that cannot be read.
     """
     annotations, listing = request.annotations, list_images(request, report)
     _check_listing(annotations, listing)
@@ -117,7 +117,7 @@ def _check_listing(path: Path, listing: Listing) -> None:
 def _notice_odd_labels(listing: Listing, report: DataReport) -> None:
     """Count label files that two images share, such as a.jpg and a.png, and those beside them whose image is missing.
 
-    An image that lies in its folder and is not listed is not missing.
+    An image that is in its folder without being listed does not count as missing.
     """
     image_of_label: dict[Path, Path] = {}
     image_folders: dict[Path, set[Path]] = {}
@@ -142,7 +142,7 @@ def _notice_odd_labels(listing: Listing, report: DataReport) -> None:
 
 
 def _notice_unlabelled(path: Path, listing: Listing, kept: Sequence[int], report: DataReport) -> None:
-    """Say how many of the images that can be read have no label file: background, or their labels were lost."""
+    """Report how many readable images have no label file: they are background, or their labels were lost."""
     without = [listing.images[image] for image in kept if listing.labels[image] is None]
     if without:
         where = f"{len(without):,} of {len(kept):,} images have no label file, and are taken as without objects"
@@ -157,7 +157,7 @@ def _notice_orphan(path: Path, folders: Collection[Path], report: DataReport) ->
 
 
 def _num_rows(path: Path) -> int:
-    """The objects of a label file; 0 for other text files, such as classes.txt and lists of images."""
+    """Return the number of objects in a label file; 0 for other text files, such as classes.txt and lists of images."""
     try:
         return len(_read_labels(path))
     except DataError:
@@ -184,7 +184,7 @@ def _row(path: Path, number: int, line: str) -> _Row:
 
 
 def _box(numbers: list[float], where: str) -> tuple[float, float, float, float]:
-    """Centre and sides, of a box or of the polygon's bounding box."""
+    """Return center and sides of a box, or of the bounding box of a polygon."""
     if len(numbers) == _BOX_NUMBERS:
         center_x, center_y, width, height = numbers
         return center_x, center_y, width, height
@@ -207,5 +207,5 @@ def _refuse_unknown_classes(path: Path, rows: Sequence[_Row], names: Mapping[int
 
 
 def _below(path: Path, root: Path) -> str:
-    """A path as `images_root` needs it: relative where it lies below, else absolute."""
+    """Return a path relative to `root` if it lies below it, else absolute."""
     return str(path.relative_to(root)) if path.is_relative_to(root) else os.path.abspath(path)

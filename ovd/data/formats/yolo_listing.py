@@ -1,4 +1,4 @@
-"""What a data set in YOLO's form lists: names, images and label files, by data.yaml, Darknet's .data or classes.txt."""
+"""Class names, images and label files of a YOLO data set, from data.yaml, Darknet's .data file or classes.txt."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from ovd.plain_yaml import read_mapping
 
 _DESCRIPTIONS = (".yaml", ".yml", ".data")
 _USUAL = ("data.yaml", "dataset.yaml", "obj.data")
-"""Descriptions that count beside a list of names; others in its folder may be of anything."""
+"""Descriptions that are read beside a list of names; other files of these types may describe something else."""
 _NAMES_ALONE = ("classes.txt", "_darknet.labels")
 """Lists of names with label files beside them; the second is Roboflow's."""
 
@@ -27,24 +27,24 @@ class Listing:
 
     names: Mapping[int, str]
     root: Path
-    """The folder that the images' names start at."""
+    """Folder that image names are relative to."""
     images: Sequence[Path]
     labels: Sequence[Path | None]
-    """The label file of each image; None where there is none: an image without objects."""
+    """Label file of each image; None if there is none, so that the image has no objects."""
     folders: Sequence[tuple[Path, Path]] = ()
-    """The listed folders of images that have a folder of labels in place of `images`, with that."""
+    """Listed image folders, each with its label folder: the path with `labels` in place of `images`, if that exists."""
 
 
 def list_images(request: ReadRequest, report: DataReport) -> Listing:
-    """What the annotations of a request list: data.yaml, a .data file, classes.txt, or a folder with one of these.
+    """List the classes, images and label files in data.yaml, a .data file, classes.txt, or a folder with one of these.
 
     Args:
-        report: counts paths that do not exist, and of which an end does (F8).
+        report: counts paths of which only a trailing part exists (F8).
 
     Raises:
-        DataError: F1 no plain YAML, a missing key, file or folder, several files in the folder, or two splits of which
-            one folder is left.
-        ValueError: a split of classes.txt.
+        DataError: F1 no plain YAML, a missing key, file or folder, several descriptions in the folder, or two splits
+            whose shortened paths lead to the same images.
+        ValueError: a split is given for classes.txt, which has none.
     """
     path, split = request.annotations, request.options.split
     if path.is_dir():
@@ -57,7 +57,7 @@ def list_images(request: ReadRequest, report: DataReport) -> Listing:
 
 
 def _description_in(folder: Path) -> Path:
-    """The one file in a folder that says what its set is."""
+    """Find the one file in a folder that describes its data set."""
     described = [file for file in folder.iterdir() if file.suffix in _DESCRIPTIONS and not file.name.startswith(".")]
     alone = [file for name in _NAMES_ALONE for file in (folder / name, folder / "labels" / name) if file.is_file()]
     found = alone[:1] + [file for file in sorted(described) if not alone or file.name in _USUAL]
@@ -69,7 +69,7 @@ def _description_in(folder: Path) -> Path:
 
 
 def _read_folder(names: Path, images: Path | None) -> Listing:
-    """Label files beside a list of names, or in the folder `labels` beside it or that it is in."""
+    """List label files beside a list of names, or in a folder `labels` that is beside it or contains it."""
     folder = names.parent.parent if names.parent.name == "labels" else names.parent
     labels = folder / "labels" if (folder / "labels").is_dir() else folder
     if images is None:
@@ -88,7 +88,7 @@ def _read_description(path: Path, images: Path | None, split: str, report: DataR
     root = path.parent / start if images is None else images
     paths = MovedPaths(path, root, report, start=start)
     if split == "val" and content.get("val") is None and content.get("valid") is not None:
-        split = "valid"  # Darknet's word
+        split = "valid"  # Darknet's name of the split
     sources = _sources(path, content, split)
     others = [
         (key, source)
@@ -124,7 +124,7 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def _darknet(path: Path) -> dict[str, Any]:
-    """The keys of a .data file, whose lines are such as `train = data/train.txt`."""
+    """Read the keys of a .data file, with lines such as `train = data/train.txt`."""
     pairs = [line.partition("=") for _, line in read_lines(path) if not line.startswith("#")]
     content = {key.strip(): value.strip() for key, _, value in pairs}
     if "names" not in content:
@@ -140,7 +140,7 @@ def _darknet_names(path: Path, content: dict[str, Any], paths: MovedPaths) -> di
 
 
 def _sources(path: Path, content: dict[str, Any], split: str) -> list[str]:
-    """The paths of the folders and lists of images of a split."""
+    """Return the paths of the image folders and lists of a split."""
     sources = content.get(split)
     if sources is None:
         splits = [key for key in ("train", "val", "valid", "test") if content.get(key) is not None]
@@ -153,14 +153,14 @@ def _sources(path: Path, content: dict[str, Any], split: str) -> list[str]:
 
 
 def _label_beside(image: Path) -> Path | None:
-    """The label file: under `labels` where the image is under the last `images`, else beside the image."""
+    """Return the label file of an image: under `labels` in place of the last `images`, else beside the image."""
     beside = image.with_suffix(".txt")
     candidates = (_labels_folder(image.parent) / beside.name, beside)
     return next((candidate for candidate in candidates if os.path.isfile(candidate)), None)
 
 
 def _labels_folder(images: Path) -> Path:
-    """The folder with `labels` in place of the last `images` in its path; without one, the folder itself."""
+    """Return the folder with `labels` in place of the last `images` in its path, if there is one."""
     folders = images.parts
     if "images" not in folders:
         return images
@@ -169,7 +169,7 @@ def _labels_folder(images: Path) -> Path:
 
 
 def _names(path: Path, content: dict[str, Any]) -> dict[int, str]:
-    """Class names by id."""
+    """Return class names by id."""
     names = content.get("names")
     if isinstance(names, list):
         names = dict(enumerate(names))

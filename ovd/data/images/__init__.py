@@ -1,1 +1,1 @@
-"""Images as RGB pixels: of a file (read.py), in memory (pixels.py), of a video (video.py)."""
+"""Images as RGB pixels: from a file (read.py), from memory (pixels.py), from a video (video.py)."""

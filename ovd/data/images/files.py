@@ -1,4 +1,4 @@
-"""Image files as readers of annotations find them: which files of a folder are images, and their sizes."""
+"""Search for image files in folders and patterns, and their sizes."""
 
 import glob
 import os
@@ -19,26 +19,26 @@ from ovd.warn import warn
 READ_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2")
 """Usual suffixes of the formats that are read."""
 
-# Files with these suffixes are images too: listed with the others, so that one that is unreadable is counted (F9).
+# Files with these suffixes are listed as images, too, so that an unreadable one is counted (F9).
 _OTHER_SUFFIXES = (".heic", ".dng", ".jfif", ".jpe", ".j2k", ".mpo", ".pfm", ".ppm")
 
 
 _OF_SYSTEMS = frozenset({"@eaDir", "__MACOSX"})
 
 LOOKED_AT = 10_000
-"""Files below a folder, and folders there, that are looked at to say which are left out."""
+"""Maximum number of files and folders below a folder that are searched for images to warn about."""
 
 DRAWN = ".detections"
-"""End of the names, before the suffix, of the files that `ovd detect` writes beside what it is given."""
+"""Ending, before the suffix, of the names of files that `ovd detect` writes beside its inputs."""
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file's name has the suffix of an image; hidden files count as none."""
+    """Whether a file's name has the suffix of an image and is not hidden."""
     return not name.startswith(".") and name.lower().endswith(READ_SUFFIXES + _OTHER_SUFFIXES)
 
 
 def without_drawn(files: Iterable[Path]) -> list[Path]:
-    """The files of a folder or a pattern without those that `ovd detect` has written there, which are counted."""
+    """Return the files without those that `ovd detect` wrote; a warning counts these."""
     found = list(files)
     drawn = list(filter(is_drawn, found))
     if drawn:
@@ -48,8 +48,8 @@ def without_drawn(files: Iterable[Path]) -> list[Path]:
 
 
 def named(paths: Iterable[Path], is_wanted: Callable[[str], bool]) -> list[Path]:
-    """The files of wanted names, by path, `without_drawn`."""
-    # A link that leads nowhere stays: reading it says what is wrong with it.
+    """Return the files whose names are wanted, sorted by path and filtered by `without_drawn`."""
+    # A broken link is kept, so that reading it reports what is wrong with it.
     return without_drawn(sorted(path for path in paths if is_wanted(path.name) and not path.is_dir()))
 
 
@@ -59,14 +59,14 @@ def is_drawn(file: Path) -> bool:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """All images in a folder and the folders below it, by path, `without_drawn`; see `files_below`."""
+    """Return all images that `files_below` finds in a folder, sorted by path and filtered by `without_drawn`."""
     return without_drawn(sorted(files_below(folder, is_image_name)))
 
 
 def files_below(folder: Path, is_wanted: Callable[[str], bool]) -> list[Path]:
-    """The files of wanted names in a folder and the folders below it, in any order; symbolic links are followed.
+    """Return the files in a folder and its subfolders whose names are wanted, in any order, following symbolic links.
 
-    Hidden folders, and those in which systems keep thumbnails and the like, are not looked into. Links to a folder that
+    Hidden folders, and those in which systems keep thumbnails and the like, are skipped. Links to a folder that
     contains them are not followed, since they would give the same files without end; a warning counts them.
     """
     loops = list[str]()
@@ -77,10 +77,10 @@ def files_below(folder: Path, is_wanted: Callable[[str], bool]) -> list[Path]:
 
 
 def _walk(folder: Path, loops: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """A folder and those below it that are looked into, each with the names of its files.
+    """Yield a folder and its subfolders that are not skipped, each with the names of its files.
 
     Args:
-        loops: gets the links to folders that they lie in.
+        loops: list to which links to a folder that contains them are appended.
     """
     parents = Path(os.path.realpath(folder)).parents
     above = {str(folder): frozenset(map(_identity, parents))}
@@ -96,7 +96,7 @@ def _walk(folder: Path, loops: list[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _identity(folder: str | Path) -> tuple[int, int] | None:
-    """What is the same for all paths of a folder; None for one that cannot be looked at."""
+    """Return an identity that all paths of a folder share; None if its status cannot be read."""
     try:
         status = os.stat(folder)
     except OSError:
@@ -105,18 +105,18 @@ def _identity(folder: str | Path) -> tuple[int, int] | None:
 
 
 def name_below(root: Path, path: Path) -> str:
-    """A file's path from a folder, with slashes, as it is written into annotation files."""
+    """Return a file's path relative to a folder, with slashes, as it is written into annotation files."""
     return Path(os.path.relpath(path, root)).as_posix()
 
 
 def images_at(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Path]]:
-    """The images of folders, files and patterns such as `photos/*.jpg`, each once, and the folder that all lie in.
+    """Return the common folder of all images in folders, files and patterns such as `photos/*.jpg`, and the images.
 
     Args:
-        sources: a file is taken whatever its name; of a folder or a pattern, what is named as an image,
-            `without_drawn`.
-        recursive: whether folders below a folder are looked into; else a warning says how many images lie there, at
-            least: no more than `LOOKED_AT` files are looked at for that.
+        sources: files with any name; folders and patterns, of which files named as images are used, filtered by
+            `without_drawn`. An image of several sources is returned once.
+        recursive: whether subfolders are searched, too; otherwise a warning gives the number of images in them, found
+            among the first `LOOKED_AT` files and folders.
 
     Raises:
         ValueError: a source has no image.
@@ -165,7 +165,7 @@ def _warn_of_images_below(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images of which nothing but their size is known: an `ImageSource` of the loader; ids are positions."""
+    """An `ImageSource` of images without labels; image ids are positions."""
 
     paths: tuple[Path, ...]
     sizes: Int64[np.ndarray, "N 2"]
@@ -179,27 +179,27 @@ class ImageFiles:
         return len(self.paths)
 
     def record(self, image: int) -> ImageRecord:
-        """The image at a position, without labels."""
+        """Return the image at a position, without labels."""
         height, width = self.sizes[image].tolist()
         return ImageRecord(image, self.paths[image], height, width, Labels.empty())
 
     def encoded(self, image: int) -> Path:
-        """The image's file."""
+        """Return the path of the image at a position."""
         return self.paths[image]
 
 
 def readable_sizes(
     paths: Sequence[Path], report: DataReport, *, stops: bool, num_images: int | None = None
 ) -> tuple[Int64[np.ndarray, " K"], Int64[np.ndarray, "K 2"]]:
-    """Positions of the images whose header can be read, and their heights and widths as the loader will see them.
+    """Return positions of the images whose header can be read, and their heights and widths after EXIF rotation.
 
     Args:
         report: counts the images that are left out.
         stops: whether an unreadable image is an error instead.
-        num_images: how many images the set has, of which too many may be left out (None: these).
+        num_images: number of images of the whole set, a share of which may be left out (None: the number of paths).
 
     Raises:
-        ImageError: F8, F9, F10 as `decode_image`, if `stops`.
+        ImageError: F8, F9, F10 as for `decode_image`, if `stops`.
         DataError: too many images were left out.
     """
     positions, sizes = [], []

@@ -1,4 +1,4 @@
-"""Image files as bytes and opened by Pillow; whatever is wrong with one becomes an `ImageError`."""
+"""Reading of image files, and opening with Pillow; every fault becomes an `ImageError`."""
 
 import stat
 from collections.abc import Iterator
@@ -10,24 +10,24 @@ from PIL import Image, UnidentifiedImageError
 
 from ovd.data.report import DataError
 
-# Pillow reads dozens of formats, some through code that is seldom attacked or fixed. It may be built without the
-# decoder of one of these; such an image is then one that cannot be decoded (F9).
+# Pillow reads dozens of formats, some with code that is seldom attacked or fixed. If Pillow is built without the
+# decoder of one of these, such an image cannot be decoded (F9).
 ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000")
 MAX_PIXELS = 64 * 1024 * 1024
 MAX_BYTES = 256 * 1024 * 1024
 PILLOWS_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
-"""Images with more pixels are not opened by Pillow."""
+"""Number of pixels above which Pillow does not open an image."""
 
 
 class ImageError(DataError):
-    """An image that cannot be used; `code` says which fault it is, the message names the file and the reason."""
+    """An image that cannot be used; `code` is the fault's code, the message names the file and the reason."""
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of an image file.
+    """Read the bytes of an image file.
 
     Raises:
-        ImageError: F8 missing; F9 cannot be read, or no ordinary file; F10 over 256 MiB, before memory is taken for it.
+        ImageError: F8 missing; F9 unreadable, or not a regular file; F10 over 256 MiB, before memory is allocated.
     """
     with file_errors(path):
         check_file(path)
@@ -36,7 +36,7 @@ def read_file(path: Path) -> bytes:
 
 @contextmanager
 def file_errors(path: Path) -> Iterator[None]:
-    """Turns what the file system raises into an ImageError."""
+    """Turn errors of the file system into an `ImageError` within a context."""
     try:
         yield
     except FileNotFoundError:
@@ -48,7 +48,7 @@ def file_errors(path: Path) -> Iterator[None]:
 
 
 def check_file(path: Path) -> int:
-    """The size of a file in bytes, if it is one that may be opened."""
+    """Check that a file may be opened, and return its size in bytes."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise ImageError("F9", f"{path}: not an ordinary file")
@@ -59,7 +59,7 @@ def check_file(path: Path) -> int:
 
 @contextmanager
 def opened(file: BufferedReader | BytesIO, name: str, max_pixels: int) -> Iterator[Image.Image]:
-    """An image whose header is read; whatever Pillow raises until the block ends becomes an ImageError."""
+    """Open an image and read its header; whatever Pillow raises within the context becomes an `ImageError`."""
     try:
         with Image.open(file, formats=ALLOWED_FORMATS) as image:
             width, height = image.size

@@ -1,8 +1,8 @@
-"""JPEG files that lack nothing but their end: the last marker, two bytes that hold no pixel.
+"""Repair of JPEG files that lack only their end marker, two bytes that hold no pixel.
 
-Cameras and downloads leave such files. A decoder fills what is missing with grey and cannot say whether that was
-nothing, so it is tried: if no continuation of the file changes a pixel, all rows are there. What a progressive file
-would have refined in scans that are missing is seen in the scans' headers.
+Cameras and downloads leave such files. A decoder fills missing rows with gray and does not report whether there were
+any, so this is tested: if no continuation of the file changes a pixel, all rows are there. Missing refinements of a
+progressive file are found in the headers of its scans.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ _NUM_COEFFICIENTS = 64
 
 
 def with_end(content: bytes) -> bytes | None:
-    """The file with its end marker; None if it is no JPEG file, has the marker, or lacks more than that."""
+    """Return the file with its end marker; None if it is not a JPEG file, has the marker, or lacks more than that."""
     if not content.startswith(START) or END in content[-64:] or not _has_all_scans(content):
         return None
-    content = content.removesuffix(END[:1])  # which would make a marker of whatever follows
+    content = content.removesuffix(END[:1])  # or it would make a marker of the byte that follows
     try:
         decoded = (_hash_of_pixels(content + continuation + END) for continuation in _CONTINUATIONS)
         first = next(decoded)
@@ -40,7 +40,7 @@ def _hash_of_pixels(content: bytes) -> bytes:
 
 
 def _has_all_scans(content: bytes) -> bool:
-    """Whether the scans give every coefficient of every component to its last bit."""
+    """Whether the scans contain every coefficient of every component to its last bit."""
     components: set[int] = set()
     complete: dict[int, set[int]] = {}
     for marker, body, _ in segments(content):

@@ -1,9 +1,9 @@
-"""The pixels of ordinary JPEG files by OpenCV's decoder, which takes less time than Pillow's.
+"""Decoding of ordinary JPEG files with OpenCV, which takes less time than with Pillow.
 
-Both stand on libjpeg-turbo and give the same pixels; Pillow brings them to four bytes each, and back to three. It is
-meant for files of one scan, without a marker that does not belong there (`JpegHeader.is_one_whole_scan`): OpenCV may
-fill what follows one with grey, where Pillow stops. Of bits that are damaged otherwise, and read all the same, libjpeg
-tells on standard error.
+Both use libjpeg-turbo and give the same pixels; Pillow converts them to four bytes per pixel, and back to three. This
+decoder is meant for files of one scan without misplaced markers (`JpegHeader.is_one_whole_scan`), after which OpenCV
+may fill the image with gray where Pillow raises. For other damage that is decoded anyway, libjpeg writes a warning to
+standard error.
 """
 
 import cv2
@@ -15,7 +15,7 @@ _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 def jpeg_pixels(content: bytes) -> UInt8[np.ndarray, "H W 3"] | None:
-    """RGB as the file has them, its EXIF rotation not applied; None for a file that cannot be decoded."""
+    """Decode a JPEG file to RGB pixels without applying its EXIF rotation; None if it cannot be decoded."""
     try:
         return cv2.imdecode(np.frombuffer(content, np.uint8), _FLAGS)
     except cv2.error:

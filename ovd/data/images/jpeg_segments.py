@@ -1,4 +1,4 @@
-"""The segments of JPEG files, and what their headers say before anything is decoded."""
+"""Parsing of the segments and headers of JPEG files, without decoding them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,40 +11,40 @@ SCAN = 0xDA
 _LOSSLESS_FRAMES = (0xC3, 0xC7, 0xCB, 0xCF)
 _PROGRESSIVE_FRAMES = (0xC2, 0xC6, 0xCA, 0xCE)
 FRAMES = tuple(marker for marker in range(0xC0, 0xD0) if marker not in (0xC4, 0xC8, 0xCC))
-"""Markers of the header of the image itself, which has its sides and colors."""
+"""Markers of the frame header, which holds the image's sides and colors."""
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
 _IS_MARKER = ~np.isin(np.arange(256), [0x00, *range(0xD0, 0xD8)])
-"""Of the byte that follows 0xFF: not 0, where the bits are those of 0xFF, nor a restart, which belongs among them."""
+"""Whether a byte after 0xFF makes a marker: 0 does not, as it escapes 0xFF, and restarts belong among the bits."""
 END = b"\xff\xd9"
 
 
 class Segment(NamedTuple):
-    """A part of a file's headers."""
+    """A segment of a file's headers."""
 
     marker: int
     body: bytes
     end: int
-    """Place in the file of the first byte after it."""
+    """Offset in the file of the first byte after the segment."""
 
 
 @dataclass(frozen=True)
 class JpegHeader:
-    """What a file says of its scans before anything is decoded; nothing but zeros where it is no JPEG file."""
+    """Properties of a file's scans, known before decoding; all zero for a file that is not JPEG."""
 
     is_lossless: bool = False
-    """It holds differences of pixels in place of frequencies. Decoders cannot reduce such an image: libjpeg-turbo 3.1.4
-    crashes when it is asked to."""
+    """Whether the file holds differences of pixels instead of frequencies. Decoders cannot reduce such an image:
+    libjpeg-turbo 3.1.4 crashes on the attempt."""
     num_scans: int = 0
-    """How often it goes over its pixels, counted to one more than was asked for. Each scan of a progressive image, or
-    of one color, takes as long as another, and a file may repeat them. Behind one that completes the image none is
-    looked for."""
+    """Number of scans, counted up to one more than `max_scans` of `jpeg_header`. Each scan of a progressive image, or
+    of one color, takes as long as another, and a file may repeat them. Scans after one that completes the image are
+    not counted."""
     bits: int = 0
-    """Place of the first byte behind the header of the first scan, if that has all colors; else 0."""
+    """Offset of the first byte after the header of the first scan, if that has all colors; else 0."""
 
     def is_one_whole_scan(self, content: bytes) -> bool:
         """Whether the file has one scan, of all colors, and ends with the marker after it.
 
-        Another marker among its bits may be damage, of which some decoders say nothing and fill the rest with grey.
+        Another marker among its bits may be damage; some decoders do not report it, and fill the rest with gray.
         """
         if not self.bits or not content.endswith(END):
             return False
@@ -53,7 +53,7 @@ class JpegHeader:
 
 
 def jpeg_header(content: bytes, max_scans: int) -> JpegHeader:
-    """Goes through the headers of a file once, no further than one scan more than `max_scans`."""
+    """Parse the headers of a file, up to one scan more than `max_scans`."""
     is_lossless, is_progressive, num_components, num_scans, bits = False, False, 0, 0, 0
     for marker, body, end in segments(content) if content.startswith(START) else ():
         if marker in FRAMES:
@@ -71,7 +71,7 @@ def jpeg_header(content: bytes, max_scans: int) -> JpegHeader:
 
 
 def segments(content: bytes) -> Iterator[Segment]:
-    """Each segment; between them lie the bits of the scans, in which no marker occurs."""
+    """Yield each segment of a file; the bits of the scans lie between them, and contain no marker."""
     place = content.find(b"\xff", len(START))
     while 0 <= place < len(content) - 4:
         marker = content[place + 1]

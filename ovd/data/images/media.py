@@ -1,4 +1,4 @@
-"""What a user points at, as pictures: image files, folders, patterns, standard input, and the frames of videos."""
+"""Pictures from the inputs of a user: image files, folders, patterns, standard input, and the frames of videos."""
 
 import os
 import sys
@@ -23,9 +23,9 @@ class Picture:
     """An image, or a frame of a video."""
 
     source: str
-    """The file as it was given, or found in what was given; "-" for standard input."""
+    """File as it was given, or found in a given folder or pattern; "-" for standard input."""
     pixels: UInt8[np.ndarray, "H W 3"]
-    """RGB."""
+    """RGB pixels."""
     frame: int | None = None
     """Position in the video, from 0; None for an image."""
     time_s: float | None = None
@@ -33,16 +33,16 @@ class Picture:
 
 
 def find_media(given: Sequence[str]) -> list[str]:
-    """The image and video files that words name, each once, in the order of the words.
+    """Find the image and video files of the given inputs, each once, in the order of the inputs.
 
     Args:
-        given: files; folders, for the images and videos in them and below, in the order of their paths; patterns such
-            as `photos/*.jpg`, `**` for any folders; `-` for an image on standard input. Folders and patterns are
-            taken `without_drawn`.
+        given: files; folders, for the images and videos in them and their subfolders, sorted by path; patterns such as
+            `photos/*.jpg`, with `**` for any folders; `-` for an image on standard input. The files of folders and
+            patterns are filtered by `without_drawn`.
 
     Raises:
-        ValueError: a folder or a pattern has no image and no video, a word is an address such as https://..., or `-` is
-            given twice.
+        ValueError: a folder or a pattern has no image and no video, an input is an address such as https://..., or `-`
+            is given twice.
     """
     found: dict[str, str] = {}
     for word in given:
@@ -61,7 +61,7 @@ def _files_of(word: str) -> list[str]:
     if path.is_dir():
         files = named(files_below(path, _is_medium), _is_medium)
     elif path.exists() or not any(character in word for character in "*?["):
-        return [word]  # reading it says what is wrong with it
+        return [word]  # reading it reports what is wrong with it
     else:
         files = named(map(Path, glob(word, recursive=True)), _is_medium)
     if not files:
@@ -75,15 +75,15 @@ def _is_medium(name: str) -> bool:
 
 
 def is_video(source: str) -> bool:
-    """Whether a file is read as a video, by the ending of its name."""
+    """Whether a file is read as a video, by its suffix."""
     return Path(source).suffix.lower() in VIDEO_ENDINGS
 
 
 def pictures_of(source: str) -> Iterator[Picture]:
-    """The image of a file or of standard input, or every frame of a video.
+    """Yield the image of a file or of standard input, or every frame of a video.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: the image or video cannot be read.
         ValueError: the package that reads videos is missing.
     """
     if is_video(source):

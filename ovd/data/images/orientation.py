@@ -1,4 +1,4 @@
-"""How a viewer turns an image, by its EXIF metadata."""
+"""Orientation of an image by its EXIF metadata."""
 
 from collections.abc import Callable
 
@@ -17,15 +17,15 @@ UPRIGHT = {
 
 
 def shown_size(width: int, height: int, orientation: int) -> tuple[int, int]:
-    """Height and width after the EXIF rotation."""
+    """Return height and width after the EXIF rotation."""
     return (width, height) if orientation >= 5 else (height, width)
 
 
 def orientation_of(
     image: Image.Image, read_exif: Callable[[Image.Image], Image.Exif] = lambda image: image.getexif()
 ) -> int:
-    """1 (upright) to 8; damaged EXIF data counts as none, since the pixels are sound."""
-    if image.format == "TIFF":  # Pillow turns these itself, their size too
+    """Return the EXIF orientation, 1 (upright) to 8; 1 if the EXIF data is damaged, since the pixels are intact."""
+    if image.format == "TIFF":  # Pillow rotates these itself, including their size
         return 1
     try:
         orientation = read_exif(image).get(_EXIF_ORIENTATION, 1)

@@ -1,4 +1,4 @@
-"""Pillow's remarks on odd images, silenced in one process for all threads."""
+"""A context that silences Pillow's warnings about odd images, for all threads of a process."""
 
 import os
 import warnings
@@ -6,11 +6,11 @@ from threading import Lock
 
 
 class _Remarks:
-    """A context without Pillow's remarks on odd metadata, and on sizes, which are checked here: what matters raises.
+    """A context without Pillow's warnings about odd metadata and large sizes; what matters is checked, and raises.
 
-    Filters of warnings belong to the process. So the first thread that comes silences them, and the last that leaves
-    puts back what there was: threads that did so each for itself could leave another's behind. In a process that is
-    forked meanwhile nobody is inside.
+    Warning filters belong to the process. So the first thread that enters silences warnings, and the last that leaves
+    restores the filters: if each thread did both, one could leave the filters of another behind. A process that is
+    forked meanwhile starts with no thread inside.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class _Remarks:
                 self._filters = None
 
     def forget(self) -> None:
-        """Begin anew, in a forked process."""
+        """Reset the state in a forked process."""
         self._lock = Lock()
         if self._num_inside and self._filters is not None:
             self._filters.__exit__(None, None, None)

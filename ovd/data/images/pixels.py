@@ -1,17 +1,17 @@
-"""An image as people hold it in memory, read as RGB pixels by rules that leave nothing to guess.
+"""Conversion of images in memory to RGB pixels, by unambiguous rules.
 
 | given | read as |
 |---|---|
-| `PIL.Image` of any mode | its pixels as they are, the EXIF rotation not applied; transparent ones over white |
-| array (H W), (H W 1) | grey |
-| array (H W 3), (H W 4) | RGB; RGBA over white. The order of OpenCV, BGR, cannot be seen: turn it first |
-| array (1 H W), (3 H W), (4 H W) | the same, channels first; a tensor that could be either is channels first |
+| `PIL.Image` of any mode | its pixels without EXIF rotation; transparent ones over white |
+| array (H W), (H W 1) | gray |
+| array (H W 3), (H W 4) | RGB; RGBA over white. OpenCV's order, BGR, cannot be recognized: convert it first |
+| array (1 H W), (3 H W), (4 H W) | the same, channels first; an ambiguous tensor is read as channels first |
 | integers | 0 to 255 |
-| uint16 with a value above 255 | by the bits that are used: 10, 12, 14 or 16, the highest eight of them |
+| uint16 with a value above 255 | the highest eight of the bits that are used: 10, 12, 14 or 16 |
 | floats, all from 0 to 1 | 1 is white |
 | floats, all from 0 to 255 | 255 is white |
 
-All else is an error: no pixels, several images, negative values, values above the range, NaN, booleans.
+Everything else is an error: no pixels, several images, negative values, values above the range, NaN, booleans.
 """
 
 from os import PathLike
@@ -29,7 +29,7 @@ from ovd.warn import warn
 
 @runtime_checkable
 class TensorLike(Protocol):
-    """A tensor of torch, which need not be installed."""
+    """A tensor of torch, for which torch need not be installed."""
 
     def detach(self) -> Any: ...
 
@@ -37,28 +37,28 @@ class TensorLike(Protocol):
 
 
 SMALLEST_SIDE_PX = 32
-"""Least longest side of an image that a detector is run on."""
+"""Minimum length of the longest side of an image that a detector is run on."""
 
 ImageInMemory = Image.Image | np.ndarray | TensorLike
 AnyImage = str | PathLike[str] | ImageInMemory
-"""A file, or pixels."""
+"""An image file or an image in memory."""
 
 
 def pixels_of(image: AnyImage) -> UInt8[np.ndarray, "H W 3"]:
-    """The RGB pixels of a file, or of an image in memory.
+    """Return the RGB pixels of a file, or of an image in memory.
 
     Raises:
         ImageError: the file is missing or not an image.
-        ValueError: as `as_pixels`.
+        ValueError: as for `as_pixels`.
     """
     return read_image(Path(image)) if isinstance(image, str | PathLike) else as_pixels(image)
 
 
 def as_pixels(image: ImageInMemory) -> UInt8[np.ndarray, "H W 3"]:
-    """The RGB pixels of an image in memory, by the rules above.
+    """Return the RGB pixels of an image in memory, by the rules of this module.
 
     Raises:
-        ValueError: it is none that the rules read; says what it is.
+        ValueError: the rules do not allow the image; the message says why.
     """
     if isinstance(image, Image.Image):
         if 0 in image.size:
@@ -82,13 +82,13 @@ def as_pixels(image: ImageInMemory) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _array(image: TensorLike) -> np.ndarray:
-    """The tensor's values; those of bfloat16, which numpy does not have, as float32."""
+    """Return the tensor as an array; bfloat16, which NumPy lacks, as float32."""
     tensor = image.detach().cpu()
     return tensor.float().numpy() if "bfloat16" in str(tensor.dtype) else tensor.numpy()
 
 
 def _channels_last(values: np.ndarray, *, prefer_first: bool) -> np.ndarray:
-    """The values as (H W C), C one of 1, 3 and 4."""
+    """Return the values as (H W C), where C is 1, 3 or 4."""
     shape = values.shape
     if 0 in shape:
         raise ValueError(f"the image has no pixels: its shape is {shape}")
@@ -128,10 +128,10 @@ def _eight_bits(values: np.ndarray) -> UInt8[np.ndarray, "*shape"]:
 
 
 def checked_size(size: int) -> int:
-    """The longest side in pixels that images are resized to.
+    """Check and return the longest side in pixels that images are resized to.
 
     Raises:
-        ValueError: it is no whole number, or too small for anything to be seen.
+        ValueError: the size is not a whole number, or under `SMALLEST_SIDE_PX`.
     """
     if not isinstance(size, int) or isinstance(size, bool) or size < SMALLEST_SIDE_PX:
         raise ValueError(f"size is the longest side in pixels, a whole number from {SMALLEST_SIDE_PX} on, not {size!r}")
@@ -139,6 +139,6 @@ def checked_size(size: int) -> int:
 
 
 def warn_of_other_size(calibrated: int, size: int) -> None:
-    """Tell that scores were calibrated at another size of images than they are used at, if it is another."""
+    """Warn if scores were calibrated at another image size than the one in use."""
     if size != calibrated:
         warn(f"scores were calibrated at {calibrated} px; at {size} px they are worse probabilities")

@@ -1,4 +1,4 @@
-"""Decoding an image file to RGB pixels; the error names what is wrong with it."""
+"""Decoding of image files to RGB pixels, with errors that name the fault."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,26 +18,26 @@ from ovd.fault import Fault
 from ovd.shapes import UInt8
 
 MAX_SCANS = 100
-"""Of a progressive JPEG, which has about ten."""
-_REDUCTIONS = (8, 4, 2)  # what JPEG decoders can divide the sides by: they leave out the higher frequencies
+"""Maximum number of scans of a JPEG; a progressive one has about ten."""
+_REDUCTIONS = (8, 4, 2)  # JPEG decoders can divide the sides by these, leaving out higher frequencies
 
 JpegDecoder = Callable[[bytes], UInt8[np.ndarray, "H W 3"] | None]
-"""The RGB pixels of a JPEG file; None if it cannot be decoded."""
+"""Function that decodes a JPEG file to RGB pixels; it returns None if it cannot."""
 
 
 @dataclass(frozen=True)
 class DecodedImage:
     pixels: UInt8[np.ndarray, "H W 3"]
-    """RGB; not to be written to."""
+    """RGB pixels, which must not be written to."""
     unrotated: bool
-    """True where the sides agree with the annotation only when the EXIF rotation is not applied (F12, a repair)."""
+    """Whether the EXIF rotation is left out, since only the stored sides agree with the annotation (F12, a repair)."""
     without_end: bool = False
-    """True for a JPEG that lacks its end marker and nothing else (F9, a repair)."""
+    """Whether the file is a JPEG that lacks only its end marker (F9, a repair)."""
     reduction: int = 1
-    """The sides of the file's image are those of `pixels` times 1, 2, 4 or 8."""
+    """Factor, 1, 2, 4 or 8, by which the sides of the file's image are longer than those of `pixels`."""
 
     def repairs(self) -> list[Fault]:
-        """What was repaired."""
+        """Return the faults that were repaired."""
         repairs = [Fault("F12", "EXIF rotation not applied, as in the annotation")] if self.unrotated else []
         return repairs + ([Fault("F9", "the end marker is missing, all rows are there")] if self.without_end else [])
 
@@ -45,7 +45,7 @@ class DecodedImage:
 def read_image(
     source: Path | bytes, *, expected_size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The pixels alone of `decode_image`, which may be written to."""
+    """Decode an image as `decode_image` does, and return its pixels, which are writable."""
     return decode_image(source, expected_size=expected_size, max_pixels=max_pixels).pixels.copy()
 
 
@@ -57,27 +57,28 @@ def decode_image(
     longest_side: int | None = None,
     decode_jpeg: JpegDecoder | None = None,
 ) -> DecodedImage:
-    """Decodes a JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or JPEG 2000 file to RGB as a viewer shows it.
+    """Decode a JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or JPEG 2000 file to RGB as a viewer shows it.
 
-    The EXIF orientation is applied, transparent pixels are laid over white, values of 16 bits are brought to 8 by the
-    bits that are used (sixteen_bits.py), and of an animation or of several pages the first is read. A JPEG may lack its
-    end marker, as long as all rows are there (jpeg_end.py).
+    The EXIF orientation is applied, transparent pixels are put over white, 16-bit values are reduced to 8 bits by the
+    bits that are used (sixteen_bits.py), and the first image of an animation or of several pages is read. A JPEG may
+    lack its end marker if all rows are there (jpeg_end.py).
 
     Args:
         source: a file or its bytes.
-        expected_size: height and width that the annotation gives. Where only the stored, unrotated sides agree with
-            it, the stored pixels are returned.
-        max_pixels: larger images are refused by their header, before memory is taken for them.
-        longest_side: in pixels, to which the image will be resized. A JPEG is then decoded to an eighth, a quarter or
-            half of its sides, where these are multiples and the longest does not become less than this. The pixels are
-            within 0.7 of 255, in the mean, of the means over areas of the whole image; within 2.5 where the file has
-            colors of half the width alone (4:2:2), since these are not reduced by less than the brightness is.
-        decode_jpeg: takes Pillow's place for JPEG files of three colors and one whole scan that are neither turned nor
-            reduced.
+        expected_size: height and width in the annotation. If only the stored, unrotated sides agree with it, the stored
+            pixels are returned.
+        max_pixels: number of pixels above which an image is refused by its header, before memory is allocated.
+        longest_side: longest side in pixels that the image will be resized to. A JPEG is then decoded to an eighth, a
+            quarter or half of its sides if these are multiples and the longest stays at least this long. On average its
+            pixels differ by less than 0.7 of 255 from the area means of the whole image; by less than 2.5 if only the
+            width of the colors is halved in the file (4:2:2), since these are reduced at least as much as the
+            brightness.
+        decode_jpeg: decoder used instead of Pillow for JPEG files of three colors and one whole scan that are neither
+            rotated nor reduced.
 
     Raises:
-        ImageError: F8 missing; F9 empty, truncated or not an image; F10 too many bytes or pixels; F12 another size
-            than expected.
+        ImageError: F8 missing; F9 empty, truncated or not an image; F10 too many bytes, pixels or scans; F12 another
+            size than expected.
     """
     name = str(source) if isinstance(source, Path) else "image"
     content = read_file(source) if isinstance(source, Path) else source
@@ -90,7 +91,7 @@ def decode_image(
         if header.num_scans > MAX_SCANS:
             raise ImageError("F10", f"{name}: a JPEG of more than {MAX_SCANS} scans, which takes long; save it again")
         width, height = image.size
-        wide = has_wide_colors(image)  # before the metadata, for which Pillow decodes a PNG
+        wide = has_wide_colors(image)  # before reading metadata, for which Pillow decodes a PNG
         orientation = orientation_of(image)
         unrotated = _is_unrotated((height, width), orientation, expected_size, name)
         reduction = 1 if header.is_lossless else _reduce(image, longest_side)
@@ -105,7 +106,7 @@ def decode_image(
             if is_inverted(image):
                 rgb = ImageOps.invert(rgb)
         except OSError:
-            if reduction > 1:  # what is damaged is found in the whole image
+            if reduction > 1:  # the whole image shows what is damaged
                 return decode_image(source, expected_size=expected_size, max_pixels=max_pixels)
             whole = with_end(content)
             if whole is None:
@@ -121,10 +122,10 @@ def decode_image(
 def _is_unrotated(
     stored_size: tuple[int, int], orientation: int, expected_size: tuple[int, int] | None, name: str
 ) -> bool:
-    """Whether the annotation's height and width are those of the stored pixels, and not of the image upright.
+    """Whether the annotation's height and width are those of the stored pixels, and not of the rotated image.
 
     Raises:
-        ImageError: F12, they are neither.
+        ImageError: F12 they are those of neither.
     """
     shown = shown_size(*stored_size[::-1], orientation)
     if expected_size is None or shown == expected_size:
@@ -138,9 +139,9 @@ def _is_unrotated(
 
 
 def _reduce(image: Image.Image, longest_side: int | None) -> int:
-    """Makes a JPEG that is not decoded yet be decoded to a part of its sides, if it can be; what divides them.
+    """Configure a JPEG that is not decoded yet to be decoded at reduced size, if possible, and return the factor.
 
-    The sides have to be multiples, so that a pixel at the border stands for as many as any other, and boxes stay exact.
+    The sides have to be multiples of it, so that all pixels cover areas of the same size, and boxes stay exact.
     """
     if longest_side is None:
         return 1
@@ -153,13 +154,13 @@ def _reduce(image: Image.Image, longest_side: int | None) -> int:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB, its transparent pixels over white.
+    """Convert an image of any mode to RGB, with transparent pixels over white.
 
     Raises:
-        ValueError: pixels of 32 bits, of which nothing says what is white.
+        ValueError: pixels have 32 bits, for which white is not defined.
     """
     if image.mode.startswith("I"):
-        # 16-bit grey: convert() would clip at 255 instead of scaling.
+        # 16-bit gray: convert() would clip at 255 instead of scaling.
         values = np.asarray(image)
         if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
             raise ValueError(f"values from {values.min()} to {values.max()}; save the image with 8 or 16 bits")

@@ -1,6 +1,6 @@
-"""Pixels of 16 bits as bytes: by the bits that are used, since cameras and microscopes store 10 or 12 bits in 16.
+"""Conversion of 16-bit pixels to bytes by the bits that are used, since cameras and microscopes store 10 or 12 in 16.
 
-By the high byte alone such an image would be nearly black.
+With the high byte alone, such an image would be nearly black.
 """
 
 import numpy as np
@@ -15,27 +15,27 @@ _WIDE_COLORS = "colors of 16 bits, which cannot be read as they are stored"
 
 
 def to_eight_bits(values: UInt16[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """The highest eight of the bits that an image uses: 8, 10, 12, 14 or 16, the fewest that hold its largest value."""
+    """Return the highest eight of the bits in use: 8, 10, 12, 14 or 16, the fewest that hold the largest value."""
     used = next(bits for bits in (8, 10, 12, 14, 16) if values.max(initial=0) < 1 << bits)
     return (values >> (used - _BYTE_BITS)).astype(np.uint8)
 
 
 def has_wide_colors(image: Image.Image) -> bool:
-    """Whether an image that is opened, and not decoded yet, is a PNG or TIFF file with colors of 16 bits."""
+    """Whether an image, opened but not decoded yet, is a PNG or TIFF file with 16-bit colors."""
     return image.mode in ("RGB", "RGBA") and ";16" in str(getattr(image, "tile", ""))
 
 
 def with_used_bits(decoded: Image.Image, content: bytes) -> Image.Image:
-    """An image with colors of 16 bits, each color by the bits that all of them use.
+    """Convert an image with 16-bit colors to bytes, by the bits that all colors together use.
 
-    Pillow gives the high byte of each color; where fewer than 16 bits are used, the file is read again by OpenCV.
+    Pillow returns the high byte of each color; if no more than 14 bits are used, the file is read again with OpenCV.
 
     Args:
-        decoded: by Pillow.
-        content: the file.
+        decoded: the image decoded by Pillow.
+        content: bytes of the file.
 
     Raises:
-        ValueError: OpenCV reads other colors than Pillow.
+        ValueError: OpenCV is missing, or reads other colors than Pillow.
     """
     high_bytes = np.asarray(decoded)
     if high_bytes[..., :3].max(initial=0) >= 1 << 14 - _BYTE_BITS:
@@ -55,6 +55,6 @@ def with_used_bits(decoded: Image.Image, content: bytes) -> Image.Image:
 
 
 def is_inverted(image: Image.Image) -> bool:
-    """Whether 0 is white in a grey TIFF file of up to 16 bits, which Pillow turns round for up to 8 bits only."""
+    """Whether 0 is white in a gray TIFF file of up to 16 bits; Pillow inverts those of up to 8 bits itself."""
     tags = getattr(image, "tag_v2", {})
     return image.mode.startswith("I") and tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO

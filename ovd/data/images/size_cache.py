@@ -1,8 +1,8 @@
-"""Sizes of many images, kept from one run to the next: to read a header takes far longer than to ask for a file's date.
+"""Cache of the sizes of many images: reading a header takes far longer than getting a file's modification time.
 
-The folder `OVD_CACHE`, by default ~/.cache/ovd, has a file for each list of images. A size counts where the image's
-file has the same length and the same time of its last change as when it was read; all others are read anew. Should a
-size be wrong all the same, the loader finds out when it decodes the image, and counts it (F12).
+The folder `OVD_CACHE`, by default ~/.cache/ovd, has a cache file per list of images. A size is used if the image file
+has the same length and modification time as when the size was read; all others are read again. If a size is wrong
+anyway, the loader finds out when it decodes the image, and counts it (F12).
 """
 
 import hashlib
@@ -20,13 +20,13 @@ from ovd.progress import progress
 from ovd.shapes import Int64
 
 MIN_IMAGES = 1000
-"""Lists shorter than this are read every time."""
+"""Number of images below which sizes are not cached."""
 _AT_A_TIME = 4096
 _THREADS = 8
 
 
 def sizes_of(paths: Sequence[Path]) -> list[tuple[int, int] | ImageError]:
-    """Height and width of each image, or why it cannot be used: as `read_sizes`, but faster the second time."""
+    """Return height and width of each image, or its error, as `read_sizes` does, but faster the second time."""
     if len(paths) < MIN_IMAGES:
         return read_sizes(paths)
     file = _file_of(paths)
@@ -59,7 +59,7 @@ def _file_of(paths: Sequence[Path]) -> Path:
 
 
 def _states(paths: Sequence[Path]) -> Int64[np.ndarray, "N 2"]:
-    """Time of the last change, in nanoseconds, and length of each file; 0 for one that is not there."""
+    """Return modification time in nanoseconds and length in bytes of each file; zeros for a missing file."""
 
     def of_part(part: Sequence[Path]) -> list[tuple[int, int]]:
         return [_state(path) for path in part]
@@ -79,7 +79,7 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def _load(file: Path, count: int) -> Int64[np.ndarray, "N 4"]:
-    """The rows that were kept; nothing but zeros if there are none, or the file is damaged."""
+    """Load the cached rows; all zero if there are none, or the file is damaged."""
     try:
         rows = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -90,7 +90,7 @@ def _load(file: Path, count: int) -> Int64[np.ndarray, "N 4"]:
 
 
 def _save(file: Path, rows: Int64[np.ndarray, "N 4"]) -> None:
-    """Keep the rows; where nothing can be written, they are read again next time."""
+    """Cache the rows; if the cache cannot be written, sizes are read again next time."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file, "wb") as stream:

@@ -1,4 +1,4 @@
-"""Sizes of images from their headers."""
+"""Reading of image sizes from headers."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +19,12 @@ _PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 def read_sizes(
     paths: Sequence[Path], *, expected: Sequence[tuple[int, int]] | None = None, max_pixels: int = MAX_PIXELS
 ) -> list[tuple[int, int] | ImageError]:
-    """Height and width of each image as `decode_image` would return it, from the headers; or why it cannot be used.
+    """Read height and width of each image, as `decode_image` would return it, from its header; or return its error.
 
     The errors are those of `decode_image`; damage after a header is found when the image is decoded.
 
     Args:
-        expected: height and width that the annotation gives to each. Another size is no error; where only the stored,
+        expected: height and width of each image in the annotations. Another size is not an error; if only the stored,
             unrotated sides agree with it, these are returned.
     """
 
@@ -44,7 +44,7 @@ def read_sizes(
 
 
 def _read_size(path: Path, max_pixels: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Height and width as a viewer shows the image, and as it is stored."""
+    """Return height and width of the image as a viewer shows it, and as it is stored."""
     with file_errors(path):
         if check_file(path) == 0:
             raise ImageError("F9", f"{path}: file is empty")
@@ -59,7 +59,7 @@ def _read_size(path: Path, max_pixels: int) -> tuple[tuple[int, int], tuple[int,
 
 
 def _has_late_metadata(path: Path) -> bool:
-    """Whether a PNG file has metadata after its first pixels, where it is legal but rare."""
+    """Whether a PNG file has metadata after its first pixels, which is legal but rare."""
     with path.open("rb") as file:
         file.seek(_PNG_SIGNATURE_BYTES)
         has_pixels = False
@@ -68,5 +68,5 @@ def _has_late_metadata(path: Path) -> bool:
             has_pixels |= kind == b"IDAT"
             if has_pixels and kind in _PNG_METADATA:
                 return True
-            file.seek(length + 4, 1)  # over the content and its checksum
+            file.seek(length + 4, 1)  # skips the content and its checksum
     return False

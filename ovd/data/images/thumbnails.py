@@ -1,4 +1,4 @@
-"""Small JPEG pictures as text, for pages that hold their pictures themselves."""
+"""Small JPEG pictures as data URIs, for HTML pages that contain their pictures."""
 
 from base64 import b64encode
 from io import BytesIO
@@ -12,7 +12,7 @@ QUALITY = 80
 
 
 def data_uri(pixels: UInt8[np.ndarray, "H W 3"], *, longest_px: int) -> str:
-    """The picture as `data:image/jpeg;base64,...`, no side longer than `longest_px`; a smaller one keeps its size."""
+    """Return `data:image/jpeg;base64,...` of the picture, shrunk to a longest side of `longest_px` if it is larger."""
     picture = Image.fromarray(pixels)
     picture.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS, reducing_gap=2)
     file = BytesIO()

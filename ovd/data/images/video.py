@@ -1,4 +1,4 @@
-"""Videos: their frames as RGB pixels, and pictures as a video. PyAV does the work (extra `video`)."""
+"""Reading of videos as RGB frames, and writing of pictures as a video, with PyAV (extra `video`)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,15 +16,15 @@ from ovd.shapes import UInt8
 VIDEO_ENDINGS = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv"})
 _DEFAULT_RATE = Fraction(25)
 LEAST_SHARE = 0.9
-"""The frames of a whole video reach this share of the length that its header gives, less a second."""
+"""Share of the length in a video's header, less a second, that the frames of a complete video cover."""
 
 
 def read_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "H W 3"]]]:
-    """Seconds from the start and the RGB pixels of every frame, turned as a player shows it.
+    """Yield the time in seconds from the start and the RGB pixels of every frame, rotated as a player shows it.
 
     Raises:
-        ImageError: F8 missing; F9 no video, damaged, or with frames for less than nine tenths of its length, which is
-            found after the last one; F10 too many pixels.
+        ImageError: F8 missing; F9 not a video, damaged, or with frames for less than nine tenths of its length, which
+            is found after the last frame; F10 too many pixels.
         ValueError: PyAV is missing.
     """
     with _opened(path) as container:
@@ -39,7 +39,7 @@ def read_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "H W 3"]]
             before_s, time_s = time_s, float(frame.time or 0.0)
             own_s = float((getattr(frame, "duration", 0) or 0) * (frame.time_base or 0))
             longest_s = max(longest_s, own_s, time_s - before_s)
-            end_s = time_s + longest_s  # the last one may stay as long as any
+            end_s = time_s + longest_s  # the last frame may last as long as any
             yield time_s, np.ascontiguousarray(np.rot90(pixels, quarter_turns))
         length_s = _length_s(container, stream)
         if 0 < end_s < LEAST_SHARE * length_s - 1:
@@ -49,10 +49,10 @@ def read_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "H W 3"]]
 
 
 def describe_video(path: Path) -> tuple[Fraction, int]:
-    """Frames per second, and the number of frames by the file's header, 0 if it does not say.
+    """Return frames per second, and the number of frames in the file's header, 0 if it is not stated.
 
     Raises:
-        ImageError, ValueError: as `read_frames`.
+        ImageError, ValueError: as for `read_frames`.
     """
     with _opened(path) as container:
         stream = container.streams.video[0]
@@ -62,7 +62,7 @@ def describe_video(path: Path) -> tuple[Fraction, int]:
 
 
 def _length_s(container: Any, stream: Any) -> float:
-    """Seconds of a video by its header; 0 if that says nothing of its pictures alone."""
+    """Return the length of a video's pictures in seconds by its header; 0 if it is not stated."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     is_alone = container.duration and not container.streams.audio
@@ -71,7 +71,7 @@ def _length_s(container: Any, stream: Any) -> float:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """PyAV's container of a file that has pictures; what PyAV raises until the block ends becomes an ImageError."""
+    """Open a file that has pictures with PyAV; whatever PyAV raises within the context becomes an `ImageError`."""
     av = optional("av", "video")
     if not path.is_file():
         raise ImageError("F8", f"{path}: file is missing")
@@ -85,12 +85,12 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 class VideoWriter:
-    """Writes pictures of one size as an MP4 file (H.264, or MPEG-4 where PyAV is built without an encoder for it)."""
+    """A writer of pictures of one size as an MP4 file (H.264, or MPEG-4 if PyAV is built without an encoder for it)."""
 
     def __init__(self, path: Path, rate: Fraction):
         """
         Args:
-            path: replaced if it exists.
+            path: the file, which is replaced if it exists.
             rate: frames per second.
 
         Raises:
@@ -104,7 +104,7 @@ class VideoWriter:
         self._size: tuple[int, int] | None = None
 
     def add(self, picture: Image.Image) -> None:
-        """Append a picture; each has the size of the first, an odd side of which loses a pixel."""
+        """Append a picture, which must have the size of the first; an odd side loses a pixel."""
         if self._size is None:
             self._size = (picture.width - picture.width % 2, picture.height - picture.height % 2)
             self._stream.width, self._stream.height = self._size
@@ -112,7 +112,7 @@ class VideoWriter:
         self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
-        """Write what is left and close the file."""
+        """Write the remaining frames and close the file."""
         if self._size is not None:
             self._container.mux(self._stream.encode())
         self._container.close()
