@@ -23,7 +23,7 @@ _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages that do not stand in docs/."""
+    """Add the pages that are not in docs/."""
     root = PurePosixPath(config.docs_dir).parent
     for path, name in PAGES.items():
         with open(root / path, encoding="utf-8") as file:
@@ -32,7 +32,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turns links between files of the repository into links between pages."""
+    """Turn links between files of the repository into links between pages."""
     place = PurePosixPath(_PLACE_OF.get(page.file.src_uri, f"docs/{page.file.src_uri}")).parent
 
     def link(found: re.Match[str]) -> str:
@@ -50,7 +50,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _resolved(path: PurePosixPath) -> str:
-    """The path without `..`."""
+    """Return the path without `..`."""
     parts: list[str] = []
     for part in path.parts:
         parts = parts[:-1] if part == ".." else [*parts, part]

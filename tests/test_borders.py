@@ -85,3 +85,25 @@ def test_functions_are_short_and_take_few_parameters():
                 where = f"{file}:{node.lineno} {node.name}"
                 assert len(parameters) <= 10, where
                 assert (node.end_lineno or 0) - node.lineno < 80, where
+
+
+HEADLESS = {"As", "By", "For", "From", "In", "Its", "None", "Of", "On", "That", "Those", "To", "What", "With"}
+"""First words of phrases that say nothing without the name above them."""
+
+
+@pytest.mark.parametrize("part", ["ovd", "tools", "bench"])
+def test_docstrings_begin_with_what_they_describe(part):
+    """A docstring is shown without its context by help() and editors."""
+    for file in files_of(OVD.parent / part):
+        for docstring in docstrings_of(ast.parse(file.read_text())):
+            assert docstring.split()[0] not in HEADLESS, f"{file}: {docstring}"
+
+
+def docstrings_of(tree):
+    """Yield all docstrings, those of fields and constants included."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        for statement in body if isinstance(body, list) else []:
+            value = statement.value if isinstance(statement, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                yield value.value

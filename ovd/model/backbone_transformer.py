@@ -222,7 +222,8 @@ class OpenClipTransformerBackbone(TransformerBackbone):
     num_prefix = 1
 
     def __init__(self, visual: VisionTransformer, *, window: int = 0, global_blocks: int = 0):
-        """
+        """Adapt a vision transformer.
+
         Raises:
             ValueError: the blocks are not CLIP's own, or patches are not square.
         """
@@ -277,7 +278,8 @@ class TimmTransformerBackbone(TransformerBackbone):
     """timm's VisionTransformer (SigLIP, SigLIP 2) and Eva (EVA01, EVA02) in an open_clip model."""
 
     def __init__(self, visual: TimmModel, *, window: int = 0, global_blocks: int = 0):
-        """
+        """Adapt a vision transformer.
+
         Raises:
             ValueError: patches are not square or not made by a single convolution, or the rotary embeddings are of
                 another kind than EVA02's.

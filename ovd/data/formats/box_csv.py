@@ -35,7 +35,7 @@ class _Row:
     file: str
     size: tuple[int, int]
     object: NamedObject | None
-    """None in the row of an image without objects."""
+    """Object of the row; None in the row of an image without objects."""
 
 
 def read_box_csv(request: ReadRequest, report: DataReport) -> AnnotationTable:
