@@ -14,7 +14,7 @@ class ExpertGroup:
     folders: tuple[Path, ...] = ()
     """Expert folders, or the run folders that they are in; none for the detector alone."""
     same_place: SamePlace = "base_stays"
-    """What happens to boxes of the base detector and of an expert at one place."""
+    """Rule for boxes of the base detector and of an expert at one place."""
     nearest: bool = False
     """Whether experts also answer queries in other words that are near to their names."""
 
