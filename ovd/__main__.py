@@ -14,31 +14,31 @@ from ovd.cli import run_tool
 
 COMMANDS = {
     "use a detector": {
-        "detect": "find named things in an image",
+        "detect": "detect classes of any name in images and videos",
         "label": "label your own images with a detector: COCO, YOLO, VOC, Label Studio",
-        "serve": "a page for the browser and an HTTP API",
-        "experts": "list and check experts of a detector, say who answers which query",
-        "export": "write a detector as ONNX, to detect without torch",
+        "serve": "serve a web page and an HTTP API",
+        "experts": "list and check experts of a detector, show which one answers a query",
+        "export": "export a detector to ONNX, to detect without torch",
     },
     "train": {
         "train": "train a detector from a config",
-        "fine-tune": "learn from your own boxes, and keep every other word",
+        "fine-tune": "fine-tune a detector on your own boxes, and keep its other words",
         "label-pairs": "label image-text pairs with a detector, for self-training",
         "ensemble": "average the weights of two runs",
-        "align-backbone": "teach a dense feature what CLIP says of crops, without labels",
+        "align-backbone": "align a backbone's dense feature with CLIP's crop embeddings, without labels",
         "text-bank": "encode the text variants of many classes once",
-        "replay-step": "look again at a step whose loss was not finite",
+        "replay-step": "compute a step again whose loss was not finite",
         "cost": "predict memory and time of a training",
     },
     "measure": {
         "eval": "evaluate a detector on a data set, or a results file",
         "check-backbone": "compare a backbone's dense feature with its pooled one",
-        "label-quality": "precision and recall of labelled pairs where the truth is known",
+        "label-quality": "measure precision and recall of labelled pairs whose truth is known",
     },
     "prepare data": {
-        "check": "read a whole data set and print its faults",
-        "import-boxes": "make one COCO JSON of what an annotation tool exported",
-        "import-pairs": "make tar shards of image-text pairs from a TSV file",
+        "check": "check a whole data set and list its faults",
+        "import-boxes": "convert the export of an annotation tool to COCO JSON",
+        "import-pairs": "convert a TSV file of image-text pairs to tar shards",
         "split": "split an annotation file in two by image",
     },
 }
