@@ -25,7 +25,7 @@ install: $(INSTALLED)
 quickstart: $(INSTALLED)
 	$(PY) tools/quickstart.py $(ARGS)
 
-# Two processes, each of which runs whole test files. Idle threads do not spin, so that each process has a core.
+# Two processes, each of which runs whole test files. Their threads do not spin while they wait for a core.
 test: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(PY) -m pytest $(QUICKLY)
 
