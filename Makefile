@@ -25,7 +25,7 @@ install: $(INSTALLED)
 quickstart: $(INSTALLED)
 	$(PY) tools/quickstart.py $(ARGS)
 
-# Two processes, each with the tests of whole files, whose threads do not spin while they wait for a core.
+# Two processes, each of which runs whole test files. Their threads do not spin while they wait for a core.
 test: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(PY) -m pytest $(QUICKLY)
 
@@ -33,12 +33,12 @@ test-all: $(INSTALLED)
 	$(PY) -m pytest
 	$(MAKE) test-stand-in
 
-# On a stand-in for a GPU (tests/stand_in_gpu.py), which finds on a machine without one what fails on one.
+# Tests on a fake GPU (tests/stand_in_gpu.py), which finds GPU errors on a machine without a GPU.
 test-stand-in: $(INSTALLED)
 	PYTHONPATH=tests OMP_WAIT_POLICY=passive $(PY) -m pytest -p stand_in_gpu $(QUICKLY)
 
-# The parts that call other packages, at the lowest versions that the requirements allow. CI runs it where the
-# requirements are not those of the last success.
+# Tests of the parts that call other packages, with the lowest versions that the requirements allow. CI runs it when the
+# requirements have changed since the last success.
 test-lowest: $(LOWEST_INSTALLED)
 	$(LOWEST_PY) -m pytest $(LOWEST_TESTS)
 	sha256sum $(REQUIREMENTS) > .ci/lowest.sha256
@@ -49,7 +49,7 @@ lint: $(INSTALLED)
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
 
-# The site of docs/, in site/; a broken link stops it. `make docs ARGS=serve` shows it while it is written.
+# Builds the site of docs/ into site/; a broken link stops it. `make docs ARGS=serve` serves it while you write.
 docs: $(INSTALLED)
 	$(PY) -m pip install --quiet -c constraints.txt 'mkdocs-material>=9.6' 'mkdocstrings[python]>=0.29'
 	$(PY) -m mkdocs $(or $(ARGS),build)
@@ -57,17 +57,17 @@ docs: $(INSTALLED)
 world: $(INSTALLED)
 	$(PY) tools/make_world.py
 
-# Minutes; no other work should run meanwhile. ARGS=--only-join runs nothing.
+# Takes minutes; run nothing else meanwhile. ARGS=--only-join measures nothing and only joins the results.
 bench: $(INSTALLED)
 	$(PY) bench/join.py $(ARGS)
 
-# Caches only: the environment, data/ and runs/ stay.
+# Deletes caches only; the environment, data/ and runs/ stay.
 clean:
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find ovd tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# ovd itself is installed editable, so that scripts and tests find it from any folder. torch brings the setuptools
-# that builds it, hence no build isolation and no second download.
+# ovd is installed editable, so that scripts and tests find it from any folder. torch installs the setuptools that
+# builds it; without build isolation, setuptools is not downloaded again.
 $(INSTALLED): requirements.txt requirements-dev.txt requirements-extras.txt requirements-no-deps.txt constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ovd needs Python 3.11 or newer: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
@@ -76,8 +76,8 @@ $(INSTALLED): requirements.txt requirements-dev.txt requirements-extras.txt requ
 	$(PY) -m pip install --no-deps --no-build-isolation -e .
 	touch $@
 
-# Every lower bound that the requirements name is taken for the version, test tools included; pip chooses what these
-# depend on.
+# Every lower bound in the requirements becomes the exact version, test tools included; pip chooses the versions of
+# their dependencies.
 $(LOWEST_INSTALLED): $(REQUIREMENTS)
 	$(PYTHON) -m venv $(LOWEST)
 	sed 's/>=/==/' requirements.txt > $(LOWEST)/requirements.txt

@@ -46,17 +46,18 @@ from ovd.data.verdict import check_trainable
 from ovd.distributed import device_of_rank
 from ovd.evaluation.results import Results
 from ovd.evaluation.run import box_evaluator
+from ovd.number_of import number_of
 from ovd.predictor import Predictor
 
 TRAINING_SIZE = 64
 SIZES = {1: (30, 60), 2: (40, 80), 3: (50, 25), 4: (20, 70), 5: (64, 40), 6: (30, 90)}
 """Height and width of the images of the annotation file, by id."""
 INTRODUCTION = """\
-# Inputs: what is read, what is refused, in which words
+# Inputs: what is read or refused, and the message
 
-Made by `python tools/inputs_table.py --output docs/inputs.md`: each row was tried, and its words are those that came.
-Two rules decide. Every change that affects training is reported, and input with one possible meaning is
-read. The codes are those of [data/README.md](../data/README.md).
+`python tools/inputs_table.py --output docs/inputs.md` tries each row and writes the message that it prints. Two rules
+apply: input with only one possible meaning is read, and every change that affects training is reported.
+[data/README.md](../data/README.md) explains the codes.
 """
 
 Row = tuple[str, Callable[[Path], str]]
@@ -95,9 +96,9 @@ def read_for_training(folder: Path, content: bytes, **options: Any) -> str:
 
 
 def summary(index: AnnotationIndex, report: DataReport, num_missing: int = 0) -> str:
-    counts = [f"{len(index)} images", f"{len(index.boxes.values)} objects"]
-    counts += [f"{len(index.crowd_boxes.values)} crowds"] if len(index.crowd_boxes.values) else []
-    counts += [f"{num_missing} images missing"] if num_missing else []
+    counts = [number_of(len(index), "image"), number_of(len(index.boxes.values), "object")]
+    counts += [number_of(len(index.crowd_boxes.values), "crowd")] if len(index.crowd_boxes.values) else []
+    counts += [f"{number_of(num_missing, 'image')} missing"] if num_missing else []
     findings = [f"{finding} ({report.first_records()[finding][0]})" for finding in report.counts()]
     return ", ".join(counts) + "".join(f"; {finding}" for finding in findings)
 
@@ -152,27 +153,28 @@ def annotation_rows() -> Iterator[Row]:
     yield json_row("a good file", lambda content: None)
     for value in ("1", True, 1.0, "0", False, "yes", 2, None):
         yield json_row(f"`iscrowd` of one object is `{json.dumps(value)}`", set_first("annotations", iscrowd=value))
-    yield json_row("every object a crowd", set_all("annotations", iscrowd=1))
-    yield json_row("no object", lambda content: content["annotations"].clear())
+    yield json_row("every object is a crowd", set_all("annotations", iscrowd=1))
+    yield json_row("a file without objects", lambda content: content["annotations"].clear())
     yield json_row("`categories: []` and no object", lambda content: content.update(categories=[], annotations=[]))
-    yield json_row("an object too small at the training size", set_first("annotations", bbox=[2, 3, 1.5, 9]))
-    yield json_row("every object too small", set_all("annotations", bbox=lambda row: [row["id"], 3, 1.2, 1.2]))
-    yield json_row("boxes as corners", set_all("annotations", bbox=corners))
+    yield json_row("one object is too small at the training size", set_first("annotations", bbox=[2, 3, 1.5, 9]))
+    yield json_row("every object is too small", set_all("annotations", bbox=lambda row: [row["id"], 3, 1.2, 1.2]))
+    yield json_row("boxes as corners `[x1, y1, x2, y2]`", set_all("annotations", bbox=corners))
     yield json_row("the same with `data.source.xyxy=true`", set_all("annotations", bbox=corners), xyxy=True)
-    yield json_row("boxes from 0 to 1", set_all("annotations", bbox=shares))
+    yield json_row("boxes in fractions of the image, from 0 to 1", set_all("annotations", bbox=shares))
     yield json_row("a box with NaN", set_first("annotations", bbox=[1, 2, float("nan"), 4]))
-    yield json_row("width and height as text", set_first("annotations", bbox=[1, 2, "10.0000", "12.0000"]))
-    yield json_row("a side under 1 px", set_first("annotations", bbox=[1, 2, 0.5, 9]))
-    yield json_row("a box partly outside", set_first("annotations", bbox=[50, 2, 30, 9]))
-    yield json_row("a box wholly outside", set_first("annotations", bbox=[90, 2, 30, 9]))
+    yield json_row("width and height of a box as text", set_first("annotations", bbox=[1, 2, "10.0000", "12.0000"]))
+    yield json_row("a box with a side under 1 px", set_first("annotations", bbox=[1, 2, 0.5, 9]))
+    yield json_row("a box partly outside its image", set_first("annotations", bbox=[50, 2, 30, 9]))
+    yield json_row("a box wholly outside its image", set_first("annotations", bbox=[90, 2, 30, 9]))
     for name in ("", "  ", "\ud800"):
-        yield json_row(f"a class called {json.dumps(name)}", set_first("categories", name=name))
+        yield json_row(f"a class named {json.dumps(name)}", set_first("categories", name=name))
     for name in ("Red Kite", "red-kite"):
-        yield json_row(f"a class `{name}` beside `red kite`", set_first("categories", name=name))
-    yield json_row("the parent class of Roboflow, without a box", with_parent)
-    yield json_row("an object twice", object_twice)
+        yield json_row(f"two classes, `{name}` and `red kite`", set_first("categories", name=name))
+    yield json_row("Roboflow's parent class, which has no box", with_parent)
+    yield json_row("the same object twice", object_twice)
     yield json_row(
-        "two image records of one file", lambda content: content["images"].append({**content["images"][0], "id": 99})
+        "two image records with the same file",
+        lambda content: content["images"].append({**content["images"][0], "id": 99}),
     )
 
 
@@ -191,7 +193,7 @@ def id_rows() -> Iterator[Row]:
     yield json_row('image ids `"1"` and `1` in one file', lambda content: content["images"][1].update(id="1"))
     yield json_row("annotations without ids", without("annotations", "id"))
     yield json_row("annotation ids that restart", set_all("annotations", id=lambda row: row["id"] % 2))
-    yield json_row("an unknown image", set_first("annotations", image_id=77))
+    yield json_row("an object in an unknown image", set_first("annotations", image_id=77))
     for number in (2**60, 2**63):
         yield json_row(f"an id of {number}", set_first("annotations", id=number))
     yield "image ids above 2^53 in an evaluation", evaluate_large_ids
@@ -224,15 +226,15 @@ def read_without_negatives(folder: Path) -> str:
 def file_rows() -> Iterator[Row]:
     yield bytes_row("UTF-8 with a byte order mark", lambda content: b"\xef\xbb\xbf" + content)
     yield bytes_row("UTF-16", lambda content: content.decode().encode("utf-16"))
-    yield bytes_row("a file cut off", lambda content: content[:1000])
+    yield bytes_row("a file that was cut off", lambda content: content[:1000])
     yield bytes_row("lists nested 100,000 deep", lambda content: b'{"images": ' + b"[" * 100_000)
     yield bytes_row(
         "a number of 5,000 digits", lambda content: content.replace(b'"id": 1,', b'"id": %s,' % (b"9" * 5000))
     )
-    yield json_row("no height and width", without("images", "height", "width"))
+    yield json_row("images without height and width", without("images", "height", "width"))
     swap = {"height": lambda row: SIZES[row["id"]][1], "width": lambda row: SIZES[row["id"]][0]}
     yield json_row("height and width of an image swapped", set_first("images", **swap))
-    yield json_row("of five images", set_first("images", 5, **swap))
+    yield json_row("height and width of five images swapped", set_first("images", 5, **swap))
     yield json_row(
         "the same with `data.source.sizes_from_images=true`", set_first("images", 5, **swap), sizes_from_images=True
     )
@@ -243,7 +245,7 @@ def file_rows() -> Iterator[Row]:
         if "%" not in name:
             yield json_row("the same with `data.source.by_base_name=true`", change, by_base_name=True)
     yield json_row("one training image missing", set_first("images", file_name="gone.jpg"))
-    yield "one validation image missing, before the training", look_for_validation_images
+    yield "one validation image missing, before training starts", look_for_validation_images
     yield json_row("all images missing", set_all("images", file_name=lambda row: f"gone{row['id']}.jpg"))
 
 
@@ -294,16 +296,16 @@ def voc_rows() -> Iterator[Row]:
     of_folder = partial(layout_row, format="voc", annotations="Annotations")
     listed = {**good, "ImageSets/Main/train.txt": "2\n1\n"}
     yield of_list("a list of names", files=listed)
-    yield of_list("a list whose lines end with CR alone", files=good | {"ImageSets/Main/train.txt": "2\r1\r"})
-    yield of_list("a name twice", files=good | {"ImageSets/Main/train.txt": "2\n1\n2\n"})
-    yield of_list("a name without a file", files=good | {"ImageSets/Main/train.txt": "2\n3\n"})
-    yield of_folder("a folder", files=good)
+    yield of_list("a list whose lines end with CR only", files=good | {"ImageSets/Main/train.txt": "2\r1\r"})
+    yield of_list("a list with a name twice", files=good | {"ImageSets/Main/train.txt": "2\n1\n2\n"})
+    yield of_list("a list with a name that has no file", files=good | {"ImageSets/Main/train.txt": "2\n3\n"})
+    yield of_folder("a folder of XML files", files=good)
     below = {"JPEGImages/a/1.jpg": "", "JPEGImages/2.jpg": "", "Annotations/a/1.xml": xml("1.jpg")}
-    yield of_folder("XML files in folders below", files=below | {"Annotations/2.xml": xml("2.jpg")})
+    yield of_folder("a folder with XML files in folders below it", files=below | {"Annotations/2.xml": xml("2.jpg")})
     yield of_folder("`1.xml` with `<filename>old.jpg`", files=good | {"Annotations/1.xml": xml("old.jpg")})
-    yield of_folder("`1.xml` with `<filename>2.jpg`, too", files=good | {"Annotations/1.xml": xml("2.jpg")})
+    yield of_folder("`1.xml` with `<filename>2.jpg`, as in `2.xml`", files=good | {"Annotations/1.xml": xml("2.jpg")})
     from_0 = good | {"Annotations/1.xml": xml("1.jpg", left=0)}
-    yield of_folder("a corner at 0", files=from_0)
+    yield of_folder("a box with a corner at 0", files=from_0)
     yield of_folder("the same with `data.source.zero_based=true`", files=from_0, zero_based=True)
 
 
@@ -332,7 +334,7 @@ def yolo_rows() -> Iterator[Row]:
     yield layout_row("a folder with neither", "yolo", good, ".")
     start = f"train: images/train\n{names}"
     for what, line in (
-        ("a class without a name", "7 0.5 0.5 0.3 0.4"),
+        ("a class that has no name", "7 0.5 0.5 0.3 0.4"),
         ("pixels", "0 15 10 9 8"),
         ("a confidence", "0 0.5 0.5 0.3 0.4 0.9"),
         ("a polygon", "0 0.1 0.1 0.6 0.1 0.6 0.5"),
@@ -372,20 +374,20 @@ def image_rows() -> Iterator[Row]:
     frames = {"save_all": True, "append_images": [Image.new("RGB", (30, 20))]}
     yield image_row("GIF with two frames", lambda: encoded(image, "GIF", **frames))
     for bits in (10, 12, 16):
-        grey = np.linspace(0, 2**bits - 1, 600).astype(np.uint16).reshape(20, 30)
-        content = encoded(Image.fromarray(grey), "PNG")
-        yield image_row(f"grey PNG, {bits} of 16 bits used", partial(bytes, content), with_range=True)
+        gray = np.linspace(0, 2**bits - 1, 600).astype(np.uint16).reshape(20, 30)
+        content = encoded(Image.fromarray(gray), "PNG")
+        yield image_row(f"gray PNG, {bits} of 16 bits used", partial(bytes, content), with_range=True)
     for format in (".png", ".tif"):
         colors = np.linspace(0, (1 << 12) - 1, 20 * 30 * 3).astype(np.uint16).reshape(20, 30, 3)
         stored = cv2.imencode(format, colors)[1].tobytes()
-        yield image_row(f"colors, 12 of 16 bits used, {format}", partial(bytes, stored), with_range=True)
+        yield image_row(f"color {format} file, 12 of 16 bits used", partial(bytes, stored), with_range=True)
     yield image_row("TIFF of floats", lambda: encoded(Image.fromarray(np.ones((20, 30), np.float32)), "TIFF"))
-    yield image_row("JPEG that lacks only its end marker", lambda: encoded(image, "JPEG")[:-2])
-    yield image_row("JPEG that lacks more", lambda: encoded(image, "JPEG")[:-60])
-    yield image_row("another size than annotated", lambda: encoded(Image.new("RGB", (31, 20)), "PNG"))
+    yield image_row("JPEG without its end marker, otherwise whole", lambda: encoded(image, "JPEG")[:-2])
+    yield image_row("JPEG that was cut off earlier", lambda: encoded(image, "JPEG")[:-60])
+    yield image_row("image of another size than annotated", lambda: encoded(Image.new("RGB", (31, 20)), "PNG"))
     yield image_row("an empty file", lambda: b"")
-    yield image_row("a page of HTML", lambda: b"<html>404</html>")
-    yield image_row("10,000 x 10,000 pixels", lambda: png_header(10_000))
+    yield image_row("an HTML page", lambda: b"<html>404</html>")
+    yield image_row("image of 10,000 x 10,000 pixels", lambda: png_header(10_000))
 
 
 def without_folder(run: Callable[[], str], _folder: Path) -> str:
@@ -400,15 +402,15 @@ def memory_rows() -> Iterator[Row]:
         "array (H W 3) of bytes": (ramp * 255).astype(np.uint8),
         "tensor (3 H W)": torch.from_numpy(ramp).permute(2, 0, 1),
         "tensor (H W 3)": torch.from_numpy(ramp),
-        "grey array (H W)": (ramp[..., 0] * 255).astype(np.uint8),
+        "gray array (H W)": (ramp[..., 0] * 255).astype(np.uint8),
         "array (H W 4)": np.full((20, 30, 4), 255, np.uint8),
         "floats from 0 to 1": ramp,
         "floats from 0 to 255": ramp * 255,
         "floats from -2 to 2": ramp * 4 - 2,
         "floats from 0 to 1000": ramp * 1000,
         "an array without pixels": np.zeros((0, 30, 3), np.uint8),
-        "a batch (B 3 H W)": np.zeros((2, 3, 20, 30), np.uint8),
-        "booleans": np.zeros((20, 30), bool),
+        "a batch of images (B 3 H W)": np.zeros((2, 3, 20, 30), np.uint8),
+        "an array of booleans": np.zeros((20, 30), bool),
     }
 
     def run(image: Any) -> str:
@@ -454,7 +456,7 @@ def shard_row(what: str, members: list[str], *, pack: Callable[[bytes], bytes] =
         (folder / name).write_bytes(pack(file.getvalue()))
         shards = PairShards(folder)
         keys = ", ".join(f"`{shards.key(row)}`: {shards.caption(row)}" for row in range(len(shards)))
-        return f"{len(shards)} pairs ({keys}); {shards.describe_rejected()}"
+        return f"{number_of(len(shards), 'pair')} ({keys}); {shards.describe_rejected()}"
 
     return what, run
 
@@ -469,12 +471,12 @@ def shard_rows() -> Iterator[Row]:
     yield shard_row("caption in `a.json`", ["a.jpg", "a.json"])
     yield shard_row("an image without a caption", [*good, "c.jpg"])
     yield shard_row("`c.json` without an image: a failed download", [*good, "c.json"])
-    yield shard_row("most downloads failed", [*good, *(f"c{number}.json" for number in range(8))])
-    yield shard_row("a member twice", [*good, "a.png"])
-    yield shard_row("compressed, called `00000.tar.gz`", good, pack=gzip.compress, name="00000.tar.gz")
-    yield shard_row("compressed, called `00000.tar`", good, pack=gzip.compress)
-    yield shard_row("cut off", good, pack=lambda content: content[:1700])
-    yield "shards 00000 and 00002, no manifest", read_shards_with_a_gap
+    yield shard_row("a shard where most downloads failed", [*good, *(f"c{number}.json" for number in range(8))])
+    yield shard_row("a shard with a member twice", [*good, "a.png"])
+    yield shard_row("a compressed shard named `00000.tar.gz`", good, pack=gzip.compress, name="00000.tar.gz")
+    yield shard_row("a compressed shard named `00000.tar`", good, pack=gzip.compress)
+    yield shard_row("a shard that was cut off", good, pack=lambda content: content[:1700])
+    yield "shards 00000 and 00002 without a manifest", read_shards_with_a_gap
 
 
 def read_shards_with_a_gap(folder: Path) -> str:
@@ -512,7 +514,7 @@ def outcome(run: Callable[[Path], str]) -> tuple[str, str]:
 def page() -> str:
     parts = [INTRODUCTION]
     for title, rows in SECTIONS.items():
-        parts += [f"\n## {title}\n\n", "| input | | words |\n|---|---|---|\n"]
+        parts += [f"\n## {title}\n\n", "| input | | message |\n|---|---|---|\n"]
         for what, run in rows():
             kind, text = outcome(run)
             parts.append(f"| {what} | {kind} | {text} |\n".replace("\ud800", "\\ud800"))
