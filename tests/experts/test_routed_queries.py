@@ -1,4 +1,4 @@
-"""What each answerer is asked for: its own names, with the score ensemble for the base detector alone."""
+"""Queries are routed by name to the base detector or an expert; only the base detector uses the score ensemble."""
 
 import pytest
 import torch
