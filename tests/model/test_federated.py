@@ -1,4 +1,4 @@
-"""Which classes and texts are scored in a step, and which count as absent from an image."""
+"""The classes and texts that are scored in a step, and those that count as absent from an image."""
 
 from dataclasses import replace
 
@@ -178,4 +178,4 @@ def test_a_text_is_no_negative_where_one_of_the_nearest_classes_has_a_box() -> N
     rows, texts = torch.eye(8)[:5], torch.tensor([[1.0, 0.9, 0.8, 0, 0, 0, 0, 0]])
     second, fourth = make_targets([1], [], [], []), make_targets([3], [], [], [])
     assert text_mask((second, fourth), texts, rows).tolist() == [[False], [True]]
-    assert text_mask((second,), texts, rows[:2]).tolist() == [[False]]  # of fewer classes than are looked at
+    assert text_mask((second,), texts, rows[:2]).tolist() == [[False]]  # with fewer classes than the rule compares
