@@ -17,7 +17,7 @@ NAMES = {2: "gull", 7: "red kite", 11: "owl"}
 
 @dataclass
 class Object:
-    """One object of the good file, and what has to be read of it."""
+    """An object of the good file, and whether it has to be read."""
 
     image_id: int
     name: str
