@@ -63,8 +63,8 @@ def test_boxes_of_images_that_are_not_available_are_counted() -> None:
     ],
 )
 def test_boxes_at_the_border_of_an_image_and_of_a_pixel(box, clean, counts) -> None:
-    """Boxes at the border of an image, here 20 x 40 pixels, or smaller than a pixel are clamped or skipped; a whole box
-    before them is kept."""
+    """Boxes that end near the border of an image (here 20 x 40 pixels) or are about a pixel wide are kept, clamped or
+    skipped; a whole box before them is kept."""
     table = replace(
         TABLE, image_of_object=TABLE.image_of_object[:2], class_of_object=TABLE.class_of_object[:2],
         boxes_xywh=np.array([[1.0, 2, 3, 4], box]), is_crowd=TABLE.is_crowd[:2],

@@ -1,4 +1,4 @@
-"""The settings that may change when a run is resumed."""
+"""The runs that can be resumed, and the settings that may change then."""
 
 import re
 import shutil

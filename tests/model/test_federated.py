@@ -77,7 +77,7 @@ def test_sampled_rows(
     allowed, num_expected = (
         (verified, len(verified)) if negatives == "strict" else (drawable, min(sampled_classes, len(drawable)))
     )
-    if not positives and num_expected == 0:  # never no row at all
+    if not positives and num_expected == 0:  # at least one row is always scored
         assert sampled.tolist() == [int(counts.argmax())]
         return
     assert drawn <= allowed
@@ -118,7 +118,7 @@ def test_classes_that_are_left_out_are_never_scored_and_all_others_are_as_before
     wanted = set(needed.tolist()) - left_out
     drawable = {row for row in others - wanted if counts[row] > 0} if negatives == "sampled" else set()
     num_drawn = min(sampled_classes, len(drawable))
-    if not wanted and num_drawn == 0:  # never no row at all
+    if not wanted and num_drawn == 0:  # at least one row is always scored
         assert len(sampled) == 1
         assert counts[sampled[0]] == max(int(counts[row]) for row in others)
         return
