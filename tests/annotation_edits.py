@@ -1,4 +1,4 @@
-"""Edits of a good annotation file, each of which says by itself what is right: other values, counts, or a refusal."""
+"""Edits of a good annotation file, each with the outcome it must have: other values, counts, or a refusal."""
 
 import codecs
 import json
@@ -11,35 +11,35 @@ import numpy as np
 Rng = np.random.Generator
 Box = list[float]
 SIZES = {3: (60, 90), 5: (80, 50), 8: (40, 130), 13: (100, 70), 21: (55, 56), 34: (90, 140)}
-"""Height and width of the images, by id."""
+"""Height and width of each image, by id."""
 NAMES = {2: "gull", 7: "red kite", 11: "owl"}
 
 
 @dataclass
 class Object:
-    """One object of the good file, and what becomes of it."""
+    """An object of the good file, and whether it has to be read."""
 
     image_id: int
     name: str
     box: Box
-    """x, y, width, height, as it is read."""
+    """Box as read, in the order x, y, width, height."""
     is_crowd: bool
     is_read: bool = True
 
 
 @dataclass
 class Case:
-    """A file on its way through an edit, and its right outcome."""
+    """An annotation file that an edit changes, and the outcome it must have."""
 
     content: dict[str, Any]
     objects: list[Object]
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
-    """What the report has to count."""
+    """Number of findings that the report has to count, by fault code and treatment."""
     refused: str | None = None
-    """Fault code, if the file has to be refused."""
+    """Fault code if the file has to be refused, otherwise None."""
     options: dict[str, Any] = field(default_factory=dict)
     data: bytes | None = None
-    """The file, where it is not the content's JSON."""
+    """Bytes of the file, if it is not the JSON of `content`."""
     sizes: dict[int, tuple[int, int]] = field(default_factory=lambda: dict(SIZES))
 
     def refuse(self, code: str) -> None:
@@ -60,7 +60,7 @@ def good_case() -> Case:
     for image_id, (height, width) in SIZES.items():
         for number in range(4):
             x, y = float(rng.integers(1, width // 2)), float(rng.integers(1, height // 2))
-            # The first reaches the far corner, so that it leaves the image wherever its sides are not those of it.
+            # The first box almost reaches the far corner, so it leaves the image if a recorded side is too small.
             far = [x, y, width - 1 - x, height - 1 - y]
             box = far if number == 0 else [x, y, float(rng.integers(8, 20)) + 0.5, float(rng.integers(8, 18)) + 0.25]
             objects.append(Object(image_id, list(NAMES.values())[(image_id + number) % 3], box, number == 3))
@@ -80,7 +80,7 @@ def good_case() -> Case:
 
 
 def _spell_ids(case: Case, rng: Rng) -> None:
-    """Ids as 7.0 or "7", anywhere."""
+    """Write ids as 7.0 or "7" in random places."""
     for name, fields in (("images", ["id"]), ("annotations", ["image_id", "category_id"]), ("categories", ["id"])):
         for row in case.content[name]:
             for each in fields:
@@ -149,7 +149,7 @@ def _bad_box(case: Case, rng: Rng) -> None:
 
 
 def _text_box(case: Case, rng: Rng) -> None:
-    """Width and height as text in some boxes, as Roboflow writes those of polygons."""
+    """Write width and height of some boxes as text, as Roboflow does for polygons."""
     rows = [row for row in case.content["annotations"] if rng.random() < 0.3]
     for row in rows:
         row["bbox"] = [*row["bbox"][:2], *(f"{side:.4f}" for side in row["bbox"][2:])]
@@ -253,7 +253,7 @@ def _swapped_sizes(case: Case, rng: Rng) -> None:
 
 
 def _wrong_size(case: Case, rng: Rng) -> None:
-    """A record that is too small in one direction: its first box leaves it, and fits into the image."""
+    """Make one recorded side of an image too small: the first box leaves the record but fits into the image."""
     _, row = case.pick(rng, "images")
     side = ["height", "width"][rng.integers(2)]
     row[side] -= int(rng.integers(5, 30))
@@ -261,7 +261,7 @@ def _wrong_size(case: Case, rng: Rng) -> None:
 
 
 def _corners(case: Case, _rng: Rng) -> None:
-    """The whole file as [x1, y1, x2, y2]."""
+    """Write all boxes of the file as [x1, y1, x2, y2]."""
     for row in case.content["annotations"]:
         x, y, width, height = row["bbox"]
         row["bbox"] = [x, y, x + width, y + height]
@@ -308,7 +308,7 @@ def _missing_list(case: Case, rng: Rng) -> None:
 
 
 def _folders_in_names(case: Case, rng: Rng) -> None:
-    """Names as annotation tools write them, with the option that finds them."""
+    """Write file names as annotation tools do, and set the option that finds such images."""
     for row in case.content["images"]:
         name = row["file_name"]
         odd = ["images/{}", "..\\upload\\1\\{}", "/data/upload/1/{}", "C:\\x\\{}"][rng.integers(4)].format(name)

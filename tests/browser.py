@@ -1,4 +1,4 @@
-"""A browser without a window, for the tests of pages; they are skipped where there is none."""
+"""A headless browser for the tests of pages, which are skipped if no browser is installed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ CHROMIUM, CHROMEDRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver"
 
 @contextmanager
 def opened(page: Path, *, downloads: Path | None = None, width: int = 1280) -> Iterator[Any]:
-    """The page, opened from disk; at the end its console has to be empty."""
+    """Open a page from disk, and check at the end that its console is empty."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     if not CHROMIUM.exists() or not CHROMEDRIVER.exists():
         pytest.skip(f"{CHROMIUM} or {CHROMEDRIVER} is missing")

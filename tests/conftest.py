@@ -1,4 +1,4 @@
-"""Fixtures of all tests, and the run-time check of the shapes and types that ovd's signatures declare."""
+"""Fixtures for all tests, and the run-time check of the shapes and types declared in ovd's signatures."""
 
 import os
 import socket
@@ -15,20 +15,20 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Before anything of ovd is imported; not in kernels/, whose functions Triton compiles. PEP 484's numeric tower: an int
-# passes where a float is declared.
+# This must come before ovd is imported. It leaves out kernels/, whose functions Triton compiles. By PEP 484's numeric
+# tower, an int passes where a float is declared.
 jaxtyping.install_import_hook(
     [f"ovd.{path.stem}" for path in sorted((ROOT / "ovd").iterdir()) if path.stem not in ("__init__", "kernels")],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 
-# Before albumentations and matplotlib are imported.
+# These must be set before albumentations and matplotlib are imported.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 torch.set_num_threads(THREADS)
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels then run on the CPU
+    os.environ["TRITON_INTERPRET"] = "1"  # set before the import of Triton, so kernels run on the CPU
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,21 +36,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files whose tests train come first, so that none is left to one process while the others have nothing to do."""
+    """Put the test files that train first, so that no process is left with one of them while the others are idle."""
     train = {item.path for item in items if "miniature_world" in getattr(item, "fixturenames", ())}
     train |= {ROOT / "tests" / name for name in ("test_readme.py", "test_self_training.py")}
     items.sort(key=lambda item: item.path not in train)
 
 
 class Figures:
-    """Whether matplotlib's figures are drawn when they are saved."""
+    """Switch for drawing matplotlib's figures when they are saved."""
 
     are_drawn = False
 
 
 @pytest.fixture(scope="session", autouse=True)
 def figures() -> Iterator[type[Figures]]:
-    """Figures are saved blank, but in tests of pictures: drawing one takes longer than a few steps."""
+    """Save figures blank except in tests of pictures, since drawing one takes longer than a few training steps."""
     from matplotlib.figure import Figure
 
     draw = Figure.savefig
@@ -73,7 +73,7 @@ def _no_cache_of_this_user(tmp_path_factory) -> None:
 
 @pytest.fixture(autouse=True)
 def _as_many_threads_as_before() -> Iterator[None]:
-    """A job sets the threads of its whole process."""
+    """Restore the number of threads, since a job sets it for the whole process."""
     torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(THREADS)
@@ -81,7 +81,7 @@ def _as_many_threads_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _naming_of_few_images() -> Iterator[None]:
-    """Whole jobs measure naming in few images."""
+    """Let whole jobs measure naming in a few images only."""
     from ovd.jobs import evaluate
 
     before, evaluate.NAMING_IMAGES = evaluate.NAMING_IMAGES, 4
@@ -91,7 +91,7 @@ def _naming_of_few_images() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _drawn(request: pytest.FixtureRequest, figures: type[Figures]) -> Iterator[None]:
-    """Tests of pictures are marked `pictures`."""
+    """Draw figures in tests that are marked `pictures`."""
     figures.are_drawn = request.node.get_closest_marker("pictures") is not None
     yield
     figures.are_drawn = False
@@ -108,7 +108,8 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def no_network(monkeypatch) -> None:
-    """What HF_HUB_OFFLINE=1 sets, which is read at import; and nothing gets through if it is not heeded."""
+    """Set what HF_HUB_OFFLINE=1 sets, which is only read at import, and fail a test that still reaches for the
+    network."""
 
     def refuse(*_, **__):
         raise AssertionError("a test reached for the network")
@@ -155,7 +156,7 @@ def miniature_world(tmp_path_factory) -> Path:
     for name in ("lvis_train", "lvis_val", "hidden_val"):
         path = world / "annotations" / f"{name}.json"
         content = json.loads(path.read_text())
-        for category in content["categories"]:  # with an image per class, all would be rare
+        for category in content["categories"]:  # with one image per class, all classes would be rare
             category["frequency"] = "rcf"[category["id"] % 3]
         if name.endswith("val"):
             keep_images(content, range(1, NUM_VAL_IMAGES + 1))
@@ -167,7 +168,7 @@ def miniature_world(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def plain_run(tmp_path_factory, miniature_world) -> Path:
-    """The finished run of `small_config` as it is, without an evaluation; tests must not change it."""
+    """The finished run of `small_config` without changes and without an evaluation; tests must not change it."""
     from small_run import small_config
 
     from ovd.jobs.train import train_from_config
@@ -178,4 +179,4 @@ def plain_run(tmp_path_factory, miniature_world) -> Path:
 
 
 NUM_VAL_IMAGES = 24
-"""They hold about a hundred boxes; an evaluation of them takes about a second."""
+"""Number of validation images; they hold about a hundred boxes, and their evaluation takes about a second."""

@@ -1,4 +1,4 @@
-"""How many threads a test computes with: all workers share the cores."""
+"""The number of threads that a test computes with: all pytest workers share the cores."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Images as the bytes of a file."""
+"""Images encoded as the bytes of a file."""
 
 from io import BytesIO
 from typing import Any
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def encode(image: Image.Image | np.ndarray, format: str, **options: Any) -> bytes:
-    """By Pillow, whose name of the format and whose options these are."""
+    """Encode an image with Pillow; `format` and `options` are Pillow's."""
     file = BytesIO()
     (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(file, format, **options)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""Texts as the text tower embeds them."""
+"""Embeddings of texts by the text tower."""
 
 from torch import Tensor
 
@@ -7,5 +7,5 @@ from ovd.text.encoder import encode_tokens
 
 
 def encode_texts(clip: Clip, texts: list[str]) -> Tensor:
-    """One unit row each, float32, on the CPU."""
+    """Encode each text as one row of unit length, float32, on the CPU."""
     return encode_tokens(clip, clip.tokenizer(texts))

@@ -1,6 +1,6 @@
-"""Trainings in processes of their own, as `ovd train` runs them: killed, stopped and made to fail from outside.
+"""Training runs in their own processes, as `ovd train` starts them: killed, stopped and made to fail from outside.
 
-They are forked from a server that has imported everything, so that a start does not take seconds.
+The processes are forked from a server that has imported everything, so that a start does not take seconds.
 """
 
 import ctypes
@@ -27,26 +27,26 @@ _PR_SET_PDEATHSIG = 1
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     ["ovd.jobs.train", "ovd.jobs.preflight", "ovd.jobs.replay_step", "pytest"]
-)  # tests/ is not on its path
+)  # modules of tests/ are not on the server's path
 
 
 def train(config: TrainConfig, **options: Any) -> None:
-    """The job of a process, unless another is given."""
+    """Train without an evaluation; this is the default job of a process."""
     ovd.jobs.train.train_from_config(config, evaluate=False, **options)
 
 
 def _run(
     values: dict[str, Any], options: dict[str, Any], variables: dict[str, str], output: str, fault: Any, job: Any
 ) -> None:
-    """What a process does; its output goes to a file."""
+    """Run the job in a new process, with its output in a file."""
     os.setsid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # with the server, which ends with the tests
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # die with the server, which ends with the tests
     os.environ.update(variables)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     sys.stdout = sys.stderr = os.fdopen(descriptor, "w", buffering=1)
-    ovd.engine.log.draw_training_curves = lambda records, image: None  # which takes longer than a few steps
+    ovd.engine.log.draw_training_curves = lambda records, image: None  # drawing takes longer than a few steps
     if fault is not None:
         fault()
     config = parse_config(values, TrainConfig, "test")
@@ -64,19 +64,20 @@ class Ranks:
         return any(process.is_alive() for process in self.processes)
 
     def send(self, number: int, rank: int = 0, *, to_group: bool = False) -> None:
-        """Send a signal to one of them, or to its process group, in which its loader's workers start."""
+        """Send a signal to the process of a rank, or to its process group, in which its loader's workers start."""
         with suppress(ProcessLookupError):
             (os.killpg if to_group else os.kill)(self.processes[rank].pid, number)
 
     def exit_codes(self, timeout_s: float = 900) -> list[int | None]:
-        """Wait for all; the code of one that has not ended in time is None, that of a killed one negative."""
+        """Wait for all processes and return their exit codes: None if one has not ended in time, negative if it was
+        killed."""
         end = time.monotonic() + timeout_s
         for process in self.processes:
             process.join(max(0, end - time.monotonic()))
         return [process.exitcode for process in self.processes]
 
     def output(self, rank: int = 0) -> str:
-        """What one of them has printed so far."""
+        """Return what a rank has printed so far."""
         return self._outputs[rank].read_text() if self._outputs[rank].exists() else ""
 
 
@@ -89,12 +90,12 @@ def training(
     job: Callable[..., object] = train,
     **options: Any,
 ) -> Iterator[Ranks]:
-    """The processes of a training, which do not outlive the block.
+    """Start the processes of a training run and end them with the block.
 
     Args:
-        fault: a function of a module, called in every process before the training.
-        job: a function of a module, which is called with the config.
-        options: of the job.
+        fault: A function of a module, called in every process before the training.
+        job: A function of a module, called with the config.
+        options: Keyword arguments for `job`.
     """
     variables: list[dict[str, str]] = [{}]
     if ranks > 1:

@@ -1,11 +1,11 @@
-"""A port for processes that find each other by its number."""
+"""A free port for processes that find each other by its number."""
 
 import random
 import socket
 from contextlib import suppress
 
 _NOBODYS = range(20_000, 30_000)
-"""Below those that the kernel gives to whoever asks for any, so that none of these is taken in between."""
+"""Ports below those that the kernel hands out on request, so that none of them is taken in between."""
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""Edits of a good image file, each of which says by itself what is right: these pixels, nearly these, or a refusal."""
+"""Edits of a good image file, each with the outcome it must have: these pixels, nearly these, or a refusal."""
 
 import struct
 import zlib
@@ -18,7 +18,7 @@ LOSSY = ("JPEG", "WEBP", "AVIF", "GIF")
 
 @dataclass
 class Outcome:
-    """What is right: either pixels within a mean difference, or one of the fault codes, or either of them."""
+    """The outcomes that are right: pixels within a mean difference, one of the fault codes, or either of them."""
 
     pixels: np.ndarray | None
     tolerance: float = 0.0
@@ -27,7 +27,7 @@ class Outcome:
 
 
 Edit = Callable[[Rng], tuple[bytes, Outcome]]
-"""The bytes of a file, for an annotation of HEIGHT x WIDTH, and what is right."""
+"""A function that returns the bytes of a file, for an annotation of HEIGHT x WIDTH, and the outcome it must have."""
 
 
 def scene(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
@@ -66,7 +66,7 @@ def _sixteen_bits(rng: Rng) -> tuple[bytes, Outcome]:
 
 
 def _rotated(rng: Rng) -> tuple[bytes, Outcome]:
-    """Stored turned, and shown as annotated; or annotated as stored, which is counted."""
+    """Store the image rotated but shown as annotated, or annotated as stored, which is counted."""
     orientation = int(rng.choice([3, 6, 8]))
     turns = {3: 2, 6: 1, 8: -1}[orientation]
     exif = Image.Exif()
@@ -102,7 +102,7 @@ def _another_format(rng: Rng) -> tuple[bytes, Outcome]:
 
 
 def _cut(rng: Rng) -> tuple[bytes, Outcome]:
-    """Whole pixels or none: never half an image."""
+    """Cut the file short: it must give the whole image or an error, never half an image."""
     format = ["JPEG", "PNG", "BMP", "TIFF"][rng.integers(4)]
     whole = encode(scene(), format)
     expected = np.asarray(Image.open(BytesIO(whole)).convert("RGB"))

@@ -1,4 +1,4 @@
-"""What `import_boxes` makes of a file, by image."""
+"""The boxes that `import_boxes` reads from a file, by image."""
 
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,13 @@ from ovd.data.import_boxes import import_boxes
 from ovd.data.report import DataReport
 
 Found = dict[str, list[tuple[str, list[float]]]]
-"""Labels and boxes xywh of each file."""
+"""Labels and boxes xywh, by image file."""
 
 
 def imported_boxes(
     path: Path, text: str, images: Path | None, format: ImportFormatName, **options: Any
 ) -> tuple[Found, DataReport]:
-    """The boxes of a file of this text, and what was found in it."""
+    """Write `text` to a file, import it, and return its boxes and the report on it."""
     path.write_text(text)
     report = DataReport()
     content = import_boxes(path, images, format, report, options=FormatOptions(**options)).content

@@ -1,11 +1,11 @@
-"""Results to be judged: the true boxes of a data set, displaced."""
+"""Detections to evaluate: the true boxes of a data set, displaced at random."""
 
 import numpy as np
 
 
 def jittered_boxes(dataset: dict, *, per_box: int, spread: float, rng: np.random.Generator) -> list[dict]:
-    """Records of a results file, `per_box` for each annotation: a fifth of a wrong class, many with equal scores, some
-    without area; `spread` is the standard deviation of a side, in shares of it."""
+    """Make records of a results file, `per_box` for each annotation: a fifth of the wrong class, many with equal
+    scores, some without area. `spread` is the standard deviation of the displacement, relative to a box's sides."""
     category_ids = [category["id"] for category in dataset["categories"]]
     records = []
     for annotation in dataset["annotations"]:

@@ -1,10 +1,11 @@
-"""Noise in the bytes of a good file."""
+"""Random damage to the bytes of a good file."""
 
 import numpy as np
 
 
 def damaged(content: bytes, rng: np.random.Generator) -> bytes:
-    """With some bits turned, bytes overwritten, a piece taken out or put in twice, or the end cut; mostly in front."""
+    """Damage some bytes, most often near the beginning: flip bits, overwrite, remove or repeat a piece, or cut the end
+    off."""
     data = bytearray(content)
     for _ in range(int(rng.integers(1, 6))):
         place = int(rng.integers(min(len(data), [40, 600, len(data)][rng.integers(3)]) or 1))

@@ -1,4 +1,4 @@
-"""What a page that ovd writes has in it for its own script."""
+"""The data that a page written by ovd holds for its own script."""
 
 import json
 import re

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def iou(one: Sequence[float], other: Sequence[float]) -> float:
-    """Intersection over union of two boxes xyxy."""
+    """Compute the intersection over union of two boxes xyxy."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     shared = max(width, 0.0) * max(height, 0.0)

@@ -1,4 +1,4 @@
-"""Python in a process of its own, for what changes torch or Triton for the rest of a process."""
+"""Python in a separate process, for code that changes torch or Triton for the rest of a process."""
 
 import os
 import subprocess
@@ -7,11 +7,12 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent
 OTHERS = ("PYTEST", "STAND_IN", "TRITON")
-"""Beginnings of variables that the process does not inherit."""
+"""Prefixes of environment variables that the process does not inherit."""
 
 
 def output_of(*arguments: str, also: Path = TESTS, **environment: str) -> str:
-    """What a Python prints that imports from tests/, too, and from the folder `also`; it must not fail."""
+    """Run Python with the repository, tests/ and the folder `also` on its path, and return what it prints; it must not
+    fail."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(OTHERS)}
     paths = os.pathsep.join(map(str, (TESTS.parent, TESTS, also)))
     ended = subprocess.run(

@@ -1,4 +1,4 @@
-"""Rows of any lengths, as pseudo-labels hold them."""
+"""Rows of different lengths, as pseudo-labels hold them."""
 
 import numpy as np
 
@@ -6,6 +6,6 @@ from ovd.data.index import Ragged
 
 
 def ragged(rows: list[list], dtype: type, *shape: int) -> Ragged:
-    """Each value of a row has this shape."""
+    """Make rows whose values each have the shape `shape`."""
     values: np.ndarray = np.array([value for row in rows for value in row], dtype).reshape(-1, *shape)
     return Ragged(values, np.cumsum([0, *map(len, rows)], dtype=np.int64))

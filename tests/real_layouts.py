@@ -11,12 +11,12 @@ import yaml
 from ovd.data.coco_zero_shot import BASE, NOVEL
 
 COCO_ID_GAPS = 7
-"""COCO's category ids have gaps: every seventh number is left out here."""
+"""Interval of the gaps in COCO's category ids: every seventh number is left out here."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where training and evaluation find a miniature."""
+    """The paths at which training and evaluation find a miniature."""
 
     format: str
     train_annotations: Path
@@ -26,7 +26,7 @@ class Layout:
 
 
 def lvis(world: Path, folder: Path) -> Layout:
-    """LVIS v1: no file_name, images in COCO's two folders, a validation set that spans both."""
+    """Write a miniature of LVIS v1: no file_name, images in COCO's two folders, a validation set that spans both."""
     for part in ("train", "val"):
         content = _content(world, part)
         for number, image in enumerate(content["images"]):
@@ -41,7 +41,7 @@ def lvis(world: Path, folder: Path) -> Layout:
 
 
 def coco(world: Path, folder: Path, format: str = "coco") -> Layout:
-    """COCO 2017: 80 classes with gaps in their ids, a crowd region, images without objects."""
+    """Write a miniature of COCO 2017: 80 classes with gaps in their ids, a crowd region, images without objects."""
     names = sorted(BASE | NOVEL) + [f"other {number}" for number in range(15)]
     for part in ("train", "val"):
         content = _content(world, part)
@@ -68,8 +68,8 @@ def coco(world: Path, folder: Path, format: str = "coco") -> Layout:
 
 
 def objects365(world: Path, folder: Path, *, first_version: bool = False) -> Layout:
-    """Objects365 v2: patches, a folder in file_name that no archive has, misspelt names, an unreleased image; v1: bare
-    file names, one folder."""
+    """Write a miniature of Objects365 v2 (patches, a folder in file_name that no archive has, misspelled names, an
+    unreleased image) or of v1 (bare file names, one folder)."""
     for part in ("train", "val"):
         content = _content(world, part)
         for category in content["categories"]:
@@ -96,7 +96,8 @@ def objects365(world: Path, folder: Path, *, first_version: bool = False) -> Lay
 
 
 def voc(world: Path, folder: Path) -> Layout:
-    """VOCdevkit: XML with 1-based inclusive corners, lists of names, a difficult object, an image without objects."""
+    """Write a miniature of VOCdevkit: XML with 1-based inclusive corners, lists of names, a difficult object, an image
+    without objects."""
     root = folder / "VOCdevkit" / "VOC2012"
     for part in ("train", "val"):
         content = _content(world, part)
@@ -119,7 +120,7 @@ def voc(world: Path, folder: Path) -> Layout:
 
 
 def voc_object(name: str, box_xywh: list[float], *, difficult: bool = False, first: int = 1) -> str:
-    """An `<object>` with inclusive corners that count from `first`, or box edges if that is 0."""
+    """Format an `<object>` with inclusive corners counted from `first`, or with box edges if `first` is 0."""
     x, y, width, height = box_xywh
     corners = {"xmin": x + first, "ymin": y + first, "xmax": x + width, "ymax": y + height}
     box = "".join(f"<{name}>{value:.6f}</{name}>" for name, value in corners.items())
@@ -130,7 +131,7 @@ def voc_object(name: str, box_xywh: list[float], *, difficult: bool = False, fir
 
 
 def voc_xml(file_name: str, size: tuple[int, int], objects: list[str]) -> str:
-    """The XML of an image of this height and width."""
+    """Format the XML of an image; `size` is its height and width."""
     sides = f"<size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>"
     return (
         f"<annotation><folder>VOC2012</folder><filename>{escape(file_name)}</filename>{sides}"
@@ -139,7 +140,8 @@ def voc_xml(file_name: str, size: tuple[int, int], objects: list[str]) -> str:
 
 
 def yolo(world: Path, folder: Path) -> Layout:
-    """YOLO: a data.yaml with both splits, labels under `labels`, an empty label file and a missing one."""
+    """Write a miniature of YOLO: a data.yaml with both splits, labels under `labels`, an empty label file and a missing
+    one."""
     root = folder / "yolo"
     for part in ("train", "val"):
         content = _content(world, part)
@@ -161,7 +163,7 @@ def yolo(world: Path, folder: Path) -> Layout:
 
 
 def yolo_row(row: int, box_xywh: list[float], size: tuple[int, int], decimals: int = 6) -> str:
-    """A line of a label file, for an image of this height and width."""
+    """Format a line of a label file; `size` is the height and width of the image."""
     x, y, width, height = box_xywh
     fractions = ((x + width / 2) / size[1], (y + height / 2) / size[0], width / size[1], height / size[0])
     return f"{row} {' '.join(f'{fraction:.{decimals}f}' for fraction in fractions)}\n"

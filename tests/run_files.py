@@ -1,4 +1,4 @@
-"""What a run leaves on disk: the records of its log, the tensors of its steps, and a folder's bytes."""
+"""Readers of a run folder: the records of its log, the tensors of its steps, and the bytes of its files."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 
 Tensors = dict[str, torch.Tensor]
 WEIGHTS = ("model", "ema", "optimizer")
-"""Files of tensors that every step of a training has."""
+"""Names, without suffix, of the tensor files in the checkpoint of every training step."""
 
 
 def records_of(run: Path, kind: str) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl of one kind."""
+    """Return the records of one kind from metrics.jsonl."""
     records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [record for record in records if record["kind"] == kind]
 
@@ -23,18 +23,18 @@ def losses_of(run: Path) -> list[dict[str, float]]:
 
 
 def tensors_of(step: Path) -> dict[str, Tensors]:
-    """The tensors of each file in the folder of a step, by the file's name without its ending."""
+    """Load the tensor files in the folder of a step, by file name without suffix."""
     return {path.stem: load_file(path) for path in step.glob("*.safetensors")}
 
 
 def assert_same_tensors(one: Tensors, other: Tensors) -> None:
-    """Bit for bit."""
+    """Check that both hold the same tensors, bit for bit."""
     assert one.keys() == other.keys()
     assert [name for name, tensor in one.items() if not torch.equal(tensor, other[name])] == []
 
 
 def assert_same_step(one: Path, other: Path, *, files: tuple[str, ...] = WEIGHTS) -> None:
-    """The folders of two steps hold these files of tensors and no others, the same bit for bit."""
+    """Check that two step folders hold exactly these tensor files, equal bit for bit."""
     first, second = tensors_of(one), tensors_of(other)
     assert first.keys() == second.keys() == set(files)
     for name in files:

@@ -1,4 +1,4 @@
-"""Scripts outside the package: as modules, and run as a user runs a tool."""
+"""Scripts outside the package: imported as modules, and run as a user runs a tool."""
 
 import contextlib
 import importlib.util
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def module_of(path: str) -> ModuleType:
-    """The module of a script, by its path in the repository, which nothing else imports."""
+    """Import a script as a module of its own, by its path in the repository."""
     spec = importlib.util.spec_from_file_location(f"script_{Path(path).stem}", ROOT / path)
     assert spec is not None, path
     assert spec.loader is not None
@@ -26,7 +26,7 @@ def module_of(path: str) -> ModuleType:
 
 
 def run_tool(*arguments: str | Path, expect: int = 0) -> subprocess.CompletedProcess:
-    """Run a script of tools/ in this process, which saves the seconds of its imports."""
+    """Run a script of tools/ in this process, which saves seconds of imports."""
     script, *options = map(str, arguments)
     out, error, code = io.StringIO(), io.StringIO(), 0
     threads = torch.get_num_threads()

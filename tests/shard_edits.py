@@ -1,4 +1,4 @@
-"""Edits of a good tar shard, each of which says by itself what is right: these pairs and counts, or a refusal."""
+"""Edits of a good tar shard, each with the outcome it must have: these pairs and counts, or a refusal."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ Member = tuple[str, bytes]
 
 @dataclass
 class Case:
-    """A shard on its way through an edit, and its right outcome."""
+    """A shard that an edit changes, and the outcome it must have."""
 
     members: list[Member]
     pairs: dict[str, tuple[bytes, str]]
@@ -150,7 +150,7 @@ def _long_names(case: Case, rng: Rng) -> None:
 def _cut(case: Case, rng: Rng) -> None:
     whole = packed(case.members)
     last = max(place for place, byte in enumerate(whole) if byte) + 1
-    # Two blocks of zeros end the archive: with one of them gone it is cut.
+    # Two blocks of zeros end an archive; with only one of them it is cut short.
     case.data = whole[: rng.integers(-(-last // 512) * 512 + 1024)]
     case.refused = "F13"
 
@@ -161,7 +161,7 @@ def _compressed(case: Case, _rng: Rng) -> None:
 
 
 def _huge_member(case: Case, rng: Rng) -> None:
-    """A header that says 2^33 to 2^62 bytes, in the binary form of GNU tar, its checksum right."""
+    """Let the header claim 2^33 to 2^62 bytes, in the binary form of GNU tar, with a correct checksum."""
     case.refused = "F13"
     data = bytearray(packed(case.members))
     size = int(2 ** rng.integers(33, 62))
@@ -173,7 +173,7 @@ def _huge_member(case: Case, rng: Rng) -> None:
 
 def _damaged_header(case: Case, rng: Rng) -> None:
     data = bytearray(packed(case.members))
-    header = 1024 * int(rng.integers(0, 2))  # of the first image, or of the first caption, which begin there
+    header = 1024 * int(rng.integers(0, 2))  # the header of the first image or of the first caption
     data[header + rng.integers(0, 100)] ^= 1 << int(rng.integers(8))
     case.data = bytes(data)
     case.refused = "F13"

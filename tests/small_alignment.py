@@ -18,11 +18,11 @@ from ovd.config.alignment import AlignConfig
 from ovd.config_files import parse_config
 
 SIZES = ((90, 140), (120, 80), (96, 96), (61, 150))
-"""Heights and widths."""
+"""Height and width of the images, in turn."""
 
 
 def write_images(folder: Path, count: int = 12) -> Path:
-    """Pictures of colored rectangles on noise, most of them not square, some in a folder below."""
+    """Write pictures of colored rectangles on noise, most of them not square, some in a subfolder."""
     rng = np.random.default_rng(0)
     (folder / "more").mkdir(parents=True)
     for number in range(count):
@@ -36,7 +36,7 @@ def write_images(folder: Path, count: int = 12) -> Path:
 
 
 def small_align_config(output: Path, images: Path, **changes: Any) -> AlignConfig:
-    """Six steps of two images; what `changes` says of a section is merged into it."""
+    """Make a config of six steps of two images each, with `changes` merged into its sections."""
     values: dict[str, Any] = {
         "output": str(output),
         "crop": 32,
@@ -50,7 +50,7 @@ def small_align_config(output: Path, images: Path, **changes: Any) -> AlignConfi
 
 
 def write_clip_folder(folder: Path, family: str) -> Path:
-    """A CLIP model with a miniature backbone of this family, random weights, and the tiny CLIP's tokenizer."""
+    """Write a CLIP model with a miniature backbone of this family, random weights, and the tiny CLIP's tokenizer."""
     model_config = {
         "embed_dim": 768 if family == "siglip" else DIM,
         "vision_cfg": {key: list(value) if isinstance(value, tuple) else value for key, value in

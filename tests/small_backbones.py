@@ -1,4 +1,4 @@
-"""Every family of backbones at miniature size and with random weights, and one of the properties that they share."""
+"""Miniatures of every family of backbones with random weights, and a check of one property that they share."""
 
 import copy
 from typing import Any
@@ -13,10 +13,10 @@ from ovd.model.backbone_convolution import TimmConvolutionBackbone
 from ovd.model.backbone_families import backbone_of
 
 DIM = 64
-"""Of the text space, where a family lets one choose."""
+"""Dimension of the text space, for the families that let one choose it."""
 
 TIMM: dict[str, Any] = {"timm_model_pretrained": False, "timm_drop_path": 0.1}
-"""With stochastic depth, as many of open_clip's configs, which must have no effect."""
+"""Settings of timm models, with stochastic depth as in many of open_clip's configs, which must have no effect."""
 FAMILIES: dict[str, dict[str, Any]] = {
     "clip_resnet": {"layers": (1, 2, 1, 1), "width": 16, "head_width": 32, "image_size": 128},
     "convnext": {"timm_model_name": "convnext_atto", "timm_pool": "", "timm_proj": "linear", "image_size": 64, **TIMM},
@@ -37,30 +37,30 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 AVERAGE_POOLING = ["nfnet"]
-"""And nothing but a linear projection after it; ConvNeXt has a norm there."""
+"""Families with average pooling followed by a linear projection only; ConvNeXt has a norm after the pooling."""
 
 default_cfgs = generate_default_cfgs({"small_eva01": {"input_size": (3, 96, 96), "num_classes": 0}})
 
 
 @register_model
 def small_eva01(pretrained: bool = False, **options: Any) -> Eva:
-    """An EVA01, which unlike EVA02 has no rotary embeddings, of three narrow blocks; timm's own is giant."""
+    """Build an EVA01 of three narrow blocks (timm's own is giant); unlike EVA02, it has no rotary embeddings."""
     sizes: dict[str, Any] = {"img_size": 96, "patch_size": 16, "embed_dim": 64, "depth": 3, "num_heads": 2}
     return build_model_with_cfg(Eva, "small_eva01", pretrained, **sizes, **options)
 
 
-# The forms of one family are alike; all of them, and the slow ones, are for `make test-all`.
+# Variants of one family are much alike, so these, and the slow families, are tested by `make test-all` only.
 SLOW = {"convnext_d", "nfnet", "vit_14"}
 
 
 def random_visual(family: str) -> Any:
-    """The image side of an open_clip model, with weights at which every part has an effect."""
+    """Build the image side of an open_clip model, with weights that give every part an effect."""
     torch.manual_seed(0)
     return randomize(_build_vision_tower(DIM, CLIPVisionCfg(**FAMILIES[family])).eval())
 
 
 def randomize(model: Any) -> Any:
-    """Draw the weights and statistics anew that a library starts at nought, one, or near them."""
+    """Draw new values for weights and statistics that a library initializes at or near zero or one."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight, module.running_var):
@@ -68,7 +68,7 @@ def randomize(model: Any) -> Any:
                 nn.init.uniform_(tensor, 0.5, 1.5)
             assert module.running_mean is not None
             nn.init.normal_(module.running_mean, std=0.2)
-    # timm starts some of these at nought or near it, which would hide what they take part in.
+    # timm initializes some of these at or near zero, which would hide the layers they belong to.
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 or name.endswith(("latent", "pos_embed", "cls_token", "gain")):
             nn.init.normal_(parameter, mean=float(name.endswith(("weight", "gain"))), std=0.2)
@@ -79,9 +79,10 @@ def randomize(model: Any) -> Any:
 
 @torch.no_grad()
 def dense_and_pooled_of_a_constant_map(visual: Any, family: str) -> tuple[Tensor, Tensor]:
-    """B x D x h x w and B x D, of a last map with equal locations: the library's own pooling is the reference.
+    """Return dense (B x D x h x w) and pooled (B x D) features of a last map with equal locations.
 
-    Positions of an attention pool are at nought, and the class token is like the patches.
+    The pooled features are the library's own and serve as the reference. Positions of an attention pool are set to
+    zero, and the class token is set like the patches.
     """
     model = copy.deepcopy(visual)
     if family == "clip_resnet":

@@ -1,4 +1,4 @@
-"""The small fresh detector that tests of several parts look into."""
+"""A small fresh detector for tests that look into its parts."""
 
 import copy
 
@@ -28,7 +28,7 @@ def detector_around(
     keeps_dense: bool = False,
     task_aligned: bool = False,
 ) -> Detector:
-    """With shortcuts in these places; without any, with a plain projection."""
+    """Build a detector around a backbone, with shortcuts in these places; without places, with a plain projection."""
     pyramid = (
         FeaturePyramid(backbone.channels, backbone.strides, CHANNELS)
         if len(backbone.strides) > 1
@@ -51,7 +51,7 @@ def detector_around(
 def build_detector(
     clip: Clip, *places: Place, per_channel_gates: bool = True, keeps_dense: bool = False, task_aligned: bool = False
 ) -> Detector:
-    """With shortcuts in these places, around a copy of CLIP's backbone; always the same weights."""
+    """Build a detector around a copy of CLIP's backbone, with shortcuts in these places and always the same weights."""
     torch.manual_seed(1)
     return detector_around(
         backbone_of(copy.deepcopy(clip.model.visual)),

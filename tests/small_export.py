@@ -1,4 +1,4 @@
-"""Small detectors as ONNX files, and detections of two kinds side by side."""
+"""Small detectors as ONNX files, and a comparison of their detections with the detector's own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ LEAST_IOU = 0.99
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """A context without the checks of shapes, in which a graph is traced: sizes are tensors there."""
+    """Switch the shape checks off while a graph is traced, since sizes are tensors then."""
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         yield
@@ -42,7 +42,8 @@ def unchecked() -> Iterator[None]:
 
 
 def random_detector(family: str, *, task_aligned: bool = False) -> Detector:
-    """A detector around a family's backbone, with weights at which every part has an effect and boxes differ."""
+    """Build a detector around a family's backbone, with weights that give every part an effect and make boxes
+    differ."""
     torch.manual_seed(1)
     backbone = backbone_of(random_visual(family))
     with torch.no_grad():
@@ -65,12 +66,12 @@ def unit_rows(number: int, dim: int, seed: int = 0) -> Tensor:
 
 
 def calibration_of(dim: int, options: DetectionOptions) -> ScoreCalibration:
-    """A calibration with an effect of each of its parts."""
+    """Make a calibration each part of which has an effect."""
     return ScoreCalibration(0.1, ScoreMap(1.2, 0.5, 0.3, -2.0), 0.3, options, unit_rows(20, dim, seed=9))
 
 
 def both_forms(detector: Detector, path: Path, options: DetectionOptions) -> tuple[Inference, DetectionSession]:
-    """A detector's own inference, and its exported form."""
+    """Return a detector's own inference and a session of its exported ONNX file."""
     dim = dim_of(detector)
     calibration = calibration_of(dim, options)
     with unchecked():
@@ -87,7 +88,7 @@ def dim_of(detector: Detector) -> int:
 
 
 def noise_of(batch: int, height: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Images of this size (a batch of them, channels first) that are padded, each by another part, and their sizes."""
+    """Make a batch of images of this size (channels first), each with padding of its own, and their unpadded sizes."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(batch, 3, height // 8, width // 8, generator=generator) * 255
     images = F.interpolate(coarse, size=(height, width), mode="bilinear").to(torch.uint8)
@@ -107,7 +108,7 @@ def detections_of_both(
 
 
 def num_without_equal(own: Detections, exported: OnnxDetections) -> int:
-    """Number of detections on both sides that have no equal on the other: class, box and score."""
+    """Count the detections on either side without an equal (class, box and score) on the other."""
     if not len(own.scores) or not len(exported.scores):
         return len(own.scores) + len(exported.scores)
     boxes, scores, classes = map(torch.from_numpy, (exported.boxes, exported.scores, exported.classes))

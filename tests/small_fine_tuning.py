@@ -1,4 +1,4 @@
-"""The config of a short fine-tuning on any data, which tests of fine-tuning and of experts start from."""
+"""The config of a short fine-tuning on any data, which the tests of fine-tuning and of experts start from."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from ovd.config_files import parse_config
 
 
 def fine_tuning_config(output: Path, source: dict[str, str], **changes: Any) -> TrainConfig:
-    """Two steps of two images; what `changes` says of a section is merged into it."""
+    """Make a config of two steps of two images each, with `changes` merged into its sections."""
     values: dict[str, Any] = {
         "output": str(output),
         "bank": {"cache": str(output.parent / "banks"), "templates": "none"},

@@ -12,7 +12,7 @@ from ovd.config_files import parse_config
 
 
 def source_of(world: Path, *, validated: bool = True) -> dict[str, str]:
-    """`data.source` of a world in LVIS format, with or without its validation set."""
+    """Return `data.source` of a world in LVIS format, with or without its validation set."""
     source = {"kind": "files", "format": "lvis"}
     for part in ("train", "val") if validated else ("train",):
         source[f"{part}_annotations"] = str(world / "annotations" / f"lvis_{part}.json")
@@ -21,7 +21,7 @@ def source_of(world: Path, *, validated: bool = True) -> dict[str, str]:
 
 
 def small_config(output: Path, world: Path, **changes: Any) -> TrainConfig:
-    """Six steps of two images; what `changes` says of a section is merged into it."""
+    """Make a config of six steps of two images each, with `changes` merged into its sections."""
     values: dict[str, Any] = {
         "output": str(output),
         "bank": {"cache": str(world / "banks")},

@@ -1,4 +1,4 @@
-"""A server of a small detector in a thread of the tests' process, behind a real socket."""
+"""A server of a small detector in a thread of the test process, behind a real socket."""
 
 import threading
 import time
@@ -46,7 +46,7 @@ def running(
     batch: int | None = None,
     **changes: Any,
 ) -> Iterator[Running]:
-    """A server with these settings, until the block ends."""
+    """Run a server with these settings until the block ends."""
     settings = replace(settings, limits=replace(settings.limits, **changes), batch=batch or settings.batch)
     lines: list[str] = []
     listening = open_socket("127.0.0.1", 0)
@@ -65,7 +65,7 @@ def running(
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Wait for what the server's threads do; it is an error if it does not come."""
+    """Wait until the server's threads make `condition` true; fail if they do not within `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"it did not come within {seconds} seconds"

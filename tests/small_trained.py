@@ -1,4 +1,4 @@
-"""A small detector that was never trained, with its config and CLIP, as all of inference takes it."""
+"""A small untrained detector with its config and CLIP, in the form that inference takes."""
 
 import copy
 from typing import Any
@@ -14,9 +14,9 @@ from ovd.config_files import parse_config
 
 
 def small_trained(clip: Clip, *classes: str, **changes: Any) -> TrainedDetector:
-    """Around a copy of CLIP's backbone, always with the same weights, as if trained on these classes.
+    """Build a detector around a copy of CLIP's backbone, always with the same weights, as if trained on these classes.
 
-    What `changes` says of a section of the config is merged into it.
+    `changes` is merged into the sections of the config.
     """
     values: dict[str, Any] = {
         "output": "none",

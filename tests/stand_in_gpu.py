@@ -1,13 +1,13 @@
-"""A stand-in for a GPU: tensors that the CPU holds and computes, and that say that they lie on `cuda:0`.
+"""A stand-in for a GPU: tensors that report `cuda:0` while the CPU holds and computes them.
 
     make test-stand-in                                                      # every test that is not slow
     PYTHONPATH=tests python -m pytest -p stand_in_gpu tests/engine
 
-So a machine without a GPU finds what fails on one, in ovd and in its tests: an operation on tensors of both devices, a
-GPU's tensor that numpy is given, a kernel that is given a CPU's tensor, and what cannot be captured in a CUDA graph.
-It says nothing of times, and little of numbers: torch's operations are the CPU's, convolutions and products that sum
-in float32 are computed in it, and autocast is the CPU's. Triton's kernels, which its interpreter takes minutes for,
-run only with STAND_IN_KERNELS=1.
+It lets a machine without a GPU find what fails on one, in ovd and in its tests: operations that mix devices, GPU
+tensors passed to numpy, kernels called with CPU tensors, and code that cannot be captured in a CUDA graph. It measures
+no speed, and says little about numerics: torch's operations are the CPU's, convolutions and products that sum in
+float32 are computed in it, and autocast is the CPU's. Triton's kernels, which take minutes in its interpreter, run only
+with STAND_IN_KERNELS=1.
 """
 
 import copy
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, ClassVar
 
-os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+os.environ["TRITON_INTERPRET"] = "1"  # must be set before Triton is imported
 
 import pytest
 import torch
@@ -33,17 +33,17 @@ FACTORIES = {
     "arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "tensor", "zeros"
 }  # fmt: skip
 SYNCHRONIZING = {"aten::_local_scalar_dense", "aten::equal", "aten::masked_select", "aten::nonzero"}
-"""Operations whose result the CPU waits for."""
+"""Operations that make the CPU wait for their result."""
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 IN_PLACE_VIEWS = {"aten::squeeze_", "aten::unsqueeze_", "aten::t_", "aten::transpose_"}
 CONVOLUTIONS = {"aten::convolution", "aten::convolution_backward"}
 aten = torch.ops.aten
 SUMMED_IN_FLOAT32 = {aten.mm.dtype: aten.mm.default, aten.mm.dtype_out: aten.mm.default}
-"""Products that only GPUs have."""
+"""Products with an output dtype, which only GPUs have, and the CPU's products that replace them."""
 
 
 class OnGpu(Tensor):
-    """A tensor of the stand-in. To torch's C++ it is one of the CPU, whose every operation comes here."""
+    """A tensor of the stand-in; torch's C++ sees a CPU tensor, and dispatches each of its operations to this class."""
 
     held: Tensor
 
@@ -90,12 +90,12 @@ def _is_gpu(device: Any) -> bool:
 
 
 class Host:
-    """What the host does besides launching operations."""
+    """Record of what the host does besides launching operations."""
 
     syncs: ClassVar[Counter[str]] = Counter()
-    """Copies between the devices, blocking or not, and waits for the GPU, by operation."""
+    """Number of copies between devices, blocking or not, and of waits for the GPU, by operation."""
     captures = False
-    """Whether it captures a CUDA graph."""
+    """Whether a CUDA graph is being captured."""
 
 
 def _sync(what: str) -> None:
@@ -124,12 +124,12 @@ def _dispatched(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _check_devices(name: str, args: Any, tensors: list[Tensor]) -> None:
-    """Raise what CUDA would of tensors on two devices; a CPU's scalars may take part, and its indices."""
+    """Raise CUDA's error for tensors on two devices; scalars and indices of the CPU are allowed."""
     if name in ("aten::_to_copy", "aten::copy_"):
         return
     of_cpu = [x for x in tensors if not isinstance(x, OnGpu) and x.ndim > 0]
     if name in INDEXING:
-        if not isinstance(args[0], OnGpu):  # zeros that torch's C++ has made for a gradient
+        if not isinstance(args[0], OnGpu):  # zeros that torch's C++ made for a gradient
             return
         of_cpu = [x for x in of_cpu if not any(x is index for index in tree_leaves(args[1]))]
     if of_cpu:
@@ -138,7 +138,7 @@ def _check_devices(name: str, args: Any, tensors: list[Tensor]) -> None:
 
 
 def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """The operation on the CPU, with float32 sums where a GPU has them and a CPU may not."""
+    """Compute the operation on the CPU, with float32 sums where a GPU has them and a CPU may not."""
     if func in SUMMED_IN_FLOAT32:
         *factors, dtype = args if "out" not in kwargs else (*args, kwargs["out"].dtype)
         product = SUMMED_IN_FLOAT32[func](*(x.float() for x in factors if isinstance(x, Tensor))).to(dtype)
@@ -150,7 +150,7 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 class _Moved(torch.autograd.Function):
-    """A copy on the other device."""
+    """A differentiable copy to the other device."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -169,12 +169,12 @@ def _placed(x: Tensor, gpu: bool) -> Tensor:
 
 
 class Placement(TorchFunctionMode):
-    """Moves and makes tensors in the place of torch's C++, which takes all of them for the CPU's."""
+    """A function mode that moves and makes tensors in place of torch's C++, which takes all of them for CPU tensors."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         x: Any = args[0] if args else None
-        if func is Tensor.backward:  # whose functions make tensors, too
+        if func is Tensor.backward:  # functions in the backward pass make tensors, too
             with self:
                 return torch.autograd.backward(x, kwargs.pop("gradient", None), **kwargs)
         if func is torch._C._nn.pad_sequence and isinstance(x[0], OnGpu):
@@ -208,7 +208,7 @@ class Placement(TorchFunctionMode):
 
 
 def _to(x: Tensor, *others: Any, device: Any = None, copy: bool = False, non_blocking: Any = None, **form: Any) -> Any:
-    """`Tensor.to`, in whichever of its forms."""
+    """Replace `Tensor.to` in all of its forms."""
     rest = []
     for other in others:
         if isinstance(other, Tensor):
@@ -225,7 +225,7 @@ def _to(x: Tensor, *others: Any, device: Any = None, copy: bool = False, non_blo
 
 
 def _made_on_gpu(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A factory such as `torch.zeros` for devices that may be the stand-in."""
+    """Wrap a factory such as `torch.zeros` to accept the stand-in as device."""
 
     def made(*args: Any, device: Any = None, **options: Any) -> Tensor:
         if not _is_gpu(device):
@@ -241,7 +241,7 @@ def _made_on_gpu(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class _Stream:
-    """A stream of a GPU that does everything at once."""
+    """A stream of the stand-in, which runs everything immediately."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -268,7 +268,7 @@ def _autocast_of(real: Any) -> Callable[..., Any]:
 
 def _grouped_of(real: Any) -> Callable[..., Any]:
     def grouped(tensor_lists: Any, *options: Any) -> Any:
-        """The lists' tensors by device and dtype, of which torch's C++ knows the CPU alone."""
+        """Group the lists' tensors by device and dtype; torch's C++ only knows the CPU as device."""
         device = GPU if isinstance(tensor_lists[0][0], OnGpu) else torch.device("cpu")
         return {(device, dtype): group for (_, dtype), group in real(tensor_lists, *options).items()}
 
@@ -276,7 +276,7 @@ def _grouped_of(real: Any) -> Callable[..., Any]:
 
 
 def _captured(module: Any, _: Any, **options: Any) -> Callable[..., Any]:
-    """In the place of `torch.cuda.make_graphed_callables`."""
+    """Replace `torch.cuda.make_graphed_callables`."""
 
     def call(*args: Any) -> Any:
         Host.captures = True
@@ -311,7 +311,7 @@ def install() -> None:
         device=_always(nullcontext()),
         device_count=_always(1),
         get_device_name=_always("stand-in"),
-        get_rng_state=lambda *_: torch.get_rng_state(),  # the CPU draws
+        get_rng_state=lambda *_: torch.get_rng_state(),  # the CPU draws random numbers
         graph_pool_handle=_always((0, 0)),
         is_available=_always(True),
         is_bf16_supported=_always(True),
@@ -344,7 +344,7 @@ def install() -> None:
     autocast = _autocast_of(torch.autocast)
     for module in (torch, torch.amp):
         _replace(module, autocast=autocast)
-    _device_constructors()  # cached while the factories are torch's own
+    _device_constructors()  # fills its cache while the factories are torch's own
     _replace(torch, **{name: _made_on_gpu(getattr(torch, name)) for name in FACTORIES})
 
     launch = GridExecutor.__call__

@@ -1,4 +1,4 @@
-"""The ablation's records survive kills and company; its statistics equal scipy's; tables and pictures hold them."""
+"""The ablation: records survive kills and parallel writers, statistics equal scipy's, tables and pictures show them."""
 
 import dataclasses
 import json
@@ -172,7 +172,7 @@ def test_one_table_is_of_one_machine_where_it_can_be_and_of_present_configs():
     records = [
         record("gated", 5, device="GPU"),
         record("gated", 6, device="GPU"),
-        record("scratch", 5, AP=0.1),  # done again below
+        record("scratch", 5, AP=0.1),  # repeated below
         *here,
         record("scratch", 6, config_hash="an older one"),
         record("gated", 6, instruction_set="AVX2"),
@@ -209,7 +209,7 @@ def test_estimates_equal_scipys(num_values: int):
 
 
 def test_an_interval_by_hand():
-    # 1, 2, 3: mean 2, deviation 1; t of 2 degrees of freedom at 0.975 is 4.3027 in every printed table
+    # Values 1, 2, 3: mean 2, deviation 1. t of 2 degrees of freedom at 0.975 is 4.3027 in every printed table.
     found = estimate(np.array([1.0, 2.0, 3.0]))
     assert found.interval == pytest.approx((2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)), abs=1e-4)
 
@@ -217,7 +217,7 @@ def test_an_interval_by_hand():
 def test_differences_are_paired_over_common_seeds():
     rng = np.random.default_rng(0)
     values = {(row, seed): float(rng.random()) for row in ("gated", "scratch") for seed in range(6)}
-    # written in another order, and each row lacks a seed of the other
+    # Records are in another order, and each row lacks a seed of the other.
     records = [record(row, seed, APr=value) for (row, seed), value in reversed(values.items())]
     records = [one for one in records if (one.row, one.seed) not in {("gated", 1), ("scratch", 4)}]
     found = paired_difference(records, "gated", "scratch", "APr")
@@ -262,7 +262,7 @@ def test_of_a_score_of_decisions_minus_one_is_a_value():
 
 
 def table_lines(report: str) -> dict[str, list[str]]:
-    """Cells of every table line, by the first."""
+    """Return the cells of every table line, by the first cell."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.splitlines() if line[:1] == "|"]
     return {first: cells for first, *cells in rows}
 
@@ -286,7 +286,7 @@ def test_tables_hold_means_differences_and_what_is_missing():
     assert lines["gated"] == ["2", same, "66.00 ± 1.41", same, same, same, "-", "0.25"]
     assert lines["self_training"][:3] == ["1", "50.00", "60.00"]
     assert lines["oracle"] == ["0", *["-"] * 7]
-    # differences 5 and 3: mean 4, deviation 1.414; t of 1 degree of freedom is 12.706
+    # Differences 5 and 3: mean 4, deviation 1.414. t of 1 degree of freedom is 12.706.
     assert lines["gated - scratch"] == [
         "2",
         "+4.00 (-8.71 to 16.71)",
@@ -296,7 +296,7 @@ def test_tables_hold_means_differences_and_what_is_missing():
     ]
     assert lines["self_training - gated"][:2] == ["1", "-5.00 (-)"]
     assert lines["self_training - oracle"] == ["0", "-", "-", "-", "-"]
-    assert "gated - text_augmentation" not in lines  # not a row of this table
+    assert "gated - text_augmentation" not in lines  # text_augmentation is not a row of this table
 
 
 def test_a_report_of_no_record_and_of_one():
@@ -306,7 +306,7 @@ def test_a_report_of_no_record_and_of_one():
     one = format_report(select([record()], HASHES.items(), range(100)), list(HASHES))
     assert table_lines(one)["gated"] == ["1", *["50.00"] * 6, "0.25"]
     only = format_report(select([record()], HASHES.items(), range(100)), ["gated"])
-    assert set(table_lines(only)) == {"row", "---", "gated"}  # nothing to compare with
+    assert set(table_lines(only)) == {"row", "---", "gated"}  # there is no row to compare with
 
 
 def test_lengths_are_set_side_by_side_and_compared_at_each():
@@ -393,7 +393,7 @@ def test_rows_are_drawn_where_their_values_are(tmp_path, monkeypatch):
     panels = drawn[0].axes
     assert [axes.get_title().partition(":")[0] for axes in panels[:2]] == ["APr", "AP"]
     assert [label.get_text() for label in panels[0].get_yticklabels()] == ["none of the ways", "shortcuts"]
-    assert panels[0].get_ylim()[0] > panels[0].get_ylim()[1]  # the first row on top
+    assert panels[0].get_ylim()[0] > panels[0].get_ylim()[1]  # the first row is on top
     lines = {line.get_label(): line for line in panels[0].get_lines()}
     np.testing.assert_allclose(lines["seed 5"].get_xdata(), [20, 30])
     np.testing.assert_allclose(lines["seed 6"].get_xdata(), [np.nan, 50])

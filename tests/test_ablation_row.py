@@ -1,4 +1,4 @@
-"""One run of the ablation at miniature size: stages that rows share are run once."""
+"""One run of the ablation at miniature size: stages that several rows share run once."""
 
 from functools import partial
 from pathlib import Path
@@ -62,10 +62,10 @@ def test_rows_share_what_they_have_in_common(small_world, tmp_path):
         )
         for overrides in ((), ("eval.competition=20",))
     ]
-    assert patient[0].training_hash() != patient[1].training_hash()  # evaluations choose the weights
+    assert patient[0].training_hash() != patient[1].training_hash()  # evaluation options decide the best weights
     [folder] = (runs / "seed-3").glob("aligned-????????????")
     used = [path for path in (runs / "seed-3").glob("*/config.yaml") if f"name: {folder}" in path.read_text()]
-    assert len(used) == 2  # teacher and student
+    assert len(used) == 2  # used by teacher and student
     for record in records.values():
         assert record.cgF1 is not None
         assert 0 <= record.cgF1 <= 100

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 OVD = Path(__file__).parents[1] / "ovd"
-# Not alignment and tiny_clip, two small trainings that read configs of their own.
+# alignment and tiny_clip are left out: two small trainings that read configs of their own.
 BELOW_BUILD = (
     "selftrain", "evaluation", "engine", "experts", "inference.py", "text", "data", "model", "clip", "structures.py"
 )  # fmt: skip
@@ -17,7 +17,7 @@ WHOLE_CONFIGS = {"TrainConfig", "AblationConfig", "AlignConfig", "PretrainConfig
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file, or all of a folder, of which there must be some."""
+    """Return the file, or all Python files of a folder, which must not be empty."""
     files = [path] if path.suffix == ".py" else sorted(path.rglob("*.py"))
     assert files, path
     return files
@@ -38,7 +38,8 @@ def test_what_stands_below_config_does_not_import_it(part):
 
 @pytest.mark.parametrize("part", ["ovd", "tools", "tests", "bench"])
 def test_every_name_that_is_used_is_defined_or_imported(part):
-    """Which linters do not say here, since letters of shapes in annotations would count as undefined."""
+    """Every name that is used is defined or imported; linters cannot check that here, since they take the letters of
+    shapes in annotations for undefined names."""
     for file in files_of(OVD.parent / part):
         module = symtable.symtable(file.read_text(), str(file), "exec")
         known = {symbol.get_name() for symbol in module.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
@@ -54,7 +55,7 @@ def test_every_name_that_is_used_is_defined_or_imported(part):
 
 
 def test_an_option_is_typed_once():
-    """No dataclass repeats the fields of a config's section: who needs several of them takes the section."""
+    """No dataclass repeats the fields of a config section: code that needs several of them takes the section."""
     sections, dataclasses = defaultdict(set), {}
     for file in sorted(OVD.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):

@@ -1,4 +1,4 @@
-"""Clipped, rescaled and compared boxes against torchvision, for images that are not square."""
+"""Clipping, rescaling and overlaps of boxes against torchvision, for images that are not square."""
 
 import torch
 from hypothesis import given, settings
@@ -54,7 +54,7 @@ def test_giou_loss_and_its_gradients_have_torchvisions_bits(seed: int, num_boxes
     generator = torch.Generator().manual_seed(seed)
     boxes, true_boxes = 100 * torch.rand(2, num_boxes, 4, generator=generator)
     true_boxes[:, 2:] += true_boxes[:, :2]
-    boxes[:, 2:] = boxes[:, :2] + spread * torch.randn(num_boxes, 2, generator=generator)  # also turned inside out
+    boxes[:, 2:] = boxes[:, :2] + spread * torch.randn(num_boxes, 2, generator=generator)  # some are turned inside out
     boxes[: num_boxes // 4] = true_boxes[: num_boxes // 4]
     weights = torch.rand(num_boxes, generator=generator)
     found = []

@@ -1,4 +1,4 @@
-"""A config becomes data, text bank, detector and optimizer: each setting reaches what it is about."""
+"""A config becomes data, text bank, detector and optimizer: each setting reaches the object that it configures."""
 
 import json
 from collections import Counter
@@ -91,7 +91,7 @@ def test_inference_finds_the_same_with_the_layouts_that_it_keeps(untrained_clip,
     assert not any(parameter.requires_grad for parameter in inference.detector.parameters())
     if torch.backends.mkldnn.is_available():
         assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
-    first, second = (inference.predict(images, sizes) for _ in range(2))  # the second has the weights laid out
+    first, second = (inference.predict(images, sizes) for _ in range(2))  # the second uses weights that are laid out
     kept, layouts = convolution.frozen.kept, convolution.frozen._layouts.kept.values()
     assert kept is not None
     assert any(layout is not None for layout in layouts) == has_operations(kept.weight.dtype)
@@ -133,7 +133,7 @@ def world_index(miniature_world) -> AnnotationIndex:
 
 
 def batches(index: AnnotationIndex, *, steps: int = 1, batch_size: int = 8, **data) -> list[Batch]:
-    """Of images as they are, at half their size, unless `data` says otherwise."""
+    """Load batches of the world's images without augmentation, unless `data` says otherwise."""
     as_it_is = {"size": 96, "scale": [1, 1], "flip": 0, "color": 0, "workers": 0}
     values = {"output": "x", "train": {"steps": steps, "batch_size": batch_size}, "data": as_it_is | data}
     config = TrainConfig.model_validate(values)
@@ -191,17 +191,17 @@ def test_each_set_is_of_the_split_that_is_named(tmp_path):
 
 def test_mosaics_are_made_of_tiles_of_half_the_size(world_index):
     (single,), (mosaics,) = batches(world_index), batches(world_index, mosaic=1)
-    assert single.image_ids == mosaics.image_ids  # whose turn it is does not change
+    assert single.image_ids == mosaics.image_ids  # mosaics do not change the order of images
     assert (mosaics.sizes == 96).all()
     assert sum(len(targets.boxes) for targets in mosaics.targets) > sum(
         len(targets.boxes) for targets in single.targets
     )
     for image, whole, targets in zip(mosaics.images, single.images, mosaics.targets, strict=True):
-        own = F.avg_pool2d(whole.float(), 2)  # the first of the four, at half the size
+        own = F.avg_pool2d(whole.float(), 2)  # the first of the four tiles, at half the size
         assert (image[:, :48, :48].float() - own).abs().mean() < 6
         boxes = targets.boxes
         assert ((boxes[:, 2:] - boxes[:, :2]) <= 48).all()
-        assert (boxes[:, :2] // 48 == (boxes[:, 2:] - 1e-3) // 48).all()  # each inside one tile
+        assert (boxes[:, :2] // 48 == (boxes[:, 2:] - 1e-3) // 48).all()  # each box is inside one tile
 
 
 def test_two_classes_of_one_name_stop_a_training_and_not_an_evaluation(tmp_path):
@@ -248,7 +248,8 @@ def test_a_training_set_with_nothing_to_learn_stops(tmp_path, annotations, categ
 
 @pytest.mark.parametrize(("image_size", "stride", "side"), [(224, 32, 224), (384, 14, 378), ((336, 336), 14, 336)])
 def test_crops_have_clips_own_side_as_far_as_the_backbone_takes_it(image_size, stride, side):
-    """SigLIP's SO400M at 384 px has patches of 14."""
+    """Crops have CLIP's own side, rounded to a multiple of the stride: SigLIP's SO400M at 384 px has patches of 14
+    px."""
     options = CropOptions(views=((1.0, 1.0), (1.3, 1.0)))
     views = views_of(options, SimpleNamespace(image_size=image_size), stride, section="naming")
     assert views == [View(side, 1.0), View(side, 1.3)]

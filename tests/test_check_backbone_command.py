@@ -1,4 +1,4 @@
-"""`ovd check-backbone`: the tiny CLIP's dense feature averages to its pooled one."""
+"""`ovd check-backbone`: the mean of the tiny CLIP's dense feature is its pooled feature."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""`ovd check` as a user calls it: its verdicts, the counts of what can be used, and its exit code."""
+"""`ovd check` as a user calls it: its verdicts, the counts of usable records, and its exit code."""
 
 import json
 import sys
@@ -31,7 +31,7 @@ def content(num_images: int) -> dict[str, Any]:
 
 
 def run(folder: Path, rows: dict[str, Any]) -> int:
-    """The exit code."""
+    """Run `ovd check` on these annotations and return its exit code."""
     path = folder / "boxes.json"
     path.write_text(json.dumps(rows))
     sys.argv = ["check", "coco", "--annotations", str(path), "--images", str(folder)]
@@ -134,7 +134,8 @@ def test_sides_that_are_swapped_stop_both(folder, capsys):
 
 
 def test_faulty_boxes_are_too_many_of_those_of_the_images_that_are_there(folder, capsys):
-    """As in training: 10 of 901, where 10 of 1,101 would pass."""
+    """Faulty boxes are counted against the boxes of the images that exist, as in training: 10 of 901 are too many, 10
+    of 1,101 would not be."""
     rows = content(20)
     rows["annotations"] = [
         {"id": number, "image_id": number % 20, "category_id": 1, "bbox": [number % 7, number % 5, 10, 12]}
@@ -176,7 +177,7 @@ def test_what_an_evaluation_needs_besides(folder, capsys, monkeypatch, changed, 
     assert words in shown
 
 
-@pytest.mark.parametrize("area", [100.0, "large"])  # the second keeps it from being evaluated
+@pytest.mark.parametrize("area", [100.0, "large"])  # the second makes evaluation impossible
 def test_a_set_is_read_once_so_that_warnings_and_counts_come_once(folder, capsys, monkeypatch, area):
     times_read = 0
 

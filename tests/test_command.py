@@ -1,4 +1,4 @@
-"""The `ovd` command: one subcommand per module of ovd/commands/, which is also what the script in tools/ runs."""
+"""The `ovd` command: one subcommand per module of ovd/commands/, which the script in tools/ also runs."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch) -> Path:
-    """Folders of runs, in the current folder; who loads what is in them is another's test."""
+    """Empty run folders in the current folder; their loading is tested elsewhere."""
     for name in ("run", "another_run", "runs/one", "runs/quickstart"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -103,7 +103,8 @@ run_tool(Cycle)
 
 
 def test_the_end_of_a_command_is_not_spent_on_garbage():
-    """It took more than a second with torch, which leaves millions of objects to look through."""
+    """A command does not spend its end on garbage collection, which took more than a second with torch's millions of
+    objects."""
     assert output_of("-c", ENDS_WITH_GARBAGE) == ""
 
 
@@ -244,7 +245,7 @@ def test_an_evaluation_is_not_replaced_by_one_of_another_data_set(runs, monkeypa
         evaluate("one", "--output", "submission")
     assert "submission/results.json is not of an earlier evaluation of a run" in capsys.readouterr().err
     assert Path("submission/results.json").read_text() == "[]"
-    monkeypatch.chdir("/")  # a path from elsewhere to the same file
+    monkeypatch.chdir("/")  # another path to the same file
     run(monkeypatch, "eval", str(runs / "run"), "--format", "coco", "--images", str(runs / "images"),
         "--annotations", str(runs / "one/annotations/val.json"))  # fmt: skip
     same = "run/eval-annotations-val"
@@ -252,7 +253,7 @@ def test_an_evaluation_is_not_replaced_by_one_of_another_data_set(runs, monkeypa
 
 
 class Called(BaseException):
-    """Ends a command once its job is called."""
+    """Raised to end a command once its job is called."""
 
 
 @pytest.mark.parametrize(
@@ -422,7 +423,7 @@ def test_an_interrupt_is_one_line(runs, monkeypatch, capsys):
 
 
 class FakePredictor(Predictor):
-    """Finds the second name once for each score that it is given of a picture."""
+    """A predictor that finds the second name once for each score given for a picture."""
 
     threshold = 0.45
     is_calibrated = False
@@ -574,7 +575,7 @@ def test_a_script_that_says_so_runs_the_command():
 
 
 def test_names_of_files_that_are_not_utf8_are_printed(tmp_path):
-    """In any locale: their bytes are spelled out."""
+    """File names that are not UTF-8 are printed in any locale, with their bytes spelled out."""
     code = (
         "import os; from ovd.cli import run_tool; run_tool(lambda: print(os.fsdecode(b'caf' + bytes([233]) + b'.jpg')))"
     )

@@ -1,4 +1,4 @@
-"""Config files: bases, overrides, older keys, and a line for whatever is wrong."""
+"""Config files: bases, overrides, older keys, and a one-line error for every mistake."""
 
 import time
 from pathlib import Path
@@ -136,7 +136,7 @@ def test_a_config_that_would_grow_without_bound_is_refused_at_once(tmp_path, tex
 
 
 def nested(key: str, value: object) -> dict:
-    """A config of this one value, under its dotted key."""
+    """Make a config with a single value under its dotted key."""
     for name in reversed(key.split(".")):
         value = {name: value}
     assert isinstance(value, dict)
@@ -233,11 +233,11 @@ def test_an_override_of_a_section_that_is_not_there_makes_it(tmp_path):
 @pytest.mark.parametrize(
     ("key", "known"),
     [
-        ("train.sed", "train.seed"),  # bank.seed and data.source.seed are there, too
+        ("train.sed", "train.seed"),  # bank.seed and data.source.seed exist, too
         ("bank.sed", "bank.seed"),
         ("eval.batch_sise", "eval.batch_size"),
         ("eval.compil", "eval.compile"),
-        ("seedd", "bank.seed"),  # in no section: the first
+        ("seedd", "bank.seed"),  # without a section, the first key is named
     ],
 )
 def test_of_keys_with_the_nearest_name_that_of_the_same_section_is_named(tmp_path, key, known):

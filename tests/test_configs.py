@@ -1,4 +1,4 @@
-"""Every config of the repository: it parses, its detector can be built, and no novel name is trained on."""
+"""Every config of the repository parses, builds its detector, and trains on no novel name."""
 
 import json
 import re
@@ -108,7 +108,8 @@ def test_counted_operations_of_the_tiny_backbone():
     ("name", "layout_of"), [("lvis_base_rn50", real_layouts.lvis), ("custom_coco_rn50", real_layouts.coco)]
 )
 def test_a_real_backbone_trains_and_evaluates_on_a_miniature(name, layout_of, miniature_world, tmp_path):
-    """Random weights, 320 px, 5 steps: the code path of the real thing on a CPU."""
+    """A real backbone trains and evaluates on a miniature, with random weights, at 320 px, for 5 steps: the real code
+    path on a CPU."""
     layout = layout_of(miniature_world, tmp_path)
     overrides = [
         f"output={tmp_path / 'run'}", f"bank.cache={tmp_path / 'banks'}", "clip.weights=random", "bank.templates=none",

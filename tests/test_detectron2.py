@@ -1,4 +1,4 @@
-"""ovd in detectron2; skipped where it is not installed, since no package index has it."""
+"""ovd in detectron2. The tests are skipped if detectron2 is not installed, as no package index has it."""
 
 import copy
 import warnings
@@ -115,7 +115,7 @@ def test_it_trains_in_detectron2s_loop_and_its_checkpoint_goes_on(cfg, splits):
     assert not model.bias_is_solved
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     given = [mapper(True)(copy.deepcopy(item)) for item in DatasetCatalog.get("ovd_train")[:4]]
-    given[1]["image_id"] = "frankfurt_000000"  # as some of detectron2's data sets have them
+    given[1]["image_id"] = "frankfurt_000000"  # a text id, as in some of detectron2's data sets
     totals = []
     for _ in range(6):
         losses = model(given)
@@ -143,8 +143,9 @@ def test_an_image_without_objects_teaches_too(cfg, splits):
 
 
 def test_its_evaluators_agree_with_ours(splits, tmp_path, monkeypatch):
-    """True boxes with some noise stand in for a detector, since a fresh one finds next to nothing."""
-    monkeypatch.setattr(np, "float", float, raising=False)  # lvis still asks for it
+    """detectron2's evaluators agree with ours, on true boxes with noise, since a fresh detector finds almost
+    nothing."""
+    monkeypatch.setattr(np, "float", float, raising=False)  # lvis still uses it
     index = splits["val"]
     generator = torch.Generator().manual_seed(0)
     category_ids = tuple(category.id for category in index.categories)

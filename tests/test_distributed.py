@@ -1,4 +1,4 @@
-"""Devices by name, and ranks that wait for each other."""
+"""Devices by name, and synchronization of ranks."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The site of docs/: every page is in its navigation, and links lead from page to page."""
+"""The site of docs/: every page is in the navigation, and its links work."""
 
 import importlib.util
 import re
@@ -30,7 +30,7 @@ def navigation(entries: list[Any]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def hooks() -> ModuleType:
-    """Without mkdocs, too: links need nothing of it, but signatures name its types."""
+    """Load docs/hooks.py even without mkdocs: the links need none of it, but signatures name its types."""
     modules = ["mkdocs", "mkdocs.config", "mkdocs.config.defaults"]
     modules += ["mkdocs.structure", "mkdocs.structure.files", "mkdocs.structure.pages"]
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Classes that are asked for by texts, by examples, or by both; the rows are those of CLIP's own encoders."""
+"""Prompts of texts, examples, or both: their embeddings are those of CLIP's own encoders."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def encoder(trained) -> PromptEncoder:
 
 
 def by_clip(trained: TrainedDetector, pixels: np.ndarray, box: tuple[float, ...]) -> torch.Tensor:
-    """The mean unit embedding of open_clip's own image side of the views of a box."""
+    """Compute the mean unit embedding of a box's views with open_clip's own image encoder."""
     clip = untouched_clip(trained.config)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))
     image = ((torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std)[None]

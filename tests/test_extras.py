@@ -1,4 +1,4 @@
-"""Packages of extras: imported when they are needed, and an error that says what to install."""
+"""Packages of extras are imported when needed; if one is missing, the error names what to install."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Faults, and the text that files hold of them."""
+"""Faults and their text form in files."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Files and folders that runs write: who may read them, and who may write."""
+"""Access rights of the files and folders that runs write."""
 
 import multiprocessing
 import os

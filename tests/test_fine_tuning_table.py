@@ -30,14 +30,15 @@ def records() -> list[FineTuningRecord]:
 def test_records_are_kept_once(tmp_path: Path, records) -> None:
     path = tmp_path / "results" / "table.jsonl"
     append_new(path, records[:2])
-    append_new(path, [record("before", 1, new_AP=0.0), *records[2:]])  # `before` is measured with every row
+    append_new(path, [record("before", 1, new_AP=0.0), *records[2:]])  # every row measures `before` again
     assert read_records(path, FineTuningRecord) == records
     with pytest.raises(ValueError, match="new_AP"):
         record("keeping", 4, new_AP=math.nan)
 
 
 def test_a_rows_hash_holds_all_that_its_metrics_depend_on() -> None:
-    """Its own settings, the domain and the start; not the paths. So no record of other settings is in a table."""
+    """A row's hash covers its settings, the domain and the start, but no paths, so that a table holds no records of
+    other settings."""
 
     def hashes(*overrides: str) -> dict[str, str]:
         table = load_config(CONFIGS / "fine_tuning.yaml", list(overrides), FineTuningTable)
@@ -57,7 +58,7 @@ def test_the_table_has_means_and_intervals_over_the_seeds(records) -> None:
     lines = format_table(records, ["keeping", "missing"]).splitlines()
     assert lines[0].startswith("| row | seeds | new AP | kept AP |")
     assert len(lines) == 4
-    # Mean 32, standard deviation 1, Student's t of two degrees of freedom 4.303: 4.303 / sqrt(3) = 2.48.
+    # The mean is 32, the standard deviation 1, Student's t of two degrees of freedom 4.303: 4.303 / sqrt(3) = 2.48.
     assert lines[3].startswith("| keeping | 3 | 32.0 (29.5 to 34.5) | 70.0 (70.0 to 70.0) |")
     assert format_table(records[:1], []).splitlines()[2].startswith("| before | 1 | 31.0 | 70.0 |")
 

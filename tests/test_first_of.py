@@ -1,4 +1,4 @@
-"""Lists in messages."""
+"""Shortened lists in messages."""
 
 import pytest
 

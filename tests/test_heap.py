@@ -1,4 +1,4 @@
-"""Freed memory is used again without being asked for again."""
+"""Freed memory is reused instead of requested from the system again."""
 
 import os
 import platform
@@ -28,7 +28,7 @@ print((faults() - before) * resource.getpagesize() / 5 / 113_000_000)
 
 
 def share_asked_for_again(mode: str, **environment: str) -> float:
-    """Share of the memory of each round that the system had to give once more."""
+    """Return the share of each round's memory that the system had to provide again."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     command = [sys.executable, "-c", PROGRAM, mode]
     done = subprocess.run(command, env={**kept, **environment}, check=True, capture_output=True, text=True)
@@ -39,5 +39,5 @@ def share_asked_for_again(mode: str, **environment: str) -> float:
 def test_freed_memory_is_kept():
     assert share_asked_for_again("plain") > 0.5
     assert share_asked_for_again("keep") < 0.05
-    # Limits of one's own stay: here every piece of a megabyte or more goes back.
+    # A user's own limits stay in force: here, every block of a megabyte or more is returned to the system.
     assert share_asked_for_again("keep", MALLOC_MMAP_THRESHOLD_="1000000") > 0.5

@@ -1,4 +1,4 @@
-"""Detectors that are given away: the folder detects as the run did, and the card says what was measured."""
+"""Saved and shared detectors: the folder detects as the run did, and the card has the measured metrics."""
 
 import json
 import shutil
@@ -71,7 +71,7 @@ def trained_detector(clip_name: str, clip_weights: str | None = None) -> Trained
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run folder as a training leaves it: one checkpoint and its metrics."""
+    """A run folder as training leaves it, with one checkpoint and its metrics."""
     trained = trained_detector("tiny")
     folder = tmp_path_factory.mktemp("hub") / "run"
     assert trained.calibration is not None
@@ -115,7 +115,7 @@ def test_a_folder_detects_as_the_run_did(run, tmp_path):
 
 
 def test_a_folder_that_holds_a_detector_gets_no_other(run, tmp_path):
-    """Whose metrics and card would be taken for those of the new one."""
+    """A detector is not saved over another, whose metrics and card would be mistaken for its own."""
     Predictor.load(run).save_pretrained(tmp_path / "given")
     before = bytes_of(tmp_path / "given")
     with pytest.raises(ValueError, match="given already holds a detector"):
@@ -129,7 +129,8 @@ def test_a_folder_that_holds_a_detector_gets_no_other(run, tmp_path):
 
 
 def test_the_size_of_a_predictor_is_not_the_detectors(run, tmp_path):
-    """Whoever loads the folder, by whichever way, detects at the size that it was trained and measured at."""
+    """A saved folder detects at the size that the detector was trained and measured at, whatever the predictor's size
+    and the way it is loaded."""
     Predictor.load(run, size=64).save_pretrained(tmp_path / "given")
     expected = Predictor.load(run)(IMAGE, NAMES)
     for predictor in (Predictor.from_pretrained(tmp_path / "given"), Predictor.load(tmp_path / "given")):
@@ -205,7 +206,8 @@ def test_metrics_of_a_later_checkpoint_are_not_those_of_an_earlier_one(run, tmp_
 
 @pytest.mark.parametrize("folder", [".", "eval"])
 def test_an_evaluation_of_these_very_weights_is_on_the_card(run, tmp_path, folder):
-    """As `ovd eval RUN` and the quick start leave it: without a line in metrics.jsonl."""
+    """An evaluation of the saved weights is on the card even without a line in metrics.jsonl, as after `ovd eval RUN`
+    and the quick start."""
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").unlink()
     (tmp_path / "run" / "metrics.json").unlink()
@@ -223,12 +225,13 @@ def test_an_evaluation_of_these_very_weights_is_on_the_card(run, tmp_path, folde
     [
         ("evaluation.json", {"weights_sha256": "OWN", "is_of_own_set": False, "options": {"run": "run"}, "inputs": {}}),
         ("evaluation.json", {"weights_sha256": "other", "is_of_own_set": True, "options": {}, "inputs": {}}),
-        ("evaluated.json", {}),  # the notes of earlier versions
+        ("evaluated.json", {}),  # a note of earlier versions
         ("measured_weights.json", {"sha256": "other"}),
     ],
 )
 def test_an_evaluation_of_something_else_in_the_run_folder_is_not_on_the_card(name, content, run, tmp_path):
-    """As `ovd eval RUN --annotations OTHER --output RUN` leaves it, or the weights of another step."""
+    """An evaluation on other data or of another step's weights is not on the card, as after `ovd eval RUN --annotations
+    OTHER --output RUN`."""
     shutil.copytree(run, tmp_path / "run")
     Predictor.load(tmp_path / "run").save_pretrained(tmp_path / "before")
     assert (tmp_path / "before" / "metrics.json").exists()
@@ -299,7 +302,7 @@ def _with(trained: TrainedDetector) -> Predictor:
 
 
 class LocalHub:
-    """Stands in for the hub: a repository is a folder."""
+    """A stand-in for the hub, in which a repository is a folder."""
 
     root: Path
 

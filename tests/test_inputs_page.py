@@ -1,4 +1,4 @@
-"""docs/inputs.md is what its command prints now."""
+"""docs/inputs.md equals the current output of its command."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Detections as other packages hold them, read back by those packages."""
+"""Detections converted for other packages and read back by them."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ NAMES = ["anchor", "umbrella", "coffee cup"]
 
 
 def test_number_of_detections():
-    """As detectron2's Instances and supervision's Detections have it."""
+    """`len` is the number of detections, as for detectron2's Instances and supervision's Detections."""
     assert len(FOUND) == 2 == len(FOUND.boxes)
     assert len(FOUND.take(FOUND.scores > 0.5)) == 1
     assert len(Detections.empty()) == 0
@@ -61,7 +61,7 @@ def test_results_in_cocos_form_are_read_by_pycocotools(tmp_path, capsys):
 
 @pytest.fixture
 def boxes_file(tmp_path) -> Path:
-    """As `ovd detect --write coco` writes it, beside its image."""
+    """A file as `ovd detect --write coco` writes it, beside its image."""
     content = {
         "images": [{"id": 7, "height": 100, "width": 100, "file_name": "a.jpg"}],
         "categories": [{"id": row + 1, "name": name} for row, name in enumerate(NAMES)],
@@ -84,7 +84,7 @@ def test_results_in_cocos_form_are_read_by_supervision(boxes_file):
 
 
 def test_results_in_cocos_form_are_read_by_fiftyone(boxes_file):
-    """Its importer alone: a dataset of it needs a database that runs."""
+    """FiftyOne reads results in COCO's form; only its importer is tested, since a dataset needs a running database."""
     coco = pytest.importorskip("fiftyone.utils.coco", reason="the package is not installed")
     with coco.COCODetectionDatasetImporter(data_path=str(boxes_file.parent), labels_path=str(boxes_file)) as importer:
         ((path, _, labels),) = list(importer)

@@ -1,4 +1,4 @@
-"""An inference keeps the classifier of its latest texts, as long as nothing of it changes."""
+"""An inference keeps the classifier of its latest texts until the texts or the detector change."""
 
 from dataclasses import replace
 
@@ -43,7 +43,7 @@ def test_it_is_made_anew_after_a_change(detector: Detector) -> None:
     torch.testing.assert_close(after.bias, torch.tensor(-7.0))
     detector.log_scale.add_(1)
     torch.testing.assert_close(inference.classifier(text).scale, detector.scale)
-    detector.threshold.data = torch.tensor(0.5)  # as a module is moved to another device
+    detector.threshold.data = torch.tensor(0.5)  # replaces the data, as a move to another device does
     torch.testing.assert_close(inference.classifier(text).bias, detector.bias)
     last = inference.classifier(text)
     text.copy_(rows(1))
@@ -51,7 +51,8 @@ def test_it_is_made_anew_after_a_change(detector: Detector) -> None:
 
 
 def test_that_of_a_detector_that_learns_is_not_kept(detector: Detector) -> None:
-    """Fused optimizers change weights without a sign."""
+    """The classifier of a detector in training is not kept, since fused optimizers change weights without raising their
+    version."""
     inference, text = inference_of(detector.requires_grad_(True)), rows(0)
     assert inference.classifier(text) is not inference.classifier(text)
 

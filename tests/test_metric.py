@@ -1,4 +1,4 @@
-"""Metrics in per cent, and those that have no true box."""
+"""Metrics in percent, and metrics without true boxes."""
 
 from ovd.metric import NO_TRUE_BOX, is_known, per_cent
 

@@ -1,4 +1,5 @@
-"""bf16 where it is fast: checked against the flags that the kernel reports and the dtypes that come out."""
+"""bfloat16 is used where it is fast, checked against the CPU flags that the Linux kernel reports and the resulting
+dtypes."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -145,7 +146,7 @@ def test_a_loaded_detector_detects_in_float32_whatever_the_default_is(untrained_
     detector = build_detector(untrained_clip, "pyramid", "head", task_aligned=task_aligned).eval()
     image = np.random.default_rng(0).integers(0, 256, (80, 96, 3), dtype=np.uint8)
     text = torch.nn.functional.normalize(torch.randn(5, 256, generator=torch.Generator().manual_seed(0)), dim=1)
-    for threshold in (0.001, 1.0):  # many, none
+    for threshold in (0.001, 1.0):  # keeps many, or none
         options = DetectionOptions(score_threshold=threshold)
         inference = Inference(detector, size=96, options=options, low_precision=False)
         expected = inference.image(QueryTexts(text), image)

@@ -1,4 +1,4 @@
-"""Detection from Python: the same boxes as evaluation finds, and the texts of a list of names encoded once."""
+"""Detection from Python: the same boxes as in evaluation, and a list of names is encoded once."""
 
 import copy
 import json
@@ -46,7 +46,7 @@ def image() -> np.ndarray:
 
 def test_it_finds_what_evaluation_finds_also_with_the_ensemble_of_the_run(trained, image):
     device = resolve_device(trained.config)
-    detector = Compute(device, False).freeze(trained.detector)  # as evaluation does
+    detector = Compute(device, False).freeze(trained.detector)  # as evaluation does it
     inference = Inference(detector, size=96, options=trained.config.eval, low_precision=False)
     queries = queries_of_names(trained, NAMES)
     assert torch.equal(queries.text, evaluation_text(trained.config, trained.clip, NAMES))
@@ -61,7 +61,8 @@ def test_it_finds_what_evaluation_finds_also_with_the_ensemble_of_the_run(traine
 
 
 def test_an_evaluation_of_images_of_many_shapes_finds_what_is_found_in_each_alone(trained, tmp_path):
-    """Norms average over the padding, so that images of unlike shape in one batch would change each other's scores."""
+    """An evaluation of images of many shapes finds what each image alone gives: norms average over the padding, so
+    images of unlike shapes must not share a batch."""
     sizes = [(60, 90), (90, 50), (64, 90), (96, 96), (20, 96), (91, 50)]
     rng, paths = np.random.default_rng(0), []
     for number, (height, width) in enumerate(sizes):
@@ -157,7 +158,8 @@ def test_a_prompt_of_one_text_is_that_name(trained, image):
 
 
 def test_what_a_prompt_is_called_does_not_change_its_scores(trained, image):
-    """With the ensemble, which weighs trained names otherwise: "anchor" is one."""
+    """The label of a prompt does not change its scores, even with the ensemble, which has other weights for trained
+    names such as "anchor"."""
     predictor = Predictor(trained)
     for text, label in (("anchor", "thing"), ("umbrella", "anchor")):
         assert torch.equal(predictor(image, Prompt(label, (text,))).scores, predictor(image, text).scores)
@@ -249,7 +251,7 @@ def test_any_path_is_one(trained, image, tmp_path):
 
 
 def test_an_ensembles_names_are_looked_up_once(trained):
-    """As fast for any number of names: the trained ones are read once."""
+    """An ensemble looks up trained names once, so that it is as fast for any number of names."""
     many = replace(trained, classes=tuple(f"class {number}" for number in range(2000)))
     ensemble = score_ensemble(many, [f"class {number}" for number in range(500)])
     assert ensemble is not None

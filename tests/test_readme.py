@@ -1,8 +1,8 @@
-"""The README is true: its commands run from top to bottom on miniatures of the data sets, and what it names exists.
+"""The README is true: its commands run in order on miniatures of the data sets, and all that it names exists.
 
 A command runs in this process, from a folder that looks like a checkout with data. `torchrun --nproc-per-node N`
-becomes one rank, and a training becomes a few steps of the tiny backbone at 64 px (`MINIATURE`). What would install or
-fetch something is checked for its form (`FORM_ONLY`), and so are the commands of the other pages and of the configs.
+becomes one rank, and training becomes a few steps of the tiny backbone at 64 px (`MINIATURE`). Commands that install or
+download are only checked for their form (`FORM_ONLY`), as are the commands of the other pages and of the configs.
 """
 
 import argparse
@@ -79,20 +79,20 @@ MINIATURE = {
     "text-bank": SMALL,
     "label-pairs": ["--threads", str(THREADS)],
 }
-"""What is added to a tool's arguments, so that the last word is the miniature's."""
+"""Arguments appended to those of a tool, which make it run at miniature size."""
 
 NUM_PAIRS = 12
 TINY_WORLD = Settings(max_images_per_class=1, val_boxes_per_class=1, num_pairs=NUM_PAIRS, num_transfer_images=4)
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """Language and content of every fenced block."""
+    """Yield language and content of every fenced block."""
     for indent, language, content in re.findall(r"^( *)```(\S*)\n(.*?)^\1```$", page.read_text(), re.DOTALL | re.M):
         yield language, re.sub(f"^{indent}", "", content, flags=re.M)
 
 
 def commands_of(shell: str) -> list[str]:
-    """Logical lines without comments, continued lines joined."""
+    """Return logical lines without comments, with continued lines joined."""
     lines = shell.replace("\\\n", " ").splitlines()
     return [" ".join(shlex.split(line, comments=True, posix=False)) for line in lines if line.strip("# ")]
 
@@ -110,20 +110,20 @@ def inline_code(page: Path) -> list[str]:
 
 @cache
 def tool(name: str) -> ModuleType:
-    """The module of a script of tools/ (`train.py`) or of a command of ovd (`train`)."""
+    """Import the module of a script of tools/ (`train.py`) or of a command of ovd (`train`)."""
     if not name.endswith(".py"):
         return importlib.import_module(f"ovd.commands.{name.replace('-', '_')}")
     return module_of(f"tools/{name}")
 
 
 def make_recipe(target: str) -> list[str] | None:
-    """The commands of a target of the Makefile; None where there is no such target."""
+    """Return the commands of a target of the Makefile, or None if there is no such target."""
     found = re.search(rf"^{target}:[^\n]*\n((?:\t[^\n]*\n)*)", (ROOT / "Makefile").read_text(), re.M)
     return None if found is None else [line.strip() for line in found[1].splitlines()]
 
 
 def to_tool(command: str) -> tuple[str, list[str]] | None:
-    """The tool or ovd's command, and its arguments; None for a command of another kind."""
+    """Return the tool or ovd's command, and its arguments; None for a command of another kind."""
     words = shlex.split(command)
     if words[0] == "make":
         assigned = dict(word.split("=", 1) for word in words[2:])
@@ -154,11 +154,11 @@ def run(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
 
 
 class _ParsedError(Exception):
-    """Ends a tool once its arguments are parsed."""
+    """Raised to end a tool once its arguments are parsed."""
 
 
 def parse(monkeypatch: pytest.MonkeyPatch, name: str, arguments: list[str]) -> argparse.Namespace:
-    """The arguments as the tool's own parser reads them; nothing else of the tool runs."""
+    """Parse the arguments with the tool's own parser; nothing else of the tool runs."""
     parsed = argparse.Namespace()
 
     def stopping(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -179,7 +179,7 @@ def parse(monkeypatch: pytest.MonkeyPatch, name: str, arguments: list[str]) -> a
 
 
 def check_form(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
-    """The files, targets, options and config keys of a command exist."""
+    """Check that the files, targets, options and config keys of a command exist."""
     words = shlex.split(command)
     named = to_tool(command)
     if named is not None:
@@ -207,7 +207,7 @@ def check_form(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
 
 
 def check_config(name: str, arguments: argparse.Namespace) -> None:
-    """The config that a tool is given exists, and its overrides are keys of it."""
+    """Check that the config given to a tool exists and that its overrides are keys of it."""
     if "config" not in arguments:
         return
     path, overrides = ROOT / arguments.config, arguments.overrides
@@ -224,20 +224,21 @@ def check_config(name: str, arguments: argparse.Namespace) -> None:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory, miniature_world) -> Path:
-    """A folder with the checkout's configs, and miniatures of all data sets where the README says that they are."""
+    """A folder with the checkout's configs, and miniatures of all data sets at the places that the README names."""
     return make_checkout(tmp_path_factory, miniature_world, num_train=10, num_val=6)
 
 
 @pytest.fixture(scope="module")
 def checkout_of_guides(tmp_path_factory, miniature_world) -> Path:
-    """The same again: the guides have not run what the README says."""
+    """A second such folder, since readers of the guides have not run the README's commands."""
     return make_checkout(tmp_path_factory, miniature_world, num_train=12, num_val=12)
 
 
 def make_checkout(
     tmp_path_factory: pytest.TempPathFactory, miniature_world: Path, *, num_train: int, num_val: int
 ) -> Path:
-    """Of fewer than ten images to train on none could be held out for a calibration."""
+    """Make a folder that looks like a checkout with miniatures; with fewer than ten training images, none could be held
+    out for a calibration."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "configs").symlink_to(ROOT / "configs")
     data, world = folder / "data", tmp_path_factory.mktemp("small") / "world"
@@ -263,7 +264,7 @@ def make_checkout(
 
 
 def own_boxes(world: Path, mine: Path) -> None:
-    """The same scenes as COCO JSON, Pascal VOC and YOLO in one folder."""
+    """Write the same scenes as COCO JSON, Pascal VOC and YOLO in one folder."""
     for part in ("train", "val"):
         content = json.loads((world / "annotations" / f"lvis_{part}.json").read_text())
         for image in content["images"]:
@@ -280,7 +281,7 @@ def own_boxes(world: Path, mine: Path) -> None:
 
 @pytest.fixture
 def few_scenes(monkeypatch) -> None:
-    """A world that is drawn at once."""
+    """Let the world have only a few scenes, drawn in this process."""
     for variable in ("OVD_DATA", "DETECTRON2_DATASETS", "OVD_START", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(variable, raising=False)
     given = {name: value for name, value in vars(TINY_WORLD).items() if name != "seed"}
@@ -303,7 +304,7 @@ PROMISED = [
 
 
 def run_page(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run all commands and all Python of a page, in one go, since one uses what another has made, as for a reader."""
+    """Run all commands and Python code of a page in order, since later ones use the results of earlier ones."""
     names: dict[str, object] = {}
     for language, content in blocks(page):
         if language == "python":
@@ -330,7 +331,8 @@ GUIDES = ["first_detection.md", "own_boxes.md", "fine_tuning.md", "training.md",
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_scenes")
 def test_every_command_of_the_guides_runs(monkeypatch, checkout_of_guides):
-    """In the order of the site's navigation, but for self-training, which starts from LVIS's run."""
+    """Every command of the guides runs, in the order of the site's navigation except for self-training, which starts
+    from LVIS's run."""
     monkeypatch.chdir(checkout_of_guides)
     for guide in GUIDES:
         run_page(ROOT / "docs" / guide, monkeypatch)
@@ -359,7 +361,8 @@ def test_the_readme_has_no_command_beside_its_blocks():
 
 
 def written_commands(page: Path) -> list[str]:
-    """Commands in a page, in the comment of a config and in the docstring of a tool, and in the prose of all three."""
+    """Return the commands in a page, in the comment of a config, or in the docstring of a tool, those in their prose
+    included."""
     text = re.sub(r"\\\n[# ]*", " ", page.read_text())
     known = "|".join(sorted(ALL_COMMANDS))
     lines = re.findall(rf"^[# ]*((?:python|ovd (?:{known})|torchrun|sbatch|make|pip) .*)$", text, re.M)

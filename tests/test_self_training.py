@@ -1,4 +1,5 @@
-"""All stages as a user runs them, a few steps on a miniature world: train, label, train on both, ensemble, table."""
+"""All stages as a user runs them, for a few steps on a miniature world: train, label, train on both, ensemble,
+table."""
 
 import json
 import re
@@ -58,7 +59,7 @@ def pairs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory, miniature_world, pairs) -> Path:
-    """A teacher's run folder, its labels of the pairs' nouns in it."""
+    """The run folder of a teacher, with its labels of the pairs' nouns inside."""
     run = tmp_path_factory.mktemp("teacher") / "run"
     train_from_config(make_config(run, miniature_world), evaluate=False)
     options = LabelOptions(queries="nouns", score_threshold=0.0, max_boxes=20)
@@ -123,7 +124,7 @@ def test_pairs_change_what_is_learned(tmp_path, miniature_world, teacher, pairs,
     train_from_config(student_config(run, miniature_world, teacher, pairs, use=use), evaluate=False)
     lines = (run / "metrics.jsonl").read_text()
     assert ('"image"' in lines) == (use == "image_labels")
-    # The same images in the same order, and other labels of the pairs' images.
+    # The images and their order are the same, but the pairs' images have other labels.
     other_labels = tmp_path / "labels"
     shutil.copytree(teacher / "labels", other_labels)
     for file in other_labels.glob("*.safetensors"):
@@ -146,12 +147,12 @@ def test_loaded_pairs_are_the_labels_that_pass(miniature_world, teacher, pairs, 
     assert boxes == loaded.box_counts["kept"] > 0
     for row in range(len(loaded)):
         record = loaded.record(row)
-        assert len(np.unique(record.labels.classes)) == len(record.labels.classes)  # one box a text
+        assert len(np.unique(record.labels.classes)) == len(record.labels.classes)  # one box per text
         assert set(record.labels.classes) <= set(record.labels.image_texts)
     assert len(loaded.texts) > 0
     matching = config.data.pairs.model_copy(update={"caption_match": True})
     by_caption = load_labelled_pairs(matching, config.data.source, tiny_clip, first_id=50)
-    # Nouns come from their own pair's caption.
+    # Nouns come from their own pair's caption, so the match removes none.
     assert by_caption.box_counts == {**loaded.box_counts, "caption_match": 0}
     of_all = config.data.pairs.model_copy(update={"keep": "all", "max_per_text": 1})
     single = load_labelled_pairs(of_all, config.data.source, tiny_clip, first_id=50)
@@ -176,7 +177,7 @@ def test_classes_that_were_asked_for_everywhere_belong_to_the_pairs_where_they_w
         loaded = load_labelled_pairs(of_use, config.data.source, tiny_clip, first_id=50)
         records = [loaded.record(row).labels for row in range(len(loaded))]
         own = [record.image_texts.tolist() for record in records]
-        assert sum(map(len, own)) < len(loaded.texts) * len(own)  # some are negatives of some
+        assert sum(map(len, own)) < len(loaded.texts) * len(own)  # some texts are negatives of some images
         if use == "boxes":
             with_boxes = own
             assert own == [np.unique(record.classes).tolist() for record in records]
@@ -189,7 +190,7 @@ def test_pairs_do_not_hide_that_all_other_images_are_missing_or_empty(tmp_path, 
     values = config.model_dump(mode="json")
     values["data"]["source"]["train_images"] = str(tmp_path)
     values["train"]["steps"] = 200
-    with pytest.raises(DataError, match=r"none of its \d+ images are in"):  # before the first step
+    with pytest.raises(DataError, match=r"none of its \d+ images are in"):  # stops before the first step
         train_from_config(parse_config(values, TrainConfig, "test"), evaluate=False)
     for path in (miniature_world / "images" / "train").iterdir():
         (tmp_path / "train").mkdir(exist_ok=True)
@@ -199,7 +200,7 @@ def test_pairs_do_not_hide_that_all_other_images_are_missing_or_empty(tmp_path, 
 
 
 def test_labels_of_other_shards_are_refused(tmp_path, miniature_world, teacher, pairs, tiny_clip):
-    others = tmp_path / "others"  # as of a world with another seed: the same names, keys and sizes
+    others = tmp_path / "others"  # of a world with another seed: same names, keys and sizes
     write_pair_shards(others, (pair_scene(k, "pairs", Settings(seed=1)) for k in range(16)), pairs_per_shard=6)
     config = student_config(tmp_path, miniature_world, teacher, others)
     assert config.data.pairs is not None
@@ -243,14 +244,14 @@ def test_a_frozen_backbone_with_score_ensembling_evaluates_with_the_base_classes
 
 @pytest.fixture
 def small_world(monkeypatch, tmp_path):
-    """The ablation's world, drawn with a few scenes."""
+    """Settings of the ablation's world, drawn with a few scenes."""
     monkeypatch.setattr(ovd.build.world, "Settings", lambda seed: replace(SMALL_WORLD, seed=seed))
     return [
         f"data.source.root={tmp_path / 'world'}",
         f"bank.cache={tmp_path / 'banks'}",
         "data.size=96",
         "data.workers=0",
-        "data.classes=all",  # with an image a class, all are rare
+        "data.classes=all",  # with one image per class, all classes are rare
         "train.steps=2",
         "train.warmup_steps=1",
         "train.batch_size=4",
@@ -270,13 +271,13 @@ def self_training_row(small_world: list[str]) -> RowStages:
 
 def test_a_row_with_a_teacher_runs_all_stages_once(tmp_path, small_world, miniature_world, monkeypatch, capsys):
     drawn = tmp_path / "world" / replace(SMALL_WORLD, seed=ROW_SEED).key()
-    shutil.copytree(miniature_world, drawn)  # whose evaluation takes a second
+    shutil.copytree(miniature_world, drawn)  # its evaluation takes a second
     stages = self_training_row(small_world)
 
     def detect_all(_, index, *__, **___):
         return SimpleNamespace(compute=lambda: {"AP": {"coco": 0.1, "objects365": 0.2}[index.path.stem]})
 
-    monkeypatch.setattr("ovd.ablation.row.detect_all", detect_all)  # on the sets of the transfer
+    monkeypatch.setattr("ovd.ablation.row.detect_all", detect_all)  # for the transfer sets
     record = run_row("self_training", stages, ROW_SEED, tmp_path / "runs")
     assert record.steps == 4
     assert record.seed == ROW_SEED
@@ -305,7 +306,7 @@ def test_a_row_with_a_second_look_shares_the_training_of_the_one_without(tmp_pat
     with_look = replace(stages, final=student.model_copy(update={"eval": looking}))
     assert with_look.hash() != stages.hash()
     looked = run_row("second_look", with_look, ROW_SEED, tmp_path / "runs")
-    assert "step " not in capsys.readouterr().out  # the same training serves both
+    assert "step " not in capsys.readouterr().out  # both rows use the same training
     assert (looked.config_hash, looked.rare_named) == (with_look.hash(), record.rare_named)
     assert looked.cgF1 is not None
     assert looked.AP != record.AP
@@ -349,7 +350,7 @@ def test_going_on_from_another_run_takes_its_average_and_the_optimizers_moments(
     before, after, fresh = (load_file(folder / "optimizer.safetensors") for folder in (first, onward, anew))
     squares = [name for name in before if "exp_avg_sq" in name]
     assert squares
-    for name in squares:  # decayed by 0.999 and added to; a new optimizer would begin at a thousandth of the gradient's
+    for name in squares:  # decayed by 0.999 and added to; a new optimizer starts at 0.001 of the gradient's squares
         assert (after[name] >= 0.998 * before[name]).all()
     assert any((fresh[name] < 0.5 * before[name]).any() for name in squares)
     average, started = (load_file(folder / "ema.safetensors") for folder in (onward, anew))

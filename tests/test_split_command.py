@@ -1,4 +1,4 @@
-"""`ovd split`: every image in one of two parts, every class of several images in both."""
+"""`ovd split`: every image is in one of two parts, and every class with several images is in both."""
 
 import json
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from ovd.jobs.split import split_annotations
 
 
 def content(classes: Iterable[Iterable[int]], box: tuple[float, ...] = (2, 3, 10, 12)) -> dict[str, Any]:
-    """A file of images that have these classes; class 1 is called "class 1"."""
+    """Make annotations of images with these classes; class 1 is called "class 1"."""
     rows = [(image, class_id) for image, of_image in enumerate(classes) for class_id in of_image]
     return {
         "images": [{"id": n, "file_name": f"{n}.jpg", "height": 30, "width": 40} for n, _ in enumerate(classes)],
@@ -27,7 +27,7 @@ def content(classes: Iterable[Iterable[int]], box: tuple[float, ...] = (2, 3, 10
 
 
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: dict[str, Any], *options: str) -> list[dict[str, Any]]:
-    """Both parts."""
+    """Run `ovd split` and return both parts."""
     (folder / "all.json").write_text(json.dumps(rows))
     parts = [folder / "first.json", folder / "second.json"]
     for part in parts:
@@ -98,7 +98,8 @@ def test_one_image_of_a_class_that_a_part_lacks_is_exchanged_for_one_of_that_par
 
 
 def test_images_are_exchanged_only_for_a_class_that_a_part_lacks():
-    """Where chance has shared the classes, the parts are those of chance."""
+    """Images are exchanged only for a class that a part lacks; if both parts have every class, the random parts
+    stay."""
     classes = [{1, 2}] * 20
     order = np.random.default_rng(3).permutation(20).tolist()
     assert draw_parts(classes, 15, 3) == (sorted(order[:15]), sorted(order[15:]))

@@ -1,4 +1,4 @@
-"""The stand-in for a GPU refuses what a GPU does, and a detector trains on it as on the CPU."""
+"""The stand-in for a GPU refuses what a GPU refuses, and a detector trains on it as on the CPU."""
 
 import json
 
@@ -102,7 +102,7 @@ def test_with_kernels_and_graphs_a_detector_trains_and_detects_as_on_the_cpu(min
     assert len(losses["cpu"]) == 2
     for on_cpu, on_gpu in zip(losses["cpu"], losses["cuda"], strict=True):
         assert on_gpu == pytest.approx(on_cpu, rel=1e-4)
-    # 14 copies (9 of the batch, 5 of its texts) and 4 waits (3 to match points, 1 for the numbers).
+    # There are 14 copies (9 of the batch, 5 of its texts) and 4 waits (3 to match points, 1 for the logged numbers).
     assert json.loads((tmp_path / "cuda" / "syncs.json").read_text()) == [18, 18]
     assert len(found["cpu"]["scores"]) > 10
     torch.testing.assert_close(found["cuda"], found["cpu"], rtol=1e-4, atol=1e-3)

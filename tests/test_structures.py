@@ -1,4 +1,4 @@
-"""What passes between the parts: targets and points, and what they say of images without boxes."""
+"""The types that parts exchange: targets and points, also of images without boxes."""
 
 from dataclasses import replace
 

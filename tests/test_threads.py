@@ -1,4 +1,4 @@
-"""Work that threads do ahead keeps its order, is bounded, and passes on what goes wrong."""
+"""Work done ahead in threads keeps its order, is bounded, and passes errors on."""
 
 import time
 from collections.abc import Iterator

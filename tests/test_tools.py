@@ -1,4 +1,4 @@
-"""The tools as a user calls them, on a small data set in plain COCO JSON made by hand."""
+"""The tools as a user calls them, on a small hand-made data set in plain COCO JSON."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def custom_data(tmp_path_factory) -> Path:
-    """Non-square photographs of colored squares; ids with gaps, a crowd, an image without objects."""
+    """Folder of non-square pictures of colored squares; ids with gaps, a crowd, an image without objects."""
     folder = tmp_path_factory.mktemp("custom")
     (folder / "photos").mkdir()
     rng = np.random.default_rng(0)
@@ -79,7 +79,7 @@ def test_eval_of_a_run_on_a_file_equals_its_own_results_file(trained, custom_dat
 
 
 def write_voc(data: Path) -> tuple[str, ...]:
-    """The small data set as VOC; where it is, as arguments of a tool."""
+    """Write the small data set as VOC, and return its paths as arguments of a tool."""
     content = json.loads((data / "boxes.json").read_text())
     names = {row["id"]: row["name"] for row in content["categories"]}
     (data / "Annotations").mkdir(exist_ok=True)
@@ -92,7 +92,8 @@ def write_voc(data: Path) -> tuple[str, ...]:
 
 
 def write_yolo(data: Path) -> tuple[str, ...]:
-    """The same as YOLO, with the labels beside the images; it has no crowd regions."""
+    """Write the same as YOLO, with labels beside the images and without crowd regions; return its paths as arguments of
+    a tool."""
     content = json.loads((data / "boxes.json").read_text())
     for image in content["images"]:
         own = [row for row in content["annotations"] if row["image_id"] == image["id"] and not row["iscrowd"]]
@@ -161,7 +162,7 @@ def test_demo_takes_any_words_and_writes_picture_and_json(trained, custom_data, 
 
 
 AT_A_RUN = ("--run", "configs")
-"""A folder that is there; what is in it is looked at after all other arguments."""
+"""Arguments with an existing folder as run; its contents are checked after all other arguments."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Warnings: their form, and that they leave standard output to data."""
+"""Warnings have a fixed form, and leave standard output to data."""
 
 from ovd.warn import warn
 

@@ -1,4 +1,4 @@
-"""Where the dense feature is asked: random boxes and proposals."""
+"""The boxes at which the dense feature is distilled: random boxes and proposals."""
 
 from collections.abc import Sequence
 
@@ -104,7 +104,7 @@ def test_edges_find_what_stands_out_and_see_no_padding():
     assert box_iou(true, first[:2]).amax(dim=1).min() > 0.6
     assert len(first) <= 4
     assert (first[:, 2:] <= torch.tensor([160.0, 96.0])).all()
-    assert len(blank) <= 4  # nothing to see, and nothing to prefer
+    assert len(blank) <= 4  # a blank image has no edges, so no box is better than another
     alone = propose(images[:1, :, :96], torch.tensor([[96, 160]]))[0]
     assert torch.equal(first, alone)
     assert propose(images[:1], torch.tensor([[0, 0]]))[0].shape == (0, 4)

@@ -1,4 +1,4 @@
-"""What is compared: the dense feature at boxes and CLIP on their crops."""
+"""Losses of the alignment: the dense feature at boxes against CLIP's embeddings of their crops."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Measuring on held-out images: with the student as it is used, whatever mode it trains in."""
+"""Losses on held-out images are measured without stochastic depth, whatever the student trains with."""
 
 from small_alignment import small_align_config, write_clip_folder, write_images
 

@@ -1,4 +1,4 @@
-"""Where images without labels come from."""
+"""The sources of images without labels."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Norms that are folded into convolutions, and what is kept of the folding."""
+"""Batch norms folded into frozen convolutions, and the folded weights that are kept between calls."""
 
 import copy
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from ovd.clip.folded_norm import FoldedConv2d, fold_norms
 
 
 def make_net(*, folded: bool = True) -> Any:
-    """A frozen net with random statistics."""
+    """Build a frozen net with random batch-norm statistics."""
     torch.manual_seed(0)
     net: Any = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
     norm = net[1]
@@ -42,7 +42,7 @@ def move_weight(net: Any) -> None:
 
 
 def take_a_step(net: Any) -> None:
-    """A fused optimizer writes in place without a sign."""
+    """Take a step of a fused optimizer, which writes weights in place without raising their version."""
     net.requires_grad_(True)
     assert same_as_unfolded(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, fused=True)
@@ -100,7 +100,7 @@ def test_only_what_learns_gets_a_gradient() -> None:
     assert net[0].frozen.kept is None
     net.requires_grad_(False)
     x = torch.randn(1, 3, 9, 9, requires_grad=True)
-    net(x).sum().backward()  # through frozen layers
+    net(x).sum().backward()  # gradients pass through frozen layers
     assert x.grad is not None
     assert net[0].frozen.kept is not None
 

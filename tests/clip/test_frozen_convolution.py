@@ -1,4 +1,4 @@
-"""What a convolution with frozen weights keeps, and computes with on a CPU."""
+"""The prepared weights that a convolution with frozen weights keeps, and its results with them on a CPU."""
 
 import copy
 import pickle
@@ -18,7 +18,7 @@ SHAPES = ((2, 32, 9, 14), (1, 32, 9, 14), (2, 32, 3, 1), (1, 32, 1, 1), (3, 32, 
 
 
 class Frozen(nn.Conv2d):
-    """A convolution that keeps its weights."""
+    """A convolution that keeps its prepared frozen weights."""
 
     def __init__(self, *arguments: int, num_shapes: int = 1, **options: int):
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
@@ -64,7 +64,7 @@ def test_results_are_those_of_float64_but_for_rounding(
 ) -> None:
     torch.manual_seed(0)
     net = Frozen(32, 64, 3, num_shapes=3, **options)
-    for shape in SHAPES * 2:  # from the second input of a shape on with a layout
+    for shape in SHAPES * 2:  # from the second input of a shape on, the kept layout is used
         x = random_map(*shape, dtype=dtype)
         if min(shape[2:]) < 3 and "padding" not in options:
             continue
@@ -91,7 +91,7 @@ def test_results_do_not_depend_on_the_shapes_before(num_shapes: int, dtype: torc
                 for _ in range(2):
                     assert torch.equal(net(random_map(*shape, dtype=dtype)), alone[SHAPES.index(shape)])
     kept = list(net.frozen._layouts.kept.values())
-    assert len(kept) == (min(num_shapes, 4) if has_operations(dtype) else 0)  # none for one cell, or without an image
+    assert len(kept) == (min(num_shapes, 4) if has_operations(dtype) else 0)  # none for one cell or an empty batch
     assert all(packed is not None for packed in kept)
 
 
@@ -101,7 +101,7 @@ def test_a_layout_is_made_for_a_shape_that_comes_again(dtype: torch.dtype) -> No
         pytest.skip("this CPU or torch has no operations for it")
     net = Frozen(32, 64, 3)
     with precision(dtype):
-        for width in (8, 9, 10):  # images of many sizes
+        for width in (8, 9, 10):  # the input has another shape each time
             net(random_map(1, 32, 8, width, dtype=dtype))
             assert list(net.frozen._layouts.kept.values()) == [None]
         net(random_map(1, 32, 8, 10, dtype=dtype))
@@ -114,7 +114,8 @@ def test_a_layout_is_made_for_a_shape_that_comes_again(dtype: torch.dtype) -> No
 def test_the_first_result_of_a_shape_has_the_bits_of_later_ones(
     dtype: torch.dtype, kernel: int, layout: torch.memory_format
 ) -> None:
-    """A resumed training, where each shape is new, otherwise ends with other bits."""
+    """The first input of a shape gives the same bits as later ones; otherwise a resumed run, where each shape is new,
+    would end with other bits."""
     for shape in (*SHAPES[:-1], (4, 32, 1, 1)):
         net = Frozen(32, 64, kernel, padding=kernel // 2).to(memory_format=layout)
         x = random_map(*shape, dtype=dtype)
@@ -189,7 +190,7 @@ def test_what_learns_has_a_gradient_after_frozen_use(dtype: torch.dtype, needs: 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_weights_that_learned_meanwhile_are_seen(dtype: torch.dtype) -> None:
-    """By the fused optimizer, which raises no version."""
+    """A step of the fused optimizer, which raises no tensor version, replaces the kept weights."""
     torch.manual_seed(0)
     net, x = Frozen(32, 64, 3), random_map(2, 32, 8, 8, dtype=dtype)
     with precision(dtype):

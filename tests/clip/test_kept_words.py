@@ -1,4 +1,4 @@
-"""The memory of CLIP's tokenizer."""
+"""The bounded word cache of CLIP's tokenizer."""
 
 import copy
 import pickle
@@ -34,4 +34,4 @@ def test_a_copy_is_bounded_too(copied, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_clip_has_it_whose_tokenizer_needs_it(tiny_clip) -> None:
     assert isinstance(tiny_clip.tokenizer.cache, KeptWords)
-    keep_few_words(open_clip.tokenizer.HFTokenizer)  # has no such words
+    keep_few_words(open_clip.tokenizer.HFTokenizer)  # other tokenizers are left alone

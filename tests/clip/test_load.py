@@ -1,4 +1,4 @@
-"""Loading a CLIP model: which weights, names and folders are taken, and what is refused in one line."""
+"""Loading of CLIP models: the weights, names and folders that are accepted, and those refused with a one-line error."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from ovd.clip.trained_with import normalization_of
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 SMALL = "ViT-S-32-alt"
-"""The smallest that open_clip knows; it has no published weights."""
+"""Name of open_clip's smallest model, which has no published weights."""
 HALVES: dict = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 
 
@@ -73,7 +73,7 @@ def test_weights_with_more_than_tensors_in_them_are_refused_and_not_run(tmp_path
     with pytest.raises(ValueError, match=r"clip\.weights '.*weights\.pt' is refused: .*more than tensors by name"):
         load_clip(SMALL, str(tmp_path / "weights.pt"), activation="gelu", **HALVES)
     assert not witness.exists()
-    torch.load(tmp_path / "weights.pt", weights_only=False)  # the payload is a working one
+    torch.load(tmp_path / "weights.pt", weights_only=False)  # the payload does run where pickles are allowed
     assert witness.exists()
 
 
@@ -97,7 +97,7 @@ def test_a_damaged_folder_of_a_model_is_refused(tmp_path):
 
 
 def test_a_folder_whose_weights_are_missing_is_refused(tmp_path):
-    """open_clip would build a random model."""
+    """A folder with a config but no weights is an error; open_clip itself would build a model with random weights."""
     (tmp_path / CONFIG).write_bytes((TINY_CLIP / CONFIG).read_bytes())
     (tmp_path / "epoch_32.pt").touch()
     with pytest.raises(
@@ -107,7 +107,7 @@ def test_a_folder_whose_weights_are_missing_is_refused(tmp_path):
 
 
 def test_a_torchscript_archive_is_called_one(tmp_path):
-    with warnings.catch_warnings(action="ignore"):  # torch has deprecated what makes one
+    with warnings.catch_warnings(action="ignore"):  # torch has deprecated the functions that write one
         torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "RN50.pt"))
     with pytest.raises(ValueError, match=r"is a TorchScript archive; docs/backbones\.md shows how to convert it"):
         load_clip(SMALL, str(tmp_path / "RN50.pt"), activation="gelu", **HALVES)
@@ -129,7 +129,7 @@ def test_loading_leaves_the_root_logger_to_the_program():
 
 @pytest.fixture
 def offline(no_network, tmp_path, monkeypatch) -> Path:
-    """What HF_HOME sets, too."""
+    """Switch the network off and use an empty cache folder, as HF_HOME would."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, SMALL, {"tag": {"hf_hub": "nobody/small/"}})
     return tmp_path

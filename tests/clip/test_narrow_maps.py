@@ -1,6 +1,6 @@
 """Strided convolutions of narrow maps in bfloat16, against the same in float64.
 
-A CPU without AMX passes these with torch's own convolution, too.
+On a CPU without AMX, torch's own convolution passes these tests, too.
 """
 
 import pytest
@@ -22,12 +22,13 @@ FORMS = (
 
 
 def small_integers(*shape: int, seed: int) -> Tensor:
-    """Values whose sums of products are exact in bfloat16, too: a CPU without instructions for it rounds on the way."""
+    """Make values whose sums of products are exact in bfloat16, too, since a CPU without bfloat16 instructions rounds
+    partial sums."""
     return torch.randint(-1, 2, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
 def leave_garbage_behind() -> None:
-    """Freed memory that is not zero, for what reads where nothing was written."""
+    """Free memory that holds NaN, so that reading memory nobody has written shows."""
     garbage = [torch.full((1000 + 371 * number,), torch.nan).bfloat16() for number in range(20)]
     del garbage
 

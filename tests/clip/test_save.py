@@ -1,4 +1,4 @@
-"""A CLIP model written to a folder is the same model when it is loaded from there."""
+"""A CLIP model that is saved to a folder and loaded again is the same model."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ def save(clip: Clip, name: str, folder: Path, **options) -> None:
 
 
 def changed(clip: Clip) -> Clip:
-    """With another backbone, and one weight of the text tower that float16 does not hold exactly."""
+    """Copy a CLIP model with a changed backbone and one text-tower weight that float16 cannot hold exactly."""
     model = copy.deepcopy(clip.model)
     with torch.no_grad():
         for parameter in model.visual.parameters():
@@ -58,7 +58,11 @@ def test_the_tiny_clip_keeps_its_text_tower_to_the_bit(tiny_clip, weight_format,
 
 
 def test_a_named_model_takes_activation_and_normalization_with_it(tmp_path, monkeypatch):
-    """Local weights with a normalization of their own, in a model with QuickGELU; open_clip's own ones are large."""
+    """A saved model keeps its activation and normalization: here QuickGELU and local weights with a normalization of
+    their own.
+
+    The model is made small, since those that open_clip names are large.
+    """
     config, name = open_clip.get_model_config(SMALL), f"{SMALL}-quickgelu"
     config["vision_cfg"]["layers"] = config["text_cfg"]["layers"] = 2
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, {**config, "quick_gelu": True})

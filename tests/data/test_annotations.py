@@ -1,4 +1,5 @@
-"""COCO's and LVIS's JSON: what each record becomes, what is mended and counted, and what stops with its place."""
+"""COCO's and LVIS's JSON: how records are read, which faults are repaired and counted, and which stop with their
+place."""
 
 import json
 from collections import Counter
@@ -19,7 +20,8 @@ from ovd.data.truth import Truth
 
 
 def lvis_content() -> dict:
-    """Three images (the second non-square without objects), categories with gaps and out of order."""
+    """Make LVIS content of three images (the second non-square without objects) with unordered category ids with
+    gaps."""
     labels: dict[str, list[int]] = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
     url = "http://images.cocodataset.org"
     return {
@@ -149,7 +151,7 @@ def test_real_samples_are_read_whole(shared_data, name, format):
 
 def test_truncated_json_stops_with_file_and_byte(tmp_path):
     content = lvis_content()
-    content["categories"][1]["name"] = "chât"  # bytes and characters differ
+    content["categories"][1]["name"] = "chât"  # non-ASCII, so that byte and character positions differ
     whole = json.dumps(content, ensure_ascii=False).encode()
     path = tmp_path / "cut.json"
     for end in np.linspace(0, len(whole) - 1, 20).astype(int):
@@ -251,7 +253,7 @@ def test_without_bbox_the_box_around_the_polygons_is_taken_and_counted(tmp_path,
         return index, load_truth(path, format="coco", options=options), report
 
     expected, expected_truth, _ = read()
-    for row in content["annotations"][::2]:  # 10, 20, 30, 40 and 1, 2, 3, 4
+    for row in content["annotations"][::2]:  # the boxes 10, 20, 30, 40 and 1, 2, 3, 4
         x, y, right, bottom = row["bbox"] if xyxy else (*row["bbox"][:2], *np.add(row["bbox"][:2], row["bbox"][2:]))
         row["segmentation"] = [
             [x, float(y + 1), x + 1, y + 2, float(right), y + 1],
@@ -287,7 +289,7 @@ def test_without_bbox_the_box_around_the_polygons_is_taken_and_counted(tmp_path,
 def test_without_bbox_and_polygons_an_annotation_is_refused(tmp_path, segmentation, words):
     content = lvis_content()
     content["annotations"][2]["segmentation"] = segmentation
-    load(tmp_path, content)  # with a box nothing depends on it
+    load(tmp_path, content)  # with a box, the segmentation is not needed
     del content["annotations"][2]["bbox"]
     with pytest.raises(DataError, match=rf"annotation 3: {words}") as caught:
         load(tmp_path, content)
@@ -386,7 +388,7 @@ def test_a_byte_order_mark_is_passed_over(tmp_path):
     assert index.fingerprint() == load(tmp_path, lvis_content())[0].fingerprint()
 
 
-@pytest.mark.parametrize("ids", [[1, 2, 3], ["1", "2", "3"]])  # columns, and record by record
+@pytest.mark.parametrize("ids", [[1, 2, 3], ["1", "2", "3"]])  # read by columns, and record by record
 def test_image_records_of_one_file_are_counted(tmp_path, ids):
     images = [
         {"id": identifier, "file_name": name, "height": 9, "width": 9}
@@ -446,9 +448,9 @@ def test_a_file_of_corners_is_told_from_one_of_sides(tmp_path):
     truth = load_truth(path, format="coco")
     np.testing.assert_array_equal(truth.boxes_xywh, expected.boxes_xywh)
     np.testing.assert_array_equal(truth.areas_px, expected.areas_px)
-    few = [*sides, *corners[:3]]  # three that leave the image are damage, and clamped
+    few = [*sides, *corners[:3]]  # only three leave the image: damage, which is clamped
     assert load(tmp_path, many_boxes(few))[1].counts()[Finding("F5", "repaired")] == 3
-    mixed = [*corners, [80, 5, 10, 10]]  # which is no pair of corners
+    mixed = [*corners, [80, 5, 10, 10]]  # not a pair of corners
     assert load(tmp_path, many_boxes(mixed))[1].counts()[Finding("F5", "repaired")] == 4
 
 
@@ -465,11 +467,11 @@ def test_boxes_as_shares_of_the_image_are_named(tmp_path):
         ([10, 10, 0, 20], None, ("F4", "skipped")),
         ([10, 10, 20, -5], None, ("F4", "skipped")),
         ([10, 10, 0.9, 20], None, ("F4", "skipped")),
-        ([99.5, 10, 20, 20], None, ("F4", "skipped")),  # half a pixel is inside
+        ([99.5, 10, 20, 20], None, ("F4", "skipped")),  # only half a pixel is inside
         ([-10, 40, 30, 40], [0, 40, 20, 50], ("F5", "repaired")),
         ([100, 10, 20, 20], None, ("F5", "skipped")),
         ([-30, 10, 20, 20], None, ("F5", "skipped")),
-        ([10, 10, 90.0001, 20], [10, 10, 100, 30], None),  # rounding of decimals
+        ([10, 10, 90.0001, 20], [10, 10, 100, 30], None),  # a rounding error of decimals
     ],
 )
 def test_what_becomes_of_a_box(tmp_path, box_xywh, expected, event):
@@ -524,9 +526,9 @@ def test_report_counts_samples_apart_from_boxes_and_keeps_20_records(tmp_path):
     report.used(1000)
     for row in range(4):
         report.skipped("F8", f"image {row}")
-    report.raise_if_too_many(10)  # four are never too many
+    report.raise_if_too_many(10)  # four faulty records never stop
     report.skipped("F9", "image 4")
-    report.raise_if_too_many(501)  # five are, from 1 % on
+    report.raise_if_too_many(501)  # five stop only if they are at least 1 % of all
     with pytest.raises(DataError, match="5 of 500 skipped"):
         report.raise_if_too_many(500)
     report.repaired("F12", "image 9")
@@ -548,14 +550,15 @@ def test_a_hundred_in_a_row_stop_but_not_with_a_good_one_between():
         report.used()
     for row in range(100):
         report.skipped("F8", f"image {row}")
-    report.used()  # too late
+    report.used()  # comes too late: 100 in a row were skipped
     with pytest.raises(DataError, match="100 of them in a row"):
         report.raise_if_too_many(10**6)
 
 
 @pytest.mark.parametrize("parent", ["animals", "cat"])
 def test_a_parent_class_without_boxes_is_neither_learned_nor_evaluated(tmp_path, parent):
-    """Roboflow makes the project's name a class, the supercategory of all others, and perhaps the name of one."""
+    """A parent class without boxes is left out: Roboflow makes the project's name a class, the supercategory of all
+    others, and perhaps the name of one."""
     content = lvis_content()
     for row in content["images"]:
         row["file_name"] = f"{row['id']}.jpg"
@@ -571,7 +574,7 @@ def test_a_parent_class_without_boxes_is_neither_learned_nor_evaluated(tmp_path,
     assert judged.truth is not None
     assert [category.name for category in judged.truth.categories] == ["cat", "dog", "yak"]
     assert len(judged.truth.boxes_xywh) == 4
-    content["annotations"][0]["category_id"] = 0  # a class with objects of its own stays
+    content["annotations"][0]["category_id"] = 0  # a parent class with objects of its own stays
     with_objects, report = load(tmp_path, content, format="coco")
     assert [category.name for category in with_objects.categories] == [parent, "cat", "dog", "yak"]
     assert ("F2", "repaired") not in report.counts()
@@ -621,7 +624,8 @@ def test_an_url_that_says_nothing_leaves_the_file_name(tmp_path, given):
 
 @pytest.mark.parametrize("name", ["annotations", "strange"])
 def test_boxes_of_another_form_are_refused_where_only_a_truth_is_wanted(tmp_path, name):
-    """Each of the two readers; a results file would have AP 0 without a word."""
+    """Both readers refuse corner boxes even if only the truth is needed; otherwise a results file would silently get AP
+    0."""
     content = lvis_content()
     content["images"] = [row | {"file_name": "a.jpg"} for row in content["images"]]
     rows = [[50, 20, 80, 60], [60, 10, 90, 30], [70, 40, 99, 80], [55, 5, 75, 95], [80, 1, 100, 100]]

@@ -1,4 +1,4 @@
-"""Overlaps of many groups of boxes against a loop over the groups."""
+"""Overlaps of many groups of boxes, against a loop over the groups."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""CSV files of boxes, a row per object: columns in any order, RetinaNet's without a header, and what is refused."""
+"""CSV files of boxes, one row per object: columns in any order, RetinaNet's form without a header, and refused
+files."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def imported(folder: Path, text: str, images: Path | None = None, **options: Any
 def test_columns_as_tools_name_them(folder, text):
     found, report = imported(folder, text)
     assert found == EXPECTED
-    assert set(report.counts()) <= {("F12", "repaired")}  # sizes are read from the images where no column has them
+    assert set(report.counts()) <= {("F12", "repaired")}  # sizes without a column are read from the images
 
 
 def test_rows_of_images_without_objects_and_images_without_a_row(folder):

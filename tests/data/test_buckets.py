@@ -1,4 +1,5 @@
-"""Batches of images of like shape: nothing is lost, little is padded, and the order follows from seed and step."""
+"""Batches of images of similar shape: no image is lost, little is padded, and the order depends on seed and step
+alone."""
 
 import itertools
 
@@ -27,7 +28,7 @@ def test_nothing_is_lost_and_batches_are_of_one_group_but_at_the_ends(counts, ba
     first = -offset % batch_size
     whole = [sorted_out[at : at + batch_size] for at in range(first, len(groups) - batch_size + 1, batch_size)]
     mixed = sum(len(set(groups[batch].tolist())) > 1 for batch in whole)
-    assert mixed <= len(counts)  # what is left of each group makes no more batches than there are groups
+    assert mixed <= len(counts)  # the rest of each group fills at most one mixed batch
 
 
 def test_an_order_with_groups_stays_a_function_of_seed_and_step():
@@ -62,7 +63,7 @@ def test_rounding_up_gives_the_least_multiple_that_is_no_shorter(divisor):
 
 
 def test_groups_and_shapes_pad_little():
-    """Sizes as in COCO: most 640 x 480, upright ones, and a spread."""
+    """Groups and shapes keep the padding small for sizes as in COCO: most 640 x 480, some upright, and a spread."""
     generator = np.random.default_rng(0)
     long, short = np.full(3000, 640), generator.choice([480, 427, 426, 360, 425, 512, 640], 3000)
     upright = generator.random(3000) < 0.25

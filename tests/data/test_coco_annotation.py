@@ -1,4 +1,4 @@
-"""Boxes as annotations in COCO's form: how they are rounded."""
+"""Rounding of boxes in annotations in COCO's form."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The quick reader of JSON annotations: where it reads a file, it reads what the careful one does."""
+"""The fast reader of JSON annotations gives the result of the careful one for every file that it accepts."""
 
 import copy
 import json
@@ -88,7 +88,7 @@ def test_the_worlds_files_are_read_alike(miniature_world):
 
 
 def edited(file: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    """A copy in which one to three values are replaced, taken away, or those of another record."""
+    """Copy the content with one to three values replaced, removed, or swapped for those of another record."""
     file = copy.deepcopy(file)
     for _ in range(int(rng.integers(1, 4))):
         rows = file[("images", "annotations", "categories")[rng.integers(3)]]

@@ -1,4 +1,4 @@
-"""COCO's zero-shot split: what is judged is what is detected in, and results of more are taken."""
+"""COCO's zero-shot split: evaluation judges the images that detection runs on, and ignores further results."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,8 @@ NAMES = [*sorted(BASE | NOVEL), *OTHERS]
 
 @pytest.fixture
 def annotations(tmp_path: Path) -> Path:
-    """An image with an object, one with a crowd region alone, one with a sliver, one of another class, an empty one."""
+    """Annotations of five images: one with an object, one with only a crowd region, one with only a sliver, one with
+    another class, one empty."""
     images = [{"id": number, "file_name": f"{number}.jpg", "height": 50, "width": 60} for number in range(1, 6)]
     boxes = [
         (1, "cat", [5, 5, 20, 20], 0),
@@ -66,7 +67,7 @@ def test_results_of_all_images_and_classes_are_judged_by_those_that_count(annota
     evaluator.add_results(given, source="results.json")
     evaluation = evaluator.evaluate()
     assert len(evaluator.results()) == 1
-    assert evaluation.metrics["AP50_novel"] == pytest.approx(0.505, abs=1e-3)  # one of two cats
+    assert evaluation.metrics["AP50_novel"] == pytest.approx(0.505, abs=1e-3)  # one of two cats is found
     assert "3 more, of classes or images that are not judged" in evaluation.notes
     evaluator.clear()
     evaluator.add_results(given.take(np.array([0])), source="results.json")

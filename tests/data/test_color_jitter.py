@@ -1,4 +1,4 @@
-"""Changes of color: one matrix for all is the changes one after another, and they are those of HSV."""
+"""Color changes: one matrix equals the changes made one after another, and hue changes are those of HSV."""
 
 import random
 from itertools import permutations
@@ -14,12 +14,12 @@ from ovd.data.loading.color_jitter import ColorChange
 
 
 def mid_colors() -> np.ndarray:
-    """A photograph of which no change below leaves 0 to 255."""
+    """A photograph whose colors stay within 0 to 255 under the changes below."""
     return (photo() // 2 + 60).astype(np.uint8)
 
 
 def one_after_another(pixels: np.ndarray, change: ColorChange) -> np.ndarray:
-    """Brightness, contrast and saturation by torchvision, without rounding."""
+    """Apply brightness, contrast and saturation one after another with torchvision, without rounding."""
     image = torch.from_numpy(pixels).permute(2, 0, 1) / 255
     for step in change.order:
         if step == 0:
@@ -44,7 +44,7 @@ def test_one_matrix_equals_the_changes_one_after_another(order):
 
 def test_order_matters_and_no_change_is_none():
     before, after = (ColorChange(0.7, 1.3, order=order).of(mid_colors()) for order in ((0, 1, 2, 3), (1, 0, 2, 3)))
-    np.testing.assert_allclose(before, after, atol=2)  # these two may be exchanged
+    np.testing.assert_allclose(before, after, atol=2)  # brightness and contrast may be swapped
     before, after = (ColorChange(hue=0.1, saturation=0.2, order=order).of(mid_colors()) for order in ((2, 3), (3, 2)))
     assert np.abs(before.astype(int) - after).max() > 3
     np.testing.assert_array_equal(ColorChange().of(photo()), photo())

@@ -1,4 +1,4 @@
-"""CVAT's own XML: shapes of images, tracks of a video, and what is refused."""
+"""CVAT's own XML: shapes of images, tracks of a video, and refused files."""
 
 import math
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_tracks_are_objects_of_the_frames_they_are_seen_in(folder):
     assert found == {
         "frame_000000.png": [("car", [0, 2, 30, 38])],
         "frame_000007.png": [("car", [7, 2, 23, 38])],
-        "000009.png": [],  # a frame of no track: background
+        "000009.png": [],  # a frame without a track is background
     }
     assert report.counts() == {("F12", "repaired"): 1}  # sizes are read from the frames
     with pytest.raises(DataError, match=r"frame 12 is no image of .*, such as frame_000012\.jpg") as caught:

@@ -1,4 +1,4 @@
-"""What is written, read again: by ovd's own readers, and by the rules that other tools document."""
+"""Exported boxes read again by ovd's own readers, and by the rules that other tools document."""
 
 import csv
 import json
@@ -26,8 +26,8 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 
 NAMES = ("cat, black", "ü & <b>", "key: value", "no box")
-# An image without boxes, two that differ in their suffix alone, one that is named like another with its folder, and
-# folders that readers of YOLO's form look for.
+# Names that are hard to export: an image without boxes, two that differ in their suffix alone, one named like
+# another with its folder, and folders named like those of YOLO's layout.
 FILES = {
     "a.jpg": (40, 60), "a.png": (51, 33), "sub/a.jpg": (200, 301), "sub__a.png": (37, 37), "images/b c.jpg": (90, 70),
     "empty.jpg": (20, 30),
@@ -57,7 +57,7 @@ def labelled(tmp_path) -> LabelledSet:
 
 
 def read(annotations: Path, images: Path | None, format: DataFormatName, **options: Any) -> AnnotationIndex:
-    """Read it as training does; nothing may be repaired or left out."""
+    """Read annotations as training does, and check that nothing is repaired or left out."""
     report = DataReport()
     index = load_annotations(annotations, images, format=format, report=report, options=FormatOptions(**options))
     assert report.counts() == {}
@@ -65,7 +65,7 @@ def read(annotations: Path, images: Path | None, format: DataFormatName, **optio
 
 
 def check_same(index: AnnotationIndex, labelled: LabelledSet, tolerance_px: float) -> None:
-    """The index has every image of the set, found by what its file is, with the same boxes in the same order."""
+    """Check that the index has every image of the set, found by its file, with the same boxes in the same order."""
     assert [category.name for category in index.categories] == list(NAMES)
     records = {index.record(row).path.resolve(): index.record(row) for row in range(len(index))}
     assert len(records) == len(labelled.images)
@@ -90,8 +90,11 @@ def test_coco_is_read_as_it_was(labelled, tmp_path):
 
 
 def test_coco_is_as_cvat_asks(labelled, tmp_path):
-    """Datumaro, which reads COCO for CVAT, asks for these types; a box is a rectangle where its segmentation is empty,
-    a category of id 0 is no label, and an image is found by its name without suffix."""
+    """The COCO export suits Datumaro, which reads COCO for CVAT.
+
+    Datumaro needs these types; a box is a rectangle if its segmentation is empty, a category of id 0 is no label, and
+    an image is found by its name without suffix.
+    """
     export_boxes(labelled, tmp_path / "instances_default.json", "coco", source="test")
     content = json.loads((tmp_path / "instances_default.json").read_text())
     assert all(isinstance(content[key], list) for key in ("images", "annotations", "categories"))
@@ -148,7 +151,8 @@ def test_voc_is_read_as_it_was(labelled, tmp_path):
 
 
 def test_voc_names_no_file_like_another_image_of_the_folder(labelled, tmp_path):
-    """a.png becomes a_2.xml, unless there is an a_2.png that was not labelled."""
+    """No XML file is named like another image: a.png becomes a_2.xml, unless there is an a_2.png that was not
+    labelled."""
     for name in ("a_2.png", "sub__a_2.jpg", "sub__a_3.jpg"):
         Image.new("RGB", (9, 9)).save(labelled.root / name)
     export_boxes(labelled, tmp_path / "voc", "voc", source="test")
@@ -157,8 +161,11 @@ def test_voc_names_no_file_like_another_image_of_the_folder(labelled, tmp_path):
 
 
 def test_label_studio_is_read_by_its_documented_rules(labelled, tmp_path):
-    """Pixels are per cent of original_width and original_height / 100; from_name and to_name are those of the setup;
-    the labels are values of the setup."""
+    """The export follows Label Studio's documented rules.
+
+    A length is a percentage of original_width or original_height; from_name and to_name are those of the setup; the
+    labels are values of the setup.
+    """
     export_boxes(labelled, tmp_path / "tasks.json", "label_studio", source="ovd test", image_url="/files/?d=my/")
     tasks = json.loads((tmp_path / "tasks.json").read_text())
     setup = ElementTree.parse(tmp_path / "tasks.config.xml").getroot()

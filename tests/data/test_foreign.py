@@ -1,4 +1,4 @@
-"""Foreign data sets: exhaustive, repeatable, and without a name or a word for a thing of the world."""
+"""The foreign data sets: exhaustive, repeatable, and without a name or word for anything in the embedded world."""
 
 import io
 import json
@@ -43,7 +43,8 @@ def test_names_are_distinct_and_none_is_the_worlds() -> None:
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_every_class_of_a_domain_is_drawn_unlike_the_others(domain: Domain) -> None:
-    """The same random numbers, so that only the class can make a difference."""
+    """All classes of a domain look different when drawn from the same random numbers, so that only the class
+    differs."""
     pictures = []
     for item in foreign_classes(domain):
         layers = LAYERS[domain](np.random.default_rng(0), item.parts)

@@ -1,4 +1,4 @@
-"""The table of formats, what one reading yields, and the same boxes written in three formats."""
+"""The table of formats, the results of a single reading, and the same boxes written in three formats."""
 
 import builtins
 import io
@@ -39,7 +39,7 @@ SIZES = ((60, 90), (120, 64), (48, 48), (75, 100))
 
 @dataclass(frozen=True)
 class Box:
-    """A true box, xywh in pixels; `row` is its class."""
+    """A true box, xywh in pixels; `row` is the row of its class."""
 
     image: int
     row: int
@@ -59,7 +59,7 @@ BOXES = (
 
 @pytest.fixture
 def pictures(tmp_path) -> Path:
-    """Non-square images in a folder whose names sort in their order."""
+    """Folder of non-square images whose file names sort in their order."""
     folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -118,7 +118,7 @@ def test_the_table_has_a_record_for_each_name():
     assert [name for name, record in FORMATS.items() if record.groups] == ["coco_zero_shot"]
     assert [name for name, record in FORMATS.items() if record.base_split] == ["lvis", "coco_zero_shot"]
     options = {field for record in FORMATS.values() for field in record.options}
-    only_imported = {"attribute"}  # VIA's
+    only_imported = {"attribute"}  # VIA's option, which only imports have
     assert options | only_imported == {field.name for field in fields(FormatOptions)}
 
 
@@ -163,7 +163,7 @@ def test_a_difficult_object_of_voc_is_a_crowd_region(pictures):
     assert voc.categories == coco.categories
     assert coco.truth is not None
     assert voc.truth is not None
-    # Both files list the objects in another order: VOC's go by image.
+    # The two files list the objects in different orders: VOC's are sorted by image.
     by_image = np.argsort(coco.truth.image_ids, kind="stable")
     np.testing.assert_array_equal(voc.truth.crowd, coco.truth.crowd[by_image])
     np.testing.assert_allclose(voc.truth.boxes_xywh, coco.truth.boxes_xywh[by_image], atol=1e-5)
@@ -231,7 +231,7 @@ def test_a_results_file_is_evaluated_in_every_format(format, pictures, tmp_path)
     records = [{"image_id": box.image, "category_id": box.row, "bbox": box.xywh, "score": 0.5} for box in BOXES]
     (tmp_path / "results.json").write_text(json.dumps(records))
     path = WRITERS[format](pictures, BOXES)
-    if format != "yolo":  # whose boxes are fractions of what the image files say
+    if format != "yolo":  # YOLO's boxes are fractions of the sizes in the image files
         for image in pictures.iterdir():
             image.unlink()
     metrics = evaluate_results_file(path, tmp_path / "results.json", format)
@@ -247,7 +247,7 @@ def test_one_reading_gives_what_two_readings_give(pictures):
     assert index.fingerprint() == without.fingerprint() == replace(index, truth=None).fingerprint()
     assert index.truth is not None
     assert index.truth.as_dataset() == load_truth(path, format="coco").as_dataset()
-    # As the file has them: neither clamped nor filtered.
+    # The truth has the boxes as the file has them, neither clamped nor filtered.
     assert index.truth.boxes_xywh.tolist() == [box.xywh for box in boxes]
     part = index.take(np.array([1]))
     assert part.truth is index.truth
@@ -291,7 +291,8 @@ def test_a_truth_of_objects365_keeps_the_images_that_no_archive_holds(tmp_path):
 
 @pytest.mark.parametrize(("folder", "options"), [("train", "sizes"), ("train", "none"), (".", "names")])
 def test_images_of_objects365_are_looked_for_where_its_archives_put_them(tmp_path, folder, options):
-    """By headers where sizes are missing or not believed, and by base name one folder above."""
+    """Images are found in the folders of Objects365's archives if sizes are read from image headers, because they are
+    missing or not trusted, and by base name one folder above."""
     (tmp_path / "train" / "patch8").mkdir(parents=True)
     images = []
     for number in range(3):
@@ -309,7 +310,7 @@ def test_images_of_objects365_are_looked_for_where_its_archives_put_them(tmp_pat
 
 @pytest.fixture
 def opened(monkeypatch) -> Counter[str]:
-    """How often each file is opened from here on."""
+    """Count how often each file is opened from here on."""
     counts: Counter[str] = Counter()
 
     def counting(open_file):

@@ -1,4 +1,4 @@
-"""The parsers of bytes from outside, given noise: they name the fault, in bounded memory."""
+"""Parsers of untrusted bytes under fuzzing: they name the fault, in bounded memory."""
 
 import subprocess
 import sys

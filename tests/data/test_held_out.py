@@ -1,4 +1,4 @@
-"""What is held out of a training set: the same images and names in whatever order and with whatever seed."""
+"""Images and names held out of a training set: the same in whatever order the set is and with whatever seed."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Images that lie elsewhere than their names say."""
+"""Images that are not at the paths that the annotations name."""
 
 import json
 from pathlib import Path
@@ -104,7 +104,7 @@ def test_voc_has_the_option_too_and_yolo_has_not(images, tmp_path):
 
 
 def test_accents_as_one_character_or_two(tmp_path):
-    """macOS writes a letter and its accent, most others one character."""
+    """Names match in both Unicode forms: macOS writes a letter and its accent, most other systems one character."""
     (tmp_path / "cafe\u0301.jpg").touch()
     files = ["caf\u00e9.jpg"]
     with pytest.raises(DataError, match="All are there by their base names"):

@@ -1,4 +1,4 @@
-"""Heights and widths that an annotation file lacks or says wrong: the image itself decides."""
+"""Heights and widths that an annotation file lacks or has wrong are those of the image itself."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,8 @@ HEIGHT, WIDTH = 20, 50
 
 
 def content_of(folder: Path, num_images: int) -> dict[str, Any]:
-    """Images wider than high, each with one box at its right border and one at its left."""
+    """Write images wider than high, each with one box at its right border and one at its left, and return their
+    annotations."""
     images, annotations = [], []
     for number in range(1, num_images + 1):
         path = folder / f"{number}.png"
@@ -129,7 +130,8 @@ def test_more_than_a_few_stop_and_a_check_sees_them_all(tmp_path):
 
 @pytest.mark.parametrize("truth", [False, True])
 def test_all_sizes_are_read_from_the_images_if_asked(tmp_path, truth: bool):
-    """Converters write the size that a net sees, 1024 x 1024, into every record; no box leaves that."""
+    """On request, all sizes are read from the images: some converters write a net's input size, 1024 x 1024, into every
+    record, and no box leaves that."""
     content = content_of(tmp_path, 6)
     expected = load(tmp_path, content, DataReport(), truth=truth)
     for row in content["images"]:
@@ -177,11 +179,11 @@ def test_boxes_that_leave_the_image_itself_say_nothing_of_the_record(tmp_path):
 
 def test_an_image_that_is_annotated_as_stored_keeps_its_record(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown 50 high, 20 wide
+    exif[0x0112] = 6  # a viewer shows it 50 px high and 20 px wide
     content = content_of(tmp_path, 1)
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "1.jpg", exif=exif)
     content["images"][0]["file_name"] = "1.jpg"
-    content["annotations"][0]["bbox"] = [1, 5, 15, 17]  # leaves the record, and fits into what is shown
+    content["annotations"][0]["bbox"] = [1, 5, 15, 17]  # leaves the record but fits into the shown image
     content["annotations"][1]["bbox"] = [1, 5, 9, 10]
     report = DataReport()
     index = load(tmp_path, content, report)

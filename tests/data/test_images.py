@@ -1,4 +1,4 @@
-"""Reading image files: the right pixels of every format, turned upright, or an error that says what is wrong."""
+"""Reading of image files: the right, upright pixels of every format, or an error that names the fault."""
 
 import os
 import struct
@@ -50,7 +50,7 @@ def test_lossy_files_give_nearly_the_pixels(format):
     assert np.abs(pixels.astype(int) - scene()).mean() < 3
 
 
-# What a camera held in that way stores, by the EXIF standard: the inverse of what undoes it.
+# The pixels that a camera held that way stores, by the EXIF standard: the inverse of the correction.
 STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -195,14 +195,14 @@ def test_tiff_of_16_bits_is_read_and_of_32_bits_only_where_they_are_16():
     values = np.arange(HEIGHT * WIDTH, dtype=np.int32).reshape(HEIGHT, WIDTH)
     for dtype in (np.uint16, np.int32):
         pixels = read_image(encode(values.astype(dtype), "TIFF"))
-        np.testing.assert_array_equal(pixels[..., 0], values >> 4)  # 12 bits are used
+        np.testing.assert_array_equal(pixels[..., 0], values >> 4)  # the values use 12 bits
     for array in (values * 1000, values - 1, values.astype(np.float32)):
         with pytest.raises(ImageError, match="save the image with 8 or 16 bits"):
             read_image(encode(array, "TIFF"))
 
 
 def sixteen_bit_file(values: np.ndarray, format: str, orientation: int = 1) -> bytes:
-    """A PNG or TIFF file of (H W C) values, written here: Pillow writes 16 bits of grey alone."""
+    """Encode (H W C) values as PNG or TIFF; Pillow writes 16 bits only for grey images."""
     height, width, channels = values.shape
     if format == "PNG":
         rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
@@ -235,7 +235,7 @@ def test_colors_of_16_bits_are_read_by_the_bits_that_are_used(format, bits):
     content, expected = sixteen_bit_file(values, format), values >> (bits - 8)
     np.testing.assert_array_equal(read_image(content), expected)
     num_refused = 0
-    for end in range(0, len(content), len(content) // 12):  # whole pixels or none
+    for end in range(0, len(content), len(content) // 12):  # a cut file gives the whole image or an error
         try:
             np.testing.assert_array_equal(read_image(content[:end]), expected)
         except ImageError as error:
@@ -385,14 +385,14 @@ def test_sizes_from_headers_are_those_of_the_decoded_images(tmp_path):
             with pytest.raises(ImageError) as caught:
                 read_image(path)
             assert (caught.value.code, str(caught.value)) == (size.code, str(size))
-        elif path.name != "j.jpg":  # whose damage is behind the header
+        elif path.name != "j.jpg":  # the damage of j.jpg is behind the header
             assert read_image(path).shape[:2] == size
     assert read_sizes(paths[:6]) == [(WIDTH, HEIGHT)] * 3 + [(HEIGHT, WIDTH)] * 2 + [(WIDTH, HEIGHT)]
     assert read_sizes([]) == []
 
 
 def with_late_exif(png: bytes, exif: Image.Exif) -> bytes:
-    """A PNG with its EXIF data behind the pixels."""
+    """Put EXIF data behind the pixels of a PNG."""
     data = b"eXIf" + exif.tobytes()[6:]
     chunk = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
     end = png.rindex(b"IEND") - 4
@@ -500,7 +500,7 @@ def test_a_lossless_jpeg_which_cannot_be_reduced_is_read():
     def segment(marker: int, body: bytes) -> bytes:
         return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
 
-    # Every difference to the pixel before is 0, whose code is one bit, also 0; the first pixel differs from 128.
+    # Pixels are coded as differences to the pixel before, the first one to 128. All are 0, coded as one 0 bit.
     frame = struct.pack(">BHHBBBB", 8, 64, 64, 1, 1, 0x11, 0)
     codes = bytes([0, 1, *[0] * 15, 0])
     content = b"".join(
@@ -513,7 +513,7 @@ def test_a_lossless_jpeg_which_cannot_be_reduced_is_read():
 
 
 def test_a_jpeg_that_repeats_its_scans_without_end_is_refused():
-    """Each scan takes as long as another, whatever its bytes are."""
+    """A JPEG with very many scans is refused, since each scan costs the same time, however few bytes it has."""
     whole = encode(scene(), "JPEG", progressive=True, quality=60)
     last = whole.rindex(b"\xff\xda")
     scan = whole[last:-2]
@@ -546,7 +546,7 @@ def test_filters_of_warnings_are_the_callers_after_threads_have_read_images():
 
 
 def test_the_callers_own_limit_of_pixels_holds_beyond_pillows(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH - 1)  # which Pillow warns of, and no more
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH - 1)  # a limit above which Pillow only warns
     content = encode(scene(), "PNG")
     assert read_image(content, max_pixels=HEIGHT * WIDTH).shape == (HEIGHT, WIDTH, 3)
     with pytest.raises(ImageError, match=f"{HEIGHT} x {WIDTH} pixels are more than {HEIGHT * WIDTH - 1}"):

@@ -1,4 +1,4 @@
-"""What annotation tools export, by hand as they write it, becomes the same clean file in COCO's form."""
+"""Hand-written exports of annotation tools all become the same clean file in COCO's form."""
 
 import json
 import shutil
@@ -150,7 +150,7 @@ def labelme(folder: Path, image_path: str = "{}.jpg") -> None:
     for name, (width, height) in SIZES.items():
         shapes: list[dict[str, Any]] = []
         for image, label, (x, y, w, h) in OBJECTS:
-            if image == name == "a" and label == "dog":  # corners in any order
+            if image == name == "a" and label == "dog":  # a rectangle with its corners in another order
                 shapes.append({"label": label, "shape_type": "rectangle", "points": [[x + w, y], [x, y + h]]})
             elif image == name:
                 corners = [[x, y], [x + w, y], [x + w, y + h], [x, y + h]]
@@ -319,7 +319,7 @@ def test_a_large_file_of_open_images_is_not_held_in_memory(tmp_path, images):
         finally:
             tracemalloc.stop()
 
-    imported(boxes, images, "open_images", class_names=names)  # what the first call imports is not counted
+    imported(boxes, images, "open_images", class_names=names)  # so that modules imported by the first call do not count
     of_few = peak()
     with boxes.open("a") as file:
         file.write("absent,xclick,/m/cat,1,0,1,0,1,0,0,0\n" * 3_000)
@@ -397,7 +397,7 @@ def test_a_folder_in_place_of_a_file_is_told_of_the_files_in_it(format, ending, 
 
 
 def read_folder(folder: Path, format: ImportFormatName) -> None:
-    """As `ovd check` reads COCO's form, and `ovd import-boxes` the others."""
+    """Read a folder as `ovd check` reads COCO's form and `ovd import-boxes` the others."""
     if format == "coco":
         load_annotations(folder, folder, format="coco", report=DataReport())
     else:

@@ -1,4 +1,4 @@
-"""OpenCV's JPEG decoder in Pillow's place: the same pixels, and the same faults."""
+"""OpenCV's JPEG decoder gives the same pixels and the same faults as Pillow's."""
 
 from io import BytesIO
 from unittest.mock import Mock
@@ -88,7 +88,7 @@ def test_changed_bytes_are_decoded_alike(capfd):
         content = np.frombuffer(whole, np.uint8).copy()
         content[place] = rng.choice([0, 1, 0x55, 0xC4, 0xD0, 0xD9, 0xDA, 0xFF])
         assert_decoded_alike(content.tobytes())
-    capfd.readouterr()  # libjpeg's own warnings
+    capfd.readouterr()  # drop libjpeg's own warnings
 
 
 def test_what_is_left_to_pillow_does_not_come_here():
@@ -101,7 +101,7 @@ def test_what_is_left_to_pillow_does_not_come_here():
     progressive = encode(photo()[:40, :60], "JPEG", progressive=True)
     for content in (progressive, progressive[:-2], plain[:-2], plain[:-50], plain[:-50] + plain[-2:]):
         outcome(content, decode_jpeg=is_asked)
-    is_asked.assert_called_once_with(plain[:-50] + plain[-2:])  # no marker says that bits are missing
+    is_asked.assert_called_once_with(plain[:-50] + plain[-2:])  # no marker shows that bits are missing
     assert jpeg_pixels(b"") is None
     assert jpeg_pixels(b"no image") is None
 
@@ -115,7 +115,7 @@ def test_the_header_of_a_file_says_where_the_bits_of_its_one_scan_begin():
     assert not header.is_one_whole_scan(plain[:-1])
     assert not header.is_one_whole_scan(plain + b"\0")
     assert not header.is_one_whole_scan(plain[:-2] + b"\xff\xc4" + plain[-2:])
-    assert header.is_one_whole_scan(plain[:-2] + b"\xff\xd0" + plain[-2:])  # a restart belongs among the bits
+    assert header.is_one_whole_scan(plain[:-2] + b"\xff\xd0" + plain[-2:])  # a restart marker is part of the scan
 
 
 def test_a_file_whose_colors_come_one_after_the_other_is_no_one_scan():

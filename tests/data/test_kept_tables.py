@@ -1,4 +1,4 @@
-"""Kept tables are those of the annotation file as it is now."""
+"""Cached annotation tables are those of the file as it is now."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def annotations(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def num_read(monkeypatch) -> list[int]:
-    """An entry for each annotation file that is read, its length."""
+    """Record the length of each annotation file that is read."""
     lengths: list[int] = []
 
     def counted(request, content, **options):

@@ -1,4 +1,4 @@
-"""Training and evaluation batches: images in their order and their boxes, for any workers, faults and start step."""
+"""Training and evaluation batches: the right images and boxes in order, for any workers, faults and start step."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def as_bytes(batch: Batch) -> list:
 
 
 def test_repeat_factors_are_those_of_the_lvis_paper(index):
-    # Class rows 0 and 1 are in 8 and 7 images (one box of row 1 is a crowd), row 2 in one of 10.
+    # Of 10 images, class row 0 is in 8, row 1 in 7 (one box of it is a crowd), row 2 in one.
     assert repeat_factors(index, 0.0).tolist() == [1] * NUM_IMAGES
     expected = np.ones(NUM_IMAGES)
     expected[7] = np.sqrt(0.4 / 0.1)
@@ -92,7 +92,7 @@ def test_repeat_factors_are_those_of_the_lvis_paper(index):
 
 
 def replace_images(index: AnnotationIndex, count: int) -> AnnotationIndex:
-    """The first `count` images only."""
+    """Keep the first `count` images only."""
     ragged = ("boxes", "classes", "crowd_boxes", "negative_classes", "not_exhaustive_classes")
     cut = {
         name: replace(labels, values=labels.values[: labels.offsets[count]], offsets=labels.offsets[: count + 1])
@@ -215,7 +215,7 @@ def test_workers_and_start_step_change_nothing(index):
 
 @pytest.fixture
 def photos(tmp_path) -> AnnotationIndex:
-    """Eight JPEGs of 600 x 512 pixels with a rectangle of one color, black elsewhere."""
+    """Eight JPEGs, 600 px high and 512 px wide, with a rectangle of one color on black."""
     generator = np.random.default_rng(0)
     images: list[dict] = []
     annotations: list[dict] = []
@@ -312,7 +312,7 @@ def test_mosaics_hold_four_images_and_do_not_depend_on_workers(index):
 
 def test_a_mosaic_with_a_broken_tile_is_left_out_and_names_it(index):
     (Path(index.images_root) / "0.png").unlink()
-    weights = np.eye(NUM_IMAGES)[0]  # every neighbour is the broken image
+    weights = np.eye(NUM_IMAGES)[0]  # every neighboring tile is the broken image
     mosaics = Mosaics(mosaic=1, weights=weights, tile_transform=untouched)
     (batch,) = load_train(index, mosaics=mosaics, steps=range(1))
     assert batch.image_ids == ()
@@ -349,7 +349,7 @@ def test_for_a_gpu_batches_of_workers_lie_in_pinned_memory(index):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_sees_every_image_once_padded_as_if_alone(index, workers):
-    index = index.take(np.array([0, 9, 1, 8, 2, 7, 3, 6, 4, 5]))  # landscape and portrait in turn
+    index = index.take(np.array([0, 9, 1, 8, 2, 7, 3, 6, 4, 5]))  # alternate landscape and portrait
     loader = EvalLoader(index, Loading(4, workers=workers), size=35)
     batches = list(loader)
     assert len(batches) == len(loader)
@@ -423,7 +423,7 @@ def killed_by_the_second_image(pixels: np.ndarray, labels: Labels, _seed: int) -
     count = getattr(killed_by_the_second_image, "count", 0) + 1
     killed_by_the_second_image.count = count  # type: ignore[attr-defined]
     if count == 2:
-        time.sleep(0.5)  # until the batch before is sent
+        time.sleep(0.5)  # time for the previous batch to be sent
         os.kill(os.getpid(), signal.SIGKILL)
     return pixels, labels
 
@@ -432,7 +432,7 @@ def test_a_death_between_two_batches_is_raised_with_the_next_one(index):
     loader = train_loader(index, order_of(index, batch_size=1), killed_by_the_second_image, range(9), workers=1)
     assert len(next(loader).image_ids) == 1
     deadline = time.monotonic() + 2
-    while time.monotonic() < deadline:  # in which the worker dies; its signal must not raise here
+    while time.monotonic() < deadline:  # the worker dies meanwhile; its signal must not raise here
         time.sleep(0.1)
     with pytest.raises(RuntimeError, match=r"step 1 \(image ids \[1\d\d\]\) failed: .*Killed"):
         next(loader)

@@ -1,4 +1,4 @@
-"""What a user points at: files, folders, patterns, standard input and videos."""
+"""The inputs that a user can name: files, folders, patterns, standard input and videos."""
 
 import io
 import sys
@@ -113,7 +113,7 @@ def test_nothing_found_is_an_error(folder):
         find_media([str(folder / "empty")])
     with pytest.raises(ValueError, match="once only"):
         find_media(["-", "-"])
-    assert find_media([str(folder / "none.jpg")]) == [str(folder / "none.jpg")]  # reading it says that it is missing
+    assert find_media([str(folder / "none.jpg")]) == [str(folder / "none.jpg")]  # reading it reports it as missing
 
 
 def test_a_link_that_leads_nowhere_is_found_and_a_folder_with_an_images_name_is_not(folder):
@@ -160,7 +160,7 @@ def write_video(path: Path, frames: list[np.ndarray], rate: Fraction = Fraction(
 
 @pytest.fixture
 def frames() -> list[np.ndarray]:
-    """Six frames, in which a grey pattern moves to the right; odd sides."""
+    """Six frames with odd sides in which a grey pattern moves to the right."""
     whole = np.repeat(np.pad(PATTERN, ((0, 1), (0, 41)))[..., None], 3, axis=2)
     return [np.roll(whole, 5 * step, axis=1) for step in range(6)]
 
@@ -175,7 +175,7 @@ def test_a_video_gives_its_frames_in_order_with_their_times(tmp_path, frames):
     assert [picture.frame for picture in pictures] == list(range(6))
     assert [picture.time_s for picture in pictures] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
     for picture, frame in zip(pictures, frames, strict=True):
-        assert picture.pixels.shape == (64, 136, 3)  # an odd side loses a pixel
+        assert picture.pixels.shape == (64, 136, 3)  # an odd side is cut by a pixel
         own = np.abs(picture.pixels.astype(int) - frame[:64, :136]).mean()
         others = min(
             np.abs(picture.pixels.astype(int) - other[:64, :136]).mean() for other in frames if other is not frame

@@ -1,4 +1,4 @@
-"""Four images joined to one: every box stays on its object, and what is known of each image still holds."""
+"""Mosaics of four images: every box stays on its object, and the labels of each image still hold."""
 
 from dataclasses import replace
 
@@ -12,7 +12,8 @@ from ovd.data.loading.mosaic import Mosaics, join_tiles
 
 
 def tile(number: int, height: int, width: int, **changes) -> tuple[np.ndarray, Labels]:
-    """A grey image with one object of class `number`, drawn in a grey of its own, and a crowd region in the corner."""
+    """Make a grey image with one object of class `number` in its own shade of grey, and a crowd region in the
+    corner."""
     image = np.full((height, width, 3), 100, dtype=np.uint8)
     box = np.array([1, 2, width - 3, height - 1])
     image[box[1] : box[3], box[0] : box[2]] = 200 + number

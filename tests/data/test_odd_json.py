@@ -1,4 +1,4 @@
-"""Annotation files that once ended in the words of other libraries: each reader names the file."""
+"""Annotation files that once failed with errors of other libraries: each reader names the file."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Images of several sizes in one batch: each at the top left, with the smallest allowed shape around it."""
+"""Images of several sizes in one batch: each at the top left, in the smallest allowed shape."""
 
 import pytest
 import torch

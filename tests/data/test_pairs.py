@@ -1,4 +1,4 @@
-"""Tar shards of pairs of image and caption: what is written is read, and what is damaged or odd is named or counted."""
+"""Tar shards of image-caption pairs: they are read as written, and damaged or odd ones are named or counted."""
 
 import gc
 import gzip
@@ -75,7 +75,7 @@ def test_a_failed_write_leaves_no_manifest_and_nothing_is_overwritten(tmp_path):
     assert not (tmp_path / "cut" / MANIFEST_NAME).exists()
     assert [path.name for path in sorted((tmp_path / "cut").glob("*.tar"))] == ["00000.tar", "00001.tar"]
     write_pair_shards(tmp_path / "clean", some_pairs(5), pairs_per_shard=2)
-    for folder in (tmp_path / "cut", tmp_path / "clean"):  # shards without a manifest may be somebody's whole data
+    for folder in (tmp_path / "cut", tmp_path / "clean"):  # without a manifest, the shards may be a user's only data
         before = bytes_of(folder)
         with pytest.raises(ValueError, match=r"already holds shards \(00000\.tar, 00001\.tar"):
             write_pair_shards(folder, some_pairs(9), pairs_per_shard=2)
@@ -100,7 +100,7 @@ def test_a_key_that_comes_twice_is_refused_across_shards(tmp_path):
 
 def test_keys_that_were_written_are_not_remembered(tmp_path):
     class Key(str):
-        """One that can be watched."""
+        """A key that weak references can watch."""
 
     keys: list[weakref.ref[Key]] = []
 
@@ -150,7 +150,7 @@ def test_no_cut_of_a_shard_loses_samples_in_silence(tmp_path, with_manifest):
     if not with_manifest:
         (tmp_path / MANIFEST_NAME).unlink()
     last_content = max(row for row, byte in enumerate(whole) if byte) + 1
-    end = -(-last_content // 512) * 512  # the zeros behind are the end marker and padding
+    end = -(-last_content // 512) * 512  # the zeros after it are the end marker and padding
     for length in [0, 1, 100, *range(511, end, 131), *range(512, end, 512), end, end + 511, end + 1023]:
         shard.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=r"00000\.tar.*found \d samples") as caught:
@@ -192,7 +192,7 @@ def test_without_a_manifest_a_flipped_header_bit_stops_or_changes_nothing(tmp_pa
             except ValueError as error:
                 assert "found" in str(error)  # noqa: PT017
                 num_stopped += 1
-            else:  # a zero of the checksum field that became a blank
+            else:  # the flip turned a zero byte of the checksum into a blank
                 assert [shards[row] for row in range(len(shards))] == pairs
     assert num_stopped > 0.95 * 2 * 512 * 8 / 23
 
@@ -340,7 +340,7 @@ def test_a_bad_info_member_names_the_sample(tmp_path, info):
     shards = PairShards(tmp_path)
     with pytest.raises(ValueError, match=r"x\.tar:a\.json"):
         shards[0]
-    assert (shards.key(0), shards.image(0), shards.caption(0)) == ("a", b"", "")  # what labelling and training read
+    assert (shards.key(0), shards.image(0), shards.caption(0)) == ("a", b"", "")  # enough for labelling and training
 
 
 def test_folder_and_manifest_must_name_the_same_shards(tmp_path):
@@ -387,7 +387,7 @@ def test_a_known_index_finds_the_same_samples_and_no_others(tmp_path, pack_forma
     assert [again[row] for row in range(4)] == [before[row] for row in range(4)]
     assert again.rejected == 0
 
-    # Another file of the same size: what lies elsewhere now is not taken for the sample.
+    # In another file of the same size, samples at other places are not mistaken for the old ones.
     size = (tmp_path / "x.tar").stat().st_size
     write_tar(tmp_path / "x.tar", [("first.json", bytes(600)), *members[:-2]], pack_format=pack_format)
     content = (tmp_path / "x.tar").read_bytes()

@@ -1,4 +1,4 @@
-"""Images in memory: every form of one picture gives the same pixels, and what could be two things gives none."""
+"""Images in memory: every form of one picture gives the same pixels, and ambiguous forms are refused."""
 
 import io
 from typing import Any
@@ -70,7 +70,7 @@ def test_a_shape_that_could_be_either_is_channels_first_as_a_tensor_and_last_as_
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 def test_sixteen_bits_are_read_by_those_that_are_used(bits: int):
-    values = (RGB.astype(np.uint16) << (bits - 8)) | ((1 << (bits - 8)) - 1)  # 255 becomes the largest value
+    values = (RGB.astype(np.uint16) << (bits - 8)) | ((1 << (bits - 8)) - 1)  # 255 becomes the largest value of `bits`
     np.testing.assert_array_equal(to_eight_bits(values), RGB)
     np.testing.assert_array_equal(as_pixels(values), RGB)
     grey = Image.fromarray(values[..., 2])

@@ -1,4 +1,4 @@
-"""The real data sets' layouts, in miniature: checked by the tool, trained on, evaluated."""
+"""Miniatures of real data sets in their layouts: checked by the tool, trained on, evaluated."""
 
 import base64
 import json
@@ -58,7 +58,7 @@ def train_config(layout: Layout, output: Path, **train) -> TrainConfig:
 def test_the_check_passes_and_finds_a_damaged_image(layout):
     check = ("tools/check_data.py", layout.format, "--annotations", layout.train_annotations)
     output = run_tool(*check, "--images", layout.train_images).stdout
-    found = {"zhiyuan_objv2_train.json": "F8 repaired: 1", "data.yaml": "F1 noticed: 1"}  # one has no label file
+    found = {"zhiyuan_objv2_train.json": "F8 repaired: 1", "data.yaml": "F1 noticed: 1"}  # an image has no label file
     assert found.get(layout.train_annotations.name, "no faulty record") in output
     index = load_annotations(layout.train_annotations, layout.train_images, format=layout.format, report=DataReport())
     path = index.encoded(len(index) - 1)

@@ -1,4 +1,4 @@
-"""Resized photographs: each point comes from where the factors say, and smaller ones are means over areas."""
+"""Resized photographs: each point comes from the place given by the factors, and shrinking averages over areas."""
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ FACTORS = [2.7, 1.3, 1.0, 0.95, 0.8, 0.74, 0.6, 0.51, 0.5, 0.3]
 
 @pytest.mark.parametrize("factor", FACTORS)
 def test_a_point_of_the_result_is_where_the_factors_say(factor):
-    # A ramp keeps its values under any mean that is symmetric; the factors give no whole pixels.
+    # A ramp keeps its values under any symmetric mean; the factors do not give whole pixels.
     factor_y, factor_x = factor * 1.004, factor
     y, x = np.mgrid[:61, :87]
     ramp = np.stack([x * 2, y * 3, 255 - x * 2], axis=-1).astype(np.uint8)
@@ -22,7 +22,7 @@ def test_a_point_of_the_result_is_where_the_factors_say(factor):
     found = resample(ramp, height, width, factor_y, factor_x)
     assert found.shape == (height, width, 3)
     in_y, in_x = (np.arange(height) + 0.5) / factor_y - 0.5, (np.arange(width) + 0.5) / factor_x - 0.5
-    inside = (slice(3, -3), slice(3, -3))  # the outer pixels repeat beyond the border
+    inside = (slice(3, -3), slice(3, -3))  # the border pixels repeat outside
     np.testing.assert_allclose(found[..., 0][inside], np.broadcast_to(in_x * 2, (height, width))[inside], atol=1)
     np.testing.assert_allclose(found[..., 1][inside], np.broadcast_to(in_y * 3, (width, height)).T[inside], atol=1)
 
@@ -36,7 +36,7 @@ def test_smaller_photographs_are_nearly_the_means_over_areas(factor):
     assert difference.mean() < 0.8
     assert np.percentile(difference, 99) <= 7
     assert abs((found.astype(int) - areas).mean()) < 0.2
-    # As much better than points alone as it has to be where detail would alias.
+    # It has to beat point sampling clearly where detail would alias.
     points = cv2.resize(photo(), (width, height), interpolation=cv2.INTER_LINEAR)
     if 0.5 < factor < 0.75:
         assert difference.mean() < 0.7 * np.abs(points.astype(int) - areas).mean()

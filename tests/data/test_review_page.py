@@ -1,4 +1,4 @@
-"""The page to review boxes: which it shows, and in a browser what its keys do and what it saves."""
+"""The page to review boxes: the boxes it shows, its keys in a browser, and the file it saves."""
 
 import time
 from dataclasses import replace
@@ -71,15 +71,15 @@ def test_no_box_gives_a_page_that_says_so(tmp_path):
 def test_keys_decide_and_the_page_saves_the_whole_set(page, tmp_path):
     with opened(page, downloads=tmp_path) as browser:
         body = browser.find_element("tag name", "body")
-        body.send_keys("a")  # the candidate at 0.49
-        body.send_keys("r")  # the cat at 0.52
-        body.send_keys("u")  # which is taken back from the next box
+        body.send_keys("a")  # accepts the candidate at 0.49
+        body.send_keys("r")  # rejects the cat at 0.52
+        body.send_keys("u")  # undoes that from the next box
         assert browser.find_element("id", "progress").text == "1 of 4 looked at: 1 accepted, 0 rejected"
         body.send_keys("r")
         field = browser.find_element("id", "new-name")
         body.send_keys("n")
-        field.send_keys("dog, big\n")  # the one at 0.35
-        body.send_keys("r")  # the candidate at 0.16
+        field.send_keys("dog, big\n")  # renames the one at 0.35
+        body.send_keys("r")  # rejects the candidate at 0.16
         body.send_keys("u")
         assert browser.title == "Review of out.json"
         progress = browser.find_element("id", "progress").text

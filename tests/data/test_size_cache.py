@@ -1,4 +1,4 @@
-"""Sizes that are kept between runs are those of the images as they are now."""
+"""Image sizes that are cached between runs are those of the images as they are now."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ def paths(tmp_path, monkeypatch) -> list[Path]:
 
 @pytest.fixture
 def read(monkeypatch) -> list[Path]:
-    """The images whose headers are read."""
+    """Record the images whose headers are read."""
     opened: list[Path] = []
 
     def counted(paths, **options):
@@ -41,7 +41,7 @@ def test_headers_are_read_once(paths, read):
     assert read == paths
     assert sizes_of(paths) == expected
     assert read == paths
-    assert sizes_of(paths[::-1]) == expected[::-1]  # another list
+    assert sizes_of(paths[::-1]) == expected[::-1]  # another list gets its own sizes
 
 
 @pytest.mark.parametrize("keeps", ["length", "time", "nothing"])
@@ -87,7 +87,7 @@ def test_a_damaged_file_counts_as_none(paths, read, damage):
     assert sizes_of(paths) == expected
     assert read == paths * 2
     assert sizes_of(paths) == expected
-    assert read == paths * 2  # it was written anew
+    assert read == paths * 2  # the cache was rewritten, so nothing is read again
 
 
 def test_without_a_place_to_write_all_are_read(paths, read, tmp_path, monkeypatch):

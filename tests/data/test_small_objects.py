@@ -1,4 +1,4 @@
-"""Objects that are too small at the training size, against the transform itself."""
+"""Counts of objects that are too small at the training size, against the transform itself."""
 
 import json
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def index_of(folder: Path, boxes: Sequence[Sequence[float]], height: int, width:
 
 
 def is_kept(index: AnnotationIndex, size: int, scale: float) -> bool:
-    """Whether the transform keeps the one object at this scale; with a scale of at most 1 nothing is cropped."""
+    """Return whether the transform keeps the only object at this scale; nothing is cropped at scales up to 1."""
     transform = TrainTransform(size=size, scale=(scale, scale), flip=0, color=0)
     pixels = np.zeros((*index.image_sizes[0].tolist(), 3), np.uint8)
     return len(transform(pixels, index.record(0).labels, 0)[1].boxes) == 1

@@ -1,4 +1,4 @@
-"""Random edits of a good annotation file, image and shard: each ends in the right values or in one clear error."""
+"""Random edits of a good annotation file, image and shard: each gives the right values or one clear error."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ def images(tmp_path_factory) -> Path:
 
 
 def rows_of(index: AnnotationIndex) -> dict[int, tuple]:
-    """Of each image its size, its objects and its crowds, in no order."""
+    """Return size, objects and crowds by image, without regard to their order."""
     names = [category.name for category in index.categories]
     found = {}
     for image in range(len(index)):
@@ -60,7 +60,7 @@ def rows_expected(case: annotation_edits.Case) -> dict[int, tuple]:
 
 
 def check_annotation_edit(name: str, seed: int, images: Path) -> bool:
-    """Whether the edited file was refused; what is not as the edit says fails."""
+    """Check an edited file against the outcome it must have; return whether it was refused."""
     case = annotation_edits.good_case()
     annotation_edits.EDITS[name](case, np.random.default_rng(seed))
     path = images / "edited.json"

@@ -1,4 +1,4 @@
-"""What everything after a reader relies on is checked where the reader gives its table."""
+"""The checks that a reader's table passes before anything else uses it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +63,8 @@ def test_boxes_of_images_that_are_not_available_are_counted() -> None:
     ],
 )
 def test_boxes_at_the_border_of_an_image_and_of_a_pixel(box, clean, counts) -> None:
-    """In an image of 20 x 40 pixels, after a box that is whole."""
+    """Boxes that end near the border of an image (here 20 x 40 pixels) or are about a pixel wide are kept, clamped or
+    skipped; a whole box before them is kept."""
     table = replace(
         TABLE, image_of_object=TABLE.image_of_object[:2], class_of_object=TABLE.class_of_object[:2],
         boxes_xywh=np.array([[1.0, 2, 3, 4], box]), is_crowd=TABLE.is_crowd[:2],

@@ -1,4 +1,4 @@
-"""Resizing, flips and crops: boxes follow the pixels, and all is drawn from the seed alone."""
+"""Resizing, flips and crops: boxes follow the pixels, and the seed alone decides everything."""
 
 import os
 import random
@@ -36,7 +36,7 @@ def sample(
 
 
 def painted(height: int, width: int, boxes: list[list[int]]) -> Sample:
-    """Each box filled with a colour channel of its own on black."""
+    """Make a black image in which each box is filled in a color channel of its own."""
     image = np.zeros((height, width, 3), dtype=np.uint8)
     for row, (left, top, right, bottom) in enumerate(boxes):
         image[top:bottom, left:right, row] = 200
@@ -49,7 +49,7 @@ def equal(one: Sample, other: Sample) -> bool:
 
 
 def test_boxes_follow_the_pixels_through_resize_flip_and_crop():
-    # Few and large enough that a crop of size 96 seldom loses them; pixels are compared with each box left.
+    # The boxes are few and large, so that a crop of size 96 seldom loses one; pixels are compared with each box left.
     original = painted(120, 80, [[5, 10, 35, 60], [45, 70, 75, 110]])
     transform = TrainTransform(size=96, scale=(0.8, 1.4), flip=0.5, color=0)
     num_boxes = num_flipped = num_cropped = 0
@@ -90,7 +90,7 @@ def test_a_certain_flip_mirrors_image_and_boxes():
 
 def test_objects_that_the_crop_leaves_too_little_of_are_dropped_and_regions_are_clipped():
     boxes = [[row * 20, 0, row * 20 + 20, 100] for row in range(10)]
-    # The image becomes 400 x 200 and a window of 100 x 100 is cut: boxes are 40 px wide after that.
+    # The image becomes 400 x 200, with boxes 40 px wide, and a window of 100 x 100 is cut.
     transform = TrainTransform(size=100, scale=(4, 4), flip=0, color=0)
     seen_shares = set()
     for seed in range(40):
@@ -99,7 +99,7 @@ def test_objects_that_the_crop_leaves_too_little_of_are_dropped_and_regions_are_
         assert moved.crowd_boxes[0].tolist() == [0, 0, 100, 100]
         widths = moved.boxes[:, 2] - moved.boxes[:, 0]
         assert (np.diff(moved.classes) == 1).all()
-        # 30 % of 40 x 200 px, of which 100 rows are in the window: 24 columns.
+        # A box is kept from 30 % of its 40 x 200 px on; with 100 rows in the window, that is 24 columns.
         assert (widths >= 23.99).all()
         region_widths = moved.crowd_boxes[1:, 2] - moved.crowd_boxes[1:, 0]
         assert region_widths.sum() == pytest.approx(100, abs=1e-3)
@@ -136,7 +136,7 @@ def test_a_crop_of_an_enlarged_image_is_that_of_the_whole_to_its_last_row_and_co
         pixels, _ = TrainTransform(size=40, scale=(4, 4), flip=0, color=0)(image, labels, seed)
         generator = np.random.default_rng(seed)
         top, left = (4 * (int(generator.integers(side - 40 + 1)) // 4) for side in (120, 160))
-        # Before its first pixel a crop repeats that one.
+        # Before its first pixel a crop repeats that pixel, so the first two rows and columns are not compared.
         assert np.abs(whole[top : top + 40, left : left + 40] - pixels)[2:, 2:].max() <= 1
 
 
@@ -157,7 +157,7 @@ def test_the_result_is_a_function_of_sample_and_seed_alone():
         assert equal(again(*original, seed), first[seed])
     assert equal(original, untouched)
     assert len({pixels.tobytes() for pixels, _ in first.values()}) == 8
-    # In another process too, albumentations' own seeding of workers notwithstanding.
+    # The same holds in another process, although albumentations seeds its workers itself.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         assert equal(pool.submit(_transform_elsewhere, original, 5).result(timeout=300), first[5])
 
@@ -165,8 +165,11 @@ def test_the_result_is_a_function_of_sample_and_seed_alone():
 def by_albumentations(
     original: Sample, seed: int, *, size: int, scale: tuple[float, float], color: float
 ) -> tuple[np.ndarray, np.ndarray, ColorChange]:
-    """The whole image resized and flipped, the crop's place in it (left, top, right, bottom), and what is done to the
-    colors after that."""
+    """Compute the reference with albumentations.
+
+    Returns:
+        The whole image resized and flipped, the crop's place in it (left, top, right, bottom), and the color change.
+    """
     sides = range(round(size * scale[0]), round(size * scale[1]) + 1)
     resize = A.Compose([A.LongestMaxSize(list(sides), area_for_downscale="image"), A.HorizontalFlip(p=0.5)])
     jitter = A.ColorJitter(color, color, color, color / 4, p=1)
@@ -177,13 +180,13 @@ def by_albumentations(
     height, width = whole.shape[:2]
     top, left = (int(generator.integers(max(side - size, 0) + 1)) for side in (height, width))
     crop = np.array([left, top, min(left + size, width), min(top + size, height)])
-    py_random.random()  # of the Compose that jitter would be run in
+    py_random.random()  # skip the draw of the Compose that would run the jitter
     drawn = jitter.get_params()
     return whole, crop, ColorChange(**{**drawn, "order": tuple(drawn["order"])})
 
 
 def test_a_seed_draws_what_it_draws_in_albumentations():
-    # Smooth: our crop begins at a whole pixel of the image as it was, less than one before that of the reference.
+    # The image is smooth because our crop begins at a whole pixel of the original, up to one before the reference's.
     smooth = cv2.GaussianBlur(photo(), (0, 0), 6)
     original = smooth, sample(smooth.shape[0], smooth.shape[1], [[100, 120, 300, 400]])[1]
     size, scale = 300, (0.3, 2.0)
@@ -220,7 +223,7 @@ def test_scale_flip_and_color_are_drawn_independently():
     flipped = np.array([image[:, 0].mean() > image[:, -1].mean() for image in results], dtype=float)
     assert (widths.min(), widths.max()) == (50, 100)
     assert 0.4 < flipped.mean() < 0.6
-    # 300 independent draws correlate by more than 0.2 once in 2,000.
+    # 300 independent draws have a correlation above 0.2 once in 2,000 times.
     assert np.abs(np.corrcoef([widths, brightness, flipped]) - np.eye(3)).max() < 0.2
 
 

@@ -1,4 +1,4 @@
-"""The true boxes of a data set: where their images and categories stand."""
+"""The true boxes of a data set: the rows of their images and categories."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""JSON of the VGG Image Annotator: shapes, which attribute is the label, and what is refused."""
+"""JSON of the VGG Image Annotator: shapes, the choice of the label attribute, and refused files."""
 
 import json
 from pathlib import Path
@@ -73,9 +73,9 @@ def test_a_saved_project_and_the_form_of_version_1_are_the_same(folder):
     ("attributes", "options"),
     [
         ([{"kind": "cat"}, {"kind": "dog"}], {}),
-        ([{"kind": {"cat": True, "dog": False}}, {"kind": {"dog": True}}], {}),  # boxes to tick
-        ([{"kind": "cat", "size": ""}, {"kind": "dog", "size": ""}], {}),  # the other says nothing
-        ([{"animal": "cat", "tier": "cat"}, {"animal": "dog", "tier": "dog"}], {}),  # they say the same
+        ([{"kind": {"cat": True, "dog": False}}, {"kind": {"dog": True}}], {}),  # checkboxes
+        ([{"kind": "cat", "size": ""}, {"kind": "dog", "size": ""}], {}),  # the other attribute is empty
+        ([{"animal": "cat", "tier": "cat"}, {"animal": "dog", "tier": "dog"}], {}),  # both attributes agree
         ([{"kind": "cat", "age": "old"}, {"kind": "dog", "age": "old"}], {"attribute": "kind"}),
         ([{"kind": "cat"}, {"kind": "dog", "age": 3}], {"attribute": "kind"}),
     ],
@@ -112,7 +112,7 @@ def test_one_name_for_regions_without_attributes(folder):
 
 @pytest.mark.parametrize(("end", "is_outline"), [([10, 10], True), ([10, 16], True), ([10, 21], False)])
 def test_lines_are_outlines_where_their_ends_meet(folder, end, is_outline):
-    """The line is 30 px wide and 40 high."""
+    """A polyline, here 30 px wide and 40 px high, is read as an outline if its ends meet, otherwise skipped."""
     points = [[10, 10], [40, 10], [40, 50], [20, 50], end]
     x, y = map(list, zip(*points, strict=True))
     line = {"name": "polyline", "all_points_x": x, "all_points_y": y}

@@ -18,7 +18,7 @@ SIZE = (40, 60)
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Two images with XML files, in VOCdevkit's folders."""
+    """Folder of two images with XML files, in VOCdevkit's layout."""
     for name, size in (("a", SIZE), ("b", (50, 30))):
         write(tmp_path, name, voc_xml(f"{name}.jpg", size, [voc_object("cat", [1, 2, 10, 20])]))
         save(tmp_path / "JPEGImages" / f"{name}.jpg", size)
@@ -116,7 +116,7 @@ def test_a_size_of_0_or_none_is_read_from_the_image(folder, size_xml, orientatio
     shown = SIZE if orientation == 1 else SIZE[::-1]
     assert load(folder).image_sizes.tolist() == [list(shown), [50, 30]]
     assert load(folder, with_truth=True).truth is not None
-    assert len(load_truth(folder / "Annotations", format="voc").boxes_xywh) == 2  # which needs no size
+    assert len(load_truth(folder / "Annotations", format="voc").boxes_xywh) == 2  # the truth needs no size
     with pytest.raises(DataError, match=r"a\.xml: no <size>") as caught:
         load_annotations(folder / "Annotations", None, format="voc", report=DataReport())
     assert caught.value.code == "F1"
@@ -131,7 +131,7 @@ def test_all_sizes_are_read_from_the_images_if_asked(folder):
     assert report.counts() == {}
     assert load_annotations(
         folder / "Annotations", None, format="voc", report=report, options=FormatOptions(sizes_from_images=True)
-    ).image_sizes[0].tolist() == [1024, 1024]  # no work that needs pixels
+    ).image_sizes[0].tolist() == [1024, 1024]  # without images, the recorded size is kept
 
 
 @pytest.mark.parametrize(("damage", "code"), [("missing", "F8"), ("text", "F9")])
@@ -147,7 +147,7 @@ def test_an_image_without_size_that_cannot_be_read(folder, damage, code):
     assert report.counts() == {(code, "skipped"): 1, ("F12", "repaired"): 1}
     assert "1 image has no height and width" in report.first_records()[Finding("F12", "repaired")][0]
     assert (index.image_ids.tolist(), index.image_files, len(index.boxes.values)) == ([1], ("b.jpg",), 1)
-    assert [category.name for category in index.categories] == ["cat", "dog"]  # ids do not depend on it
+    assert [category.name for category in index.categories] == ["cat", "dog"]  # skipped files count for ids, too
     with pytest.raises(ImageError, match=r"a\.jpg") as caught:
         load(folder, with_truth=True)
     assert caught.value.code == code
@@ -170,7 +170,7 @@ def test_five_that_cannot_be_read_are_few_of_many_images_though_many_of_those_wi
         ("<filename>n01_5</filename>", "n01_5.JPG", "n01_5.JPG"),
         ("<filename></filename>", "c.webp", "c.webp"),
         ("", "c.png", "c.png"),
-        ("", "other.png", "c.jpg"),  # missing: found when it is loaded
+        ("", "other.png", "c.jpg"),  # missing, which loading will report
     ],
 )
 def test_the_image_is_named_by_the_file_or_found_by_the_name_of_the_xml(folder, file_name, saved, expected):
@@ -181,7 +181,8 @@ def test_the_image_is_named_by_the_file_or_found_by_the_name_of_the_xml(folder, 
 
 
 def test_the_image_of_the_xml_files_own_name_goes_before_an_outdated_filename(folder):
-    """As torchvision and detectron2 read VOC: renamed files keep their old <filename>."""
+    """An image named like the XML file is preferred, as in torchvision and detectron2: renamed files keep their old
+    <filename>."""
     for name, file_name in (("c", "a.jpg"), ("d", r"C:\photos\gone.jpg"), ("e", "E.PNG")):
         write(folder, name, voc_xml(file_name, SIZE, [voc_object("cat", [1, 2, 10, 20])]))
         save(folder / "JPEGImages" / f"{name}.jpeg", SIZE)
@@ -196,7 +197,8 @@ def test_the_image_of_the_xml_files_own_name_goes_before_an_outdated_filename(fo
 
 
 def test_the_same_image_with_and_without_the_folder_of_images(folder):
-    """A results file is evaluated without images: the XML files' names are what differs."""
+    """The same images are named with and without the image folder; without it, as when a results file is evaluated,
+    only the names of the XML files are known."""
     for name in ("c", "d"):
         write(folder, name, voc_xml("old.jpg", SIZE, [voc_object("cat", [1, 2, 10, 20])]))
         save(folder / "JPEGImages" / "sub" / f"{name}.jpg", SIZE)

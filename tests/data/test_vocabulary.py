@@ -1,4 +1,4 @@
-"""Base and rare classes: no trace of a rare class stays in the base set, and a shared name is a leak."""
+"""Base and rare classes: the base set keeps no trace of a rare class, and a shared name is a leak."""
 
 import json
 from dataclasses import replace
@@ -19,7 +19,8 @@ def category(name: str, *synonyms: str, frequency: Frequency | None = "f") -> Ca
 
 @pytest.fixture
 def index(tmp_path):
-    """Classes f r c f (rows 0 to 3); the second image has a rare object only, the third a crowd of the rare class."""
+    """Index with classes f r c f (rows 0 to 3); the second image has only a rare object, the third a crowd of the rare
+    class."""
     content = {
         "categories": [
             {"id": row + 1, "name": name, "synonyms": [name], "frequency": frequency, "image_count": 1}

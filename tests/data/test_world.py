@@ -1,4 +1,4 @@
-"""The synthetic world: its scenes, labels and captions are true, repeatable, and as rare as its settings say."""
+"""The embedded world: its scenes, labels and captions are true and repeatable, and rarity follows its settings."""
 
 import hashlib
 import json
@@ -31,7 +31,8 @@ def world(tmp_path_factory):
 
 
 def test_settings_are_frozen():
-    """No result may tune them: other settings are another world, and its figures compare with none made before."""
+    """The settings must not be tuned to results: other settings make another world, whose metrics cannot be compared
+    with earlier ones."""
     assert Settings().key() == "4acfe64dd02e"
 
 
@@ -92,7 +93,7 @@ def test_annotation_hides_classes_but_never_below_the_least_count():
 
 
 def test_federated_lists_are_true():
-    """Negatives are absent; a not exhaustive class is present, with an instance left out."""
+    """Negative classes are absent; a not exhaustive class is present, with an instance left out."""
     settings = replace(Settings(), not_exhaustive_probability=1.0, hidden_class_probability=0.0)
     seen = annotate(np.random.default_rng(0), (3, 3, 5), np.full(40, 100), 1, settings)
     assert not {3, 5} & set(seen.negatives)
@@ -151,7 +152,7 @@ def tree_digest(folder: Path) -> dict[str, str]:
 def test_same_seed_same_bytes_and_a_cut_run_is_finished(world, tmp_path):
     again = build_world(tmp_path, ("pairs",), SMALL)
     assert tree_digest(again / "pairs") == tree_digest(world / "pairs")
-    (again / ".pairs.done").unlink()  # as if killed before the end
+    (again / ".pairs.done").unlink()  # as if the run was killed before its end
     (again / "pairs" / "manifest.json").unlink()
     build_world(tmp_path, ("pairs",), SMALL)
     assert tree_digest(again / "pairs") == tree_digest(world / "pairs")
@@ -221,4 +222,4 @@ def test_rare_names_never_reach_the_base_vocabulary(world):
     rare = {category.name for category in index.categories if category.frequency == "r"}
     assert rare
     assert not rare & {category.name for category in base.categories}
-    assert len(base) == len(index)  # the images stay
+    assert len(base) == len(index)  # images are kept, without their rare boxes

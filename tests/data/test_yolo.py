@@ -1,4 +1,4 @@
-"""YOLO text labels: where files are found, rows of boxes and polygons, sizes from headers, and faults."""
+"""YOLO text labels: the search for files, rows of boxes and polygons, sizes from image headers, and faults."""
 
 import re
 from pathlib import Path
@@ -33,7 +33,7 @@ def write(path: Path, text: str) -> None:
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """Two training images, the second with an empty label file, and one to validate on."""
+    """Root of two training images, the second with an empty label file, and one validation image."""
     for name in ("train/a", "train/b", "val/c"):
         save(tmp_path / "images" / f"{name}.png")
     write(tmp_path / "labels" / "train" / "a.txt", ROW)
@@ -69,7 +69,7 @@ def test_splits_and_images_without_labels(root):
     assert [len(index.boxes[image]) for image in range(2)] == [1, 0]
     assert index.image_sizes.tolist() == [list(SIZE)] * 2
     assert [(category.id, category.name) for category in index.categories] == [(0, "cat"), (1, "dog")]
-    assert files(load(root, with_truth=True)) == ["c.png"]  # an evaluation takes the other split
+    assert files(load(root, with_truth=True)) == ["c.png"]  # an evaluation takes the validation split
     assert files(load(root, with_truth=True, split="train")) == ["a.png", "b.png"]
     assert files(load(root, split="val")) == ["c.png"]
     assert len(load_truth(root / "data.yaml", format="yolo").boxes_xywh) == 2
@@ -152,7 +152,7 @@ def test_a_folder_with_classes_txt(tmp_path, layout):
 def test_labels_beside_the_images_do_not_mix_with_those_of_the_folder(tmp_path):
     for name in ("a", "b"):
         save(tmp_path / "images" / f"{name}.png")
-        write(tmp_path / "labels" / f"{name}.txt", ROW)  # of another set
+        write(tmp_path / "labels" / f"{name}.txt", ROW)  # labels of another set
     write(tmp_path / "mine" / "classes.txt", "cat\ndog\n")
     write(tmp_path / "mine" / "a.txt", ROW)
     index = load_annotations(tmp_path / "mine", tmp_path / "images", format="yolo", report=DataReport())
@@ -181,7 +181,7 @@ def test_names_may_lie_with_the_labels_and_a_folder_may_hold_the_description(roo
         load_annotations(root, None, format="yolo", report=DataReport())
     by_names = load_annotations(root / "labels" / "classes.txt", None, format="yolo", report=DataReport())
     assert files(by_names) == ["a.png", "b.png", "c.png"]
-    (root / "data.yaml").unlink()  # other.yaml may be of anything
+    (root / "data.yaml").unlink()  # without data.yaml, other.yaml is not read: it may be anything
     assert load_annotations(root, None, format="yolo", report=DataReport()).fingerprint() == by_names.fingerprint()
     for path in (root / "other.yaml", root / "labels" / "classes.txt"):
         path.unlink()
@@ -218,7 +218,7 @@ def test_an_end_that_two_splits_share_is_refused(root):
     ) as caught:
         load(root)
     assert caught.value.code == "F1"
-    set_data(root, train="/content/images", val="/content/images")  # which is what the file says
+    set_data(root, train="/content/images", val="/content/images")  # the file itself gives both splits one folder
     assert files(load(root)) == ["a.png", "b.png", "c.png"]
 
 
@@ -272,7 +272,7 @@ def test_a_name_that_no_system_takes_is_a_missing_image(root):
 @pytest.mark.parametrize(
     ("changes", "lists"),
     [
-        ({"train": "images/train", "val": "../gone/images"}, {}),  # one folder has the other
+        ({"train": "images/train", "val": "../gone/images"}, {}),  # the folder found for val contains train's
         ({"train": ["/content/train/images"], "val": "/content/val/images"}, {}),
         ({"minitrain": "images", "train": None, "val": "/content/val/images"}, {}),
         ({"train": "t.txt", "val": "v.txt"}, {"t.txt": "/c/train/a.png", "v.txt": "/c/val/a.png"}),
@@ -292,7 +292,8 @@ def test_an_evaluation_never_takes_the_images_of_another_split_for_its_own(root,
 
 
 def test_a_set_by_a_relative_path_whose_folder_is_another_machines(root, monkeypatch):
-    """`./data`, the usual data root, is relative."""
+    """A set is found if `path` names another machine's folder and the set is given by a relative path, as the usual
+    data root `./data` is."""
     by_itself = load(root)
     set_data(root, path="/Users/me/pets", train="images/train", val="images/val")
     monkeypatch.chdir(root.parent)
@@ -303,19 +304,19 @@ def test_a_set_by_a_relative_path_whose_folder_is_another_machines(root, monkeyp
         )
         assert index.boxes.values.tolist() == by_itself.boxes.values.tolist()
         assert all(index.encoded(image).is_file() for image in range(len(index)))
-    set_data(root, path="../datasets/images", train="train")  # whose end is images/train
+    set_data(root, path="../datasets/images", train="train")  # `path` and `train` together end in images/train
     assert files(load(root)) == ["a.png", "b.png"]
 
 
 @pytest.mark.parametrize(
     ("changes", "lists"),
     [
-        ({"train": "images", "val": "./images/"}, {}),  # one folder, spelled in two ways
-        ({"train": "images", "val": "images/val"}, {}),  # inside one another as written
+        ({"train": "images", "val": "./images/"}, {}),  # the same folder, spelled in two ways
+        ({"train": "images", "val": "images/val"}, {}),  # one inside the other, as the file says
         ({"train": "images/train", "val": "images/val", "author": "images", "description": "."}, {}),
         ({"train": "images/train", "val": "images/val", "test": "bad.txt"}, {"bad.txt": "\udcff"}),
         ({"train": "t.txt", "val": "v.txt"}, {"t.txt": "/c/images/train/a.png", "v.txt": "images/val/c.png"}),
-        ({"train": "t.txt", "val": "v.txt"}, {"t.txt": "/c/all/a.png", "v.txt": "all/b.png"}),  # no image in both
+        ({"train": "t.txt", "val": "v.txt"}, {"t.txt": "/c/all/a.png", "v.txt": "all/b.png"}),  # no image is in both
     ],
 )
 def test_what_the_file_itself_says_of_two_splits_is_taken(root, changes, lists):
@@ -343,7 +344,8 @@ def test_a_list_of_many_folders_is_found_in_their_number(root):
 
 
 def test_roboflows_paths_with_one_split_alone(tmp_path):
-    """data.yaml inside `train`: the end of ../valid/images is train's own folder of images."""
+    """With data.yaml inside `train` and only that split there, the end of ../valid/images must not match train's own
+    image folder."""
     save(tmp_path / "train" / "images" / "a.png")
     write(tmp_path / "train" / "labels" / "a.txt", ROW)
     set_data(tmp_path / "train", train="../train/images", val="../valid/images")
@@ -361,7 +363,7 @@ def test_images_of_a_list_that_are_nowhere_keep_their_names(root):
 
 
 def test_darknets_data_file(root):
-    """As CVAT exports it: paths start in `data/`, which is the folder itself."""
+    """Darknet's data file is read as CVAT exports it: paths start in `data/`, which is the folder itself."""
     write(root / "obj.names", "cat \ndog\n")
     write(root / "train.txt", "data/images/train/a.png\ndata/images/train/b.png\n")
     write(root / "valid.txt", "data/images/val/c.png\n")
@@ -428,7 +430,7 @@ def test_an_image_that_cannot_be_read(root, damage, code):
     write(root / "labels" / "train" / "b.txt", ROW)
     if damage == "text":
         path.write_text("no image")
-    if damage == "ppm":  # in a folder it is not passed over in silence
+    if damage == "ppm":  # in a folder of images, it is not skipped silently
         Image.new("RGB", (9, 9)).save(root / "images" / "train" / "a.ppm")
         set_data(root)
     report = DataReport()
@@ -601,7 +603,7 @@ def test_labels_of_a_folder_whose_images_are_all_missing_are_counted(root):
     assert report.first_records()[Finding("F8", "noticed")] == [f"{where}; its 2 objects are left out"]
     report = DataReport()
     set_data(root)
-    load(root, report)  # of the training set nothing is missing
+    load(root, report)  # the training set is complete
     assert not report.counts()
 
 

@@ -1,4 +1,4 @@
-"""Training that holds out images and names to calibrate on, and inference with what it stores."""
+"""Training that holds out images and names for calibration, and inference with the stored calibration."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def end_of(run: Path) -> Path:
 
 @dataclass
 class Watched:
-    """A run, and what its steps were given."""
+    """A run, and the images and classes that its steps were given."""
 
     run: Path
     image_ids: set[int] = field(default_factory=set)
@@ -83,7 +83,7 @@ def test_no_step_sees_what_is_held_out(calibrated, miniature_world):
     config = calibrating(calibrated.run, miniature_world)
     trained, held_out = hold_out(config, load_training_index(config, DataReport()))
     assert held_out is not None
-    assert calibrated.num_batches == STEPS + 1  # the bias is solved on the first batch
+    assert calibrated.num_batches == STEPS + 1  # one more, since the bias is solved on the first batch
     assert len(calibrated.image_ids) == 2 * STEPS
     assert calibrated.image_ids <= set(trained.image_ids.tolist())
     assert not calibrated.image_ids & set(held_out.index.image_ids.tolist())
@@ -222,12 +222,12 @@ NAMES = ["anchor", "gear", "umbrella", "cat face"]
 NAME_BIAS = 0.08
 UNCHANGED = ScoreMap(1.0, 1.0, 0.0, 0.0)
 PUSHING = ScoreMap(1.4, 0.3, 0.2, -3.0)
-"""Lowers the scores of names that are far from trained ones."""
+"""A score map that lowers the scores of names far from trained ones."""
 
 
 @pytest.fixture(scope="module")
 def texts(tiny_clip) -> torch.Tensor:
-    """The last one between a trained name and another."""
+    """Unit embeddings of `NAMES`, and a last one halfway between a trained name and another."""
     rows = encode_classes(tiny_clip, NAMES, ("{}",))
     return torch.cat([rows, unit_embeddings(rows[:1] + rows[2:3])])
 
@@ -238,7 +238,7 @@ def image() -> np.ndarray:
 
 
 def calibration_of(texts: torch.Tensor, name_bias: float, score_map: ScoreMap, **options: Any) -> ScoreCalibration:
-    """Trained on the first two names."""
+    """Make the calibration of a detector that was trained on the first two names."""
     return ScoreCalibration(name_bias, score_map, 0.42, DetectionOptions(**options), texts[:2])
 
 
@@ -246,7 +246,7 @@ def detect(
     clip, texts: torch.Tensor, image: np.ndarray, calibration: ScoreCalibration | None, *, lower: float = 0.0,
     **options: Any,
 ) -> Detections:  # fmt: skip
-    """Boxes of a fresh detector, all of whose logits are lowered as if its cosines were `lower` less."""
+    """Detect with a fresh detector whose logits are all lowered as if its cosines were `lower` less."""
     detector = build_detector(clip, "pyramid", "head").eval()
     detector.set_bias((detector.bias - detector.scale * lower).detach().item())
     inference = Inference(
@@ -261,13 +261,13 @@ def of_class(found: Detections, row: int) -> Detections:
 
 
 def test_names_are_lowered_by_the_bias_times_their_nearness(tiny_clip, texts, image):
-    """Each name as if it were searched for alone by a detector with a lower bias."""
+    """Each name scores as if a detector with a lower bias detected it alone."""
     calibration = calibration_of(texts, NAME_BIAS, UNCHANGED)
     nearness = calibration.nearness(texts)
     assert 0.5 < nearness[4] < 0.95
     found = detect(tiny_clip, texts, image, calibration)
     plain = detect(tiny_clip, texts, image, None)
-    assert len(found.scores) < 1000  # none was left out
+    assert len(found.scores) < 1000  # the limit of detections dropped none
     for row in range(len(texts)):
         lower = NAME_BIAS * nearness[row].item()
         expected = detect(tiny_clip, texts[row : row + 1], image, None, lower=lower)

@@ -41,7 +41,8 @@ NOTES = Notes(
 
 
 class Run:
-    """A small training run: channels last, batch norm, two parameter groups, one frozen parameter, an average."""
+    """A small training run with channels last, batch norm, two parameter groups, one frozen parameter and a weight
+    average."""
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -173,7 +174,7 @@ def test_only_the_newest_are_kept_and_stale_temporaries_go(tmp_path):
 def test_pruning_never_takes_the_checkpoint_just_written(tmp_path):
     run = Run()
     run.train(5)
-    (run.save(tmp_path) / "state.json").unlink()  # damaged, and newer than what is saved below
+    (run.save(tmp_path) / "state.json").unlink()  # damaged, and newer than the checkpoint saved below
     run.step = 3
     run.save(tmp_path, keep=1)
     saved = checkpoint.latest(tmp_path)
@@ -382,7 +383,7 @@ def test_no_space_at_any_flush_leaves_a_checkpoint(tmp_path, monkeypatch, failin
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(SaveError, match="No space left"):
         run.save(tmp_path, keep=1)
-    if failing_call <= 6:  # five files and their folder; the seventh comes after the rename
+    if failing_call <= 6:  # flushes of five files and their folder; the seventh follows the rename
         assert_older_is_kept(tmp_path, older)
     else:
         saved = checkpoint.latest(tmp_path, strict=True)
@@ -391,7 +392,7 @@ def test_no_space_at_any_flush_leaves_a_checkpoint(tmp_path, monkeypatch, failin
 
 
 class Killed(BaseException):
-    """As a process that is killed: nobody catches it."""
+    """Raised in place of a kill; no code catches it."""
 
 
 def test_killed_at_any_operation_on_the_disk_the_newest_or_the_one_before_remains(tmp_path, monkeypatch):
@@ -430,7 +431,7 @@ def test_killed_at_any_operation_on_the_disk_the_newest_or_the_one_before_remain
         run.train(1)
         run.save(run_dir, keep=1)
         assert [path.name for path in run_dir.iterdir()] == ["step-000003"]
-    # Six flushes come before the rename; a flush, and the rename and removal of the older one, after it.
+    # The rename follows six flushes. After it come a flush, and the rename and removal of the older checkpoint.
     assert found == [1] * 7 + [2] * 4
 
 
@@ -521,7 +522,7 @@ def test_malicious_pickle_is_refused_and_not_run(tmp_path, ending):
         load_weights(path)
     assert not witness.exists()
     path = path.rename(tmp_path / "renamed.pt")
-    torch.load(path, weights_only=False)  # the payload is a working one
+    torch.load(path, weights_only=False)  # the payload does run where pickles are allowed
     assert witness.exists()
 
 

@@ -1,4 +1,4 @@
-"""What a config says of pairs and of the assignment's first steps decides which losses a step has."""
+"""The losses of a step depend on the config's settings for pairs and for the first steps of the assignment."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ def points() -> Points:
 
 @pytest.fixture
 def batch() -> Batch:
-    """An annotated image and a pair, with the same box."""
+    """Batch of an annotated image and a pair with the same box."""
     images, sizes = torch.zeros(2, 3, 64, 64, dtype=torch.uint8), torch.tensor([[64, 64]] * 2)
     return Batch(images, sizes, (ONE_BOX, OF_A_PAIR), (1, 2), torch.tensor([False, True]))
 
@@ -52,7 +52,7 @@ def test_the_first_steps_of_a_task_aligned_assignment_are_atss():
 
 
 def part_of(batch: Batch, points: Points) -> Part:
-    """Random predictions, and two texts: of a class, and of the pair."""
+    """Make a part with random predictions and two texts, one of a class and one of the pair."""
     generator = torch.Generator().manual_seed(0)
     count = len(points.centers)
     predictions = Predictions(

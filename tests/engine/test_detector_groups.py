@@ -1,4 +1,4 @@
-"""Which parameters learn at which rate."""
+"""The learning rate of each parameter group of a detector."""
 
 import pytest
 from small_run import small_config

@@ -1,4 +1,4 @@
-"""Training with region distillation: its loss, its frozen teacher, and what it leaves untouched."""
+"""Training with region distillation: its loss, its frozen teacher, and the other losses, which stay the same."""
 
 import json
 import resource
@@ -90,7 +90,7 @@ class Step:
         set_initial_bias(self.detector, self.batch, rows, FLOAT32)
 
     def losses(self, rows: slice = slice(None), **train) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-        """Losses and gradients of some of the images."""
+        """Return the losses and gradients for the images in `rows`."""
         section = self.config.train.model_copy(update=train)
         criterion = Criterion(section, None, self.teacher if section.region_distillation else None)
         self.detector.zero_grad()
@@ -125,7 +125,7 @@ def test_parts_of_a_batch_each_have_their_own_mean(step):
     in_parts, _ = step.losses(slice(0, 3), accumulate=2)
     assert in_parts["distill"] == pytest.approx(sum(parts) / 2, rel=1e-4)
     whole, _ = step.losses(slice(0, 3))
-    assert whole["distill"] != pytest.approx(in_parts["distill"], rel=1e-3)  # one mean over all points
+    assert whole["distill"] != pytest.approx(in_parts["distill"], rel=1e-3)  # in one part, one mean over all points
 
 
 def test_the_loss_grows_with_its_weight_and_adds_to_the_gradient(step):
@@ -134,7 +134,7 @@ def test_the_loss_grows_with_its_weight_and_adds_to_the_gradient(step):
     options = step.config.train.region_distillation.model_copy(update={"weight": 1.5})
     thrice, more = step.losses(region_distillation=options)
     assert thrice["distill"] == pytest.approx(3 * once.pop("distill"))
-    assert once == plain  # to the bit
+    assert once == plain  # all other losses are equal to the bit
     name = next(key for key in gradients if key.startswith("shortcuts") and key.endswith("projection.weight"))
     assert not torch.equal(gradients[name], without[name])
     torch.testing.assert_close(more[name] - without[name], 3 * (gradients[name] - without[name]), atol=1e-5, rtol=1e-2)
@@ -164,7 +164,7 @@ def test_a_blank_image_of_a_rank_without_images_has_no_region(step):
 
 
 def assert_original(teacher: CropEncoder) -> None:
-    """That a teacher's trunk and projection are those of the tiny CLIP as it is loaded."""
+    """Check that a teacher's trunk and projection are those of the tiny CLIP as loaded."""
     original = backbone_of(configured_clip(ClipConfig()).model.visual).state_dict()
     held = teacher.backbone.state_dict()
     assert held.keys() == original.keys()
@@ -196,7 +196,8 @@ def test_a_run_from_a_trained_detector_has_the_original_clip_as_its_teacher(
 
 
 def test_a_dump_that_a_full_disk_cuts_short_is_an_error_of_the_disk(step, tmp_path):
-    """torch says something else of it, by which the error that the dump is of would be lost."""
+    """A dump that a full disk cuts short raises an error about the disk; torch's own error would hide the one that the
+    dump was written for."""
     dump = StepDump(0, {"weight": torch.zeros(100_000)}, step.batch, step.texts, {})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
@@ -237,7 +238,7 @@ def test_the_side_of_a_crop_is_configured_or_clips_own(tmp_path, miniature_world
         return teacher_of(distilling(tmp_path / "run", miniature_world, **options), tiny_clip).views[0].side_px
 
     assert side() == 64
-    assert side(clip={"name": str(TINY_CLIP)}) == 64  # told by the model, not by its name
+    assert side(clip={"name": str(TINY_CLIP)}) == 64  # the side comes from the model, not from its name
     assert side(region_distillation={"crop": 48}) == 48
     with pytest.raises(
         ValueError,

@@ -1,4 +1,4 @@
-"""A run that ends when evaluations no longer get better, and keeps the averaged weights of the best one."""
+"""Early stopping: a run ends when evaluations no longer improve, and keeps the averaged weights of the best one."""
 
 import json
 import shutil
@@ -22,7 +22,11 @@ from ovd.jobs.run_folder import is_finished
 from ovd.jobs.train import train_from_config
 
 AP_OF_STEPS = {1: 0.1, 2: 0.5, 3: 0.4, 4: 0.5, 5: 0.9}
-"""Step 4 is as good as step 2, not better; with a patience of 2 the run never sees step 5."""
+"""AP of each evaluation in turn.
+
+Step 4 is only as good as step 2, so a patience of 2 ends the run before step 5; the fifth value is that of the last
+evaluation, which measures the result.
+"""
 
 
 def stopping(output: Path, world: Path, **train) -> TrainConfig:
@@ -30,7 +34,7 @@ def stopping(output: Path, world: Path, **train) -> TrainConfig:
 
 
 def watched_evaluations(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
-    """The averaged weights of each evaluation, whose AP is of the list above."""
+    """Replace evaluations by the AP values above, and return a list that gets the averaged weights of each."""
     seen: list[dict[str, torch.Tensor]] = []
 
     def evaluation_of(config, clip, validation, checkpoints):
@@ -51,7 +55,7 @@ def evaluations(monkeypatch) -> list[dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory, miniature_world) -> tuple[Path, list[dict[str, torch.Tensor]]]:
-    """A run that ended with a patience of 2, and its evaluations; tests change copies of it."""
+    """A run that ended with a patience of 2, and the weights of its evaluations; tests change copies of it."""
     run = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
         seen = watched_evaluations(patch)
@@ -70,14 +74,14 @@ def test_the_best_average_is_the_result(stopped, tmp_path, miniature_world, eval
     assert not found.attached()
     assert averaged_step(found.notes, found.step) == 2
     write_json(config.output / "metrics.json", {"metrics": {"AP": 0.5}})
-    assert metrics_of(load_detector(config.output)) == {"metrics": {"AP": 0.5}}  # for a model card
+    assert metrics_of(load_detector(config.output)) == {"metrics": {"AP": 0.5}}  # the metrics on a model card
     assert metrics_of(load_detector(config.output / "step-000003")) is None
     assert_same_tensors(load_file(found.weights), stopped[1][1])
-    assert_same_tensors(stopped[1][-1], stopped[1][1])  # the run's last evaluation is of its result, and logged as that
+    assert_same_tensors(stopped[1][-1], stopped[1][1])  # the last evaluation measures the result, under its step
     logged = {record["step"]: record["metrics"]["AP"] for record in records_of(config.output, "evaluation")}
     assert logged == {1: 0.1, 2: 0.9, 3: 0.4, 4: 0.5}
 
-    train_from_config(config, resume=True)  # evaluates alone
+    train_from_config(config, resume=True)  # the resumed run only evaluates
     assert len(evaluations) == 1
     assert_same_tensors(evaluations[0], load_file(found.weights))
     assert sorted(path.name for path in config.output.glob("step-*")) == [f"step-00000{n}" for n in (1, 2, 3, 4)]
@@ -128,7 +132,7 @@ def test_patience_needs_evaluations_on_a_validation_set(tmp_path, miniature_worl
 
 def test_it_evaluates_for_a_caller_who_needs_no_evaluation(tmp_path, miniature_world, evaluations):
     config = stopping(tmp_path / "run", miniature_world, patience=1, steps=2)
-    assert train_from_config(config, evaluate=False) == {"AP": 0.4}  # its last one, the third
+    assert train_from_config(config, evaluate=False) == {"AP": 0.4}  # from its third and last evaluation
     found = latest(config.output)
     assert found is not None
     assert found.notes.early_stop == EarlyStopNotes(((1, 0.1), (2, 0.5)), is_over=True)

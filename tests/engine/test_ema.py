@@ -1,4 +1,4 @@
-"""The weight average against a loop over scalars."""
+"""The moving average of weights against a loop over scalars."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def test_average_equals_a_loop_over_scalars():
     ema = Ema(net, decay=0.3)
     expected = {name: tensor.double().clone() for name, tensor in net.state_dict().items()}
     for t in range(6):
-        net(torch.randn(2, 2, 3, 5))  # moves the running statistics
+        net(torch.randn(2, 2, 3, 5))  # changes the running statistics
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter.add_(torch.randn_like(parameter))

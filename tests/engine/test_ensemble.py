@@ -1,4 +1,4 @@
-"""The average of two runs: exact at its ends, a mean between them, and a run like any other."""
+"""The weighted average of two runs: exact at both ends, a mean in between, and a run like any other."""
 
 import math
 from dataclasses import replace
@@ -29,7 +29,7 @@ NOTES = Notes(text_tower="abc")
 
 
 def save_run(run_dir: Path, seed: int, *, config=CONFIG, notes=NOTES, width: int = 4) -> checkpoint.Checkpoint:
-    """Two checkpoints of a run whose averaged weights are not the module's."""
+    """Save two checkpoints of a run whose averaged weights differ from the module's; return the last."""
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.PReLU())
     optimizer = torch.optim.AdamW(module.parameters(), fused=True)
@@ -239,7 +239,7 @@ def test_the_tool_writes_a_run_that_opens_as_a_detector(tmp_path):
     for name, tensor in mean.detector.state_dict().items():
         expected = 0.75 * states[0][name].double() + 0.25 * states[1][name].double()
         torch.testing.assert_close(tensor.double(), expected, atol=1e-6, rtol=1e-6, msg=name)
-    assert mean.detector.scale.item() == pytest.approx(50 * 2**0.25)  # the geometric mean
+    assert mean.detector.scale.item() == pytest.approx(50 * 2**0.25)  # the scale is a geometric mean
     assert mean.detector.bias.item() == pytest.approx(-50 * 2**0.25 * 0.25)
 
     run_tool(*tool, "--weight", "1", "--output", tmp_path / "end")

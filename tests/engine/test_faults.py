@@ -1,4 +1,4 @@
-"""Trainings that are killed, stopped, or made to fail: they go on to the same bits, and all ranks end alike."""
+"""Training runs that are killed, stopped, or made to fail: they resume to the same bits, and all ranks end alike."""
 
 import multiprocessing
 import os
@@ -38,7 +38,7 @@ STEPS = 5
 
 
 def faults_config(run: Path, world: Path, *, data: dict | None = None, **train) -> TrainConfig:
-    """Five steps of two images, each of which is saved."""
+    """Make a config of five steps of two images each, with a checkpoint at every step."""
     settings = {"device": "cpu", "steps": STEPS, "save_every": 1, "threads": 1, "precision": "float32", **train}
     data = {"source": source_of(world, validated=False), "size": 64, "workers": 0, **(data or {})}
     return small_config(run, world, train=settings, data=data, bank={"templates": "none"})
@@ -50,7 +50,7 @@ def assert_same_bits(run: Path, reference: Path) -> None:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, miniature_world) -> Path:
-    """A run that nothing happened to."""
+    """An undisturbed run."""
     run = tmp_path_factory.mktemp("reference") / "run"
     with training(faults_config(run, miniature_world)) as ranks:
         assert ranks.exit_codes() == [0], ranks.output()
@@ -66,7 +66,7 @@ def wait_until(happened: Callable[[], bool], ranks: Ranks, *, deadline_s: float 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_at_any_instant_a_run_goes_on_to_the_same_bits(reference, miniature_world, tmp_path, kills):
-    """Every second kill waits for a save to begin, and comes somewhere in it; the others come anywhere."""
+    """A killed run resumes to the same bits; every second kill comes during a save, the others at any time."""
     run, randomness = tmp_path / "run", random.Random(0)
     config = faults_config(run, miniature_world)
     num_inside = 0
@@ -81,7 +81,7 @@ def test_killed_at_any_instant_a_run_goes_on_to_the_same_bits(reference, miniatu
             ranks.send(signal.SIGKILL)
             ranks.exit_codes()
         num_inside += any(run.glob("step-*.tmp"))
-        if (run / f"step-{STEPS:06d}").is_dir():  # nothing is left to kill
+        if (run / f"step-{STEPS:06d}").is_dir():  # the run was finished before the kill
             assert_same_bits(run, reference)
             shutil.rmtree(run)
     if kills > 2:
@@ -104,7 +104,8 @@ def test_killed_at_any_instant_a_run_goes_on_to_the_same_bits(reference, miniatu
     ],
 )
 def test_a_signal_to_one_rank_stops_all_after_a_checkpoint(miniature_world, tmp_path, number, count, workers):
-    """The signal goes to the rank's process group, of which its workers are no part."""
+    """A signal to one rank stops all ranks after a checkpoint; it goes to the rank's process group, which excludes its
+    workers."""
     run = tmp_path / "run"
     config = faults_config(run, miniature_world, data={"workers": workers}, steps=1000, save_every=2)
     with training(config, ranks=count) as ranks:
@@ -120,7 +121,7 @@ def test_a_signal_to_one_rank_stops_all_after_a_checkpoint(miniature_world, tmp_
 
 
 def with_a_signal_in_the_evaluation() -> None:
-    """To the last rank, at the third of its twelve images."""
+    """Send a signal to the last rank at the third of its twelve images."""
     real, calls = BoxEvaluator.update, []
 
     def update(*arguments):
@@ -249,7 +250,7 @@ def test_data_that_stop_one_rank_stop_all_with_its_exit_code_and_its_words(minia
     index = load_training_index(config, DataReport())
     batches = training_batches(config, index, first_samples=NO_SAMPLES, size_divisor=128)(0)
     for batch in list(batches)[:5]:
-        (images / "train" / f"{batch.image_ids[1]:012d}.jpg").write_bytes(b"")  # of the second rank
+        (images / "train" / f"{batch.image_ids[1]:012d}.jpg").write_bytes(b"")  # an image of the second rank
     with training(config, ranks=2) as ranks:
         assert ranks.exit_codes() == [2, 2], ranks.output()
         words = r"5 of \d+ skipped .*file is empty"
@@ -261,7 +262,7 @@ def test_data_that_stop_one_rank_stop_all_with_its_exit_code_and_its_words(minia
 
 
 def with_a_disk_that_fails() -> None:
-    """On the last rank, as it loads its image of the third step or so."""
+    """Let the disk fail on the last rank, at about the third step's image."""
     real, calls = loader.DetectionDataset._load, []
 
     def load(*arguments):
@@ -399,7 +400,7 @@ def _write_after_a_hang_up(answers) -> None:
     with StopRequest() as stop:
         os.close(terminal)
         signal.raise_signal(signal.SIGHUP)
-        os.write(1, b"a line")  # an error where the terminal is gone
+        os.write(1, b"a line")  # raises an error, since the terminal is gone
         answers.put(stop.received)
 
 

@@ -1,4 +1,4 @@
-"""What the gates let in, against the embeddings themselves."""
+"""Statistics of what passes the gates, against the embeddings themselves."""
 
 import pytest
 import torch
@@ -81,5 +81,5 @@ def test_a_detector_without_shortcuts_is_not_asked(untrained_clip):
 def test_levels_are_named_by_the_stride_that_is_nearest(untrained_clip):
     shortcuts = build_detector(untrained_clip, "pyramid", "head").shortcuts
     assert isinstance(shortcuts, GatedShortcuts)
-    for strides in ([8, 16, 32, 64, 128], [7, 14, 28, 56, 112]):  # of patches of 14 px
+    for strides in ([8, 16, 32, 64, 128], [7, 14, 28, 56, 112]):  # the second set is that of patches of 14 px
         assert list(_learned_paths(shortcuts, strides)) == [*LEVELS, "head"]

@@ -1,4 +1,4 @@
-"""Training through CUDA graphs is training without them."""
+"""Training with CUDA graphs gives the results of training without them."""
 
 import pytest
 import torch
@@ -32,4 +32,4 @@ def test_graphs_do_not_change_a_training(miniature_world, tmp_path, precision, m
     for step, (plain, graphed) in enumerate(zip(runs[False], runs[True], strict=True)):
         tolerance = 1e-3 if precision == "float32" else 2e-2
         assert graphed == pytest.approx(plain, rel=tolerance, abs=tolerance), step
-    assert runs[True][-1]["quality"] < runs[True][0]["quality"]  # it learns
+    assert runs[True][-1]["quality"] < runs[True][0]["quality"]  # the quality loss falls

@@ -110,7 +110,7 @@ def test_console_in_a_log_file_has_one_line_every_n_steps(tmp_path, capsys, monk
             run_log.train(step, {"class": float(step), "box": 1.0}, lr=1e-4, num_images=6)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["step 10/25", "step 20/25", "step 25/25"]
-    # Mean of the steps 11..20, six images in 300 s, five steps of 300 s to go.
+    # The mean is that of steps 11 to 20, at six images in 300 s, with five steps of 300 s to go.
     assert "loss 16.500 (class 15.500 box 1.000)  lr 1.00e-04  0.0 images/s  ETA 0:25:00" in lines[1]
     assert re.search(r"\d\.\d GiB$", lines[1])
     assert read(tmp_path)[0]["images_per_s"] == pytest.approx(6 / 300)
@@ -128,7 +128,7 @@ def test_console_in_a_terminal_redraws_one_line(tmp_path, monkeypatch):
     with RunLog(tmp_path, total_steps=4) as run_log:
         train(run_log, range(1, 4))
         run_log.message("saved")
-    # What a terminal shows: a carriage return with erase starts the row anew.
+    # A terminal clears the row at a carriage return with erase, so only the rest of the row is visible.
     rows = [row.rpartition("\r\x1b[K")[2] for row in terminal.getvalue().split("\n")]
     assert rows[0].startswith("step 2/4")
     assert rows[1:] == ["saved", "", ""]
@@ -207,7 +207,7 @@ def test_lines_that_a_full_disk_refused_are_written_later(tmp_path, monkeypatch,
                 return written
 
         monkeypatch.setattr(run_log, "_metrics", AlmostFull())
-        train(run_log, range(1, 3))  # of which ten bytes can be written
+        train(run_log, range(1, 3))  # only ten bytes of it can be written
         room = 10**6
         train(run_log, range(3, 5))
     assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4]
@@ -225,11 +225,11 @@ def test_a_metric_that_there_is_not_is_not_drawn(tmp_path, monkeypatch):
     curves.draw_training_curves(records, tmp_path / "curves.png")
     _, _, metrics, gates = drawn[0].axes
     assert [line.get_label() for line in metrics.lines] == ["AP"]
-    assert [line.get_marker() for line in gates.lines] == ["."]  # a single point, which no line shows
+    assert [line.get_marker() for line in gates.lines] == ["."]  # a single point needs a marker, as no line shows it
 
 
 class FakeWandb(types.ModuleType):
-    """Keeps what is logged, by the id of the run."""
+    """A stand-in for wandb that keeps the logged values by run id."""
 
     def __init__(self) -> None:
         super().__init__("wandb")
@@ -295,7 +295,7 @@ def test_curves_are_running_means(tmp_path, monkeypatch):
     records = [{"kind": "train", "step": s, "lr": 0.1, "losses": {"class": float(s % 2)}} for s in range(1, 101)]
     curves.draw_training_curves(records, tmp_path / "curves.png")
     (line,) = drawn["figure"].axes[0].lines
-    np.testing.assert_allclose(np.asarray(line.get_ydata()), 0.5)  # windows of two alternate steps
+    np.testing.assert_allclose(np.asarray(line.get_ydata()), 0.5)  # a window of two steps has a mean of 0.5
     np.testing.assert_array_equal(line.get_xdata(), np.arange(2, 101))
 
 
@@ -303,7 +303,7 @@ def test_many_metrics_have_lines_of_their_own_and_a_legend_beside_them(tmp_path,
     drawn = []
     monkeypatch.setattr(curves.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     training = {"kind": "train", "step": 1, "lr": 0.1, "losses": {"class": 1.0}}
-    for number in (7, 12, 26):  # as many as colors, of COCO, of LVIS with fixed and exhaustive AP
+    for number in (7, 12, 26):  # the colors; COCO's metrics; LVIS's with fixed and exhaustive AP
         metrics = {f"AP{row}": row / 100 for row in range(number)}
         records = [training, {"kind": "evaluation", "step": 1, "metrics": metrics}]
         curves.draw_training_curves(records, tmp_path / "curves.png")

@@ -1,4 +1,4 @@
-"""The ranks' parts of a batch get the shape that the whole batch has in one process."""
+"""The parts of a batch on several ranks get the shape that the whole batch has in one process."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ SIDES = st.tuples(st.integers(1, 64), st.integers(1, 64))
 
 
 def loaded(sides: list[Shape], shapes: tuple[Shape, ...]) -> Batch:
-    """As the loader packs images of these heights and widths."""
+    """Make a batch of images of these heights and widths, packed as by the loader."""
     images = [torch.randint(1, 256, (3, *of), dtype=torch.uint8) for of in sides]
     padded, sizes = pad_images(images, divisor=16, shapes=shapes)
     batch = Batch.without_pairs(padded, sizes, (Targets.empty(),) * len(sides), tuple(range(len(sides))))
@@ -25,7 +25,7 @@ def loaded(sides: list[Shape], shapes: tuple[Shape, ...]) -> Batch:
 
 
 def on_all_ranks(batches: list[Batch]) -> list[Batch]:
-    """What `of_one_size` gives on ranks with these batches."""
+    """Return the results of `of_one_size` on ranks with these batches."""
     asked: list[torch.Tensor] = []
 
     def largest(tensor: torch.Tensor) -> torch.Tensor:
@@ -35,7 +35,7 @@ def on_all_ranks(batches: list[Batch]) -> list[Batch]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ovd.engine.step.world_size", lambda: len(batches))
         patch.setattr("ovd.engine.step.largest_over_ranks", largest)
-        for batch in batches:  # what each rank asks for does not depend on the answer
+        for batch in batches:  # collect all ranks' requests, which need no answer
             of_one_size(batch)
         return [of_one_size(batch) for batch in batches]
 
@@ -57,7 +57,8 @@ def test_parts_have_the_shape_of_the_whole(parts, shapes):
 
 
 def test_a_shape_that_no_group_has_is_not_taken():
-    """One rank's images fit best into an upright shape, the other's into a square one; together they fit into it."""
+    """The common shape is one that a group has: one rank's image needs an upright shape and the other's a square one,
+    and the smallest that holds both is 64 x 64."""
     parts = [loaded([(50, 30)], SHAPES), loaded([(40, 40)], SHAPES)]
     assert [part.images.shape[2:] for part in parts] == [(64, 32), (48, 48)]
     assert [part.images.shape[2:] for part in on_all_ranks(parts)] == [(64, 64)] * 2

@@ -1,4 +1,4 @@
-"""Steps, schedule and clipping against torch's own optimizer, schedulers and clipping."""
+"""Optimizer steps, learning rate schedule and clipping against torch's own."""
 
 import copy
 import math
@@ -25,7 +25,7 @@ def test_learning_rates_follow_group_factors():
     specs = {"backbone": GroupSpec([net[0]], lr_factor=0.1), "rest": GroupSpec([net[1]])}
     optimizer = build_optimizer(parameter_groups(net, specs), lr=0.01)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.001, 0.001, 0.01, 0.01])
-    for factor in (0.5, 0.25):  # set, not multiplied onto the rate before
+    for factor in (0.5, 0.25):  # a factor replaces the one before
         set_learning_rate(optimizer, factor)
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
             [0.001 * factor, 0.001 * factor, 0.01 * factor, 0.01 * factor]
@@ -94,11 +94,11 @@ def joint_gradient(parameters: list[nn.Parameter]) -> torch.Tensor:
 @pytest.mark.parametrize("max_norm", [0.5, 100.0])
 def test_clipped_steps_are_those_of_torch(max_norm: float):
     torch.manual_seed(0)
-    ours = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3), nn.Linear(2, 2))  # the last has no gradient
+    ours = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3), nn.Linear(2, 2))  # the last layer has no gradient
     theirs = copy.deepcopy(ours)
     groups = parameter_groups(ours, {"all": GroupSpec([ours])})
     optimizer = build_optimizer(groups, lr=0.1)
-    # A step of AdamW hardly depends on the gradient's length; its moments do.
+    # A step of AdamW hardly depends on the norm of the gradient, but its moments do.
     reference = torch.optim.AdamW(theirs.parameters(), lr=0.1, weight_decay=0.0)
     for _ in range(3):
         x = torch.randn(4, 7)

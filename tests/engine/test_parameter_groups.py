@@ -1,4 +1,4 @@
-"""Which group a parameter is in, and what has no weight decay."""
+"""Groups of parameters, and the parameters without weight decay."""
 
 import pytest
 import torch
@@ -49,9 +49,9 @@ class Tokens(nn.Module):
     ("name", "shape"),
     [
         ("class_embedding", (4,)),
-        ("positional_embedding", (7, 4)),  # open_clip's
+        ("positional_embedding", (7, 4)),  # as in open_clip
         ("cls_token", (1, 1, 4)),
-        ("pos_embed", (1, 7, 4)),  # timm's
+        ("pos_embed", (1, 7, 4)),  # as in timm
         ("latent", (1, 1, 4)),
     ],
 )

@@ -46,7 +46,7 @@ def make_config(output: Path, world: Path, **changes) -> TrainConfig:
 
 
 def run_torchrun(config: TrainConfig, folder: Path) -> str:
-    """Train on two ranks as a user starts them; what they print."""
+    """Train on two ranks as a user starts them, and return what they print."""
     path = folder / "ranks.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -67,7 +67,7 @@ def assert_same_losses(run: Path, reference: Path, *, steps: int = STEPS) -> Non
     here, there = losses_of(run), losses_of(reference)
     assert len(here) == len(there) == steps
     for step, (one, other) in enumerate(zip(here, there, strict=True)):
-        tolerance = 3e-5 if step < 3 else 2e-3  # what rounding differs by grows from step to step
+        tolerance = 3e-5 if step < 3 else 2e-3  # rounding errors grow from step to step
         assert one == pytest.approx(other, rel=tolerance, abs=tolerance), step
 
 
@@ -80,7 +80,7 @@ def reference(tmp_path_factory, miniature_world) -> Path:
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory, miniature_world) -> tuple[Path, str]:
-    """An uninterrupted run on two ranks, and what both printed."""
+    """An uninterrupted run on two ranks, and the output of both."""
     run = tmp_path_factory.mktemp("two_ranks") / "run"
     with training(make_config(run, miniature_world), ranks=2) as ranks:
         assert ranks.exit_codes() == [0, 0], ranks.output()
@@ -90,7 +90,7 @@ def two_ranks(tmp_path_factory, miniature_world) -> tuple[Path, str]:
 def test_two_ranks_train_as_one_does(reference, two_ranks):
     run, output = two_ranks
     assert "one of 2 ranks" in output
-    assert output.count(f"step {STEPS}/{STEPS}") == 1  # one rank speaks
+    assert output.count(f"step {STEPS}/{STEPS}") == 1  # only one rank prints
     assert_same_losses(run, reference)
     reports = [json.loads((run / name).read_text()) for name in ("data_report.json", "data_report.rank1.json")]
     of_one = json.loads((reference / "data_report.json").read_text())
@@ -125,7 +125,7 @@ def test_two_ranks_train_on_pairs_as_one_does(reference, miniature_world, tmp_pa
 
 @pytest.mark.slow
 def test_two_ranks_distill_on_boxes_and_pairs_as_one_does(reference, miniature_world, tmp_path):
-    """The points of region distillation are known from predictions only, and differ in number between the ranks."""
+    """Two ranks have the losses of one, although region distillation picks different numbers of points on each rank."""
     pairs, labels = tmp_path / "pairs", tmp_path / "labels"
     write_pair_shards(pairs, (pair_scene(k, "pairs", Settings()) for k in range(12)), pairs_per_shard=6)
     options = LabelOptions(queries="nouns", score_threshold=0.0, max_boxes=20)
@@ -140,7 +140,8 @@ def test_two_ranks_distill_on_boxes_and_pairs_as_one_does(reference, miniature_w
 
 @pytest.mark.slow
 def test_a_rank_that_lacks_an_image_takes_as_many_parts_as_the_others(miniature_world, tmp_path):
-    """With the assignment that the ranks speak about in every part; one rank's parts would wait for ever."""
+    """A rank with a missing image computes as many parts as the others; the assignment here communicates in every part,
+    so another number of parts would hang."""
     images = tmp_path / "images"
     shutil.copytree(miniature_world / "images", images)
     train = {"steps": 3, "accumulate": 2, "assignment": "task_aligned", "atss_steps": 0}
@@ -148,14 +149,14 @@ def test_a_rank_that_lacks_an_image_takes_as_many_parts_as_the_others(miniature_
     config = make_config(tmp_path / "run", miniature_world, train=train, data={"source": source})
     index = load_training_index(config, DataReport())
     batches = training_batches(config, index, first_samples=NO_SAMPLES, size_divisor=128)(0)
-    (images / "train" / f"{next(batches).image_ids[3]:012d}.jpg").unlink()  # of the second rank
+    (images / "train" / f"{next(batches).image_ids[3]:012d}.jpg").unlink()  # an image of the second rank
     train_on_two_ranks(config)
     assert len(losses_of(tmp_path / "run")) == 3
     assert json.loads((tmp_path / "run" / "data_report.rank1.json").read_text())["skipped_by_code"] == {"F8": 1}
 
 
 def test_ranks_that_read_different_data_stop(miniature_world, tmp_path, monkeypatch):
-    """As they do while the data, or its labels, are still being written."""
+    """Ranks that read different data stop, as can happen while the data or its labels are still being written."""
 
     def all_gather(value):
         return [value, {**value, "annotations": "another"}] if isinstance(value, dict) else [value]
@@ -180,7 +181,7 @@ def test_sigterm_saves_once_and_resuming_ends_with_the_same_bits(two_ranks, mini
     with training(config, ranks=2) as ranks:
         while checkpoint.latest(run) is None and ranks.is_running():
             time.sleep(0.01)
-        ranks.send(signal.SIGTERM, rank=1)  # one of them is enough
+        ranks.send(signal.SIGTERM, rank=1)  # a signal to one rank stops both
         assert ranks.exit_codes() == [143, 143], ranks.output()
     found = checkpoint.latest(run)
     assert found is not None
@@ -191,7 +192,7 @@ def test_sigterm_saves_once_and_resuming_ends_with_the_same_bits(two_ranks, mini
 
 
 def without_checkpoints_on_the_second_rank() -> None:
-    """As on two nodes with disks of their own."""
+    """Hide all checkpoints from the second rank, as on two nodes with separate disks."""
     if os.environ["RANK"] == "1":
         ovd.jobs.run_folder.latest = lambda *_, **__: None  # type: ignore[assignment]
 
@@ -242,7 +243,8 @@ def test_two_ranks_evaluate_as_one_does_and_write_once(reference, miniature_worl
 
 
 def test_two_ranks_evaluate_with_the_calibration_that_one_of_them_fits(miniature_world, tmp_path):
-    """At the end of a training, as `ovd eval` does later; and the others wait for it, however long it takes."""
+    """Two ranks evaluate with the calibration that one of them fits at the end of training, as `ovd eval` does later;
+    the other waits for it, however long that takes."""
     source = source_of(miniature_world)
     train = {"steps": 2, "warmup_steps": 0, "calibration": {"images": 4, "names": 0, "name_bias": 0.2}}
     config = make_config(tmp_path / "run", miniature_world, data={"source": source}, train=train)

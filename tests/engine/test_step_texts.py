@@ -1,4 +1,4 @@
-"""Which texts a step scores, and for which images."""
+"""The texts that a step scores, and the images that each of them counts for."""
 
 import json
 from dataclasses import replace
@@ -37,7 +37,7 @@ def pair(classes: list[int], texts: tuple[int, ...] = ()) -> Targets:
 
 
 def batch(first: list[Targets], pairs: list[Targets]) -> Batch:
-    """Annotated images, then pairs."""
+    """Make a batch of annotated images followed by pairs."""
     count = len(first) + len(pairs)
     return Batch(
         images=torch.zeros(count, 3, 32, 32, dtype=torch.uint8),
@@ -70,16 +70,16 @@ def test_detection_data_and_pairs_are_not_held_against_each_other(sampler):
     classes = texts.class_ids.tolist()
     rows = [row for row in classes if row < 4]
     assert rows[0] == 0
-    assert len(rows) == 2  # the batch's class and one drawn
+    assert len(rows) == 2  # the batch's class and a sampled one
     assert classes[2:] == sorted(own)
     expected = torch.zeros(4, 5, dtype=torch.bool)
-    expected[0, :2] = torch.tensor([False, True])  # class 0 is not exhaustive there
+    expected[0, :2] = torch.tensor([False, True])  # class 0 is not exhaustive in that image
     expected[1, :2] = True
     for image, mine in ((2, own[:2]), (3, own[2:])):
         for column, text in enumerate(classes[2:], start=2):
-            expected[image, column] = text not in mine  # a pair's own texts never are its negatives
+            expected[image, column] = text not in mine  # a pair's own texts are not its negatives
     assert torch.equal(texts.mask, expected)
-    expected[2:, 2:] = True  # in boxes of one another they are
+    expected[2:, 2:] = True  # inside boxes of its other texts they are
     assert torch.equal(texts.mask_in_boxes, expected)
     assert texts.embeddings.shape == (5, 4)
 
@@ -113,7 +113,7 @@ def test_texts_of_pairs_are_negatives_where_they_mean_no_class_that_is_there(tmp
     without = replace(of, train=of.train.model_copy(update={"pair_negatives": False}))
     plain = without.sample(batch(images, pairs), torch.Generator().manual_seed(0))
     assert not plain.mask[:3, 6:].any()
-    assert torch.equal(plain.mask[3:], texts.mask[3:])  # nothing changes for pairs
+    assert torch.equal(plain.mask[3:], texts.mask[3:])  # the masks of pairs do not change
     assert torch.equal(plain.embeddings, texts.embeddings)
     only_pairs = of.sample(batch([], pairs), torch.Generator().manual_seed(0))
     assert only_pairs.mask.shape == (2, len(only_pairs.class_ids))
@@ -166,7 +166,7 @@ def test_parts_of_a_batch_keep_their_pairs():
 
 
 def sampler_of(path, num_names: int, held_out: torch.Tensor | None = None, **settings) -> TextSampler:
-    """Without pairs; class c is in c + 1 images."""
+    """Build a sampler without pairs in which class c is in c + 1 images."""
     vocabulary = bank(path / "many", [f"c{row}" for row in range(num_names)])
     counts = torch.arange(1, num_names + 1)
     train = TrainSection(steps=1, sampled_classes=5, **settings)

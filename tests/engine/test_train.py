@@ -1,4 +1,5 @@
-"""Training as a user runs it, a few steps on a miniature world: same seed, same bits, killed or not."""
+"""Training as a user runs it, for a few steps on a miniature world: the same seed gives the same bits, even when
+killed."""
 
 import json
 import os
@@ -233,7 +234,8 @@ def test_the_task_aligned_head_and_assignment_train(tmp_path, miniature_world):
 
 def test_stochastic_layers_repeat_after_a_resume(reference, tmp_path, miniature_world, monkeypatch):
     def build(config, clip, **options):
-        """With noise on what the pyramid gets, drawn as timm draws which blocks are dropped."""
+        """Build a detector with noise on the pyramid's inputs, drawn from torch's generator as timm draws dropped
+        blocks."""
         detector = build_detector(config, clip, **options)
         detector.pyramid.register_forward_pre_hook(
             lambda pyramid, maps: (tuple(x + 0.1 * torch.randn_like(x) for x in maps[0]),) if pyramid.training else None
@@ -247,8 +249,8 @@ def test_stochastic_layers_repeat_after_a_resume(reference, tmp_path, miniature_
     assert not torch.equal(one["head.distances.weight"], other["head.distances.weight"])
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "step-000006")
-    (resumed / "data_report.1.json").write_text("{}")  # of a start before that
-    for _ in range(2):  # the second has nothing left to do
+    (resumed / "data_report.1.json").write_text("{}")  # the report of an earlier start
+    for _ in range(2):  # the second time nothing is left to do
         train_from_config(small_config(resumed, miniature_world), resume=True, evaluate=False)
     assert_same_bits(whole, resumed)
     assert (resumed / "data_report.1.json").read_text() == "{}"
@@ -289,7 +291,7 @@ def test_gradients_are_clipped_and_the_average_follows_the_weights_as_configured
     assert_same_tensors(files["ema"], files["model"])
     first_moments = [tensor for name, tensor in files["optimizer"].items() if name.endswith("exp_avg")]
     norm = torch.stack([tensor.norm() for tensor in first_moments]).norm().item()
-    assert norm == pytest.approx(1e-4, rel=1e-3)  # a tenth of the gradient's
+    assert norm == pytest.approx(1e-4, rel=1e-3)  # a first moment is a tenth of the gradient
 
 
 def test_the_configured_negatives_and_noise_reach_the_texts_of_a_step(tmp_path, miniature_world, monkeypatch):
@@ -334,7 +336,7 @@ def test_a_first_batch_that_cannot_be_read_is_passed_over(tmp_path, miniature_wo
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-@pytest.mark.filterwarnings("ignore")  # torch's own, as it looks for compilers
+@pytest.mark.filterwarnings("ignore")  # torch warns while it looks for compilers
 def test_compiled_training_and_evaluation_end_where_the_plain_ones_do(tmp_path, miniature_world):
     ends = []
     for compile in (False, True):
@@ -366,7 +368,7 @@ def test_loading_a_detector_leaves_the_random_state(reference):
 
 
 def signal_in_an_evaluation(monkeypatch, image: int) -> list[int]:
-    """Send SIGTERM after an image of the evaluations; ids of all that are evaluated."""
+    """Send SIGTERM after the given number of evaluated images, and return a list that gets the ids of all of them."""
     real, seen = BoxEvaluator.update, list[int]()
 
     def update(self, image_id, detections):
@@ -382,7 +384,7 @@ def signal_in_an_evaluation(monkeypatch, image: int) -> list[int]:
 def test_a_signal_in_an_evaluation_ends_it_and_the_run_goes_on_with_it(tmp_path, miniature_world, monkeypatch, capsys):
     config = small_config(tmp_path / "run", miniature_world, train={"steps": 4, "eval_every": 2, "save_every": 100})
     steps = []
-    for resume, image in ((False, 3), (True, NUM_VAL_IMAGES + 5)):  # on the way, and at the end
+    for resume, image in ((False, 3), (True, NUM_VAL_IMAGES + 5)):  # during training, and in the last evaluation
         with monkeypatch.context() as patch:
             seen = signal_in_an_evaluation(patch, image)
             with pytest.raises(SystemExit) as stopped:
@@ -423,14 +425,14 @@ def test_an_error_of_a_loader_is_none_after_a_signal():
     number = signal.SIGTERM
     with StopRequest() as stop:
         assert list(stop.until_received(items())) == [1]
-    number = signal.SIGURG  # means nothing
+    number = signal.SIGURG  # a signal without a meaning for the run
     with StopRequest() as stop, pytest.raises(RuntimeError, match="is killed"):
         list(stop.until_received(items()))
 
 
 @pytest.mark.parametrize("steps", [0, 3])
 def test_a_signal_that_kills_the_workers_too_is_a_stop(tmp_path, miniature_world, monkeypatch, capsys, steps):
-    """As from a batch system that signals every process of a run."""
+    """A signal that also kills the workers is a stop, as from a batch system that signals every process of a run."""
     real, calls = ovd.jobs.training_setup.training_batches, list[int]()
 
     def killed_with_their_workers(*arguments, **options):
@@ -438,7 +440,7 @@ def test_a_signal_that_kills_the_workers_too_is_a_stop(tmp_path, miniature_world
 
         def batches(step):
             calls.append(step)
-            if len(calls) == 1:  # for the bias
+            if len(calls) == 1:  # this pass solves the bias
                 yield from batches_from(step)
             yield from islice(batches_from(step), steps)
             os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The fit of a calibration: detections judged by hand, maps and biases that are known, thresholds by brute force."""
+"""The fit of a calibration, against hand-judged detections, known maps and biases, and brute-force thresholds."""
 
 from dataclasses import replace
 from typing import Any
@@ -33,7 +33,7 @@ FIRST, SECOND, ELSEWHERE = [0.0, 0, 10, 10], [20.0, 0, 30, 10], [50.0, 50, 60, 6
 
 
 def labels_of(**values: Any) -> Labels:
-    """An object of class 0 and one of class 1; 2 and 3 are verified to be absent, 4 is not exhaustive."""
+    """Make labels with an object each of classes 0 and 1; classes 2 and 3 are verified absent, 4 is not exhaustive."""
     defaults = {"boxes": [FIRST, SECOND], "classes": [0, 1], "negative_classes": [2, 3], "not_exhaustive_classes": [4]}
     arrays = {
         name: np.array(value, np.float32).reshape(-1, 4) if "boxes" in name else np.array(value, np.int64)
@@ -43,9 +43,9 @@ def labels_of(**values: Any) -> Labels:
 
 
 def verdict(box: list[float], of_class: int, labels: Labels, *, is_exhaustive: bool = False) -> tuple[bool, float]:
-    """Whether the detection is right, and its weight; a weight of 0 for one that is left out.
+    """Return whether the detection is right, and its weight, which is 0 if it is left out.
 
-    It is judged among others, which must not matter.
+    It is judged together with other detections, which must not matter.
     """
     others = [(FIRST, 0, 0.9), (SECOND, 0, 0.8), (ELSEWHERE, 9, 0.7)]
     found = Detections(
@@ -78,14 +78,15 @@ def test_a_box_on_an_object_of_another_class_is_wrong_whatever_is_known_of_its_c
 
 
 def test_a_verified_negative_stands_for_all_classes_of_which_nothing_is_annotated() -> None:
-    """Of ten classes, two have a box and one is not exhaustive; the other seven are seen through two negatives."""
+    """Verified negatives are weighted to represent all classes without annotations: of ten classes, two have a box and
+    one is not exhaustive, so two negatives represent the other seven."""
     assert verdict(ELSEWHERE, 2, labels_of()) == (False, 3.5)
     assert verdict(ELSEWHERE, 3, labels_of(negative_classes=[3])) == (False, 7)
     assert verdict(ELSEWHERE, 3, labels_of(not_exhaustive_classes=[])) == (False, 4)
 
 
 def test_a_class_with_boxes_that_is_not_exhaustive_is_subtracted_once() -> None:
-    """LVIS calls classes not exhaustive that have boxes."""
+    """A class that has boxes and is not exhaustive, as in LVIS, is subtracted only once."""
     assert verdict(ELSEWHERE, 2, labels_of(not_exhaustive_classes=[0, 1])) == (False, 4)
 
 
@@ -131,7 +132,8 @@ def test_an_image_without_detections_has_none_to_judge() -> None:
 
 
 def simulated(score_map: ScoreMap, count: int = 40_000, *, seed: int = 0) -> tuple[Judged, torch.Tensor]:
-    """Detections of 30 classes that are right as often as a map says, most with low scores; and the nearnesses."""
+    """Draw detections of 30 classes that are right as often as a score map says, most with low scores; return them and
+    the nearness of each class."""
     generator = torch.Generator().manual_seed(seed)
     nearness = torch.cat([torch.ones(15), torch.rand(15, generator=generator)])
     scores = torch.rand(count, generator=generator) ** 2
@@ -168,7 +170,8 @@ def test_the_fit_is_the_most_likely_one() -> None:
 
 
 def test_few_detections_of_unequal_weights_have_the_most_likely_map_too() -> None:
-    """Of these, Newton's steps without a check of the loss go to hundreds of thousands."""
+    """The fit is right for few detections of unequal weights; without a check of the loss, Newton's steps would diverge
+    to hundreds of thousands here."""
     heavy = [0.043, 0.1915, 0.2292, 0.3066, 0.5167, 0.5661, 0.5680, 0.6384]
     wrong = [0.0085, 0.0879, 0.1095, 0.1321, 0.1330, 0.2297, 0.2866, 0.2946, 0.3157, 0.4253, 0.6483]
     right = [0.3280, 0.3988, 0.4277, 0.5240, 0.6991, 0.7184, 0.7903, 0.8061, 0.8491, 0.8719, 0.9335]
@@ -189,7 +192,7 @@ def test_few_detections_of_unequal_weights_have_the_most_likely_map_too() -> Non
 
 
 def weighted(judged: Judged, which: torch.Tensor) -> tuple[Judged, Judged]:
-    """These detections with a weight of 3, and written down three times."""
+    """Return the detections twice: those in `which` once with a weight of 3, and once repeated three times."""
     weights = torch.where(which, 3.0, 1.0).double()
     repeated = torch.arange(len(which)).repeat_interleave(weights.long())
     parts = {name: getattr(judged, name)[repeated] for name in ("scores", "classes", "right", "weights")}
@@ -257,7 +260,7 @@ def test_the_term_for_distance_needs_right_detections_of_names_that_are_far(num_
 
 
 def test_trained_names_alone_give_no_term_for_distance() -> None:
-    """Their nearness is 1 but for rounding."""
+    """Trained names alone give no distance term, since their nearness is 1 except for rounding."""
     text = unit_embeddings(torch.randn(30, 512, generator=torch.Generator().manual_seed(0)))
     judged, _ = simulated(ScoreMap(1.5, 0.4, -0.5, 0.0), 5000)
     assert fit_map(judged, nearness_to(text, text)).distance == 0
@@ -287,7 +290,7 @@ def test_the_threshold_is_the_best_of_all(seed: int, num_true: int) -> None:
 
 
 def test_a_best_threshold_is_half_of_the_best_f1() -> None:
-    """What makes the F1 best for probabilities that are true (Lipton et al., 2014)."""
+    """For true probabilities, the best threshold is half of the best F1 (Lipton et al., 2014)."""
     probabilities = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 4
     weights = torch.ones(20_000, dtype=torch.float64)
     for missed in (0, 3000):
@@ -320,7 +323,8 @@ def text(tiny_clip, index) -> torch.Tensor:
 
 
 class Attraction:
-    """Boxes of 40 names, the last ten held out; training has raised the cosines with trained names and others near."""
+    """Boxes of 40 names, the last ten held out, with cosines that training has raised for trained names and names near
+    them."""
 
     def __init__(self, raised: float) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -334,7 +338,7 @@ class Attraction:
         self.cosines = embeddings @ self.text.T + raised * self.nearness
 
     def shares(self, bias: float) -> tuple[float, float]:
-        """Of the boxes of trained and of held-out names, those named right."""
+        """Return the share of boxes named right, for trained and for held-out names."""
         right = (self.cosines - bias * self.nearness).argmax(dim=1) == self.classes
         return right[self.classes < 30].double().mean().item(), right[self.classes >= 30].double().mean().item()
 
@@ -363,7 +367,7 @@ def test_names_that_attract_the_boxes_of_others_are_lowered(inference, index, mo
 
 def test_names_that_attract_none_are_not_lowered(inference, index, monkeypatch) -> None:
     attraction = Attraction(0.0)
-    attraction.cosines[torch.arange(1000), attraction.classes] += 1  # every box is named right
+    attraction.cosines[torch.arange(1000), attraction.classes] += 1  # now every box is named right
     assert fitted_bias(attraction, inference, index, monkeypatch) == 0
 
 
@@ -373,7 +377,8 @@ def test_without_boxes_of_both_kinds_of_names_there_is_no_bias(inference, index,
 
 
 def test_cosines_at_true_boxes_are_those_of_the_nearest_matched_point(inference, index, text) -> None:
-    """With a fresh gated detector the class embedding is CLIP's, which names many of the boxes right."""
+    """The cosines at true boxes are those of the nearest matched point; a fresh gated detector has CLIP's embeddings,
+    which name many boxes right."""
     parts = list(module._at_true_boxes(inference, text, index, Loading(3, workers=0)))
     assert len(parts) == len(index)
     cosines, classes = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -435,7 +440,8 @@ def test_calibrated_scores_add_up_to_the_number_of_right_boxes(inference, index,
 
 @pytest.mark.parametrize("distance", [-3.0, 3.0])
 def test_the_best_of_an_image_are_those_of_the_probabilities(inference, index, text, distance) -> None:
-    """However far the names' distance from trained ones changes the order of scores."""
+    """The detections kept per image are the best by probability, however much the names' distance from trained ones
+    changes the order of scores."""
     found = fitted(inference, text, index, np.arange(len(text)) % 3 == 0)
     found = replace(found, score_map=replace(found.score_map, distance=distance))
 

@@ -33,7 +33,7 @@ def truth_of(annotations: Path) -> Truth:
 
 
 def official_metrics(annotations: Path, results: Path) -> dict[str, float]:
-    """The reference: the package's own reading, evaluation and summary."""
+    """Compute the reference with pycocotools' own reading, evaluation and summary."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotations))
         evaluation = COCOeval(truth, truth.loadRes(str(results)), "bbox")
@@ -44,7 +44,7 @@ def official_metrics(annotations: Path, results: Path) -> dict[str, float]:
 
 
 def small_dataset(rng: np.random.Generator) -> dict:
-    """Category ids with gaps and not ascending, crowds, boxes without area, non-square images."""
+    """Make annotations with unordered category ids with gaps, crowds, boxes without area, and non-square images."""
     annotations: list[dict] = []
     for image_id in (9, 4, 30, 12):
         for _ in range(6):
@@ -67,7 +67,8 @@ def small_dataset(rng: np.random.Generator) -> dict:
 
 
 def noisy_results(dataset: dict, *, per_box: int, spare: int, rng: np.random.Generator) -> list[dict]:
-    """Jittered true boxes, wrong classes, ties in score, boxes without area, over 100 of a class in one image."""
+    """Make results of jittered true boxes with wrong classes, tied scores, boxes without area, and over 100 detections
+    of a class in one image."""
     category_ids = [category["id"] for category in dataset["categories"]]
     records = jittered_boxes(dataset, per_box=per_box, spread=0.1, rng=rng)
     for _ in range(spare):
@@ -101,7 +102,7 @@ def small(tmp_path: Path) -> Path:
 def test_published_sample_results_equal_pycocotools(engine):
     metrics = evaluate(REAL, REAL_RESULTS, engine)
     assert metrics == pytest.approx(official_metrics(REAL, REAL_RESULTS), abs=1e-6)
-    assert metrics["AP"] == pytest.approx(0.505, abs=5e-4)  # the figure printed beside that sample
+    assert metrics["AP"] == pytest.approx(0.505, abs=5e-4)  # the value published with that sample
 
 
 @needs_real_annotations
@@ -130,7 +131,8 @@ def test_gaps_crowds_and_ties_equal_pycocotools(engine, seed, tmp_path):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_annotation_id_zero_can_be_matched(engine, small):
-    """pycocotools takes a match with annotation 0 for none; annotations are numbered from 1 before it sees them."""
+    """Annotation id 0 can be matched: pycocotools takes a match with it for none, so annotations are numbered from 1
+    for it."""
     dataset = {
         "images": [{"id": 0}],
         "annotations": [{"id": 0, "image_id": 0, "category_id": 0, "bbox": [5, 5, 50, 20], "area": 1000}],

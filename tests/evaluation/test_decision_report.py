@@ -1,4 +1,4 @@
-"""Which truth an evaluation's decisions are judged by, AP on the exhaustive truth, and the files."""
+"""The truth that decisions are judged by, AP on the exhaustive truth, and the written files."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,7 @@ from ovd.visualize.palette import GROUPS
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """The annotations of a world of two images, of which some boxes are hidden; no image is drawn."""
+    """Folder with the annotations of a world of two images, some of whose boxes are hidden; no image is drawn."""
     folder = tmp_path_factory.mktemp("world")
     categories = [
         {"id": row + 1, "name": name, "synonyms": [name], "frequency": frequency, "image_count": 1}
@@ -132,11 +132,11 @@ def test_a_results_file_of_the_world_is_judged_by_the_exhaustive_truth(world, tm
     for group, num_classes in (("all", 3), ("base", 2), ("rare", 1)):
         item = found[group]
         assert (item["num_classes"], item["pmF1"], item["recall"], item["absent_per_image"]) == (num_classes, 1, 1, 0)
-    # A class in both images is never absent: presence cannot be correlated.
+    # A class that is in both images is never absent, so its presence has no correlation.
     assert (found["rare"]["cgF1"], found["base"]["cgF1"]) == (None, 100)
     assert found["all"]["Brier"] == pytest.approx(0.01)
     assert found["all"]["ECE"] == pytest.approx(0.1)
-    # Without its hidden boxes the world's file is federated.
+    # Without the hidden boxes, the world's annotations are judged as federated.
     lone = tmp_path / "lone"
     lone.mkdir()
     (lone / "lvis_val.json").write_text((world / "lvis_val.json").read_text())
@@ -321,7 +321,8 @@ def test_a_calibrated_detector_is_not_asked_to_be_calibrated():
 
 
 def test_a_class_that_is_but_the_parent_of_others_is_not_judged(tmp_path):
-    """A detector has none of these; a results file is judged as the detections that it holds."""
+    """A class that is only the parent of others is not judged, since no detector has it; a results file gets the same
+    metrics without it."""
     rng = np.random.default_rng(0)
     boxes = [[*map(float, rng.uniform(0, 40, 2)), 30.0, 30.0] for _ in range(12)]
     content: dict[str, Any] = {

@@ -21,10 +21,10 @@ FREQUENCIES: tuple[Frequency, ...] = ("r", "c", "f")
 
 
 def make_truth(seed: int = 0, *, federated: bool = False) -> Truth:
-    """Image ids and category ids have gaps, and one image has no box.
+    """Make a truth with gaps in its image and category ids, and one image without a box.
 
-    Of an exhaustive truth some boxes are crowds, with and without an object of their class beside them. Of a federated
-    one some classes with boxes are not exhaustive, and one without; one is called absent and has a box.
+    In an exhaustive truth, some boxes are crowds, with and without an object of their class beside them. In a federated
+    one, some classes with boxes are not exhaustive, and one without; one is listed as absent but has a box.
     """
     rng = np.random.default_rng(seed)
     images, classes, boxes = [], [], []
@@ -33,7 +33,7 @@ def make_truth(seed: int = 0, *, federated: bool = False) -> Truth:
             images.append(10 * image + 3)
             classes.append(2 * int(rng.integers(NUM_CLASSES)) + 1)
             boxes.append([*rng.uniform(0, 60, 2), *rng.uniform(10, 40, 2)])
-        if image == 4:  # two of a class in an image
+        if image == 4:  # a second object of the class in this image
             images.append(images[-1])
             classes.append(classes[-1])
             boxes.append([*rng.uniform(0, 60, 2), *rng.uniform(10, 40, 2)])
@@ -64,7 +64,7 @@ def make_truth(seed: int = 0, *, federated: bool = False) -> Truth:
 
 
 def make_results(truth: Truth, seed: int = 1) -> Results:
-    """Around true boxes, of the right class or another, and anywhere."""
+    """Make detections around true boxes, of the right class or another, and at random places."""
     rng = np.random.default_rng(seed)
     images, classes, boxes, scores = [], [], [], []
     for image, category, box in zip(truth.image_ids, truth.category_ids, truth.boxes_xywh, strict=True):
@@ -90,7 +90,7 @@ def iou(one, other) -> float:
 
 
 def matched(boxes: list, true: list, least: float) -> int:
-    """One to one, best score first; `boxes` are in that order."""
+    """Count one-to-one matches; `boxes` are sorted with the best score first."""
     left, count = list(true), 0
     for box in boxes:
         overlaps = [iou(box, other) for other in left]
@@ -162,7 +162,8 @@ def test_each_half_is_decided_at_the_threshold_that_is_best_on_the_other(federat
 
 @pytest.mark.parametrize("seed", range(3))
 def test_crowded_pairs_are_matched_as_one_after_the_other(seed):
-    """Many boxes of one class over each other, some equal, some with equal scores."""
+    """Crowded pairs are matched as if one after the other, with many overlapping boxes of one class, some equal, some
+    with equal scores."""
     rng = np.random.default_rng(seed)
     truth = make_truth()
     where, count = np.repeat([3, 13], 12), 24
@@ -250,7 +251,7 @@ def test_calibration_equals_a_loop_and_sees_overconfidence(federated):
 
 
 def every_image_has_one(num_absent: int) -> Truth:
-    """A class with a box in each of 20 images, and images without it."""
+    """Make a truth with a class that has a box in each of 20 images, and `num_absent` images without it."""
     corners = np.tile([10.0, 10.0, 20.0, 20.0], (20, 1))
     return replace(
         make_truth(),
@@ -298,7 +299,8 @@ def test_calibration_of_equal_scores_does_not_depend_on_their_order():
 
 
 def test_a_detection_at_the_threshold_is_reported():
-    """As it is by `choose_shown`, which detection, labelling and serving go by."""
+    """A detection exactly at the threshold is reported, as by `choose_shown`, which detection, labelling and serving
+    use."""
     truth, everything = every_image_has_one(1), np.ones(1, bool)
     results = Results(truth.image_ids, truth.category_ids, truth.boxes_xywh, np.full(20, 0.3))
     evaluator = DecisionEvaluator(truth, results, base=everything)
@@ -349,11 +351,11 @@ def test_a_large_set_is_judged_in_seconds():
     evaluator = DecisionEvaluator(truth, results, base=everything)
     evaluator.decide(everything, evaluator.thresholds())
     evaluator.reliability(everything)
-    assert time.perf_counter() - start < 20  # some 2 s on two idle cores
+    assert time.perf_counter() - start < 20  # takes about 2 s on two idle cores
 
 
 def test_thresholds_do_not_depend_on_other_classes_than_the_base():
-    """Of the other half's detections of base classes the same are reported, whatever the others score."""
+    """The same detections of base classes are reported in the other half, whatever the scores of other classes."""
     truth = make_truth()
     results, base = make_results(truth), np.array([True, True, False, True, False])
     base_ids = [category.id for category, is_base in zip(truth.categories, base, strict=True) if is_base]
@@ -364,7 +366,7 @@ def test_thresholds_do_not_depend_on_other_classes_than_the_base():
     for scores in (results.scores, np.where(of_base, results.scores, 1 - results.scores)):
         evaluator = DecisionEvaluator(truth, replace(results, scores=scores), base=base)
         for_even, for_odd = evaluator.thresholds()
-        least = np.where(halves == 1, for_even, for_odd)  # each is chosen on the other half
+        least = np.where(halves == 1, for_even, for_odd)  # each threshold is chosen on the other half
         reported.append((of_base & (scores >= least)).tolist())
     assert reported[0] == reported[1]
 

@@ -1,4 +1,4 @@
-"""Ids that the engines' floats would round: the figures are those of small ids."""
+"""Ids too large for the floats of the engines give the same metrics as small ids."""
 
 import json
 from pathlib import Path

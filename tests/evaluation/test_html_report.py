@@ -1,4 +1,4 @@
-"""report.html: its figures against plain loops, names that are markup, and the page in a browser."""
+"""report.html: its numbers against plain loops, names that contain markup, and the page in a browser."""
 
 import json
 import re
@@ -51,7 +51,7 @@ def test_verdicts_equal_a_loop_over_images_and_classes(federated):
         for category in truth.categories:
             here = (truth.image_ids == image.id) & (truth.category_ids == category.id)
             rows = np.flatnonzero(here & ~truth.crowd).tolist()
-            is_known = bool(rows) or not here.any()  # beside a crowd alone nothing is judged
+            is_known = bool(rows) or not here.any()  # a class with only a crowd there is not judged
             is_complete = not (here & truth.crowd).any()
             if federated:
                 is_known = bool(rows) or category.id in image.negative_category_ids
@@ -171,7 +171,7 @@ def test_groups_of_a_benchmark_have_curves_and_classes_their_group():
 
 @pytest.fixture(scope="module")
 def data_set(tmp_path_factory) -> Path:
-    """The truth of `make_truth` in COCO's form with pictures, of which one is missing, and results."""
+    """Folder with the truth of `make_truth` in COCO's form, its pictures (one is missing), and results."""
     folder = tmp_path_factory.mktemp("set")
     truth = make_truth()
     rng = np.random.default_rng(0)
@@ -215,7 +215,8 @@ def test_the_page_has_the_figures_of_the_other_files(data_set, tmp_path):
 
 
 def test_the_page_changes_no_figure_of_a_file_with_a_parent_class(data_set, tmp_path):
-    """A class that training leaves out may be in the results of another tool."""
+    """The page's metrics do not depend on a parent class, which training leaves out but another tool's results may
+    have."""
     content = json.loads((data_set / "annotations.json").read_text())
     for row in content["categories"]:
         row["supercategory"] = "things"
@@ -301,8 +302,8 @@ def test_the_page_in_a_browser(data_set, tmp_path):
 
 @pytest.mark.slow
 def test_a_page_of_lvis_size_is_under_20_mb(tmp_path):
-    """5,000 images of 640 x 480, 1,203 classes, 300 detections per image; the thumbnails are noise, which no JPEG
-    packs well."""
+    """A page for 5,000 images of 640 x 480, 1,203 classes and 300 detections per image is under 20 MB, even with
+    thumbnails of noise, which JPEG compresses badly."""
     rng = np.random.default_rng(0)
     num_images, num_classes, num_boxes, per_image = 5_000, 1_203, 50_000, 300
     categories = tuple(Category(row + 1, f"class number {row}", (), "rcf"[row % 3], 9) for row in range(num_classes))  # type: ignore[arg-type]

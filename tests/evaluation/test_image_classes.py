@@ -1,4 +1,4 @@
-"""Numbers of pairs of an image and a class against loops, and lists that name classes the file does not have."""
+"""Numbers of image-class pairs against loops, and lists with classes that the file does not have."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -34,7 +34,7 @@ def truth_of(annotations: Path) -> Truth:
 
 
 def official_metrics(annotations: Path, results: Path, max_dets: int) -> dict[str, float]:
-    """The reference: the package's own reading, capping, evaluation and summary."""
+    """Compute the reference with lvis's own reading, capping, evaluation and summary."""
     import lvis.eval
 
     with pytest.MonkeyPatch.context() as patch:
@@ -46,7 +46,8 @@ def official_metrics(annotations: Path, results: Path, max_dets: int) -> dict[st
 
 
 def noisy_results(annotations: Path, *, per_box: int, spare_per_image: int, seed: int) -> list[dict]:
-    """Jittered true boxes, wrong classes, ties in score, boxes without area, and many spare boxes per image."""
+    """Make results of jittered true boxes with wrong classes, tied scores, boxes without area, and many spare boxes per
+    image."""
     rng = np.random.default_rng(seed)
     dataset = json.loads(annotations.read_text())
     category_ids = [category["id"] for category in dataset["categories"]]
@@ -68,7 +69,7 @@ def noisy_results(annotations: Path, *, per_box: int, spare_per_image: int, seed
 
 
 def best_per_class(records: list[dict], limit: int) -> list[dict]:
-    """Dave et al.'s own way of truncating, list by list."""
+    """Keep the best `limit` records of each class, as Dave et al. do, list by list."""
     by_class: dict[int, list[dict]] = {}
     for record in records:
         by_class.setdefault(record["category_id"], []).append(record)
@@ -80,7 +81,8 @@ def best_per_class(records: list[dict], limit: int) -> list[dict]:
 
 
 def small_dataset(rng: np.random.Generator) -> dict:
-    """Four categories with gaps in their ids, not ascending, in non-square images; annotation ids as LVIS has them."""
+    """Make annotations of four categories with unordered ids with gaps in non-square images; annotation ids are as in
+    LVIS."""
     images = [
         {
             "id": image_id,
@@ -94,7 +96,7 @@ def small_dataset(rng: np.random.Generator) -> dict:
     annotations: list[dict] = []
     for image in images:
         for _ in range(5):
-            width, height = rng.uniform(5, 60, 2) * [rng.random() > 0.1, 1]  # some without area
+            width, height = rng.uniform(5, 60, 2) * [rng.random() > 0.1, 1]  # some boxes have no area
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -117,15 +119,15 @@ class RealCase:
 
 @pytest.fixture(scope="module")
 def real_case(tmp_path_factory) -> RealCase:
-    """Both protocols by the official evaluator; the fixed one on results that were truncated beforehand."""
+    """Metrics of both protocols by the official evaluator; for the fixed one, results are truncated beforehand."""
     folder = tmp_path_factory.mktemp("real")
     records = noisy_results(REAL, per_box=4, spare_per_image=400, seed=0)
     truncated = best_per_class(records, 40)
     for name, content in (("all.json", records), ("truncated.json", truncated)):
         (folder / name).write_text(json.dumps(content))
-    assert min(Counter(record["image_id"] for record in records).values()) > 300  # the ordinary cap bites everywhere,
-    assert len(truncated) < len(records)  # fixed AP's too,
-    assert max(Counter(record["image_id"] for record in truncated).values()) > 300  # and 300 more would differ from it
+    assert min(Counter(record["image_id"] for record in records).values()) > 300  # the ordinary cap cuts all,
+    assert len(truncated) < len(records)  # fixed AP's cap cuts, too,
+    assert max(Counter(record["image_id"] for record in truncated).values()) > 300  # and a cap of 300 would cut more
     ordinary = official_metrics(REAL, folder / "all.json", 300)
     fixed = official_metrics(REAL, folder / "truncated.json", -1)
     assert abs(ordinary["AP"] - fixed["AP"]) > 0.005
@@ -168,7 +170,7 @@ def test_small_files_equal_the_official_evaluator(engine, seed, tmp_path):
     assert {name: ours[name] for name in (*NAMES, *RECALLS)} == pytest.approx(
         {name: official[name] for name in (*NAMES, *RECALLS)}, abs=1e-6
     )
-    # nothing reaches a cap, so the protocols agree
+    # Nothing reaches a cap, so the protocols agree.
     assert {name: ours[f"{name}_fixed"] for name in NAMES} == pytest.approx({n: ours[n] for n in NAMES}, abs=1e-12)
 
 
@@ -181,7 +183,7 @@ def test_a_missing_package_of_the_engine_is_missed_before_any_detection(small, m
 @pytest.mark.parametrize("engine", ENGINES)
 def test_detections_given_image_by_image_equal_the_written_file(engine, small, tmp_path):
     rng = np.random.default_rng(1)
-    vocabulary = (8, 20, 3, 7)  # not the file's order
+    vocabulary = (8, 20, 3, 7)  # in another order than in the file
     evaluator = LVISEvaluator(truth_of(small), vocabulary, engine=engine)
     for image_id in (4, 5, 9, 12, 30):
         corners = torch.from_numpy(rng.uniform(0, 60, (40, 2)).astype(np.float32))
@@ -235,7 +237,8 @@ def test_no_detections_score_zero(engine, as_empty_updates, small):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_ordinary_caps_an_image_at_300_and_fixed_does_not(engine, tmp_path):
-    """300 better-scored detections of an absent class push the one right detection out of ordinary AP alone."""
+    """300 better-scored detections of an absent class push the only right detection out of ordinary AP, but not out of
+    fixed AP."""
     path = tmp_path / "one.json"
     image = {"id": 1, "width": 200, "height": 100, "neg_category_ids": [2], "not_exhaustive_category_ids": []}
     box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 40, 40], "area": 1600}
@@ -265,7 +268,7 @@ def test_ordinary_caps_an_image_at_300_and_fixed_does_not(engine, tmp_path):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_fixed_does_not_cap_a_class_in_an_image_at_300(engine, tmp_path):
-    """310 true boxes of one class in one image, all found."""
+    """Fixed AP does not cap a class in an image at 300: 310 true boxes in one image are all found."""
     path = tmp_path / "crowd.json"
     image = {"id": 1, "width": 800, "height": 800, "neg_category_ids": [], "not_exhaustive_category_ids": []}
     corners = [(20.0 * (row % 20), 20.0 * (row // 20)) for row in range(310)]
@@ -415,7 +418,7 @@ def test_engines_are_silent(engine, small, capfd, caplog):
 
 def test_the_official_engine_leaves_numpy_and_logging_alone(small, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "lvis"]:
-        monkeypatch.delitem(sys.modules, name)  # its first import is what configures the root logger
+        monkeypatch.delitem(sys.modules, name)  # its first import configures the root logger
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     LVISEvaluator(truth_of(small), (), engine="official").compute()
     assert "lvis.eval" in sys.modules

@@ -1,4 +1,4 @@
-"""Naming of true boxes against a reference, box by box, and what must hold of detectors whose answer is known."""
+"""Naming of true boxes against a box-by-box reference, and with detectors whose result is known."""
 
 import copy
 import json
@@ -48,7 +48,7 @@ def build(clip, *, gated: bool) -> Detector:
 
 
 def trained(clip) -> Detector:
-    """As if trained: the backbone has drifted and the learned path is heard."""
+    """Build a detector as if trained: its backbone has drifted and its learned path has an effect."""
     detector = build(clip, gated=True)
     for parameter in detector.backbone.parameters():
         parameter.data *= 1 + 0.05 * torch.randn_like(parameter)
@@ -102,7 +102,8 @@ NAMES = ["anchor", "gear", "umbrella"]
 
 @pytest.fixture
 def odd_images(tmp_path) -> AnnotationIndex:
-    """In COCO's form, no side a multiple of 32: an image with a box too small for any point, and one without boxes."""
+    """Index in COCO's form without sides that are multiples of 32: an image with a box too small for any point, and one
+    without boxes."""
     boxes = [[10, 4, 40, 50], [0, 0, 3, 3], [5, 60, 30, 30]]
     content = {
         "images": [
@@ -127,7 +128,7 @@ def by_group(report: NamingReport) -> dict[str, GroupNaming]:
 
 
 def at_boxes(report: NamingReport) -> dict[str, float]:
-    """What is known of the boxes, each number under a name of its own."""
+    """Collect all numbers on the boxes in a report, each under its own name."""
     metrics = {
         f"{name}_{item.group}": value
         for item in report.groups
@@ -138,7 +139,7 @@ def at_boxes(report: NamingReport) -> dict[str, float]:
 
 
 def nearest_reference(points: Points, boxes: np.ndarray) -> list[int]:
-    """FCOS's rules, box by box and point by point."""
+    """Find the point of each box by FCOS's rules, box by box and point by point."""
     strides = points.strides.tolist()
     best = [(np.inf, -1)] * len(boxes)
     for point, ((x, y), stride) in enumerate(zip(points.centers.tolist(), strides, strict=True)):
@@ -158,7 +159,7 @@ def nearest_reference(points: Points, boxes: np.ndarray) -> list[int]:
 
 
 def mean_reference(dense: torch.Tensor, box: np.ndarray) -> torch.Tensor:
-    """The mean over 14 x 14 samples of a box, each interpolated between the four cells around it; stride 16."""
+    """Compute the mean over 14 x 14 samples of a box, each interpolated between the four cells around it; stride 16."""
     channels, height, width = dense.shape
     total = torch.zeros(channels)
     for step_y in range(14):
@@ -175,7 +176,8 @@ def mean_reference(dense: torch.Tensor, box: np.ndarray) -> torch.Tensor:
 
 
 def crop_reference(pixels: np.ndarray, box: np.ndarray, clip) -> torch.Tensor:
-    """CLIP's own embedding of the square around the box, cut out of a canvas of the mean color by whole pixels."""
+    """Compute CLIP's own embedding of the square around the box, cut at whole pixels out of a canvas of the mean
+    color."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))
     side = int(max(box[2] - box[0], box[3] - box[1]))
     left, top = (round((low + high - side) / 2) for low, high in ((box[0], box[2]), (box[1], box[3])))
@@ -187,7 +189,8 @@ def crop_reference(pixels: np.ndarray, box: np.ndarray, clip) -> torch.Tensor:
 
 
 def test_means_over_boxes_are_those_of_a_loop_over_samples():
-    """Boxes inside, over the border, smaller than a cell and of the whole map, on a map that is not square."""
+    """Means over boxes equal a loop over samples, for boxes inside, across the border, smaller than a cell and as large
+    as the map, which is not square."""
     dense = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
     boxes = torch.tensor([[10.0, 20, 50, 44], [0, 0, 9, 6], [90, 60, 112, 80], [0, 0, 112, 80]])
     images = torch.tensor([0, 1, 1, 0])
@@ -198,7 +201,8 @@ def test_means_over_boxes_are_those_of_a_loop_over_samples():
 
 
 def test_figures_are_those_of_a_reference(tiny_clip, index, text):
-    """CLIP's dense feature is what a fresh gated detector predicts; that it is, test_alignment.py shows."""
+    """The report's numbers equal a reference that takes CLIP's dense feature from a fresh gated detector (shown to be
+    equal in test_alignment.py)."""
     detector, clip = trained(tiny_clip), build(tiny_clip, gated=True)
     drifted = build(tiny_clip, gated=True)
     drifted.backbone.load_state_dict(detector.backbone.state_dict())
@@ -256,7 +260,7 @@ def test_figures_are_those_of_a_reference(tiny_clip, index, text):
         np.testing.assert_allclose(values, chosen.mean(axis=0), atol=1e-4)
         right = np.array([row for row, letter in zip(box_rows, frequencies, strict=True) if letter in letters])
         assert shares.naming_mean == pytest.approx(right[:, 1].mean(), abs=1e-6)
-        # The reference cuts at whole pixels, so that a crop may be named otherwise.
+        # The reference cuts at whole pixels, so a crop may get another name.
         assert shares.naming_crop == pytest.approx(right[:, 2].mean(), abs=1.5 / len(right))
     of_rare = np.array([row for row, letter in zip(box_rows, frequencies, strict=True) if letter == "r"]).mean(axis=0)
     among_rare = vars(report.rare_among_rare)
@@ -317,7 +321,7 @@ def test_odd_images_a_box_without_a_point_and_no_frequencies(tiny_clip, odd_imag
     assert item.boxes.cosines.cosine == pytest.approx(1, abs=1e-5)
     assert item.boxes.shares.naming_after == item.boxes.shares.naming_before
     assert (report.rare_among_rare, report.base_bias) == (None, None)
-    # Of the points of P3, at 4, 12, 20 .. in x and y: those between (10, 4) and (50, 54), (5, 60) and (35, 90).
+    # P3 has points at 4, 12, 20 .. in x and y; these are inside (10, 4) to (50, 54) and (5, 60) to (35, 90).
     assert item.points.count == 5 * 6 + 3 * 3
 
 
@@ -347,7 +351,7 @@ def test_the_nearest_point_is_one_of_those_matched():
     centers = torch.tensor([[4.0, 4], [12, 4], [20, 4], [8, 4], [30, 4]])
     points = Points(centers, torch.full((5,), 8.0))
     boxes = torch.tensor([[0.0, 0, 16, 8], [10, 0, 30, 8], [50, 0, 60, 8]])
-    # The point in the middle of the first box is matched to none; of the two equally near ones the first is taken.
+    # The middle point of the first box is not matched; of the two equally near ones, the first is taken.
     matched = torch.tensor([0, 0, 1, -1, 1])
     assert nearest_matched_points(points, boxes, matched).tolist() == [0, 2, -1]
     assert nearest_matched_points(points, boxes[:0], torch.full((5,), -1)).tolist() == []
@@ -446,7 +450,8 @@ def test_report(tiny_clip, index, text, tmp_path):
 
 
 def test_confusions_say_which_name_a_box_got_in_place_of_its_own(tiny_clip, text, index):
-    """With two different rows for all names, boxes of all classes get two names, the first of each row."""
+    """Confusions list the name that a box got instead of its own: with only two different text rows, boxes of all
+    classes get the first name of either row."""
     common = F.normalize(text.mean(dim=0), dim=0)
     rows = -common.expand(len(text), -1).clone()
     rows[3] = common

@@ -1,4 +1,4 @@
-"""The note beside an evaluation, and what earlier versions left in its place."""
+"""The note beside an evaluation, and the files that earlier versions wrote in its place."""
 
 import json
 

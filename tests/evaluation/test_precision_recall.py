@@ -1,4 +1,4 @@
-"""Figures of precision-recall curves against loops over classes."""
+"""Metrics from precision-recall curves against loops over classes."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ NUM_CLASSES, WITHOUT_BOX = 4, 2
 
 @pytest.fixture
 def curves() -> PrecisionRecall:
-    """At ten IoUs, of four classes, one of which has no true box, and at three limits of detections."""
+    """Random curves at ten IoUs and three limits of detections, for four classes, one of which has no true box."""
     rng = np.random.default_rng(0)
     precision, recall = rng.random((10, 101, NUM_CLASSES, 4)), rng.random((10, NUM_CLASSES, 4, 3))
     precision[:, :, WITHOUT_BOX] = recall[:, WITHOUT_BOX] = -1

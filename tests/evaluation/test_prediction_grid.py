@@ -1,4 +1,4 @@
-"""predictions.jpg: which images are drawn, and what counts as missed."""
+"""predictions.jpg: the choice of images, and the boxes drawn as missed."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from ovd.visualize.boxes import GRID_PX
 
 @pytest.fixture
 def index(tmp_path: Path) -> AnnotationIndex:
-    """The images of `make_truth`, of which the third is missing."""
+    """Index of the images of `make_truth`, the third of which is missing."""
     truth, rng = make_truth(), np.random.default_rng(0)
     content = truth.as_dataset()
     content["images"] = [
@@ -84,9 +84,9 @@ def test_the_grid_is_written_with_an_evaluation_whose_images_are_known(index, tm
     write_measures(measures, output, index=index)
     with Image.open(output / PREDICTION_GRID) as grid:
         assert grid.width == 4 * (round(GRID_PX * 100 / 140) + 6)
-        assert grid.height % (GRID_PX + 6) > 20  # the note under the pictures
+        assert grid.height % (GRID_PX + 6) > 20  # room for the note under the pictures
     write_measures(measures, output)
-    assert not (output / PREDICTION_GRID).exists()  # of an earlier evaluation
+    assert not (output / PREDICTION_GRID).exists()  # that of the earlier evaluation is removed
     for image in tmp_path.glob("*.png"):
         image.unlink()
     write_prediction_grid(measures, index, output)

@@ -1,4 +1,4 @@
-"""The report's figures against plain averages over the same curves, and its files."""
+"""The report's metrics against plain averages over the same curves, and its files."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from ovd.visualize.palette import GROUPS
 
 @pytest.fixture
 def annotations(tmp_path: Path) -> Path:
-    """Two cups (rare) and a jar (frequent) in one image, nothing of a third class."""
+    """Annotations of one image with two cups (rare) and a jar (frequent), and a third class without boxes."""
     path = tmp_path / "annotations.json"
     image = {"id": 1, "neg_category_ids": [9], "not_exhaustive_category_ids": []}
     boxes = [
@@ -38,7 +38,7 @@ def annotations(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def evaluation(annotations: Path) -> Evaluation:
-    """One cup found exactly, the jar at IoU 0.8, one false owl."""
+    """Evaluation of three detections: one cup found exactly, the jar at IoU 0.8, and a false owl."""
     evaluator = LVISEvaluator(load_truth(annotations, format="lvis"), ())
     results = Results(
         image_ids=np.array([1, 1, 1]),
@@ -54,9 +54,9 @@ def test_class_rows_hold_what_can_be_counted_by_hand(evaluation):
     cup, jar, owl = evaluation.classes
     assert [row.category_id for row in evaluation.classes] == [4, 7, 9]
     assert (cup.name, cup.frequency, cup.num_true_boxes, cup.num_detections) == ("cup", "r", 2, 1)
-    # one of two found without a false one: precision 1 at the 51 recall points up to 0.5
+    # One of two is found, none falsely, so the precision is 1 at the 51 recall points up to 0.5.
     assert pytest.approx((51 / 101, 51 / 101, 0.5)) == (cup.AP, cup.AP50, cup.AR)
-    # IoU 0.8 passes 7 of the 10 thresholds
+    # IoU 0.8 passes 7 of the 10 thresholds.
     assert pytest.approx((0.7, 1.0, 0.7)) == (jar.AP, jar.AP50, jar.AR)
     assert (owl.num_true_boxes, owl.num_detections, owl.AP, owl.AP50, owl.AR) == (0, 1, -1, -1, -1)
 

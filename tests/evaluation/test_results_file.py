@@ -1,4 +1,4 @@
-"""Results files, read and written, and their evaluation."""
+"""Reading, writing and evaluation of results files."""
 
 import gzip
 import json
@@ -112,7 +112,8 @@ def test_nan_which_is_not_json_is_read_as_python_writes_it(tmp_path):
 
 
 def test_a_results_file_is_evaluated_without_torch():
-    """It and the others take longer to import than the evaluation of half a million detections does."""
+    """A results file is evaluated without torch and other packages whose import takes longer than evaluating half a
+    million detections."""
     slow = {"torch", "matplotlib", "open_clip", "pydantic", "jaxtyping", "pycocotools", "tqdm"}
     script = f"import sys, ovd.commands.eval; print(sorted({slow} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -132,7 +133,8 @@ MORE = st.dictionaries(TEXTS, TEXTS | st.lists(st.dictionaries(TEXTS, TEXTS, max
 
 @given(more=st.lists(MORE, max_size=8), indent=st.sampled_from([None, 0, 2]), removed=st.integers(0, 400))
 def test_files_in_pieces_are_read_or_refused_as_in_one(more, indent, removed, tmp_path_factory):
-    """Whatever stands between the four keys of a record, and wherever a character is missing."""
+    """Files read in pieces give the same result or error as in one, whatever is between the four keys of a record and
+    wherever a character is missing."""
     records = [keys | GOOD | {"image_id": number, "z": keys} for number, keys in enumerate(more)]
     content = json.dumps(records, indent=indent)
     path = tmp_path_factory.mktemp("pieces") / "results.json"
@@ -158,7 +160,7 @@ def test_the_end_of_a_piece_that_is_none_of_a_record_does_no_harm(tmp_path, monk
 
 @pytest.fixture
 def divided(monkeypatch) -> None:
-    """Files of a few records are read by four processes."""
+    """Let four processes read files of only a few records."""
     monkeypatch.setattr(results_file, "_PROCESS_BYTES", 100)
     monkeypatch.setattr(results_file, "num_cores", lambda: 4)
 
@@ -257,7 +259,7 @@ def test_files_of_an_earlier_evaluation_do_not_stay_beside_those_of_another(anno
 
 
 def empty_files(tmp_path: Path, **annotations: list) -> tuple[Path, Path]:
-    """An annotation file without images, unless some are given, and a results file."""
+    """Write an annotation file without images, unless `annotations` has some, and an empty results file."""
     (tmp_path / "empty.json").write_text(json.dumps({"images": [], "annotations": [], "categories": [], **annotations}))
     (tmp_path / "results.json").write_text("[]")
     return tmp_path / "empty.json", tmp_path / "results.json"

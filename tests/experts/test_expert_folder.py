@@ -1,4 +1,4 @@
-"""Experts on disk: what is damaged or of another detector is refused by name."""
+"""Experts on disk: damaged ones and those of another detector are refused by name."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The merged list: what of two answers at one place stays."""
+"""The merged list of detections: the choice between two answers at one place."""
 
 import pytest
 import torch
@@ -96,7 +96,8 @@ def test_no_answer_of_the_base_changes_and_removing_an_expert_changes_no_other(b
 
 
 def test_a_box_that_was_dropped_drops_no_other() -> None:
-    """The expert's box loses to the first of the base's, and takes nothing of the second's place with it."""
+    """A dropped box drops no other: the expert's box loses to the base's first box and does not take the second one's
+    place."""
     base = found(([0, 0, 10, 10], 0.9, 0), ([0, 4, 10, 14], 0.7, 0))
     expert = found(([0, 2, 10, 12], 0.8, 1))
     assert (box_iou(base.boxes, expert.boxes) >= PLACE_IOU).all()
@@ -105,7 +106,8 @@ def test_a_box_that_was_dropped_drops_no_other() -> None:
 
 
 def test_another_expert_changes_only_what_both_have_names_for() -> None:
-    """Two boxes of one class at nearly one place stay, as the first expert's own suppression left them."""
+    """Another expert changes only classes that both have names for: two boxes of one class at nearly one place stay, as
+    the first expert's own suppression kept them."""
     first = found((PLACE, 0.9, 5), (NEARLY, 0.8, 5), (PLACE, 0.7, 6))
     second = found((NEARLY, 0.6, 6))
     assert listed(merged(Detections.empty(), first)[0]) == [(0.9, 5), (0.8, 5), (0.7, 6)]

@@ -1,4 +1,4 @@
-"""Who answers which query."""
+"""The choice of the expert that answers a query."""
 
 from itertools import chain
 
@@ -69,7 +69,8 @@ def test_the_margin_separates_held_out_names_of_both_sides() -> None:
 
 
 def test_a_names_own_synonyms_do_not_count_where_it_is_held_out() -> None:
-    """Each name stands twice: with its twin it would be at a cosine of 1 from the expert's names."""
+    """Synonyms of a held-out name are held out, too; here each name is given twice, and its twin would be at a cosine
+    of 1."""
     new = F.normalize(torch.stack([torch.eye(6)[3], torch.eye(6)[4]]), dim=1)
     margin = fit_margin(new.repeat(2, 1), torch.tensor([0, 1, 0, 1]), BASE)
     assert margin == pytest.approx(fit_margin(new, torch.tensor([0, 1]), BASE), abs=1e-6)

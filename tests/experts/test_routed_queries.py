@@ -1,4 +1,4 @@
-"""What each answerer is asked for: its own names, with the score ensemble for the base detector alone."""
+"""Queries are routed by name to the base detector or an expert; only the base detector uses the score ensemble."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ TEXT = torch.eye(4, 256)
 
 @pytest.fixture
 def inference(untrained_clip) -> ExpertInference:
-    """A base detector, and an expert that answers for the second row of `TEXT`."""
+    """A base detector, and an expert for the second row of `TEXT`."""
     detector = build_detector(untrained_clip, "head").requires_grad_(False).eval()
     base = Inference(detector, size=64, options=DetectionOptions(), low_precision=False)
     names = ExpertNames(("one",), TEXT[1:2], TEXT[2:], 1.0)

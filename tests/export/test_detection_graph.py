@@ -94,7 +94,8 @@ OPTION_SETS = {
 @pytest.mark.parametrize("calibrated", [False, True])
 @pytest.mark.parametrize("name", OPTION_SETS)
 def test_the_graph_has_the_options_of_post_processing(name, calibrated):
-    """In torch, where it is the same graph: what is traced is tested above."""
+    """The graph applies all options of post-processing; it runs in torch here, since its exported form is tested
+    above."""
     detector, options = random_detector(QUICK), OPTION_SETS[name]
     dim = dim_of(detector)
     calibration = calibration_of(dim, options) if calibrated else None
@@ -110,7 +111,7 @@ def test_the_graph_has_the_options_of_post_processing(name, calibrated):
         assert count == len(own.scores)
         assert (count == 0) == (name == "nothing above the threshold")
         torch.testing.assert_close(scores[row, :count], own.scores, atol=1e-6, rtol=1e-5)
-        # Scores that only rounding tells apart may be in another order: each detection has its equal on the other side.
+        # Scores that differ by rounding alone may be in another order, so each detection needs an equal in the other.
         same = torch.isclose(boxes[row, :count, None], own.boxes[None], rtol=1.3e-6, atol=1e-5).all(dim=2)
         same &= torch.isclose(scores[row, :count, None], own.scores[None], atol=1e-6, rtol=1e-5)
         same &= classes[row, :count, None] == own.classes[None]

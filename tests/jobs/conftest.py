@@ -1,4 +1,4 @@
-"""What several tests of jobs start from."""
+"""Fixtures shared by the tests of jobs."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from ovd.jobs.train import train_from_config
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory, miniature_world) -> Path:
-    """The run folder of a detector of the miniature world."""
+    """The run folder of a detector trained on the miniature world."""
     folder = tmp_path_factory.mktemp("start")
     train_from_config(fine_tuning_config(folder / "run", source_of(miniature_world)), evaluate=False)
     return folder / "run"

@@ -1,4 +1,4 @@
-"""Aligning a backbone as a user runs it: interrupted, on two ranks, on damaged folders, for every family."""
+"""Alignment of a backbone as a user runs it: interrupted, on two ranks, on damaged folders, for every family."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def images(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory, images) -> Path:
-    """An uninterrupted run on the tiny CLIP."""
+    """An uninterrupted alignment of the tiny CLIP."""
     run = tmp_path_factory.mktemp("whole") / "run"
     align_backbone(small_align_config(run, images, train={"keep_checkpoints": 9}), command="a test")
     return run
@@ -71,7 +71,7 @@ def test_the_result_is_a_clip_model_and_a_report(whole_run, tiny_clip):
     assert report["losses_after"]["point"] < report["losses_before"]["point"]
     assert report["losses_after"]["box"] < report["losses_before"]["box"]
     assert "centre of a box" in format_report(report)
-    assert "trained images" in format_report(report)  # twelve are too few to hold any out
+    assert "trained images" in format_report(report)  # twelve images are too few to hold any out
     assert "held-out images" in format_report({**report, "held_out_images": 3})
 
 
@@ -91,7 +91,7 @@ def test_a_resumed_run_ends_with_the_same_bits(whole_run, images, step, tmp_path
     shutil.copyfile(whole_run / "metrics.jsonl", run / "metrics.jsonl")
     (run / "data_report.json").write_text("of the first start")
     report = align_backbone(small_align_config(run, images, train={"keep_checkpoints": 9}), command="again")
-    if step < 6:  # the last step, from which nothing is trained
+    if step < 6:  # from the last step, nothing is left to train
         assert (run / "data_report.1.json").read_text() == "of the first start"
     assert_same_bits(run, whole_run)
     assert losses_of(run) == losses_of(whole_run)
@@ -104,7 +104,8 @@ def test_a_resumed_run_ends_with_the_same_bits(whole_run, images, step, tmp_path
 def test_a_signal_stops_after_a_checkpoint_even_if_it_kills_the_workers_too(
     with_workers, whole_run, images, tmp_path, monkeypatch, capsys
 ):
-    """The first as from a terminal, the second as from a batch system that signals every process of a run."""
+    """A signal stops the run after a checkpoint, both when it reaches the process alone and when it also kills the
+    workers, as from a batch system that signals every process of a run."""
     config = small_align_config(tmp_path / "run", images, train={"keep_checkpoints": 9})
     real = ovd.alignment.data.train_loader
 
@@ -146,7 +147,7 @@ def test_a_run_with_other_settings_or_images_is_not_continued(whole_run, images,
 
 
 def rewrite_config(run: Path, config: dict[str, Any]) -> None:
-    """Store another config in the run's checkpoints, as if it had been started with it."""
+    """Store another config in the checkpoints of a run, as if the run had been started with it."""
     from ovd.files import sha256_of
 
     for folder in run.glob("step-*"):
@@ -246,8 +247,11 @@ SLOW_HERE = SLOW | {"siglip", "eva02"}
     "family", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_HERE else name for name in FAMILIES]
 )
 def test_every_family_is_aligned_and_keeps_its_properties(family, images, tmp_path):
-    """From a student whose projection is disturbed: with random weights a network says nearly the same everywhere, so
-    its own dense feature is as good as it can be."""
+    """Every family can be aligned and keeps its properties.
+
+    The student's projection is disturbed first: with random weights, a network gives nearly the same features
+    everywhere, so its own dense feature is as good as it can be.
+    """
     source = write_clip_folder(tmp_path / "clip", family)
     crop = 56 if family == "vit_14" else 64
     train = {"learning_rate": 3e-4, "steps": 8, "save_every": 8, "projection_rate": 3.0}
@@ -261,7 +265,7 @@ def test_every_family_is_aligned_and_keeps_its_properties(family, images, tmp_pa
     )
     losses = distillation.losses(DenseFeature(distillation.student), next(data.batches_from(0)), 0)
     torch.stack(list(losses.values())).sum().backward()
-    for name, parameter in distillation.student.named_parameters():  # data parallelism waits for each of them
+    for name, parameter in distillation.student.named_parameters():  # data parallelism waits for the gradient of each
         assert parameter.grad is not None or not parameter.requires_grad, name
     distillation.student.zero_grad()
 

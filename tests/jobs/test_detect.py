@@ -1,4 +1,5 @@
-"""Detecting in many pictures: each is written once under its own name, and one that cannot be read stops no other."""
+"""Detection in many pictures: each is written once under its own name, and an unreadable one does not stop the
+others."""
 
 import json
 import sys
@@ -24,7 +25,8 @@ NAMES = ["dark thing", "light thing"]
 
 
 def detect(picture: Picture) -> Detections:
-    """The smallest box around what is not black; light things are above 128."""
+    """Detect the smallest box around all pixels that are not black; its class tells whether they are lighter than
+    128."""
     rows, columns = np.nonzero(picture.pixels.max(axis=2) > 60)
     if len(rows) == 0:
         return Detections.empty()
@@ -101,7 +103,7 @@ def test_sources_of_one_name_in_several_folders_keep_their_folders(photos, tmp_p
     out = tmp_path / "out"
     alike = ["b.png", str(photos / "below" / "a.png"), "below/a.jpg", "a.png"]
     assert list(targets(alike, out).values()) == [out / "b", out / "below/a.png", out / "below/a.jpg", out / "a"]
-    others = ["b.png", "below/a.png", "below/a.jpg"]  # told apart by their endings, as ever
+    others = ["b.png", "below/a.png", "below/a.jpg"]  # suffixes tell these apart
     assert list(targets(others, out).values()) == [out / "b", out / "a.png", out / "a.jpg"]
     output = PictureFiles(alike, NAMES, out)
     detect_in(alike, detect, output)
@@ -249,7 +251,7 @@ def test_of_lines_before_an_error_it_is_said_where_they_are(name, photos, tmp_pa
 
 @pytest.fixture
 def film(tmp_path) -> Path:
-    """A light thing moves to the right; it is hidden in the first frame."""
+    """A video of a light object that is hidden in the first frame and moves to the right."""
     pytest.importorskip("av", reason="the extra video is not installed")
     path = tmp_path / "film.mp4"
     writer = VideoWriter(path, Fraction(10))
@@ -303,16 +305,16 @@ def test_a_video_becomes_a_video_with_boxes_and_a_line_per_frame(film):
     assert [len(line["detections"]) for line in lines] == [0, 1, 1, 1, 1, 1]
     for line in lines[1:]:
         x0 = line["detections"][0]["box_xyxy"][0]
-        assert abs(x0 - (4 + 4 * line["frame"])) <= 2  # the file is compressed
+        assert abs(x0 - (4 + 4 * line["frame"])) <= 2  # tolerance for the compression of the video
 
 
 def test_one_object_keeps_its_number_through_a_video(film, tmp_path):
     for package in ("trackers", "supervision"):
         pytest.importorskip(package, reason="the extra video is not installed")
     coco = CocoFile(tmp_path / "boxes.json", NAMES)
-    assert detect_in([str(film)], detect, coco, track_above=0.5).num_used("box") == 4  # those that are written
+    assert detect_in([str(film)], detect, coco, track_above=0.5).num_used("box") == 4  # only tracked boxes are written
     rows = json.loads((tmp_path / "boxes.json").read_text())["annotations"]
-    assert [row["image_id"] for row in rows] == [3, 4, 5, 6]  # seen in frame 1, numbered from the second time on
+    assert [row["image_id"] for row in rows] == [3, 4, 5, 6]  # seen in frame 1, tracked from the second time on
     assert {row["track_id"] for row in rows} == {1}
     pictures = PictureFiles([str(film)], NAMES, tmp_path / "out")
     detect_in([str(film)], detect, pictures, track_above=0.5)

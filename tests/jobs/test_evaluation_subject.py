@@ -1,4 +1,4 @@
-"""What an evaluation is of: the name of its folder, what is noted of it, and what does not go together."""
+"""The subject of an evaluation: the name of its folder, its note, and options that exclude each other."""
 
 from pathlib import Path
 

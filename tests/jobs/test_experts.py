@@ -1,4 +1,4 @@
-"""Experts as users make and use them: each answers for its own names, and no other word's answer changes."""
+"""Experts as users make and use them: each answers its own names, and the answers to other names do not change."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ HOME = ["umbrella", "anchor", "coffee cup", "snowman"]
 
 
 def new_data(folder: Path, world: Path, names: tuple[str, ...], synonyms: tuple[str, ...] = ()) -> dict[str, str]:
-    """The world's images in COCO's form, with its boxes under other names."""
+    """Write the world in COCO's form with other names for its boxes."""
     layout = real_layouts.coco(world, folder)
     for path in {layout.train_annotations, layout.val_annotations}:
         content = json.loads(Path(path).read_text())
@@ -71,8 +71,11 @@ def make_expert(
 
 @pytest.fixture(scope="module")
 def experts(start, tmp_path_factory, miniature_world) -> list[Path]:
-    """Three: of three names with the whole backbone shared, of one with two layers, and of two that share a name. What
-    is kept is measured of the second alone."""
+    """Three experts: three names and a fully shared backbone; one name and two own layers; two names, one of them the
+    first expert's, and no shared layers.
+
+    The AP that is kept is measured for the second one only.
+    """
     folder = tmp_path_factory.mktemp("experts")
     sources = [
         new_data(folder / "data0", miniature_world, NEW, synonyms=("heart with stripes",)),
@@ -123,7 +126,7 @@ def test_home_is_as_before_to_the_bit_alone_and_together(start, experts, image) 
     before = Predictor.load(start)(image, HOME)
     assert len(before.scores) > 0
     for used in (experts[:1], experts[1:2], experts):
-        # A cap on the merged list would cut answers off, which is counted; here nothing is.
+        # The cap on the merged list counts the answers that it cuts off; with these names alone it cuts off none.
         predictor = Predictor.load(start, experts=used)
         assert same(predictor(image, HOME), before)
         together = predictor(image, [*HOME, *NEW, "brass key"])
@@ -132,7 +135,7 @@ def test_home_is_as_before_to_the_bit_alone_and_together(start, experts, image) 
         assert isinstance(inference, ExpertInference)
         if inference.num_capped == 0:
             assert same(found, before)
-        else:  # the best of them
+        else:  # the cap left the best of them
             assert same(found, Detections(*(getattr(before, name)[: len(found.scores)] for name in vars(before))))
 
 
@@ -155,7 +158,8 @@ def test_a_name_with_an_example_is_answered_by_the_detector_and_that_is_told(sta
 
 
 def test_an_experts_answers_are_those_of_the_fine_tuned_detector(start, experts, image) -> None:
-    """The fine-tuned detector has all layers of its own and was stored apart, as an ordinary run."""
+    """An expert's answers are those of its fine-tuned detector, which is stored separately, with all its layers, as an
+    ordinary run."""
     for path, names in zip(experts, [[*NEW], ["brass key"], ["oak leaf", "tin can"]], strict=True):
         assert same(Predictor.load(start, experts=[path])(image, names), Predictor.load(path)(image, names))
 
@@ -166,7 +170,7 @@ def test_order_does_not_matter_and_one_removed_changes_no_other(start, experts, 
     assert all(same(other, found[0]) for other in found)
     fewer = Predictor.load(start, experts=experts[:2])
     all_three = Predictor.load(start, experts=[*experts[:2], experts[2]])
-    only = ["brass key", "paper boat", *HOME]  # names that the third does not have
+    only = ["brass key", "paper boat", *HOME]  # names that the third expert does not have
     assert same(fewer(image, only), all_three(image, only))
     with pytest.raises(ValueError, match="given twice"):
         Predictor.load(start, experts=[experts[0], experts[0] / "expert"])
@@ -241,7 +245,8 @@ def test_a_base_that_was_trained_again_is_refused_with_both_hashes(start, expert
 
 
 def test_training_that_changes_what_is_shared_is_refused(start, experts, tmp_path) -> None:
-    """The checkpoint says that it has no layers of its own, but its backbone was trained."""
+    """Training that changes shared weights is refused: here an expert without layers of its own has a trained
+    backbone."""
     from ovd.build.data import load_training_index
     from ovd.jobs.experts import save_expert
 
@@ -300,7 +305,7 @@ def test_the_run_of_an_expert_that_is_taken_for_a_detector_is_told_of_once(start
             load(path)
             assert capsys.readouterr().err == warning.format(path=path, start=start, run=run)
     Predictor.load(start, experts=[run])
-    # Which loads it to write the expert again.
+    # Writing the expert again loads the run, without the warning.
     fine_tune(load_detector(run, warns=False).config, weight=0.5, measures_kept=False)
     assert "is the training of" not in capsys.readouterr().err
 
@@ -362,7 +367,7 @@ def test_an_expert_that_learns_names_alone_has_nothing_else_and_costs_no_second_
     assert same(predictor(image, HOME), before(image, HOME))
     assert not same(predictor(image, ["oak leaf"]), before(image, ["oak leaf"]))
     assert not same(predictor(image, ["leaf of an oak"]), before(image, ["leaf of an oak"]))
-    alone = Predictor.load(path)  # the run that it was made in detects, and is evaluated, with what it learned
+    alone = Predictor.load(path)  # the expert's own run detects and evaluates with what it learned
     assert same(alone(image, ["oak leaf", "tin can"]), predictor(image, ["oak leaf", "tin can"]))
     metrics = evaluate_run(load_detector(path), output=tmp_path / "alone").metrics
     assert metrics == read_expert(path).description.metrics["new"]
@@ -440,4 +445,4 @@ def test_boxes_that_lists_had_no_room_for_are_counted_over_all_images(start, exp
         inference.detect(queries, ImageBatch(images[row : row + 1], sizes[:1], sizes[:1]))
         counts.append(inference.num_capped)
     assert counts[1] > 0
-    assert counts == sorted(set(counts))  # each image adds some
+    assert counts == sorted(set(counts))  # each image adds to the count

@@ -81,7 +81,7 @@ def test_an_exported_file_is_evaluated_as_the_run_of_its_weights_alone(start, tm
     )
     assert "Export this run again" in told
     assert not (tmp_path / "results" / "results.json").exists()
-    del usage["weights_sha256"]  # as an earlier version wrote it
+    del usage["weights_sha256"]  # as written by an earlier version
     onnx.helper.set_model_props(content, {METADATA: json.dumps(usage)})
     onnx.save(content, tmp_path / "old.onnx")
     assert _exported(trained, tmp_path / "old.onnx").usage.size == trained.config.data.size

@@ -1,4 +1,4 @@
-"""Fine-tuning as a user runs it, a few steps: what is gained and lost is told, and nothing is done twice."""
+"""Fine-tuning as a user runs it, for a few steps: gains and losses are reported, and nothing is done twice."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def test_fine_tuning_tells_what_is_gained_and_lost(start, miniature_world, tmp_p
     otherwise = config.model_copy(update={"train": config.train.model_copy(update={"backbone_rate": 0.5})})
     with pytest.raises(ValueError, match=r"other settings: train\.backbone_rate was 0\.1, is 0\.5"):
         fine_tune(otherwise, weight=0.25)
-    (tmp_path / "tuned" / "eval-new-after" / NOTE).write_text("{}")  # as of another detector
+    (tmp_path / "tuned" / "eval-new-after" / NOTE).write_text("{}")  # as if it were the note of another detector
     assert fine_tune(config, weight=0.25) == outcomes
     assert capsys.readouterr().out.count(f"tuned on {layout.val_annotations}") == 1
     content = json.loads(layout.train_annotations.read_text())
@@ -101,7 +101,7 @@ def test_fine_tuning_needs_a_detector_and_measures_what_it_can(start, miniature_
     load = module.load_validation_index
 
     def load_own(of: TrainConfig) -> AnnotationIndex | None:
-        if of.output != config.output:  # the detector was given away without its data
+        if of.output != config.output:  # the start's own data is not on this machine
             raise DataError("F1", "val.json: annotation file cannot be read")
         return load(of)
 
@@ -150,7 +150,7 @@ def test_annotations_are_split_by_image(miniature_world, tmp_path, monkeypatch, 
     first.unlink()
     with pytest.raises(ValueError, match=r"second\.json exists"):
         split_annotations.main()
-    assert not first.exists()  # nothing is written before both can be
+    assert not first.exists()  # nothing is written unless both can be
     second.unlink()
     for share, words in (("0.999", "second.json would have none"), ("0.001", "first.json would have none")):
         monkeypatch.setattr(sys, "argv", ["split_annotations.py", *arguments[:2], share, *arguments[3:]])
@@ -164,7 +164,7 @@ def test_annotations_are_split_by_image(miniature_world, tmp_path, monkeypatch, 
 
 @pytest.mark.slow
 def test_a_start_that_was_trained_again_is_evaluated_again(miniature_world, tmp_path, monkeypatch):
-    """In the same folder, with as many steps."""
+    """A start that was trained again is evaluated again, even in the same folder with the same number of steps."""
     calls = []
 
     def evaluate(trained, *, output, index, note):
@@ -186,16 +186,16 @@ def test_a_start_that_was_trained_again_is_evaluated_again(miniature_world, tmp_
         found = _evaluate(config, run, index, folder, NO_EXPERTS, None)
     assert len(calls) == 2
     assert found == {"AP": pytest.approx(0.2)}
-    for options in (EvalSection(max_detections=1), EvalSection(max_detections=1)):  # once more, with other settings
+    for options in (EvalSection(max_detections=1), EvalSection(max_detections=1)):  # evaluated once for new settings
         found = _evaluate(config, run, index, folder, NO_EXPERTS, options)
     assert found == {"AP": pytest.approx(0.3)}
     evaluated = folder / NOTE
-    evaluated.write_text(evaluated.read_text()[:14])  # cut by a kill
+    evaluated.write_text(evaluated.read_text()[:14])  # cut short by a kill
     assert _evaluate(config, run, index, folder, NO_EXPERTS, options) == {"AP": pytest.approx(0.4)}
     assert index.truth is not None
     smaller = replace(index, truth=replace(index.truth, areas_px=index.truth.areas_px / 2))
     assert _evaluate(config, run, smaller, folder, NO_EXPERTS, options) == {"AP": pytest.approx(0.5)}
-    os.utime(index.encoded(0), (0, 0))  # as if it were another picture
+    os.utime(index.encoded(0), (0, 0))  # as if the file held another picture
     for _ in range(2):
         assert _evaluate(config, run, smaller, folder, NO_EXPERTS, options) == {"AP": pytest.approx(0.6)}
 
@@ -208,7 +208,8 @@ def test_a_name_that_is_too_long_is_that_of_a_missing_image(miniature_world, tmp
 
 
 def test_a_start_that_was_trained_again_stops_what_was_tuned_from_it(miniature_world, tmp_path):
-    """Averages, too, are of the weights that both runs have now."""
+    """A start that was trained again cannot be used with what was tuned from it, nor with earlier averages of the
+    two."""
     start, tuned = tmp_path / "start", tmp_path / "tuned"
     quick = {"steps": 1, "warmup_steps": 1, "save_every": 1}
     config = small_config(start, miniature_world, train=quick)

@@ -1,4 +1,4 @@
-"""Labelling one's own images: what is found, which images are taken, and the command."""
+"""Labelling a user's own images: the boxes found, the choice of images, and the command."""
 
 import json
 import os
@@ -28,12 +28,12 @@ from ovd.visualize.boxes import choose_shown
 
 NAMES = ["anchor", "umbrella", "keyboard", "gear"]
 LOW = 0.02
-"""Threshold of a detector that has hardly been trained."""
+"""Score threshold low enough for a detector that has hardly been trained."""
 
 
 @pytest.fixture(scope="module")
 def photos(miniature_world, tmp_path_factory) -> Path:
-    """Scenes of several shapes, one in a folder of its own, and two that cannot be read."""
+    """Folder of scenes of several shapes, one in a subfolder, and of two unreadable files."""
     folder = tmp_path_factory.mktemp("photos")
     scenes = sorted((miniature_world / "images").rglob("*.jpg"))[:7]
     for number, scene in enumerate(scenes):
@@ -151,7 +151,7 @@ def test_the_command_writes_what_checks_and_trains(start, photos, tmp_path, monk
     monkeypatch.setattr(
         sys, "argv", ["check", "coco", "--annotations", str(tmp_path / "boxes.json"), "--images", str(photos)]
     )
-    check.main()  # exits with 2 if there is a fault
+    check.main()  # exits with code 2 on any fault
     assert "no faulty record" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"boxes\.json exists"):
         run(monkeypatch, *asked, "--output", tmp_path / "boxes.json")
@@ -235,7 +235,7 @@ def test_an_interrupted_labelling_goes_on_to_the_same_files(start, photos, tmp_p
     capsys.readouterr()
     left = 99
     run(monkeypatch, *asked, "--output", parts)
-    assert left == 99 - 4  # of seven images that can be read
+    assert left == 99 - 4  # of seven readable images
     assert "goes on from" in capsys.readouterr().out
     assert bytes_of(parts.parent) == bytes_of(whole.parent)
 
@@ -254,7 +254,7 @@ def test_an_interruption_while_the_files_are_written_loses_nothing(what, start, 
         with pytest.raises(KeyboardInterrupt):
             run(patched, *asked, "--output", parts)
     assert (parts.parent / "boxes.json.partial").is_file()
-    monkeypatch.setattr(LabelJournal, "add", interrupt)  # no image is looked at again
+    monkeypatch.setattr(LabelJournal, "add", interrupt)  # fails if any image is labelled again
     run(monkeypatch, *asked, "--output", parts)
     assert bytes_of(parts.parent) == bytes_of(whole.parent)
 

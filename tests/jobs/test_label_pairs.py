@@ -1,4 +1,4 @@
-"""What the pseudo-labelling job asks of a detector of transformers."""
+"""The pseudo-labelling job: the queries and options that it passes to its teacher."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ from ovd.text.prompts import TEMPLATES
 
 
 class FakeTeacher:
-    """Finds nothing, and keeps what it was made with and asked for."""
+    """A teacher that finds nothing, and records its options and queries."""
 
     made: "list[FakeTeacher]"
 
@@ -99,7 +99,8 @@ def test_templates_that_are_given_reach_the_teacher(
 
 @pytest.mark.parametrize(("queries", "most"), [("caption", 31), ("nouns", 600)])
 def test_a_teacher_gives_all_boxes_where_the_best_of_each_name_is_kept(queries, most, tmp_path, trained, pairs):
-    """A caption is one name, whose best box is among the best of the image."""
+    """For nouns the teacher returns all boxes; for captions, one more than are kept is enough, since a caption is one
+    name, whose best box is among the best of the image."""
     config = trained.config.model_copy(update={"eval": trained.config.eval.model_copy(update={"candidates": 50})})
     options = LabelOptions(queries=queries, max_boxes=30)
     pseudo_label_run(replace(trained, config=config), LabelRequest(pairs, tmp_path, options))

@@ -1,4 +1,4 @@
-"""What is said of a config's data before a training, and that it is what the training then does."""
+"""The report on a config's data before training, which matches what training then does."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from ovd.jobs.train import train_from_config
 
 @pytest.fixture
 def world(tmp_path, miniature_world) -> Path:
-    """A copy to damage, without what takes time."""
+    """A copy of the miniature world that tests may damage."""
     shutil.copytree(miniature_world, tmp_path / "world")
     return tmp_path / "world"
 

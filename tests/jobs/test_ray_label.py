@@ -1,4 +1,4 @@
-"""Labelling on a Ray cluster: the bytes are those of the plain job, also where a worker is killed in between."""
+"""Labelling on a Ray cluster gives the bytes of the plain job, even if a worker is killed in between."""
 
 import os
 import signal
@@ -59,7 +59,7 @@ def run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
-    """Eight shards, one of which has a broken image."""
+    """Folder of eight shards, one of which has a broken image."""
     folder, rng = tmp_path_factory.mktemp("shards"), np.random.default_rng(0)
 
     def image(number: int) -> bytes:
@@ -73,7 +73,7 @@ def pairs(tmp_path_factory) -> Path:
 
 
 def workers() -> list[int]:
-    """Processes of ray's actors on this machine."""
+    """Return the process ids of Ray's actors on this machine."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -87,8 +87,8 @@ def workers() -> list[int]:
 @pytest.mark.slow
 def test_a_killed_worker_loses_nothing(run, pairs, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="the extra ray is not installed")
-    warnings.simplefilter("ignore")  # ray's own
-    # Workers start in a folder of their own; they import ovd from where this process does.
+    warnings.simplefilter("ignore")  # Ray's own warnings
+    # Workers start in another folder, but have to import ovd from where this process does.
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     )
@@ -110,7 +110,7 @@ def test_a_killed_worker_loses_nothing(run, pairs, tmp_path, monkeypatch):
     assert killed
     assert counts == expected
     assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "plain")
-    assert label_on_ray(request, address=None, workers=1) == expected  # all is done already
+    assert label_on_ray(request, address=None, workers=1) == expected  # everything is done already
 
 
 def test_a_worker_labels_a_shard_as_the_plain_job_does_without_listing_the_folder_anew(
@@ -148,7 +148,7 @@ class FakeActor:
 
 
 class FakeRay:
-    """The few functions of ray that the job calls; `answer` says what a shard gives."""
+    """A stand-in for the few functions of Ray that the job calls; `answer` returns the result of a shard."""
 
     exceptions = FakeErrors
 

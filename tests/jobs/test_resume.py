@@ -1,4 +1,4 @@
-"""Which runs may be gone on with."""
+"""The runs that can be resumed, and the settings that may change then."""
 
 import re
 import shutil
@@ -32,7 +32,7 @@ def test_the_page_lists_the_settings_that_may_change_in_a_resumed_run():
     listed = re.search(r"These may differ: (.*?);", page, re.DOTALL)
     assert listed is not None
     names = {name.rstrip("*") for name in re.findall(r"`([^`]+)`", listed[1])}
-    assert names == {*FREE_ON_RESUME} - {"output"}  # a run that was moved
+    assert names == {*FREE_ON_RESUME} - {"output"}  # `output` differs in a run that was moved
 
 
 def test_every_setting_that_differs_is_named():

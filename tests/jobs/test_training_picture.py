@@ -31,8 +31,8 @@ def test_a_batch_is_drawn_without_its_padding_and_names_are_asked_for_once() -> 
 
     pictures = draw_batch(batch_of(2, 0, 1), names_of)
     assert asked == [[0, 1]]
-    assert [picture.size for picture in pictures] == [(GRID_PX, GRID_PX * 40 // 64)] * 3  # enlarged
-    assert [bool(np.asarray(picture).min() < 128) for picture in pictures] == [True, False, True]  # boxes
+    assert [picture.size for picture in pictures] == [(GRID_PX, GRID_PX * 40 // 64)] * 3  # small pictures are enlarged
+    assert [bool(np.asarray(picture).min() < 128) for picture in pictures] == [True, False, True]  # boxes are dark
     assert _shortened("a_b" * 40) == ("a b" * 40)[: MAX_NAME - 3] + "..."
     assert _shortened("a_b") == "a b"
 

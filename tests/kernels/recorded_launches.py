@@ -1,10 +1,10 @@
-"""The launches of Triton's kernels in its interpreter are recorded, and compiled for a GPU that need not be there.
+"""Record the launches of Triton's kernels in its interpreter, and compile them for a GPU that need not be there.
 
     PYTHONPATH=tests/kernels LAUNCHES=FILE python -m pytest -p recorded_launches tests/kernels      # records
     python tests/kernels/recorded_launches.py FILE                                                  # compiles
 
-The interpreter takes what the compiler refuses, such as a value that changes its type in a loop. Compiled is the form
-of each launch: the types of its arguments, and its constants.
+The interpreter accepts what the compiler refuses, such as a value that changes its type in a loop. What is compiled is
+the form of each launch: the types of its arguments, and its constants.
 """
 
 import importlib
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 HOPPER = ("cuda", 90, 32)
-"""Backend, compute capability, threads of a warp."""
+"""Target of the compiler: backend, compute capability, threads per warp."""
 POINTERS = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
@@ -30,8 +30,9 @@ SCALARS = {bool: "i1", int: "i32", float: "fp32"}
 
 
 def form_of(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a launch compiles: names of module and kernel, its arguments' types, and the values of its constants."""
-    options = set(kwargs) - set(kernel.arg_names)  # such as num_warps
+    """Return all that compiling a launch depends on: the names of module and kernel, argument types, and values of
+    constants."""
+    options = set(kwargs) - set(kernel.arg_names)  # options such as num_warps
     bound = inspect.signature(kernel.fn).bind(*args, **{name: kwargs[name] for name in kwargs if name not in options})
     constants = {name for name, kind in kernel.fn.__annotations__.items() if "constexpr" in str(kind)}
     types = {

@@ -1,4 +1,4 @@
-"""Triton compiles every kernel for a GPU, whether one is there or not."""
+"""Triton compiles every kernel for a GPU, even without one."""
 
 import json
 from pathlib import Path

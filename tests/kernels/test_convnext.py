@@ -1,4 +1,4 @@
-"""ConvNeXt's blocks with Triton kernels compute what timm's do; without a GPU in Triton's interpreter."""
+"""ConvNeXt blocks with Triton kernels compute what timm's do; without a GPU, they run in Triton's interpreter."""
 
 import copy
 import os
@@ -78,7 +78,7 @@ def test_depthwise_convolution_with_shortcut(shape, window):
     x, weight, bias = random(*shape), random(shape[-1], 1, window, window, seed=1), random(shape[-1], seed=2)
     out, shortcut = DepthwiseShortcut.apply(x, weight, bias)
     assert torch.equal(shortcut, x)
-    doubles = [value.detach().double().requires_grad_() for value in (x, weight, bias)]  # a GPU rounds float32
+    doubles = [value.detach().double().requires_grad_() for value in (x, weight, bias)]  # a GPU rounds float32 inputs
     image, taps, offset = doubles
     expected = F.conv2d(image.permute(0, 3, 1, 2), taps, offset, padding=window // 2, groups=shape[-1])
     expected = expected.permute(0, 2, 3, 1)
@@ -92,7 +92,7 @@ def test_depthwise_convolution_with_shortcut(shape, window):
 @pytest.mark.slow
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
 def test_a_convnext_is_the_same(drop_path, monkeypatch):
-    """Whole and with its gradients; images whose branches are left out are drawn as timm draws them."""
+    """A whole ConvNeXt gives the same outputs and gradients with kernels; its stochastic depth draws as timm's does."""
     torch.manual_seed(0)
     plain = timm.create_model(
         "convnext_atto", depths=(1, 1, 1, 2), dims=(8, 16, 24, 40), num_classes=0, global_pool="", conv_mlp=False,

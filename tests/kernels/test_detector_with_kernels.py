@@ -1,4 +1,4 @@
-"""A detector, its loss and its gradients are with kernels what they are without."""
+"""A detector, its loss and its gradients are the same with kernels as without."""
 
 import copy
 
@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 
 
 def outputs_and_gradients(detector, images):
-    """Class loss, boxes, quality, and the gradient by every parameter."""
+    """Compute the class loss, boxes, quality, and the gradient of every parameter."""
     generator = torch.Generator().manual_seed(1)
     predictions = detector(images)
     num_points = predictions.quality.numel()
@@ -42,7 +42,7 @@ def outputs_and_gradients(detector, images):
 def test_a_detector_with_kernels_is_the_same(places, untrained_clip, monkeypatch):
     torch.manual_seed(0)
     plain = build_detector(untrained_clip, *places).train().to(memory_format=torch.channels_last)
-    with torch.no_grad():  # gates that are open
+    with torch.no_grad():  # open the gates
         for parameter in plain.shortcuts.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     fused = copy.deepcopy(plain)
@@ -73,7 +73,7 @@ def test_clips_resnet_with_kernels_is_the_same(size, monkeypatch):
             torch.nn.init.normal_(module.running_mean, std=0.2)
     images = torch.randn(2, 3, *size)
     visual.eval()
-    with torch.no_grad():  # open_clip's own forward pass, before anything is folded
+    with torch.no_grad():  # open_clip's own forward pass, before norms are folded
         expected = visual.stem(images)
         for name in ("layer1", "layer2", "layer3", "layer4"):
             expected = visual.get_submodule(name)(expected)

@@ -1,4 +1,4 @@
-"""The Triton kernels compute what torch's own operations do; without a GPU in Triton's interpreter."""
+"""The Triton kernels compute what torch's own operations do; without a GPU, they run in Triton's interpreter."""
 
 import os
 
@@ -46,7 +46,7 @@ def test_unit_rows(dtype, shape):
     torch.testing.assert_close(unit.float(), reference, rtol=relative, atol=absolute)
     (measured,), (expected,) = gradients(unit, x), gradients(reference, x)
     torch.testing.assert_close(measured, expected, rtol=relative, atol=absolute)
-    # The gradient of a sum is one number that stands for all.
+    # The gradient of a sum is a single number expanded to all elements.
     sums = UnitRows.apply(x, 1e-12).sum(), F.normalize(x.float(), dim=-1).sum()
     (measured,), (expected,) = (torch.autograd.grad(total, x) for total in sums)
     torch.testing.assert_close(measured, expected, rtol=relative, atol=absolute)
@@ -90,7 +90,8 @@ def test_group_norm(relu, size):
 @pytest.mark.parametrize("mean", [1e2, -1e4])
 @pytest.mark.parametrize("spread", [0.0, 3.0], ids=["one mean", "means apart"])
 def test_group_norm_of_numbers_far_from_zero_is_exact(mean, spread):
-    """Against float64; the corner of the map lies off, as it does behind a padded convolution."""
+    """Group norm of numbers far from zero is as exact as float64, with an outlier in the map's corner as after a padded
+    convolution."""
     x = mean + spread * random(1, 32, 1, 1, seed=2) + random(2, 32, 33, 70)
     x[:, :, 0, 0] += 5
     weight, bias = random(32, seed=3), random(32, seed=4)
@@ -98,7 +99,7 @@ def test_group_norm_of_numbers_far_from_zero_is_exact(mean, spread):
     measured = GroupNormRelu.apply(*given, 4, 1e-5, False)
     exact = exact_x, exact_weight, exact_bias = tuple(one.detach().double().requires_grad_() for one in given)
     expected = F.group_norm(exact_x, 4, exact_weight, exact_bias, 1e-5)
-    nearest = max(1e-5, 2**-23 * abs(mean))  # a float32 mean is no nearer
+    nearest = max(1e-5, 2**-23 * abs(mean))  # a float32 mean is not more exact
     torch.testing.assert_close(measured.double(), expected, rtol=0, atol=4 * nearest)
     for one, other in zip(gradients(measured, *given), gradients(expected, *exact), strict=True):
         scale = other.abs().max()
@@ -108,8 +109,8 @@ def test_group_norm_of_numbers_far_from_zero_is_exact(mean, spread):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("num_points", "num_classes"), [(50, 7), (9, 200), (1, 1), (0, 3)])
 def test_focal_loss(num_points, num_classes, masked, monkeypatch):
-    """Against torchvision's loss of all logits, in float64, for embeddings of any length."""
-    monkeypatch.setattr("ovd.kernels.focal.CHUNK", 64 * 20)  # several chunks
+    """The focal loss equals torchvision's on all logits in float64, for embeddings of any length."""
+    monkeypatch.setattr("ovd.kernels.focal.CHUNK", 64 * 20)  # so that there are several chunks
     embeddings = (random(num_points, 16) * (0.1 + random(num_points, 1, seed=1).abs())).requires_grad_()
     text = F.normalize(random(num_classes, 16, seed=2), dim=1).requires_grad_()
     scale = torch.tensor(20.0, device=DEVICE, requires_grad=True)
@@ -127,7 +128,7 @@ def test_focal_loss(num_points, num_classes, masked, monkeypatch):
     expected = (sigmoid_focal_loss(logits, own.double()) * counts).sum()
     torch.testing.assert_close(measured.double(), expected, rtol=1e-5, atol=1e-6)
     for found, wanted in zip(gradients(measured, *inputs), gradients(expected, *inputs), strict=True):
-        error = (found.double() - wanted.double()).abs()  # a small gradient is a difference of larger numbers
+        error = (found.double() - wanted.double()).abs()  # small gradients are differences of larger ones
         assert error.numel() == 0 or error.max() <= 1e-5 * wanted.double().abs().max()
 
 
@@ -152,7 +153,7 @@ def test_focal_loss_in_bfloat16_is_near():
 
 
 def test_what_text_rows_have_in_common_costs_no_precision_in_bfloat16():
-    common = 2 * F.normalize(random(1, 64, seed=5), dim=1)  # CLIP's rows have cosines of 0.8
+    common = 2 * F.normalize(random(1, 64, seed=5), dim=1)  # rows of CLIP's text tower have cosines of 0.8
     text = F.normalize(F.normalize(random(40, 64, seed=2), dim=1) + common, dim=1)
     embeddings = (2 * F.normalize(random(60, 64), dim=1) + common).bfloat16().requires_grad_()
     scale, bias = torch.tensor(100.0, device=DEVICE), torch.tensor(-66.0, device=DEVICE)
@@ -190,7 +191,7 @@ def test_bias_shortcut_and_relu(shape, added, relu):
 
 
 def test_a_number_that_is_none_stays_none_behind_a_relu():
-    """As it does in torch, so that broken weights are noticed."""
+    """NaN stays NaN behind a ReLU, as in torch, so that broken weights are noticed."""
     x = random(1, 32, 3, 3).contiguous(memory_format=torch.channels_last)
     x[0, 5, 1, 1] = torch.nan
     x.requires_grad_()
@@ -200,7 +201,7 @@ def test_a_number_that_is_none_stays_none_behind_a_relu():
     assert torch.equal(*(torch.autograd.grad(out.nansum(), x)[0] for out in (measured, expected)))
     weight, bias = torch.ones(32, device=DEVICE), torch.zeros(32, device=DEVICE)
     for broken in (x.detach(), x.detach().nan_to_num(torch.inf)):
-        with np.errstate(invalid="ignore"):  # of the interpreter
+        with np.errstate(invalid="ignore"):  # a warning of the interpreter
             normed = GroupNormRelu.apply(broken, weight, bias, 4, 1e-5, True)
         assert torch.equal(normed.isnan(), F.relu(F.group_norm(broken, 4, weight, bias, 1e-5)).isnan())
 
@@ -224,7 +225,7 @@ def test_halving(shape):
     x = random(*shape).contiguous(memory_format=torch.channels_last).requires_grad_()
     measured = Halve.apply(x)
     assert measured.is_contiguous(memory_format=torch.channels_last)
-    if min(shape[2:]) < 2:  # torch refuses it
+    if min(shape[2:]) < 2:  # torch refuses such a map
         assert measured.numel() == 0
         return
     expected = F.avg_pool2d(x, 2)
@@ -242,7 +243,7 @@ def test_a_folded_norm(shape, memory_format):
     with torch.no_grad():
         for number, tensor in enumerate((norm.weight, norm.bias, norm.running_mean, norm.running_var)):
             tensor.copy_(random(shape[0], seed=number + 1).abs() + 0.1)
-    x = random(2, shape[1], 5, 5, seed=7).double()  # in float32, a GPU's convolution rounds its inputs
+    x = random(2, shape[1], 5, 5, seed=7).double()  # float64, since a GPU's float32 convolution rounds its inputs
     fixed = (norm.running_mean, norm.running_var, norm.eps, torch.float32)
     folded, bias = Fold.apply(weight, norm.weight, norm.bias, *fixed)
     measured = F.conv2d(x, folded.double(), bias.double())

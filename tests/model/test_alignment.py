@@ -1,4 +1,4 @@
-"""The guarantee of the method: a fresh gated detector says of every point what CLIP says there.
+"""The guarantee of the method: a fresh gated detector has CLIP's own embedding at every point.
 
 The reference is computed from open_clip's own modules: a hook in front of the pooling replaces the last map by one of
 its locations, so that CLIP's own code pools and projects it. Resampling is written out in numpy.
@@ -29,7 +29,7 @@ def build(clip: Clip, *, gated: bool) -> Detector:
 
 @torch.no_grad()
 def dense_reference(clip: Clip, images: torch.Tensor) -> np.ndarray:
-    """B x D x h x w: `encode_image` with the pooled map replaced by each of its locations in turn."""
+    """Compute B x D x h x w features: `encode_image` with the last map replaced by each of its locations in turn."""
     visual = clip.model.visual
     seen: list[torch.Tensor] = []
     features = visual.trunk.forward_features
@@ -54,7 +54,8 @@ def dense_reference(clip: Clip, images: torch.Tensor) -> np.ndarray:
 
 
 def resample_reference(dense: np.ndarray, dense_stride: int, stride: int, height: int, width: int) -> np.ndarray:
-    """Bilinear at the cells' centres (edges repeated), or the mean over the cells covered; then unit length."""
+    """Resample a dense feature, bilinearly at the cells' centers (edges repeated) or as the mean over the cells
+    covered, then scale it to unit length."""
     out = np.zeros((*dense.shape[:2], height, width))
     ratio = stride / dense_stride
     for y in range(height):
@@ -75,7 +76,7 @@ def resample_reference(dense: np.ndarray, dense_stride: int, stride: int, height
 
 
 def embeddings_reference(detector: Detector, clip: Clip, images: torch.Tensor) -> np.ndarray:
-    """B x P x D for all levels."""
+    """Compute B x P x D embeddings of all levels."""
     mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))
     dense = dense_reference(clip, (images.float() - mean) / std)
     levels = []
@@ -110,7 +111,7 @@ def test_with_the_committed_weights(tiny_clip):
 
 
 def test_with_an_aligned_backbone(tmp_path):
-    """The folder that tools/align_backbone.py writes is a CLIP model like any other."""
+    """The guarantee holds for a folder written by tools/align_backbone.py, which is a CLIP model like any other."""
     align_backbone(small_align_config(tmp_path / "run", write_images(tmp_path / "images", 4)), command="")
     aligned = load_clip(str(tmp_path / "run"))
     assert largest_difference(aligned, gated=True, training=True, size=(96, 160)) < 1e-5
@@ -119,7 +120,8 @@ def test_with_an_aligned_backbone(tmp_path):
 
 @pytest.mark.parametrize("gated", [True, False])
 def test_argmax_class_inside_true_boxes_is_that_of_dense_clip(tiny_clip, gated):
-    """On scenes of the world: equal at each P3 point inside a true box if and only if there are shortcuts."""
+    """On scenes of the world, the best class at each P3 point inside a true box is dense CLIP's if and only if there
+    are shortcuts."""
     from ovd.data.world.build import detection_scene
     from ovd.data.world.glyphs import load_glyphs
     from ovd.data.world.settings import Settings
@@ -144,7 +146,8 @@ def test_argmax_class_inside_true_boxes_is_that_of_dense_clip(tiny_clip, gated):
 
 
 def test_mean_of_the_dense_feature_is_the_pooled_embedding(untrained_clip):
-    """Average pooling with no norm after it, as in the tiny backbone: exact."""
+    """The mean of the dense feature is exactly the pooled embedding for average pooling without a later norm, as in the
+    tiny backbone."""
     images = torch.randn(2, 3, 96, 160)
     with torch.no_grad():
         dense = backbone_of(untrained_clip.model.visual).dense(images)
@@ -168,7 +171,8 @@ def convnext() -> Clip:
 
 
 def test_convnext_base_is_aligned_and_trains(convnext):
-    """Random weights, nothing downloaded: forward and backward at 256 px, through the same code."""
+    """ConvNeXt-B with random weights (nothing is downloaded) is aligned, and runs forward and backward at 256 px
+    through the same code."""
     assert isinstance(convnext.model.visual, open_clip.timm_model.TimmModel)
     detector = build(convnext, gated=True).train()
     assert detector.strides == [8, 16, 32, 64, 128]

@@ -1,4 +1,4 @@
-"""The three assignments of points to boxes against plain loops, torchvision, and cases worked out by hand."""
+"""The three assignments of points to boxes against plain loops, torchvision, and hand-computed cases."""
 
 import math
 from dataclasses import replace
@@ -39,7 +39,7 @@ def make_targets(boxes: list[list[float]], crowd_boxes: list[list[float]] | None
     )
 
 
-# FCOS's own limits on max(l, t, r, b), per stride.
+# FCOS's own limits of max(l, t, r, b), by stride.
 LIMITS = {8: (0, 64), 16: (64, 128), 32: (128, 256), 64: (256, 512), 128: (512, math.inf)}
 
 
@@ -64,7 +64,7 @@ def reference(points: Points, targets: Targets, size: tuple[int, int], radius: f
 
 @st.composite
 def box_lists(draw, max_size: int = 5) -> list[list[float]]:
-    # Quarter pixels, so that float32 and Python's float64 agree on every comparison.
+    # Coordinates are quarter pixels, so that float32 and Python's float64 agree on every comparison.
     quarters = st.integers(0, 4 * 1200)
     boxes = []
     for _ in range(draw(st.integers(0, max_size))):
@@ -90,7 +90,7 @@ def test_equals_plain_loops(boxes: list[list[float]], crowds: list[list[float]],
 
 def test_equals_torchvision() -> None:
     class Head(nn.Module):
-        """Stands in for FCOS's head, to see what its matching passes on."""
+        """A stand-in for FCOS's head that returns the matches it is given."""
 
         def compute_loss(self, targets, head_outputs, anchors, matched_idxs):
             return matched_idxs
@@ -102,7 +102,7 @@ def test_equals_torchvision() -> None:
     per_level = [int((points.strides == s).sum()) for s in STRIDES]
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(2, 40, 2, generator=generator) * torch.tensor([width, height])
-    # Off the grid, so that no distance is a limit: there torchvision's ranges are open at both ends.
+    # Boxes are off the grid, so that no distance equals a limit, since torchvision's ranges are open at both ends.
     boxes = torch.cat([corners.amin(0), corners.amax(0)], dim=1) + 0.123
     torchvision_fcos = FCOS.__new__(FCOS)
     nn.Module.__init__(torchvision_fcos)
@@ -144,7 +144,8 @@ def test_images_of_a_batch_are_matched_alike_however_many_at_a_time(monkeypatch,
 
 @pytest.mark.parametrize(("box", "expected"), [([3.0, 3.0, 5.0, 5.0], 1), ([9.0, 9.0, 11.0, 11.0], 0)])
 def test_box_smaller_than_a_stride(box: list[float], expected: int) -> None:
-    """It is found if a point happens to lie inside; the finest level's points are at 4, 12, 20 ..."""
+    """A box smaller than a stride is matched only if a point happens to lie inside; the finest level's points are at 4,
+    12, 20 ..."""
     assignment = assign_fcos(make_points(64, 96), (make_targets([box]),), sizes=torch.tensor([[64, 96]]))
     assert (assignment.matched == 0).sum() == expected
 
@@ -184,7 +185,8 @@ def test_crowd_spares_matched_points() -> None:
 
 
 def test_points_on_a_box_of_another_level_are_told_so() -> None:
-    """A 40 px box belongs to P3: its centre's P4 and P5 points are of the wrong scale, empty background is not."""
+    """Points inside a box of another level are marked: a 40 px box belongs to P3, so the P4 and P5 points in its center
+    are of the wrong level, but those on empty background are not."""
     points = make_points(192, 192)
     assignment = assign_fcos(points, (make_targets([[76.0, 76.0, 116.0, 116.0]]),), sizes=torch.tensor([[192, 192]]))
     inside = ((points.centers > 76) & (points.centers < 116)).all(dim=1)
@@ -204,7 +206,7 @@ def test_padding_is_never_of_the_unmatched_center() -> None:
 
 
 def atss_reference(points: Points, targets: Targets, size: tuple[int, int]) -> list[int]:
-    """Section 4 of the paper, box by box and point by point."""
+    """Assign points by section 4 of the ATSS paper, box by box and point by point."""
     centers, strides = points.centers.tolist(), points.strides.tolist()
     inside_image = [y < size[0] and x < size[1] for x, y in centers]
     overlap_of = [-1.0] * len(centers)
@@ -326,7 +328,7 @@ def test_task_aligned_equals_a_loop_over_boxes_and_points(seed):
 def test_task_aligned_matches_a_box_of_a_class_without_a_row_by_its_overlap_alone(classes):
     generator = torch.Generator().manual_seed(0)
     points = make_points(96, 128)
-    targets = make_targets([[4, 4, 50, 44], [70, 30, 120, 90]])  # far apart
+    targets = make_targets([[4, 4, 50, 44], [70, 30, 120, 90]])  # the boxes are far apart
     targets = replace(targets, classes=torch.tensor(classes))
     reach = 8 + 24 * torch.rand(1, len(points.centers), 2, generator=generator)
     predictions = Predictions(
@@ -387,7 +389,7 @@ def test_rules_are_found_by_name_and_those_that_look_at_annotations_alone_need_n
 
 
 def task_aligned(boxes: list[list[float]], reach: float) -> tuple[Points, Targets, Assignment]:
-    """With boxes predicted `reach` px around every point."""
+    """Compute the task-aligned assignment for boxes predicted `reach` px around every point."""
     points, targets = make_points(96, 128), make_targets(boxes)
     generator = torch.Generator().manual_seed(0)
     predicted = torch.cat([points.centers - reach, points.centers + reach], dim=1)[None]

@@ -1,7 +1,7 @@
 """Every family of backbones against open_clip's own modules, at random weights.
 
-The reference is the library's own model, given the image size the library's own way. The dense feature is worked out
-from its weights by the formula of the family, on the tokens or the map that a hook catches.
+The reference is the library's own model, with its image size set in the library's own way. The dense feature is
+computed from its weights by the formula of the family, from the tokens or the map that a hook catches.
 """
 
 import copy
@@ -53,7 +53,7 @@ def sizes(family: str) -> list[tuple[int, int]]:
 
 
 def resized(visual: Any, family: str, size: tuple[int, int]) -> Any:
-    """The same weights in a model for this image size, made by the library."""
+    """Put the same weights into a model for this image size, built by the library."""
     if family.startswith("vit"):
         text = CLIPTextCfg(layers=1, width=64, heads=1, vocab_size=10)
         model = CLIP(DIM, CLIPVisionCfg(**{**FAMILIES[family], "image_size": size}), text).eval()
@@ -68,7 +68,7 @@ def resized(visual: Any, family: str, size: tuple[int, int]) -> Any:
 
 
 def caught(module: nn.Module, model: Any, images: Tensor) -> Tensor:
-    """What goes into a module while the model runs."""
+    """Return the input of a module when the model runs."""
     inputs: list[Tensor] = []
     with module.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])):
         model(images)
@@ -116,7 +116,7 @@ def dense_reference(visual: Any, family: str, images: Tensor) -> Tensor:
 
 
 def over_locations(pool, last: Tensor) -> Tensor:
-    """CLIP's own pooling of every location as a map of its own."""
+    """Apply CLIP's own pooling to every location as a map of a single cell."""
     rows = [
         torch.stack([pool(last[:, :, y : y + 1, x : x + 1]) for x in range(last.shape[3])], -1)
         for y in range(last.shape[2])
@@ -136,7 +136,8 @@ def test_dense_feature_is_the_families_formula_on_the_librarys_own_features(visu
 
 
 def test_fresh_detector_says_at_every_point_what_the_dense_feature_says(visual, family):
-    """The first invariant, training mode included; resampling has an independent reference in test_alignment.py."""
+    """A fresh detector's embeddings are the dense feature at every point, in training mode, too; resampling has an
+    independent reference in test_alignment.py."""
     torch.manual_seed(1)
     text_dim = dense_reference(visual, family, normal_images(*sizes(family)[0])).shape[1]
     detector = detector_around(
@@ -163,7 +164,7 @@ def test_pooling_the_whole_map_gives_the_librarys_embedding(visual, family):
     backbone = backbone_of(copy.deepcopy(visual))
     for size in sizes(family):
         if family == "clip_resnet" and size[0] != size[1]:
-            continue  # the library takes CLIP's ResNets on their native size alone
+            continue  # the library runs CLIP's ResNets at their native size only
         images = normal_images(*size)
         with torch.no_grad():
             expected = resized(visual, family, size)(images)
@@ -183,7 +184,8 @@ def test_mean_of_the_dense_feature_is_the_pooled_embedding_where_clip_takes_the_
 
 
 def test_spatially_constant_last_map_gives_the_pooled_embedding_everywhere(visual, family):
-    """The third invariant; positions of an attention pool at nought, and the class token like the patches."""
+    """For a spatially constant last map, the dense feature is the pooled embedding everywhere, with an attention pool's
+    positions at zero and the class token like the patches."""
     dense, pooled = dense_and_pooled_of_a_constant_map(visual, family)
     torch.testing.assert_close(dense, pooled[:, :, None, None].expand_as(dense), atol=1e-5, rtol=1e-4)
 
@@ -227,7 +229,7 @@ def test_recomputed_activations_give_the_same_gradients(visual, family):
 
 
 class Operations(TorchDispatchMode):
-    """Notes the names of all operations."""
+    """A dispatch mode that records the names of all operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,7 +252,7 @@ def test_same_bits_on_a_gpu_are_refused_where_a_resampling_has_a_gradient(visual
                 check_deterministic(backbone, torch.device("cuda"))
         else:
             check_deterministic(backbone, torch.device("cuda"))
-        for parameter in backbone.layers()[0]:  # as detector.frozen_layers does it
+        for parameter in backbone.layers()[0]:  # as detector.frozen_layers freezes it
             parameter.requires_grad_(False)
     assert resamples == [isinstance(backbone, TransformerBackbone), False]
 
@@ -273,7 +275,8 @@ def test_training_mode_has_no_stochastic_depth_of_the_models_own_config(visual, 
 
 
 def test_stochastic_depth_has_the_rate_that_is_set():
-    """Rates rise evenly; every block of a transformer is dropped as a whole, and once."""
+    """Stochastic depth has the given rate: rates rise evenly, and every block of a transformer is dropped as a whole,
+    once."""
     convolutional = backbone_of(random_visual("convnext"))
     convolutional.set_drop_path(0.6)
     rates = [module.drop_prob for module in convolutional.modules() if isinstance(module, DropPath)]
@@ -332,12 +335,13 @@ def check_a_narrow_image_in_low_precision(visual: Any, height: int, width: int) 
     pairs = [*zip(found.features, exact.features, strict=True), (dense, expected), (pooled, exactly_pooled)]
     for ours, theirs in pairs:
         assert (ours.float() - theirs).norm() < 0.05 * theirs.norm()
-    if isinstance(backbone, TimmConvolutionBackbone):  # computed in float32
+    if isinstance(backbone, TimmConvolutionBackbone):  # these pool and project in float32
         assert torch.equal(pooled, exactly_pooled)
 
 
 def test_narrow_images_have_the_features_of_float32(visual, family):
-    """A last map of one column, of which oneDNN's strided convolutions in bfloat16 compute another."""
+    """Narrow images have the features of float32, although oneDNN's strided convolutions in bfloat16 are wrong for a
+    last map of one column."""
     check_a_narrow_image_in_low_precision(visual, *((280, 28) if family == "vit_14" else (320, 32)))
 
 

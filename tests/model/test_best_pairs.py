@@ -1,4 +1,4 @@
-"""The pairs that are found by their cosines are those of a sort of all scores."""
+"""The pairs found by their cosines are those of a full sort of all scores."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ DIM = 6
 
 
 def make_points(count: int, *, hidden: int = 0, seed: int = 0) -> PointPredictions:
-    """Points without boxes of their own; the first ones, of quality 0, are in the padding."""
+    """Make random points with empty boxes; the first `hidden` ones have quality 0, as in the padding."""
     generator = torch.Generator().manual_seed(seed)
     quality = 2 * torch.randn(count, generator=generator)
     quality[:hidden] = -torch.inf
@@ -37,7 +37,7 @@ def full_sort(scores: Tensor, count: int, above: float) -> Pairs:
 
 
 def assert_equal(found: Pairs, expected: Pairs) -> None:
-    """Equal, but for the order of scores that only rounding tells apart."""
+    """Check that pairs are equal except for the order of scores that differ by rounding alone."""
     torch.testing.assert_close(found.scores, expected.scores)
     differ = (found.points != expected.points) | (found.classes != expected.classes)
     ends = torch.tensor([-1.0])
@@ -46,15 +46,15 @@ def assert_equal(found: Pairs, expected: Pairs) -> None:
 
 
 def split(monkeypatch: pytest.MonkeyPatch, at_a_time: int) -> None:
-    """Points are scored so many at a time."""
+    """Let points be scored `at_a_time` at a time."""
     monkeypatch.setattr(pair_scores, "points_at_a_time", lambda num_classes, device: at_a_time)
 
 
 @pytest.fixture(params=["exact cosines", "rough cosines"])
 def cosines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a CPU without and with fast bfloat16, whatever this one is."""
+    """Choose the cosines of a CPU without or with fast bfloat16, independent of the one in use."""
     monkeypatch.setattr(pair_scores, "pays_off", lambda points, classifier: request.param == "rough cosines")
-    for limit in ("FEW_PAIRS", "FEW_COMPETING_PAIRS"):  # few as they are
+    for limit in ("FEW_PAIRS", "FEW_COMPETING_PAIRS"):  # even though there are few pairs here
         monkeypatch.setattr(f"ovd.model.best_pairs.{limit}", 0)
 
 
@@ -124,7 +124,7 @@ def test_rough_cosines_are_within_their_bounds(dtype, lowers, dim):
     text = unit_embeddings(torch.randn(500, dim, generator=generator))
     lowered = torch.rand(500, generator=generator) if lowers else None
     classifier = TextClassifier(text, torch.arange(500), torch.tensor(1.0), torch.tensor(0.0), lowered)
-    # Some are all but the same as a text, some its opposite: their cosines have the largest errors.
+    # Some are nearly equal or opposite to a text, since such cosines have the largest errors.
     noise = torch.randn(300, dim, generator=generator)
     embeddings = torch.cat([noise, text[:200] + 1e-3 * noise[:200], -text[:200]])
     embeddings = (embeddings * 10 ** torch.randn(len(embeddings), 1, generator=generator)).to(dtype)

@@ -1,4 +1,4 @@
-"""What torch.compile makes of the learned path is what they are without it."""
+"""The learned path gives the same results with and without torch.compile."""
 
 import copy
 import shutil
@@ -10,13 +10,13 @@ from small_detector import build_detector
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU"),
-    pytest.mark.filterwarnings("ignore"),  # torch's own, as it looks for compilers
+    pytest.mark.filterwarnings("ignore"),  # torch warns while it looks for compilers
 ]
 
 
 def test_a_detector_its_gradients_its_weights_names_and_its_copies(tiny_clip, monkeypatch, tmp_path):
-    # Torch's cache hands out what it compiled for other sizes, with their strides written into it, and so does the
-    # process that compiled it.
+    # Torch reuses what it compiled for other sizes, with their strides built in, from its cache on disk and within the
+    # same process.
     torch.compiler.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)

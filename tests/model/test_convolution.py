@@ -1,4 +1,4 @@
-"""A convolution of pyramid and head, and what is added to its result."""
+"""The convolution of pyramid and head, and the map that is added to its result."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def test_a_map_in_float32_is_added_in_float32(learns: bool) -> None:
     torch.manual_seed(0)
     net = Conv2d(32, 64, 1).to(memory_format=torch.channels_last).requires_grad_(learns)  # type: ignore[call-overload]
     x, added = random_map(2, 32, 7, 9), torch.randn(2, 64, 7, 9)
-    for _ in range(3):  # what is frozen is laid out from the second input on
+    for _ in range(3):  # frozen weights are laid out from the second input on
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(net(x, added), net(x) + added)
 

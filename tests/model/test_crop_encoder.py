@@ -16,7 +16,7 @@ SIZES = [(60, 90), (80, 50)]
 
 
 def padded_pair(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """A wide and a tall image in one batch; the padding is bright, so that it would be seen."""
+    """Make a batch of a wide and a tall image with bright padding, which would show in a crop."""
     images = torch.full((2, 3, 96, 96), 255, dtype=torch.uint8)
     for row, (height, width) in enumerate(SIZES):
         images[row, :, :height, :width] = torch.from_numpy(coarse_noise(seed + row, height, width)).permute(2, 0, 1)
@@ -35,7 +35,7 @@ def make_encoder(clip, *views: tuple[int, float], low_precision: bool = False) -
 
 
 def encode(clip, pixels: torch.Tensor) -> torch.Tensor:
-    """By open_clip's own method; what is outside 0..255 stands for a place outside the image."""
+    """Encode a crop with open_clip's own method; negative pixel values mark places outside the image."""
     mean, std = torch.tensor(clip.mean).view(3, 1, 1), torch.tensor(clip.std).view(3, 1, 1)
     normalized = torch.where(pixels < 0, torch.zeros(()), (pixels / 255 - mean) / std)
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_crops_are_made_and_encoded_in_parts_of_bounded_size(tiny_clip, monkeypa
 
 
 def test_crops_of_images_of_several_sizes_are_those_cut_out_image_by_image(tiny_clip, monkeypatch):
-    """The reference cuts one image at a time; the encoder sees the same crops, in the images' order, to the bit."""
+    """Crops from images of several sizes equal those cut image by image, in the images' order and to the bit."""
     pair, pair_sizes = padded_pair()
     other, _ = padded_pair(seed=5)
     images, sizes = torch.cat([pair, other]), pair_sizes.repeat(2, 1)

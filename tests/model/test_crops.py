@@ -41,7 +41,8 @@ def test_a_long_box_becomes_the_square_around_it_with_the_mean_color_outside():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU has one way to cut crops")
 def test_crops_are_the_same_where_a_gpu_has_to_give_the_same_bits(monkeypatch):
-    # What torchvision has in Python then, for its gradient; where torch cannot compile it, it is not used.
+    # If bits must repeat, torchvision has a roi_align in Python for the sake of its gradient, which it only uses where
+    # torch can compile it. Its use would be an error here.
     of_torchvision = sys.modules["torchvision.ops.roi_align"]
     monkeypatch.setattr(of_torchvision, "is_compile_supported", lambda _device: True)
     monkeypatch.setattr(of_torchvision, "_roi_align", None)

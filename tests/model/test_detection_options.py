@@ -1,4 +1,4 @@
-"""Competition, one name per place and the second look, against plain loops over points and classes."""
+"""Competition, one name per place and the second look against plain loops over points and classes."""
 
 import math
 from collections.abc import Callable
@@ -23,14 +23,14 @@ Box = list[float]
 
 
 def embedding_of(box: Box, dim: int = 8) -> list[float]:
-    """Stands for CLIP's embedding of the crop of a box: a unit vector that depends on the box alone."""
+    """Make a stand-in for CLIP's embedding of a box's crop: a unit vector that depends on the box alone."""
     vector = [math.sin(0.03 * (k + 1) * box[0] + 0.02 * box[1] + 0.05 * k * box[2] + box[3] / 40) for k in range(dim)]
     length = math.sqrt(sum(value * value for value in vector))
     return [value / length for value in vector]
 
 
 class Looker:
-    """A `Look` that keeps the boxes it was asked for."""
+    """A `Look` that records the boxes it is called with."""
 
     def __init__(self) -> None:
         self.asked: list[list[Box]] = []
@@ -62,7 +62,7 @@ def detect(
 
 
 def suppress(ranked: list, threshold: float, box_of: Callable, rivals: Callable) -> list:
-    """Greedy non-maximum suppression, best first, among those that are rivals."""
+    """Apply greedy non-maximum suppression among rivals, best first."""
     kept: list = []
     for item in ranked:
         if not any(rivals(item, better) and iou(box_of(item), box_of(better)) > threshold for better in kept):
@@ -86,7 +86,7 @@ def reference(
     options: DetectionOptions,
     ensemble: ScoreEnsemble | None = None,
 ) -> list[tuple[Box, float, int]]:
-    """Everything at once, in double precision and plain numbers."""
+    """Compute the detections of an image with all options, in double precision and plain numbers."""
     rows, embeddings = text.tolist(), predictions.embeddings[image].tolist()
     height, width = INPUT_SIZES[image]
     boxes: dict[int, Box] = {}
@@ -145,7 +145,8 @@ def reference(
 
 
 def assert_same(found: Detections, expected: list[tuple[Box, float, int]]) -> None:
-    """Equal, whatever the order of different classes whose scores differ by less than float32 can tell."""
+    """Check that detections are equal, except for the order of different classes whose scores float32 cannot tell
+    apart."""
     assert (found.scores.diff() <= 0).all()
     rows = sorted(range(len(found.scores)), key=lambda row: (int(found.classes[row]), row))
     sorted_found = Detections(found.boxes[rows], found.scores[rows], found.classes[rows])
@@ -207,7 +208,8 @@ def test_the_only_class_keeps_its_scores(options: dict) -> None:
 
 @pytest.mark.parametrize("chunk_elements", [1, 7_000, 10**9])
 def test_chunks_do_not_matter_with_thousands_of_names(chunk_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One, two or all points at a time: the softmax needs all classes of a point, and no other point."""
+    """Results do not depend on how many points are scored at a time, since the softmax needs all classes of a point but
+    no other point."""
     monkeypatch.setattr("ovd.model.similarity.CHUNK_ELEMENTS", chunk_elements)
     num_classes, options = 3000, DetectionOptions(competition=60.0, candidates=30, nms_iou=1.0)
     predictions, text = make_predictions(1, 80), make_text(num_classes)
@@ -237,7 +239,7 @@ def test_an_image_alone_equals_itself_in_a_batch(options: dict) -> None:
 
 def test_ties_are_in_order_of_point_and_class() -> None:
     predictions, text = make_predictions(1, 40), make_text(6)
-    flat = Predictions(torch.zeros(1, 40, 8), predictions.boxes, torch.zeros(1, 40))  # every score is the same
+    flat = Predictions(torch.zeros(1, 40, 8), predictions.boxes, torch.zeros(1, 40))  # all scores are equal
     competing = DetectionOptions(competition=9.0, candidates=17)
     assert_equal(detect(flat, text, competing)[0], reference(flat, 0, text, competing))
     one_name = DetectionOptions(one_name_per_place=0.5)
@@ -319,7 +321,7 @@ def test_keys_of_a_config() -> None:
 
 
 def test_the_repr_is_that_of_before_where_the_options_are_off() -> None:
-    """It is part of what a ledger of pseudo-labels compares."""
+    """Options that are off do not change the repr, which ledgers of pseudo-labels compare."""
     assert repr(DetectionOptions(score_threshold=0.05)) == (
         "DetectionOptions(score_threshold=0.05, nms_iou=0.6, max_detections=1000, candidates=2000)"
     )

@@ -1,4 +1,4 @@
-"""The detector and its parts: batches of any shape, gradients of what is trained, and the filter of shortcuts."""
+"""The detector and its parts: batches of any shape, gradients of trained parameters, and the shortcut filter."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_predictions_belong_to_the_points(detector, size):
     num_points = len(points.centers)
     assert num_points == sum(-(-size[0] // s) * -(-size[1] // s) for s in (8, 16, 32, 64, 128))
     assert predictions.embeddings.shape == (1, num_points, 256)
-    # distances are positive, so every box contains its own point
+    # Distances are positive, so every box contains its own point.
     x, y = points.centers.unbind(1)
     x0, y0, x1, y1 = predictions.boxes[0].unbind(1)
     assert ((x0 < x) & (x < x1) & (y0 < y) & (y < y1)).all()
@@ -66,11 +66,11 @@ def test_training_mode_leaves_the_backbone_frozen_in_its_statistics(detector):
 
 def test_every_parameter_of_a_trained_detector_gets_a_gradient(detector):
     for module in detector.modules():
-        if isinstance(module, GatedProjection):  # at zero, a projection hides what is before it
+        if isinstance(module, GatedProjection):  # a projection at zero blocks the gradients before it
             torch.nn.init.normal_(module.projection.weight, std=0.1)
         if isinstance(module, ShortcutFilter):
             torch.nn.init.normal_(module.weights.weight, std=0.1)
-        if isinstance(module, TaskAlignedHead):  # likewise its offsets
+        if isinstance(module, TaskAlignedHead):  # so do offsets at zero
             for parameter in module.offsets[-1].parameters():
                 torch.nn.init.normal_(parameter, std=0.1)
     predictions = detector(images(1, 64, 64))
@@ -113,7 +113,7 @@ def test_filter_is_the_sum_of_its_weights_times_the_points_around():
 
 
 def test_filter_keeps_to_the_span_of_the_shortcut():
-    """What the shortcut does not hold anywhere, no weights can bring in."""
+    """The filter stays in the span of the shortcut: no weights can add a channel that it holds nowhere."""
     shortcut = torch.randn(1, 4, 5, 5)
     shortcut[:, 2] = 0
     layer = ShortcutFilter(3, 5)
@@ -141,7 +141,8 @@ def test_pyramid_refuses_strides_with_gaps():
 
 @pytest.mark.parametrize("places", [("pyramid",), ("head",), ("pyramid", "head"), ()])
 def test_the_learned_path_joins_where_it_is_told_to(untrained_clip, places):
-    """Only the gates of these places exist, each reaches the embeddings, and every trainable parameter learns."""
+    """The learned path joins only at the given places: only their gates exist, each reaches the embeddings, and every
+    trainable parameter gets a gradient."""
     detector = build_detector(untrained_clip, *places)
     gates = [module for module in detector.modules() if isinstance(module, GatedProjection)]
     assert len(gates) == ("pyramid" in places) * len(detector.strides) + ("head" in places)
@@ -149,7 +150,7 @@ def test_the_learned_path_joins_where_it_is_told_to(untrained_clip, places):
         torch.nn.init.normal_(gate.projection.weight)
     predictions = detector(images(1, 64, 64))
     (predictions.embeddings.square().sum() + predictions.boxes.sum() + predictions.quality.sum()).backward()
-    silent = {"log_scale", "threshold"}  # parts of the logit, not of the predictions
+    silent = {"log_scale", "threshold"}  # these act on logits, not on predictions
     without = {name for name, p in detector.named_parameters() if p.requires_grad and p.grad is None}
     assert without == silent
 
@@ -159,7 +160,7 @@ def test_the_dense_feature_is_predicted_in_evaluation_where_it_is_asked_for(untr
     batch = images(1, 64, 96)
     assert detector.train()(batch).dense is None
     found = detector.eval()(batch)
-    torch.testing.assert_close(found.dense, gated.eval()(batch).embeddings)  # a fresh gated detector is dense CLIP
+    torch.testing.assert_close(found.dense, gated.eval()(batch).embeddings)  # which is dense CLIP
 
 
 def test_its_classifier_is_at_its_scale_and_bias(untrained_clip):
@@ -224,7 +225,8 @@ def test_in_low_precision_the_filter_differs_by_rounding_alone(batch, height, wi
 @pytest.mark.parametrize(("height", "width"), [(16, 2), (2, 16), (16, 4), (1, 1)])
 @pytest.mark.parametrize("learns", [False, True])
 def test_coarse_levels_of_thin_images_are_those_of_float32(height: int, width: int, learns: bool):
-    """oneDNN reads beyond narrow maps in strided convolutions, bfloat16 and channels last."""
+    """Coarse levels of thin images equal those of float32, although oneDNN reads beyond narrow maps in strided
+    convolutions with bfloat16 and channels last."""
     torch.manual_seed(0)
     pyramid = FeaturePyramid((64, 64), (8, 16), 256).to(memory_format=torch.channels_last).requires_grad_(learns)
     maps = [torch.randn(2, 64, height, width), torch.randn(2, 64, (height + 1) // 2, (width + 1) // 2)]
@@ -239,7 +241,8 @@ def test_coarse_levels_of_thin_images_are_those_of_float32(height: int, width: i
 
 
 def test_coarse_levels_of_one_cell_have_finite_gradients():
-    """oneDNN gave NaN for a strided convolution of one cell, bfloat16 and channels last."""
+    """Gradients of one-cell levels are finite; oneDNN gave NaN for a strided convolution of one cell with bfloat16 and
+    channels last."""
     torch.manual_seed(0)
     pyramid = FeaturePyramid((8, 16), (8, 16), 32).to(memory_format=torch.channels_last)
     maps = [torch.randn(2, 8, 8, 8), torch.randn(2, 16, 4, 4)]

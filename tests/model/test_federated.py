@@ -1,4 +1,4 @@
-"""Which classes and texts are scored in a step, and which count as absent from an image."""
+"""The classes and texts that are scored in a step, and those that count as absent from an image."""
 
 from dataclasses import replace
 
@@ -77,7 +77,7 @@ def test_sampled_rows(
     allowed, num_expected = (
         (verified, len(verified)) if negatives == "strict" else (drawable, min(sampled_classes, len(drawable)))
     )
-    if not positives and num_expected == 0:  # never no row at all
+    if not positives and num_expected == 0:  # at least one row is always scored
         assert sampled.tolist() == [int(counts.argmax())]
         return
     assert drawn <= allowed
@@ -118,7 +118,7 @@ def test_classes_that_are_left_out_are_never_scored_and_all_others_are_as_before
     wanted = set(needed.tolist()) - left_out
     drawable = {row for row in others - wanted if counts[row] > 0} if negatives == "sampled" else set()
     num_drawn = min(sampled_classes, len(drawable))
-    if not wanted and num_drawn == 0:  # never no row at all
+    if not wanted and num_drawn == 0:  # at least one row is always scored
         assert len(sampled) == 1
         assert counts[sampled[0]] == max(int(counts[row]) for row in others)
         return
@@ -178,4 +178,4 @@ def test_a_text_is_no_negative_where_one_of_the_nearest_classes_has_a_box() -> N
     rows, texts = torch.eye(8)[:5], torch.tensor([[1.0, 0.9, 0.8, 0, 0, 0, 0, 0]])
     second, fourth = make_targets([1], [], [], []), make_targets([3], [], [], [])
     assert text_mask((second, fourth), texts, rows).tolist() == [[False], [True]]
-    assert text_mask((second,), texts, rows[:2]).tolist() == [[False]]  # of fewer classes than are looked at
+    assert text_mask((second,), texts, rows[:2]).tolist() == [[False]]  # with fewer classes than the rule compares

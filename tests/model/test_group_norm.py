@@ -31,7 +31,7 @@ def test_results_and_gradients_are_exact_but_for_rounding(
     exact, weight, bias = (one.detach().double().requires_grad_() for one in (x, norm.weight, norm.bias))
     expected = F.group_norm(exact, 4, weight, bias, norm.eps)
     torch.testing.assert_close(measured.double(), expected.relu() if relu else expected, rtol=2**-7, atol=2**-7)
-    # The ReLU lets the same points pass, so that a value that rounds to zero is no difference.
+    # Both use the measured ReLU mask, so that a value that rounds to zero makes no difference.
     passed = slope.double() * (measured > 0) if relu else slope.double()
     wanted = torch.autograd.grad(expected, (exact, weight, bias), passed)
     assert [gradient.dtype for gradient in gradients] == [torch.bfloat16, torch.float32, torch.float32]

@@ -38,7 +38,7 @@ def batch(own: list[list[int]]) -> Batch:
 
 
 def of_pairs(text: torch.Tensor) -> TextClassifier:
-    """The first row is of a class of the vocabulary, which has no say here."""
+    """Build a classifier of the pairs' texts, without the first row, which is a class of the vocabulary."""
     classes = torch.tensor([1, 10, 11, 12])
     return TextClassifier(text, classes, SCALE, BIAS).select(classes >= 10)
 

@@ -1,4 +1,4 @@
-"""The latest result of a computation: kept for the same tensors, and computed again for all others."""
+"""The latest result of a computation is reused for the same tensors and computed again for others."""
 
 import torch
 
@@ -33,7 +33,7 @@ def test_nothing_is_kept_of_what_learns_or_has_no_version() -> None:
 
 
 def test_what_learned_meanwhile_is_computed_again() -> None:
-    """Without a sign in its version, as fused optimizers leave none."""
+    """A result is computed again after training, even if no tensor version shows it, as with fused optimizers."""
     scale, result = torch.zeros(2), LastResult[float]()
 
     def total() -> float:

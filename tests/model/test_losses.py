@@ -1,4 +1,4 @@
-"""Focal, box and quality losses with their gradients against double precision, torchvision and loops over points."""
+"""Focal, box and quality losses and their gradients against double precision, torchvision and loops over points."""
 
 from dataclasses import dataclass, replace
 
@@ -39,7 +39,7 @@ class Inputs:
 
 
 def make_inputs(num_points: int, num_classes: int, dim: int = 16, *, masked: bool = True) -> Inputs:
-    """A third of the points or fewer are background, and some are left out."""
+    """Make random inputs in which some points are background and some are ignored."""
     generator = torch.Generator().manual_seed(num_points + num_classes)
     labels = torch.randint(-4, num_classes, (num_points,), generator=generator)
     num_groups = 3 if masked else 1
@@ -72,7 +72,7 @@ def gradients(loss: Tensor, *inputs: Tensor) -> list[Tensor]:
 
 
 def assert_relatively_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    """To `tolerance` of the largest number: a gradient's small elements are differences of larger ones."""
+    """Check equality within `tolerance` of the largest number, since small gradients are differences of larger ones."""
     assert actual.shape == expected.shape
     error = (actual.double() - expected.double()).abs()
     assert error.numel() == 0 or error.max() <= tolerance * expected.double().abs().max()
@@ -95,7 +95,7 @@ def test_gradcheck(masked: bool) -> None:
 def test_equals_torchvision_on_dense_logits(num_points: int, chunk_size: int | None, masked: bool) -> None:
     inputs = make_inputs(num_points, 29, masked=masked)
     loss = chunked_loss(inputs, chunk_size=chunk_size)
-    exact = inputs.in_float64()  # so that the reference's own rounding does not count
+    exact = inputs.in_float64()  # without rounding errors of the reference
     expected = dense_loss(exact)
     assert_relatively_close(loss, expected, 1e-6)
     found, wanted = gradients(loss, *inputs.differentiable), gradients(expected, *exact.differentiable)
@@ -132,7 +132,7 @@ def test_extreme_logits(logit: float, label: int) -> None:
 
 @pytest.mark.parametrize("bias", [-30.0, -35.0, -40.0])
 def test_low_logits_have_no_denormal_gradients(bias: float) -> None:
-    """A CPU takes 20 times as long to multiply denormal numbers."""
+    """Low logits have no denormal gradients, which a CPU takes 20 times as long to multiply."""
     inputs = replace(make_inputs(200, 50), bias=torch.tensor(bias, requires_grad=True), labels=torch.full((200,), -1))
     for gradient in gradients(chunked_loss(inputs), *inputs.differentiable):
         is_denormal = (gradient != 0) & (gradient.abs() < torch.finfo(gradient.dtype).tiny)
@@ -141,7 +141,8 @@ def test_low_logits_have_no_denormal_gradients(bias: float) -> None:
 
 @pytest.mark.parametrize("length", [0.0, EPSILON / 2, EPSILON * 2, 1e-3, 1e4])
 def test_embeddings_of_any_length(length: float) -> None:
-    """As through a normalization of its own, which leaves the shortest ones shorter than 1."""
+    """Gradients are right for embeddings of any length, as through torch's normalize, which leaves the shortest ones
+    below length 1."""
     inputs = make_inputs(20, 7, masked=False)
     embeddings = (length * unit_embeddings(inputs.embeddings.detach())).requires_grad_()
     (found,) = gradients(chunked_loss(replace(inputs, embeddings=embeddings)), embeddings)
@@ -241,7 +242,7 @@ def test_autocast_rounds_the_products_alone() -> None:
         assert a.dtype == torch.float32
         assert_relatively_close(a, b, 2e-2)
 
-    # With scale 0 the products are 0 and what is left, the bias and the focal loss, is not rounded to bfloat16.
+    # With scale 0 only the bias and the focal loss are left, which are not rounded to bfloat16.
     inputs = replace(inputs, scale=torch.tensor(0.0), bias=torch.tensor(-1.2345678))
     exact = chunked_loss(inputs)
     with torch.autocast("cpu", torch.bfloat16):
@@ -260,7 +261,7 @@ def test_probabilities_of_low_precision_err_by_an_epsilon(logit: float) -> None:
     exact = inputs.bias.detach().double().requires_grad_()
     expected = num_pairs * 0.75 * exact.sigmoid() ** 2 * torch.nn.functional.softplus(exact)
     (expected_slope,) = gradients(expected, exact)
-    tolerance = 10 * epsilon * num_pairs * float(exact.detach().sigmoid()) ** 2  # both are products with p**2
+    tolerance = 10 * epsilon * num_pairs * float(exact.detach().sigmoid()) ** 2  # both are proportional to p**2
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=tolerance)
     torch.testing.assert_close(slope.double(), expected_slope, rtol=1e-6, atol=tolerance)
 
@@ -299,7 +300,7 @@ def test_low_precision_is_for_many_text_rows(num_classes: int, is_rounded: bool)
 
 
 class LargestStorage(TorchDispatchMode):
-    """Watches every operation's results, those inside autograd functions included."""
+    """A dispatch mode that records the largest storage of any result, inside autograd functions, too."""
 
     num_bytes = 0
 
@@ -338,7 +339,7 @@ def test_box_and_quality_equal_their_definitions() -> None:
     )
     boxes = true_boxes + torch.randn(9, 4, generator=generator)
     quality = torch.randn(9, generator=generator)
-    points = torch.cat([centers, centers], dim=1)  # boxes without area, from which torchvision encodes distances
+    points = torch.cat([centers, centers], dim=1)  # points as boxes without area, for torchvision's coder
     left, top, right, bottom = BoxLinearCoder(normalize_by_size=False).encode(points, true_boxes).unbind(1)
     centerness = torch.tensor(
         [
@@ -482,7 +483,7 @@ def test_losses_of_a_batch_equal_loops_over_points() -> None:
         torch.stack(quality),
         true_boxes=torch.stack(true_boxes),
         weights=weights,
-        unmatched_center_quality=torch.zeros(0),  # there is one level
+        unmatched_center_quality=torch.zeros(0),  # with one level there are none
     )
     expected = {
         "class": total / len(boxes),
@@ -533,7 +534,7 @@ def test_boxes_that_teach_names_alone_leave_the_box_branch_to_the_other_images()
 
 @pytest.mark.parametrize("crowd", [False, True])
 def test_no_boxes_keep_the_graph(crowd: bool) -> None:
-    """With a crowd over the whole of both images not even a background point is left."""
+    """Losses without boxes keep the graph, even if a crowd covers both images, so that no background point is left."""
     image = make_targets([], [])
     if crowd:
         image = replace(image, crowd_boxes=torch.tensor([[0.0, 0.0, 80.0, 48.0]]))
@@ -616,12 +617,13 @@ def test_quality_learns_from_matched_points_and_those_of_the_unmatched_center_al
     assert predictions.quality.grad is not None
     taught = predictions.quality.grad[0] != 0
     assert torch.equal(taught, (assignment.matched[0] >= 0) | assignment.unmatched_center[0])
-    assert (predictions.quality.grad[0][assignment.unmatched_center[0]] > 0).all()  # pushed down
+    assert (predictions.quality.grad[0][assignment.unmatched_center[0]] > 0).all()  # their quality is pushed down
     assert assignment.unmatched_center.any()
 
 
 def two_levels() -> Points:
-    """The same centers, every second one of a coarser level, so that some in a box's middle are not matched."""
+    """Make the same centers with every second one of a coarser level, so that some points in a box's middle are not
+    matched."""
     fine = make_points()
     return Points(fine.centers, torch.where(torch.arange(60) % 2 == 0, 8.0, 32.0))
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters: nothing at the start, and then the sum that their definition says, in every family."""
+"""Low-rank adapters have no effect at the start, and then add the product that defines them, in every family."""
 
 from itertools import chain
 
@@ -44,7 +44,7 @@ def test_fresh_adapters_change_nothing_and_others_are_a_sum_of_weights(family: s
 
 @pytest.mark.parametrize("family", CASES)
 def test_every_adapter_gets_a_gradient(family: str) -> None:
-    """Data parallelism waits for each of them."""
+    """Every adapter gets a gradient, which data parallelism waits for."""
     backbone = backbone_of(random_visual(family)).requires_grad_(False)
     add_adapters(backbone, shared_parameters(backbone, 0), rank=2)
     output = backbone(torch.randn(1, 3, *2 * (2 * backbone.size_divisor,)))

@@ -1,4 +1,4 @@
-"""From predictions to detections: the pairs that are kept are those of a full sort of all scores."""
+"""Post-processing: the kept pairs of point and class are those of a full sort of all scores."""
 
 import math
 from dataclasses import replace
@@ -63,7 +63,7 @@ def naive(
     max_detections: int = 1000,
     candidates: int = 2000,
 ) -> list[tuple[list[float], float, int]]:
-    """One full sort over points x classes, NMS one class at a time, boxes in plain numbers."""
+    """Post-process with one full sort over points x classes, NMS one class at a time, and boxes in plain numbers."""
     cosines = torch.cosine_similarity(predictions.embeddings[image, :, None], text, dim=-1)
     scores = torch.sqrt(torch.sigmoid(SCALE * cosines + BIAS) * torch.sigmoid(predictions.quality[image, :, None]))
     height, width = input_size
@@ -134,7 +134,8 @@ def test_boxes_of_low_precision_are_clipped_and_rescaled_in_float32() -> None:
 @pytest.mark.parametrize("count", [1, 7, 60, 1000])
 @pytest.mark.parametrize("side", [1.0, 20.0, 300.0])
 def test_the_best_kept_are_those_of_all_boxes(side: float, count: int) -> None:
-    """Whether few boxes overlap, and the first ones suffice, or almost all do."""
+    """The best kept boxes are those of NMS on all boxes, whether few overlap and the first ones suffice, or almost all
+    do."""
     generator = torch.Generator().manual_seed(3)
     corners = torch.rand(400, 2, generator=generator, dtype=torch.float64) * 100
     boxes = torch.cat([corners, corners + side], dim=1)
@@ -144,7 +145,7 @@ def test_the_best_kept_are_those_of_all_boxes(side: float, count: int) -> None:
 
 def test_ties_are_in_order_of_point_and_class() -> None:
     predictions, text = make_predictions(1, 40), make_text(6)
-    flat = Predictions(torch.zeros(1, 40, 8), predictions.boxes, torch.zeros(1, 40))  # every score is the same
+    flat = Predictions(torch.zeros(1, 40, 8), predictions.boxes, torch.zeros(1, 40))  # all scores are equal
     sizes = torch.tensor(INPUT_SIZES[:1])
     (detections,) = detections_of(flat, text, sizes, sizes, candidates=17)
     assert_equal(detections, naive(flat, 0, text, INPUT_SIZES[0], INPUT_SIZES[0], candidates=17))
@@ -186,12 +187,13 @@ def test_no_survivors(why: str) -> None:
 
 
 def test_many_classes_do_not_blur_the_boxes() -> None:
-    """A shift of 300 classes x 4,000 px leaves float32 an eighth of a pixel, which would make this IoU 0.6."""
+    """Many classes do not blur the boxes: shifting boxes by 300 classes x 4,000 px would round float32 to an eighth of
+    a pixel, and this IoU to 0.6."""
     boxes = [
         [0.07, 0.0, 100.07, 10.0],
         [25.12, 0.0, 125.12, 10.0],
         [3000.0, 0.0, 4000.0, 10.0],
-    ]  # the first two: 0.5994
+    ]  # the IoU of the first two is 0.5994
     predictions = Predictions(torch.zeros(1, 3, 8), torch.tensor([boxes]), torch.zeros(1, 3))
     sizes = torch.tensor([[10, 4000]])
     (detections,) = detections_of(predictions, make_text(300), sizes, sizes, nms_iou=0.5998)
@@ -201,7 +203,7 @@ def test_many_classes_do_not_blur_the_boxes() -> None:
 @pytest.mark.parametrize("field", ["embeddings", "boxes", "quality"])
 def test_nan_is_an_error(field: str) -> None:
     predictions = make_predictions(1, 20)
-    # The last point's box is set to lie inside the image, so that its embedding and quality are looked at.
+    # The last point's box is inside the image, so that its embedding and quality are used.
     predictions.boxes[0, -1] = torch.tensor([10.0, 10.0, 20.0, 30.0])
     getattr(predictions, field)[0, -1] = torch.nan
     sizes = torch.tensor(INPUT_SIZES[:1])
@@ -211,7 +213,8 @@ def test_nan_is_an_error(field: str) -> None:
 
 @pytest.mark.parametrize("candidates", [15, 3000])
 def test_score_ensemble_is_the_weighted_geometric_mean(candidates):
-    """One box a point, far apart, so that every (point, class) pair survives: scores against the formula."""
+    """The score ensemble is the weighted geometric mean; one box per point, far apart, lets every pair of point and
+    class survive."""
     num_points, text = 20, make_text(6)
     generator = torch.Generator().manual_seed(3)
     corners = torch.stack([torch.arange(num_points) * 10.0, torch.zeros(num_points)], dim=1)
@@ -242,7 +245,8 @@ def test_score_ensemble_is_the_weighted_geometric_mean(candidates):
 
 
 def test_the_score_ensemble_is_exact_where_probabilities_are_below_those_of_float32() -> None:
-    """One point far from the second name, of which CLIP is sure; the reference takes logarithms in plain numbers."""
+    """The score ensemble is exact even if float32 cannot represent the probabilities: one point is far from the second
+    name, which CLIP is sure of, and the reference takes logarithms in plain numbers."""
     embedding, dense, quality = torch.tensor([[1.0, -0.25]]), torch.tensor([[0.6, 0.8]]), -30.0
     points = PointPredictions(embedding, torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([quality]), dense)
     classifier = TextClassifier(torch.eye(2), torch.arange(2), torch.tensor(200.0), torch.tensor(-60.0))
@@ -259,7 +263,8 @@ def test_the_score_ensemble_is_exact_where_probabilities_are_below_those_of_floa
 
 
 def test_with_competition_a_lowered_name_is_lowered_in_the_choice_alone() -> None:
-    """One point; two names. The reference is the formula in float64."""
+    """With competition, a lowered name is lowered only in the choice of names; the reference is the formula in float64
+    for one point and two names."""
     embedding, text = torch.tensor([[1.0, 0.2]]), torch.eye(2)
     lowered = torch.tensor([0.1, 0.02])
     classifier = TextClassifier(text, torch.arange(2), torch.tensor(9.0), torch.tensor(-4.0), lowered)

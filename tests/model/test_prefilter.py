@@ -1,4 +1,4 @@
-"""A prefilter leaves points out, and changes nothing of what it keeps."""
+"""The prefilter drops points and does not change the detections of those that it keeps."""
 
 import math
 
@@ -17,7 +17,7 @@ DIM, POINTS, SIZE = 16, 200, 100
 
 
 def make_classifier(num_names: int, *, lowers: bool = False) -> TextClassifier:
-    """Names that share a direction, as CLIP's do."""
+    """Make a classifier of names that share a direction, as CLIP's do."""
     generator = torch.Generator().manual_seed(1)
     text = torch.randn(num_names, DIM, generator=generator)
     text[:, 0] += 6
@@ -28,7 +28,7 @@ def make_classifier(num_names: int, *, lowers: bool = False) -> TextClassifier:
 
 
 def make_predictions(classifier: TextClassifier, *, objects: int) -> tuple[Predictions, Tensor]:
-    """Noise, and at some points a vector near a name; and which points these are."""
+    """Make predictions of noise with vectors near a name at some points, and return them with those points."""
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(1, POINTS, DIM, generator=generator)
     chosen = torch.randperm(POINTS, generator=generator)[:objects].sort().values
@@ -55,7 +55,7 @@ def test_what_is_kept_is_found_as_without_it(lowers: bool, competition: float) -
     assert torch.equal(found.classes, exact.classes)
     assert torch.equal(found.boxes, exact.boxes)
     torch.testing.assert_close(found.scores, exact.scores)
-    # With fewer points than objects something is lost, and what is left has the scores that it had.
+    # With fewer points than objects, some detections are lost, and the others keep their scores.
     some = found_by(predictions, classifier, competition=competition, prefilter=0.02)
     assert {round(score, 5) for score in some.scores[:5].tolist()} <= {round(s, 5) for s in exact.scores.tolist()}
     assert len(some.scores) > 0

@@ -1,4 +1,4 @@
-"""Region distillation against plain loops, and its teacher against open_clip's own encoding of a slice."""
+"""Region distillation against plain loops, and its teacher against open_clip's own encoding of slices."""
 
 import copy
 import math
@@ -19,7 +19,7 @@ from ovd.precision import Compute
 from ovd.structures import Points, Predictions
 
 SIZES = torch.tensor([[96, 64], [48, 120], [0, 0]])
-"""A tall and a wide image in a batch of 96 x 128, and the blank image of a rank without any."""
+"""Sizes in a batch of 96 x 128: a tall and a wide image, and the blank image of a rank without images."""
 
 
 def make_classifier(num_classes: int = 5) -> TextClassifier:
@@ -35,7 +35,8 @@ def make_points() -> Points:
 
 
 def make_predictions(seed: int) -> Predictions:
-    """Boxes near a few places, of which some reach into the padding, so that many agree and many overlap a little."""
+    """Make predictions with boxes near a few places, some reaching into the padding, so that many agree and many
+    overlap a little."""
     generator = torch.Generator().manual_seed(seed)
     num_points = len(make_points().centers)
     places = torch.rand(3, 12, 4, generator=generator) * torch.tensor([110.0, 80, 40, 40])
@@ -51,7 +52,7 @@ def make_predictions(seed: int) -> Predictions:
 def reference(
     predictions: Predictions, image: int, classifier: TextClassifier, points: Points, options: RegionOptions
 ) -> tuple[list[list[float]], list[tuple[int, int]]]:
-    """Kept boxes; pairs of a point and the row of its box."""
+    """Return the kept boxes, and pairs of a point and the row of its box."""
     height, width = SIZES[image].tolist()
     candidates = []
     for point, (x, y) in enumerate(points.centers.tolist()):

@@ -1,4 +1,4 @@
-"""The map from scores to probabilities, the nearness to trained names, and what a calibration stores."""
+"""The map from scores to probabilities, the nearness to trained names, and the contents of a stored calibration."""
 
 import json
 import math
@@ -120,7 +120,7 @@ def test_a_least_score_leaves_out_no_detection_above_a_probability(score_map: Sc
     is_above = torch.stack([score_map(scores, near.expand(len(scores))) > probability for near in nearness]).any(dim=0)
     assert not is_above[scores < least].any()
     if probability > 0:
-        assert is_above[scores > least + 1e-4].all()  # and it is no lower than it has to be
+        assert is_above[scores > least + 1e-4].all()  # the bound is not lower than necessary
 
 
 def test_no_score_reaches_a_probability_of_one() -> None:

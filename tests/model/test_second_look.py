@@ -1,4 +1,4 @@
-"""The second look: crops against CLIP's own encoder, and every way of detecting that uses it."""
+"""The second look: crops against CLIP's own encoder, and all ways of detecting that use it."""
 
 import json
 from pathlib import Path
@@ -99,7 +99,8 @@ def test_options_and_encoder_go_together(trained):
 
 
 def test_an_image_is_seen_in_a_batch_as_alone(trained, inference):
-    """Two images of one odd shape, so that none is padded otherwise in a batch."""
+    """An image gives the same detections in a batch as alone; both images have the same odd shape, so that padding is
+    the same."""
     queries = QueryTexts(evaluation_text(trained.config, trained.clip, NAMES))
     pictures = [coarse_noise(seed, 60, 96) for seed in (0, 1)]
     images = torch.zeros(2, 3, 64, 96, dtype=torch.uint8)

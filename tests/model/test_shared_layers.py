@@ -1,4 +1,4 @@
-"""A copy that shares a backbone's first layers: its predictions are those of a whole detector, for every family."""
+"""A copy that shares a backbone's first layers predicts what a whole detector does, for every family."""
 
 import copy
 
@@ -13,7 +13,7 @@ from ovd.model.detector import Detector
 from ovd.model.shared_layers import copy_sharing_layers, shared_parameters
 
 LARGE = {"siglip", "eva02"}
-"""Whose smallest form has twelve blocks."""
+"""Families whose smallest model has twelve blocks."""
 CASES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW | LARGE else []) for name in FAMILIES]
 
 
@@ -42,7 +42,8 @@ def images_for(detector: Detector, seed: int) -> torch.Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("family", CASES)
 def test_predictions_with_shared_layers_are_those_of_a_whole_detector(family: str) -> None:
-    """The reference has the same weights, all of its own, and computes all of its layers."""
+    """Predictions with shared layers equal those of a whole detector that has the same weights and computes all of its
+    layers."""
     base = detector_of(family)
     num_layers = len(base.backbone.layers())
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
@@ -67,7 +68,7 @@ def test_predictions_with_shared_layers_are_those_of_a_whole_detector(family: st
                 of_base_now = base(images)
                 found = expert(images)
             if own_layers < num_layers:
-                with pytest.raises(KeyError):  # nothing is kept for other images
+                with pytest.raises(KeyError):  # no shared features are kept for other images
                     expert(images)
         for name in ("embeddings", "boxes", "quality"):
             assert torch.equal(getattr(found, name), getattr(expected, name)), (own_layers, name)
@@ -92,7 +93,7 @@ def test_shared_layers_do_not_run_twice(family: str) -> None:
     with shared.recording():
         base(images)
         expert(images)
-    # Only what holds parameters of a shared layer beside own modules runs.
+    # Of the modules with shared parameters, only those run that also contain other modules.
     assert [name for name in ran if list(expert.backbone.get_submodule(name).children()) == []] == []
 
 

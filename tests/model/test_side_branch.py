@@ -1,4 +1,4 @@
-"""The side branch of an expert: nothing at the start, features of the backbone's shapes, and color afterwards."""
+"""The side branch of an expert: no effect at the start, features of the backbone's shapes, and sensitivity to color."""
 
 import pytest
 import torch

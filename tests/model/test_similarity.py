@@ -1,4 +1,4 @@
-"""Scores of embeddings and texts: scaled cosines in any precision, and the bias that training starts from."""
+"""Scores of embeddings and texts: scaled cosines in any precision, and the initial bias of training."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ def test_cosines_of_low_precision_are_as_exact_as_in_float32(shape: tuple[int, .
 
 
 def test_half_precision_is_normalized_in_float32() -> None:
-    long = torch.full((1, 4), 300.0, dtype=torch.float16)  # its squared length, 360,000, is not a float16
+    long = torch.full((1, 4), 300.0, dtype=torch.float16)  # its squared length, 360,000, overflows float16
     torch.testing.assert_close(unit_embeddings(long), torch.full((1, 4), 0.5))
 
 
@@ -113,7 +113,7 @@ def test_initial_bias_reaches_the_mean_probability(
     monkeypatch.setattr(similarity, "INITIAL_PROBABILITY", target)
     generator = torch.Generator().manual_seed(0)
     text = unit_embeddings(torch.randn(30, 16, generator=generator))
-    embeddings = torch.randn(301, 16, generator=generator) + 3 * text[:1]  # confident of one class
+    embeddings = torch.randn(301, 16, generator=generator) + 3 * text[:1]  # confident of the first class
     bias = initial_bias(embeddings, text, scale=scale)
     mean = torch.sigmoid((scale * text_cosines(embeddings, text) + bias).double()).mean()
     assert mean.item() == pytest.approx(target, rel=1e-4)

@@ -1,4 +1,4 @@
-"""The convolution of small maps as one matrix product against torch's, map by map."""
+"""The convolution of small maps as one matrix product, against torch's convolution map by map."""
 
 import pytest
 import torch

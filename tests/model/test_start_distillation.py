@@ -1,4 +1,4 @@
-"""Distillation to the starting detector: nothing at the start, and then a pull back to it."""
+"""Distillation to the starting detector: no loss at the start, and then a pull back to it."""
 
 import math
 from dataclasses import replace

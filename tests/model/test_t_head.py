@@ -1,4 +1,4 @@
-"""The task-aligned head: where sides are looked up, how layers are weighed, and the form that both heads have."""
+"""The task-aligned head: the lookup of sides, the weighting of layers, and the interface that both heads share."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def test_no_offset_looks_nowhere_else():
 
 
 def between(values: list[float], position: float) -> float:
-    """Linear interpolation; the ends' values beyond the ends."""
+    """Interpolate linearly; beyond the ends, the value at the end."""
     position = min(max(position, 0.0), len(values) - 1.0)
     low = min(int(position), max(0, len(values) - 2))
     high = min(low + 1, len(values) - 1)
@@ -64,7 +64,7 @@ def test_head_can_be_captured_in_a_cuda_graph():
 
 
 class _OnLevels(torch.nn.Module):
-    """A head that takes its levels one by one, as CUDA graphs do."""
+    """A head that takes its levels as separate arguments, as CUDA graphs do."""
 
     def __init__(self, head: TaskAlignedHead):
         super().__init__()
@@ -75,7 +75,7 @@ class _OnLevels(torch.nn.Module):
 
 
 def distances_to(box: list[float], height: int, width: int, stride: int) -> torch.Tensor:
-    """Distances from every cell's center to the sides of one box."""
+    """Compute the distances from every cell's center to the sides of one box."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     x, y = (x + 0.5) * stride, (y + 0.5) * stride
     left, top, right, bottom = box
@@ -84,7 +84,7 @@ def distances_to(box: list[float], height: int, width: int, stride: int) -> torc
 
 def test_sides_that_all_points_agree_on_stay_wherever_they_are_taken_from() -> None:
     box = [3.0, 5.0, 40.0, 44.0]
-    # Within the map: beyond its border the border's own value is used.
+    # Offsets may leave the map, beyond which the value at the border is used.
     offsets = 4 * torch.rand(1, 8, 6, 7, generator=torch.Generator().manual_seed(0)) - 2
     found = move_sides(distances_to(box, 6, 7, 8), offsets, 8)
     torch.testing.assert_close(found, torch.tensor(box).expand(1, 42, 4), atol=1e-4, rtol=0)
@@ -93,7 +93,7 @@ def test_sides_that_all_points_agree_on_stay_wherever_they_are_taken_from() -> N
 def test_a_box_that_would_be_inverted_stays_as_it_was() -> None:
     distances = torch.full((1, 4, 1, 4), 3.0)  # boxes 6 px wide around centers 8 px apart
     offsets = torch.zeros(1, 8, 1, 4)
-    offsets[0, 4, 0, 2] = -2  # the third box's right side becomes the first box's
+    offsets[0, 4, 0, 2] = -2  # the third box gets the first box's right side
     found = move_sides(distances, offsets, 8)
     torch.testing.assert_close(found, move_sides(distances, torch.zeros_like(offsets), 8))
 

@@ -1,4 +1,4 @@
-"""Attention in windows: which patches see each other, and the exported graph, for grids of any size."""
+"""Attention in windows: the patches that see each other, and the exported graph, for grids of any size."""
 
 import copy
 from pathlib import Path
@@ -25,7 +25,7 @@ STARTS = {
     7: (3, [0, 2, 4]),
     10: (3, [0, 2, 5, 7]),
 }
-"""Side of the windows and where each begins, for a side of the grid, if windows have at most three rows."""
+"""Side and starts of the windows by the grid's side, for windows of at most three rows."""
 
 
 @pytest.mark.parametrize("grid", [(4, 6), (5, 7), (1, 1), (3, 10)])
@@ -96,7 +96,8 @@ def test_a_block_that_attends_to_all_is_among_those_before_the_dense_feature(nam
 
 
 def test_windows_keep_what_lies_elsewhere_out():
-    """Without blocks that attend to all, a patch far away changes nothing but through the class token."""
+    """Windows shut out other patches: without blocks of global attention, changing a far patch changes no feature
+    outside its window."""
     torch.manual_seed(0)
     model = _build_vision_tower(DIM, CLIPVisionCfg(**FAMILIES["vit"])).eval()
     backbone = backbone_of(model, window=2)

@@ -1,4 +1,4 @@
-"""An exported detector from Python: what the detector itself finds, in a process that has no torch."""
+"""The Python predictor of an exported detector finds the detector's own boxes, in a process without torch."""
 
 import copy
 import json
@@ -34,7 +34,7 @@ from ovd.predictor import Predictor as TorchPredictor
 ROOT = Path(__file__).parents[2]
 NAMES = ["anchor", "chess_king_(outlined)", "cat face"]
 NEEDED = ("numpy", "numpy.libs", "PIL", "pillow.libs", "onnxruntime")
-"""What lies in site-packages of the packages that detection needs."""
+"""Folders in site-packages of the packages that detection needs."""
 
 SCRIPT = """
 import json, sys
@@ -60,7 +60,7 @@ def trained(tiny_clip) -> TrainedDetector:
     settings = {"competition": 30, "max_detections": 50}
     train, bank = {"device": "cpu"}, {"templates": "short"}
     made = small_trained(tiny_clip, "anchor", data={"size": 96}, train=train, eval=settings, bank=bank)
-    for part in (made.detector.head.distances, made.detector.head.quality):  # boxes that differ
+    for part in (made.detector.head.distances, made.detector.head.quality):  # make the boxes differ
         assert isinstance(part, torch.nn.Conv2d)
         torch.nn.init.normal_(part.weight, std=0.1)
     made.detector.set_bias(-20.0)
@@ -197,7 +197,7 @@ def test_an_export_says_that_the_runs_prefilter_is_not_in_the_graph(trained, tmp
 
 
 def detected_in(python: list[str], model: Path, image: np.ndarray, folder: Path) -> dict[str, list]:
-    """What a process finds that may import nothing but what detection needs."""
+    """Detect in a process that can only import what detection needs."""
     Image.fromarray(image).save(folder / "image.png")
     arguments = [*python, "-c", SCRIPT, str(model), str(folder / "image.png"), json.dumps(NAMES)]
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=folder)
@@ -228,7 +228,7 @@ def test_a_fresh_environment_needs_onnxruntime_numpy_and_pillow_alone(model, pre
     (packages,) = (environment / "lib").glob("python3*/site-packages")
     pip = [sys.executable, "-m", "pip", "--quiet", "install", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--target", packages, source], check=True)
-    for name in NEEDED:  # as installed here, since there may be no network
+    for name in NEEDED:  # linked to those installed here, since there may be no network
         (packages / name).symlink_to(Path(onnxruntime.__file__).parents[1] / name)
     found = detected_in([str(environment / "bin" / "python"), "-I"], model, image, tmp_path)
     check_same(found, predictor, image)

@@ -1,4 +1,4 @@
-"""Pixels equal those of evaluation, which OpenCV resizes."""
+"""Resized pixels equal those of evaluation, which uses OpenCV."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from ovd.onnx.resize import resize
 
 
 def picture(height: int, width: int, seed: int) -> np.ndarray:
-    """Noise, or something smooth."""
+    """Make a picture of noise for odd seeds, a smooth one for even seeds."""
     generator = np.random.default_rng(seed)
     if seed % 2:
         return generator.integers(0, 256, (height, width, 3), dtype=np.uint8)

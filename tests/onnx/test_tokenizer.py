@@ -1,4 +1,4 @@
-"""Tokens equal those of open_clip's SimpleTokenizer, with both tables of merges."""
+"""Tokens equal those of open_clip's SimpleTokenizer for both merge tables."""
 
 import random
 
@@ -23,7 +23,7 @@ ALPHABET = (
     "abcXYZ'\u2019-_.,!?&;#0123456789 \t\n\u00e9\u00fc\u00df\u0130\u0131\u01c5\ufb02\u03a9\u0416\u05d0\u0928\u4e2d"
     "\u0e01\u2463\u2603\U0001f43c"
 )
-"""Without signs that a wrong encoding makes of others: such text is repaired by open_clip alone."""
+"""Characters of random texts, without those that a wrong encoding produces, since only open_clip repairs such text."""
 
 
 def random_texts(number: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which pseudo-labels are kept: every rule against looking at one box after another, and counts of what is removed."""
+"""Filters of pseudo-labels: every rule against a loop over single boxes, and counts of removed boxes."""
 
 import dataclasses
 from collections import defaultdict
@@ -33,7 +33,7 @@ Row = tuple[int, float, tuple[float, float, float, float]]
 
 
 def shard_of(pairs: Sequence[Sequence[Row]]) -> ShardLabels:
-    """A shard of (text, score, box) by pair; its images are 100 px high and 200 px wide."""
+    """Make a shard from the (text, score, box) rows of each pair; its images are 100 px high and 200 px wide."""
     rows = [row for pair in pairs for row in pair]
     offsets = np.cumsum([0, *map(len, pairs)], dtype=np.int64)
     return ShardLabels(
@@ -53,10 +53,10 @@ def shard_of(pairs: Sequence[Sequence[Row]]) -> ShardLabels:
 BOX = (10.0, 10.0, 60.0, 50.0)
 a_box = st.tuples(
     st.integers(0, len(TEXTS) - 1),
-    st.sampled_from([0.1, 0.25, 0.5, 0.75]),  # few values: many ties
+    st.sampled_from([0.1, 0.25, 0.5, 0.75]),  # few values, so that there are many ties
     st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(51, 200), st.integers(51, 100)),
 )
-# Of every pair its rows: the type checks inside `shard_of` draw random numbers, no strategy may.
+# A strategy for rows by pair, not for shards: type checks in `shard_of` draw random numbers, which a strategy must not.
 some_rows = st.lists(st.lists(a_box, max_size=6), max_size=4)
 some_filters = st.builds(
     BoxFilters,
@@ -69,12 +69,12 @@ some_filters = st.builds(
 
 
 def captions_of(shard: ShardLabels) -> list[str]:
-    """In turn: one that names the cat, one that names the two texts before it."""
+    """Return captions in turn: one that names the cat, one that names the two texts before it."""
     return [CAPTION if row % 2 else "a cat" for row in range(len(shard.keys))]
 
 
 def kept_one_by_one(shard: ShardLabels, filters: BoxFilters) -> list[bool]:
-    """The same rules as loops over single boxes."""
+    """Apply the same rules as loops over single boxes."""
     left = []
     for pair, caption in enumerate(captions_of(shard)):
         for row in range(shard.boxes.offsets[pair], shard.boxes.offsets[pair + 1]):
@@ -107,7 +107,7 @@ def kept_one_by_one(shard: ShardLabels, filters: BoxFilters) -> list[bool]:
 
 
 def overlap(a: list[float], b: list[float]) -> float:
-    """IoU."""
+    """Compute the IoU of two boxes xyxy."""
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (a, b)]

@@ -1,4 +1,5 @@
-"""Tiny detectors with random weights, built here and read back from a folder without a network."""
+"""Teachers from Hugging Face: tiny detectors with random weights, built here and read from a folder without a
+network."""
 
 import shutil
 import sys
@@ -18,7 +19,7 @@ from ovd.selftrain.labels import TeacherBoxes
 from ovd.text.prompts import TEMPLATES
 
 OWL_TOKENS = 8
-"""Of a query: begin, six letters, end."""
+"""Number of tokens of a query: begin, six letters, end."""
 QUERIES = ("a dog", "umbrella", "the red kite over a hill")
 
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("no_network")
 
 
 def randomise(model: nn.Module) -> None:
-    """All weights anew: what transformers draws for some heads saturates every box."""
+    """Draw all weights anew, since transformers' initial weights of some heads saturate every box."""
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1 and "norm" in name and name.endswith("weight"):
@@ -36,7 +37,7 @@ def randomise(model: nn.Module) -> None:
 
 
 def save_owl(folder: Path, kind: str) -> Path:
-    """An OWL-ViT or OWLv2 with 4 x 4 patches whose tokenizer spells words letter by letter."""
+    """Save an OWL-ViT or OWLv2 with 4 x 4 patches whose tokenizer spells words letter by letter."""
     import transformers
 
     letters = "abcdefghijklmnopqrstuvwxyz"
@@ -85,12 +86,12 @@ def mm_grounding_dino(tmp_path_factory) -> Path:
 
 
 def save_grounding_dino(folder: Path, kind: str) -> Path:
-    """One with 12 boxes and room for 24 tokens; its tokenizer spells too."""
+    """Save a Grounding DINO with 12 boxes and room for 24 tokens, whose tokenizer also spells words."""
     import transformers
 
     tokens = [f"[unused{position}]" for position in range(1030)]
     for position, token in {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 1012: ".", 1029: "?"}.items():
-        tokens[position] = token  # ids that the model knows by heart
+        tokens[position] = token  # ids that are fixed in the model's code
     for position, letter in enumerate("abcdefghijklmnopqrstuvwxyz"):
         tokens[200 + 2 * position : 202 + 2 * position] = [letter, "##" + letter]
     tokenizer = transformers.BertTokenizer(vocab={token: position for position, token in enumerate(tokens)})
@@ -125,7 +126,7 @@ def save_grounding_dino(folder: Path, kind: str) -> Path:
 
 
 def open_teacher(folder: Path | str, **options) -> HuggingFaceTeacher:
-    """One that keeps every box, unless told otherwise."""
+    """Open a teacher that keeps every box unless `options` say otherwise."""
     everything = {"score_threshold": 0.0, "candidates": 5000, "nms_iou": 1.0}
     return HuggingFaceTeacher(folder, device=torch.device("cpu"), **(everything | options))
 
@@ -141,7 +142,7 @@ def assert_same(one: TeacherBoxes, other: TeacherBoxes, tolerance: float = 0.0) 
 
 
 def assert_same_rows(found: Float[np.ndarray, "K C"], expected: Float[np.ndarray, "K C"], tolerance: float) -> None:
-    """In any order."""
+    """Check that both hold the same rows in any order."""
     assert found.shape == expected.shape
     distance = np.abs(found[:, None] - expected).max(axis=2)
     assert distance.min(axis=0).max() < tolerance
@@ -151,7 +152,8 @@ def assert_same_rows(found: Float[np.ndarray, "K C"], expected: Float[np.ndarray
 @pytest.mark.parametrize(("height", "width"), [(48, 96), (96, 48), (50, 50), (9, 40), (1, 1)])
 @pytest.mark.parametrize("kind", ["owlv2", "owlvit"])
 def test_owl_boxes_lie_where_the_patches_are(kind, height, width, request):
-    """Without a learned part, a box has the size of a patch, around the patch's bottom right corner."""
+    """OWL's boxes are at the patches: without its learned part, a box has the size of a patch, around the patch's
+    bottom right corner."""
     teacher = open_teacher(request.getfixturevalue(kind))
     nn.init.zeros_(teacher._model.box_head.dense2.weight)
     nn.init.zeros_(teacher._model.box_head.dense2.bias)
@@ -182,7 +184,8 @@ def test_owlv2_sees_an_image_as_the_top_left_of_a_black_square(owlv2, height, wi
 
 @pytest.mark.parametrize("kind", ["owlv2", "owlvit"])
 def test_owl_equals_transformers_own_postprocessing(kind, request):
-    """Which gives every box its best query alone, does not clip, and does not cut long queries."""
+    """The teacher agrees with transformers' own post-processing, which gives each box only its best query, does not
+    clip boxes, and does not truncate long queries."""
     from PIL import Image
     from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
@@ -251,7 +254,7 @@ def test_boxes_are_ranked_thresholded_suppressed_by_query_and_capped(owlv2):
         assert (box_iou(boxes, boxes) - torch.eye(len(boxes))).max() <= 0.1 + 1e-6
     different = suppressed.texts[:, None] != suppressed.texts
     overlap = box_iou(torch.from_numpy(suppressed.boxes), torch.from_numpy(suppressed.boxes)).numpy()
-    assert overlap[different].max() > 0.1  # of different queries, boxes may share a place
+    assert overlap[different].max() > 0.1  # boxes of different queries may overlap
 
 
 def test_a_long_query_is_cut_to_what_owl_reads(owlv2):
@@ -287,7 +290,8 @@ def test_one_template_equals_the_filled_queries_as_they_stand(kind, request):
 @pytest.mark.parametrize("prompts_per_pass", [512, 9, 4, 1])
 @pytest.mark.parametrize("kind", ["owlv2", "owlvit"])
 def test_several_templates_score_the_mean_over_prompts_read_alone(kind, prompts_per_pass, request, monkeypatch):
-    """The reference asks the model of transformers for one prompt at a time."""
+    """With several templates, the score is the mean over prompts; the reference runs transformers' model on one prompt
+    at a time."""
     from PIL import Image
     from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
@@ -309,7 +313,7 @@ def test_several_templates_score_the_mean_over_prompts_read_alone(kind, prompts_
         rows = np.column_stack([boxes, 100 * scores, np.full(len(boxes), 1000 * position)])
         expected.append(rows[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)])
         from_mean_logits.append(np.abs(scores - 1 / (1 + np.exp(-np.mean(logits, axis=0)))).max())
-    assert max(from_mean_logits) > 1e-3  # another mean would be seen
+    assert max(from_mean_logits) > 1e-3  # a mean of logits would be seen
 
     monkeypatch.setattr(hf_teacher, "_PROMPTS_PER_PASS", prompts_per_pass)
     teacher = open_teacher(folder, templates=("{}", "{article} {}", "my {}"))
@@ -342,7 +346,8 @@ def test_grounding_dino_reads_the_prompt_of_its_processor(grounding_dino):
     ("kind", "height", "width"), [("grounding_dino", 40, 72), ("grounding_dino", 90, 33), ("mm_grounding_dino", 40, 72)]
 )
 def test_grounding_dino_equals_transformers_own_postprocessing(kind, height, width, request):
-    """Which scores a box by its best token; a query of one token has no other."""
+    """The teacher agrees with transformers' own post-processing, which scores a box by its best token, for queries of a
+    single token."""
     from PIL import Image
     from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
@@ -352,7 +357,7 @@ def test_grounding_dino_equals_transformers_own_postprocessing(kind, height, wid
     inputs = processor(images=Image.fromarray(image), text=[["k"]], return_tensors="pt")
     with torch.no_grad():
         outputs = model(**inputs)
-    outputs.logits = outputs.logits[..., 1:2]  # without the full stop, and begin and end, which score as well
+    outputs.logits = outputs.logits[..., 1:2]  # not begin, end and full stop, which have scores, too
     (expected,) = processor.post_process_grounded_object_detection(
         outputs, threshold=0.0, target_sizes=[(height, width)]
     )

@@ -1,4 +1,4 @@
-"""Labelled pairs as training data: which pairs, which boxes, which texts."""
+"""Labelled pairs as training data: the choice of pairs, boxes and texts."""
 
 import itertools
 import json
@@ -25,7 +25,8 @@ from ovd.text.pair_texts import PairTexts
 
 
 def shard_labels(keys: list[str], texts: list[str], queries: list[list[int]], found: list[list[int]]) -> ShardLabels:
-    """`found`: for every pair the texts of its boxes; box k of a pair is k pixels wide and high."""
+    """Make a shard of labels; `found` has the texts of each pair's boxes, and box k (from 0) is k + 1 px wide and
+    high."""
     boxes = [[[0, 0, k + 1, k + 1] for k in range(len(row))] for row in found]
     return ShardLabels(
         keys=tuple(keys),
@@ -41,7 +42,7 @@ def shard_labels(keys: list[str], texts: list[str], queries: list[list[int]], fo
 
 @pytest.fixture
 def parts(tmp_path):
-    """Two shards of three pairs; pair 1 has no text, pair 2 texts without boxes."""
+    """Two shards of three pairs with their labels and texts; pair 1 has no text, pair 2 texts without boxes."""
     folder = tmp_path / "pairs"
     write_pair_shards(folder, [Pair(f"{k}", b"image %d" % k, "caption", {}) for k in range(6)], pairs_per_shard=3)
     labels = [
@@ -68,8 +69,8 @@ def kept_of(labels: list[ShardLabels], masks: list[np.ndarray]) -> list[KeptLabe
 def test_pairs_with_a_kept_box_with_their_own_pixels_boxes_and_texts(parts):
     shards, labels, texts = parts
     kept = everything(labels)
-    kept[0][1] = False  # the second box of pair 0
-    kept[1][1:3] = False  # both boxes of pair 4
+    kept[0][1] = False  # drop the second box of pair 0
+    kept[1][1:3] = False  # drop both boxes of pair 4
     pairs = LabelledPairs(shards, kept_of(labels, kept), texts, with_boxes=True, box_counts={})
     assert [-1 - identifier for identifier in pairs.image_ids.tolist()] == [0, 3, 5]
     assert [pairs.encoded(row) for row in range(3)] == [b"image 0", b"image 3", b"image 5"]
@@ -80,7 +81,7 @@ def test_pairs_with_a_kept_box_with_their_own_pixels_boxes_and_texts(parts):
     assert record.labels.boxes.tolist() == [[0, 0, 1, 1], [0, 0, 3, 3]]
     assert record.labels.classes.tolist() == [dog, dog]
     assert (record.height, record.width) == (40, 30)
-    assert record.labels.image_texts.tolist() == sorted([cat, dog])  # also the text that has no kept box
+    assert record.labels.image_texts.tolist() == sorted([cat, dog])  # with the text that has no kept box
     assert record.labels.negative_classes.tolist() == record.labels.not_exhaustive_classes.tolist() == []
     assert pairs.record(2).labels.classes.tolist() == [bird, cat]
     assert str(record.path).endswith("00000.tar:0")
@@ -93,7 +94,7 @@ def test_where_all_images_were_asked_for_the_same_classes_only_those_that_were_f
         shard_labels(["3", "4", "5"], ["bird", "cat"], [[0, 1]] * 3, [[0, 0], [0], []]),
     ]
     masks = everything(labels)
-    masks[0][3] = False  # the dog of pair 1
+    masks[0][3] = False  # drop the dog of pair 1
     kept = [KeptLabels.of(of_shard, mask, only_found=True) for of_shard, mask in zip(labels, masks, strict=True)]
     (cat, dog), (bird, _) = texts.ids(0).tolist(), texts.ids(1).tolist()
     for with_boxes in (True, False):
@@ -103,7 +104,7 @@ def test_where_all_images_were_asked_for_the_same_classes_only_those_that_were_f
         assert found == [[dog], [cat], [bird], [bird]]
     assert [of_shard.pair_counts.tolist() for of_shard in kept] == [[1, 1], [2, 0]]
     limited, _ = limit_per_text(kept, texts, 1)
-    assert limited[1].num_texts().tolist() == [1, 1, 0]  # a box too many for the limit was found
+    assert limited[1].num_texts().tolist() == [1, 1, 0]  # a box that the limit removes still counts as found
 
 
 @pytest.mark.parametrize("queries", ["classes", "nouns"])
@@ -121,7 +122,7 @@ def test_the_ledger_says_whether_a_text_must_have_been_found_and_where_boxes_may
         settings = {"text_tower": "t", "queries": queries} | ({"max_boxes": max_boxes} if max_boxes else {})
         Ledger(name, "", sha256, settings, LabelCounts(3, 3, 0, 0, 2, 0, {}), {}).write(files[-1])
     kept, _ = read_kept_labels(files, BoxFilters(keep="all", min_score=min_score), shards)
-    if min_score < 0.5:  # the score of all boxes
+    if min_score < 0.5:  # all boxes score 0.5
         of_pairs = [of_shard.texts(pair).tolist() for of_shard in kept for pair in range(3)]
         assert of_pairs == [[0, 1], [], [] if queries == "classes" else [1], [0], [1], [0, 1]]
     said = capsys.readouterr().out
@@ -152,7 +153,7 @@ def test_what_is_not_kept_is_not_held(parts):
     _, labels, _ = parts
     (kept,) = kept_of(labels[1:], [np.array([True, False, False, False, True])])
     assert kept.boxes.values.shape == (2, 4)
-    assert kept.boxes.values.base is None  # no view of all boxes
+    assert kept.boxes.values.base is None  # a copy, not a view of all boxes
     assert [kept.box_texts[pair].tolist() for pair in range(3)] == [[0], [], [1]]
     assert kept.pair_counts.tolist() == [2, 2]
 
@@ -161,7 +162,7 @@ def test_the_limit_per_text_holds_over_shards_whatever_row_the_text_has_there(pa
     _, labels, texts = parts
     kept, num_removed = limit_per_text(kept_of(labels, everything(labels)), texts, 2)
     assert num_removed == 2
-    # All scores are equal, so the first two of each text stay: dog, cat, dog; bird, cat, (cat), bird, (cat).
+    # All scores are equal, so the first two boxes of each text stay: dog, cat, dog; bird, cat, (cat), bird, (cat).
     assert [of_shard.box_texts.values.tolist() for of_shard in kept] == [[1, 0, 1], [0, 1, 0]]
     assert kept[1].boxes.offsets.tolist() == [0, 1, 2, 3]
 

@@ -1,4 +1,4 @@
-"""The file of a shard's pseudo-labels: what is written is read, and what is not whole or another's is refused."""
+"""The file of a shard's pseudo-labels is read as written; incomplete files and those of other shards are refused."""
 
 import json
 import os
@@ -26,7 +26,8 @@ SETTINGS = {"teacher": "none", "score_threshold": 0.05}
 
 
 def some_labels(num_pairs: int) -> ShardLabels:
-    """Pair i has i % 3 boxes and was asked for i % 4 of five texts; every fifth was not looked at."""
+    """Make labels in which pair i has i % 3 boxes and i % 4 of five texts as queries; every fifth image is
+    unreadable."""
     rng = np.random.default_rng(0)
     num_boxes = [row % 3 for row in range(num_pairs)]
     return ShardLabels(
@@ -192,7 +193,7 @@ def test_metadata_is_plain_json(tmp_path):
     metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
     assert json.loads(metadata["settings"]) == SETTINGS
     assert tuple(json.loads(metadata["keys"])) == labels.keys
-    assert "名前" in metadata["names"]  # escapes would take several times the room
+    assert "名前" in metadata["names"]  # escapes would take several times the space
 
 
 @pytest.mark.parametrize("num_runs", [100, pytest.param(3000, marks=pytest.mark.slow)])

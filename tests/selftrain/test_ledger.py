@@ -1,4 +1,4 @@
-"""The ledger of a folder of pseudo-labels: read as it was written, and refused where it and the labels disagree."""
+"""The ledger of a folder of pseudo-labels is read as written, and refused if it and the labels disagree."""
 
 import json
 from dataclasses import replace
@@ -75,7 +75,7 @@ def test_capped_pairs_of_all_shards_are_told(tmp_path):
 
 @pytest.fixture
 def labelled(tmp_path):
-    """Two shards of three pairs, of which the second has labels; the pairs, and the two folders."""
+    """Two shards of three pairs, the second of which has labels: the pairs and the two folders."""
     pairs = [Pair(f"{row}é", b"image %d" % row * (row + 1), f"caption {row}", {"row": row}) for row in range(6)]
     folder, file = tmp_path / "pairs", tmp_path / "labels" / "00001.safetensors"
     write_pair_shards(folder, pairs, pairs_per_shard=3)
@@ -113,7 +113,7 @@ def test_labels_without_a_ledger_or_of_another_shard_are_refused(labelled):
     ledger.write_text(json.dumps({**json.loads(content), "shard": {"file": "00001.tar", "sha256": "0" * 64}}))
     with pytest.raises(ValueError, match=r"made from another 00001\.tar"):
         open_labelled_shards(folder, [file])
-    (folder / MANIFEST_NAME).unlink()  # nothing says what the shard should be
+    (folder / MANIFEST_NAME).unlink()  # without a manifest, the shard cannot be checked
     assert len(open_labelled_shards(folder, [file])) == 3
     ledger.write_text(content)
     assert len(open_labelled_shards(folder, [file], text_tower="tower")) == 3

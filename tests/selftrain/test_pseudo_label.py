@@ -1,4 +1,4 @@
-"""The pseudo-labelling job on shards of small drawn images: right labels, every pair counted, the same bytes always."""
+"""The pseudo-labelling job on shards of small drawn images: right labels, every pair counted, always the same bytes."""
 
 import hashlib
 import json
@@ -63,7 +63,7 @@ def shard_folder(folder: Path, pairs: list[Pair], pairs_per_shard: int = 6) -> P
 
 
 class FixedTeacher:
-    """Answers with `boxes_per_text` boxes for every text, weaker with each; keeps what it was asked."""
+    """A teacher that finds `boxes_per_text` boxes for every text, with falling scores, and records its queries."""
 
     name = "fixed"
 
@@ -123,7 +123,7 @@ def test_files_and_counts_say_what_became_of_every_pair(tmp_path, captions_alone
     assert sorted(bytes_of(tmp_path / "out")) == [
         f"0000{row}.{end}" for row in range(3) for end in ("json", "safetensors")
     ]
-    assert [len(batch) for batch in teacher.asked] == [4, 2, 4, 2, 2]  # never across shards
+    assert [len(batch) for batch in teacher.asked] == [4, 2, 4, 2, 2]  # a batch never spans two shards
     manifest = {row["file"]: row for row in json.loads((folder / MANIFEST_NAME).read_text())["shards"]}
     for start, stem in zip(range(0, 14, 6), ("00000", "00001", "00002"), strict=True):
         labels, entry = read_labels(tmp_path / "out" / f"{stem}.safetensors"), ledger(tmp_path / "out", stem)
@@ -144,7 +144,8 @@ def test_files_and_counts_say_what_became_of_every_pair(tmp_path, captions_alone
 
 
 def test_ovd_teacher_equals_detecting_in_one_image_after_another(trained, tiny_clip):
-    """All of one odd shape, so that none is padded otherwise in a batch."""
+    """The teacher finds what the detector finds in one image after another; all images have one odd shape, so that
+    padding in a batch is the same."""
     images = [read_image(drawn_jpeg(seed, 90, 60)) for seed in range(5)]
     queries = [("a gear",), ("an anchor", "a gear", "an umbrella"), (), ("a gear",), ("an umbrella", "an anchor")]
     teacher = ovd_teacher(trained, TextVariants(tiny_clip, None))
@@ -163,7 +164,7 @@ def test_ovd_teacher_equals_detecting_in_one_image_after_another(trained, tiny_c
 
 @pytest.mark.parametrize(("height", "width"), [(200, 100), (48, 160)])
 def test_boxes_are_in_pixels_of_their_own_image(trained, captions_alone, height, width):
-    """Beside an image of another shape; boxes that reach the border say which size they are in."""
+    """Boxes are in pixels of their own image in a batch with another shape; boxes that reach the border show it."""
     images = [np.full((64, 64, 3), 90, np.uint8), read_image(drawn_jpeg(0, height, width))]
     found = ovd_teacher(trained, captions_alone).detect(images, [("a gear",)] * 2)[1]
     assert (found.boxes >= 0).all()
@@ -189,7 +190,7 @@ def test_what_is_asked_is_the_mean_over_the_templates(trained, tiny_clip):
     texts.load(["gear"])
     assert "anchor" not in texts
     image = read_image(drawn_jpeg(0))
-    (found,) = ovd_teacher(trained, texts).detect([image], [("umbrella",)])  # not loaded before
+    (found,) = ovd_teacher(trained, texts).detect([image], [("umbrella",)])  # a text that was not loaded before
     (expected_boxes,) = ovd_teacher(trained, TextVariants(tiny_clip, templates)).detect([image], [("umbrella",)])
     assert_close(found, expected_boxes)
 
@@ -214,7 +215,7 @@ def test_captions_with_nothing_to_ask_for_are_rows_with_their_reason(tmp_path, c
     options = LabelOptions(queries=queries, classes=("gear", "anchor") if queries == "classes" else ())
     counts = label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, options)
     labels = read_labels(tmp_path / "out" / "00000.safetensors")
-    if queries == "classes":  # captions do not matter
+    if queries == "classes":  # captions are not used
         assert labels.reasons == (None,) * len(captions)
         assert labels.texts == ("gear", "anchor")
         assert [labels.queries[row].tolist() for row in range(len(captions))] == [[0, 1]] * len(captions)
@@ -226,7 +227,7 @@ def test_captions_with_nothing_to_ask_for_are_rows_with_their_reason(tmp_path, c
         assert len(labels.queries[row]) == len(labels.boxes[row]) == 0
         assert labels.image_sizes[row].tolist() == [64, 64]
     assert labels.reasons[0] is labels.reasons[4] is labels.reasons[8] is None
-    assert labels.queries[0].tolist() == labels.queries[4].tolist()  # one text for both
+    assert labels.queries[0].tolist() == labels.queries[4].tolist()  # both captions give the same text
     assert len(set(labels.texts)) == len(labels.texts) == counts.texts
     assert counts.pairs == len(captions)
     assert counts.reasons == {"F30": sum(map(bool, labels.reasons))}
@@ -269,7 +270,7 @@ def test_unreadable_images_are_rows_with_their_reason(tmp_path, captions_alone):
 
 def test_too_many_unreadable_images_stop_the_job_however_often_it_is_started(tmp_path, captions_alone):
     folder = shard_folder(tmp_path / "pairs", with_broken_images(some_pairs(30), [0, 4, 11, 20, 29]), 6)
-    for _ in range(2):  # the second time, four shards are done
+    for _ in range(2):  # at the second start, four shards are done
         with pytest.raises(
             DataError, match=r"pairs: 5 of 30 skipped.*00000\.tar:00000: .*cannot be.*remove these"
         ) as caught:
@@ -303,7 +304,7 @@ def test_the_same_texts_are_encoded_once_for_all_shards(tmp_path, tiny_clip, mon
     banks = [TextBank(tmp_path / "out" / f"0000{shard}.safetensors") for shard in (0, 1)]
     first, second = (bank.rows(np.array([0, 1]), np.array([1, 0])) for bank in banks)
     torch.testing.assert_close(first, second, atol=0, rtol=0)
-    texts.load(["anchor", "gear"])  # another order is another file
+    texts.load(["anchor", "gear"])  # another order of texts is another file
     assert encoded == [4, 4]
 
 
@@ -322,7 +323,7 @@ def test_no_boxes_and_too_many(tmp_path, captions_alone):
 
 
 class Crowded(FixedTeacher):
-    """Finds text 0 in 150 boxes, then text 1 in two."""
+    """A teacher that finds text 0 in 150 boxes, then text 1 in two."""
 
     def detect(self, images: list[np.ndarray], queries: list[tuple[str, ...]]) -> list[TeacherBoxes]:
         scores = np.linspace(0.9, 0.1, 152, dtype=np.float32)
@@ -458,7 +459,7 @@ def test_a_damaged_shard_stops_before_anything_is_labelled(tmp_path, captions_al
         label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, CAPTION)
     assert bytes_of(tmp_path / "out") == {}
     first = shards_of_worker(folder, rank=0, world=2)
-    label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, CAPTION, listed=first)  # its own only
+    label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, CAPTION, listed=first)  # only its own
     assert sorted(bytes_of(tmp_path / "out")) == ["00000.json", "00000.safetensors"]
 
 
@@ -657,7 +658,7 @@ def test_killed_at_random_and_two_workers_at_once_leave_what_one_clean_run_does(
 
 
 def test_labels_of_a_shard_are_of_one_type(tmp_path, trained):
-    """What the labels file holds is what ShardLabels says, from a teacher of ours."""
+    """The labels that our own teacher writes have the types that ShardLabels declares."""
     folder = shard_folder(tmp_path / "pairs", some_pairs(3))
     pseudo_label_run(trained, LabelRequest(folder, tmp_path / "out", CAPTION))
     labels = read_labels(tmp_path / "out" / "00000.safetensors")
@@ -670,7 +671,7 @@ def test_labels_of_a_shard_are_of_one_type(tmp_path, trained):
 
 
 def test_a_second_call_counts_images_as_the_first(tmp_path, captions_alone):
-    """Captions with nothing to ask for are no images that cannot be read."""
+    """A second call counts images as the first; captions without a query do not count as unreadable images."""
     pairs = with_broken_images(some_pairs(12), [4])
     for row in (1, 2, 3):
         pairs[row] = Pair(pairs[row].key, pairs[row].image, "...", {})

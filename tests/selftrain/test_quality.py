@@ -1,4 +1,4 @@
-"""How good pseudo-labels are: shares of right places and names, by hand and pair by pair."""
+"""The quality of pseudo-labels: shares of right boxes and names, in hand-made cases and against a loop over pairs."""
 
 import json
 from dataclasses import replace
@@ -52,7 +52,7 @@ def test_a_case_worked_out_by_hand():
         [
             [(0, 0.9, BOX), (1, 0.8, BOX), (0, 0.7, [10, 10, 50, 30]), (2, 0.2, [10, 10, 50, 29])],
             [(2, 0.6, ELSEWHERE)],
-            [(2, 0.9, BOX)],  # of a pair without known objects
+            [(2, 0.9, BOX)],  # a pair without known objects
             [],
         ],
     )
@@ -93,7 +93,7 @@ def test_whole_captions_are_judged_by_place_alone():
 
 
 def test_a_caption_of_one_noun_is_a_name():
-    """Which the ledger tells from a whole caption."""
+    """A caption of one noun counts as a name; only the ledger tells names from whole captions."""
     labels, truth = shard_of(("umbrella",), [[(0, 0.5, BOX)]]), truth_of([[("umbrella", BOX)]], ["umbrella"])
     (row,) = measure_quality([labels], [truth], thresholds=[0.0], keeps=["all"])
     assert (row.precision_in_name, row.recall_in_name) == (1.0, 1.0)
@@ -129,7 +129,7 @@ def test_without_labels_there_are_no_shares(shards):
 
 
 def random_pairs(rng: np.random.Generator, num_pairs: int, num_labels: int):
-    """Labels around the true objects, some near, some far, under right and wrong names."""
+    """Make pairs with labels around the true objects, some near, some far, under right and wrong names."""
 
     def near(box: np.ndarray) -> np.ndarray:
         return (box + rng.normal(0, 6, 4)).astype(np.float32)

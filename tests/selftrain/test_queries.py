@@ -1,4 +1,4 @@
-"""What a caption asks for: the whole of it, its runs of words, and its nouns."""
+"""Queries from captions: the whole caption, its n-grams, and its nouns."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from ovd.data.world.settings import Settings
 from ovd.selftrain.queries import SOURCES, caption_queries, ngram_queries, noun_queries
 from ovd.selftrain.words import normalized, without_sense, words_of
 
-# Words that the rules know, beside any others.
+# Words that the rules treat specially, mixed with arbitrary ones.
 KNOWN_WORDS = (
     "a an the of with and in two six 3 one red dark light old photo pair man women boxes glasses bus lens playing is "
     "running dressed building it's isn't dogs' orange , . - & top x"
@@ -60,14 +60,14 @@ def test_the_number_and_the_length_of_ngrams_are_limited():
 @pytest.mark.parametrize(
     ("caption", "expected"),
     [
-        # Openings.
+        # Opening phrases are dropped.
         ("a photo of an umbrella", ["umbrella"]),
         ("An image with a kite.", ["kite"]),
         ("this is a clock", ["clock"]),
         ("there is a horse and we see a cart", ["horse", "cart"]),
         ("Stock photo: close-up view of a tall building", ["tall building"]),
         ("black and white photograph of an old woman", ["woman"]),
-        # Counts and adjectives go, but not where they are part of a name.
+        # Counts and adjectives are dropped unless they are part of a name.
         ("two big red umbrellas", ["umbrella"]),
         ("3 wolves, 12 mice & one goose", ["wolf", "mouse", "goose"]),
         ("a light blue shirt and a light bulb", ["shirt", "light bulb"]),
@@ -80,7 +80,7 @@ def test_the_number_and_the_length_of_ngrams_are_limited():
         ("two fresh green beans and red wine", ["fresh green bean", "red wine"]),
         ("a green bean bag, small red pandas", ["bean bag", "red panda"]),
         ("two of them in black", []),
-        # What "of" and "with" join.
+        # Phrases joined by "of" and "with".
         ("two cups of coffee", ["cup of coffee"]),
         ("umbrella with rain", ["umbrella with rain", "umbrella", "rain"]),
         ("a face with tears of joy", ["face with tears of joy", "face", "tear of joy"]),
@@ -88,7 +88,7 @@ def test_the_number_and_the_length_of_ngrams_are_limited():
         ("a pair of scissors on top of a box", ["scissors", "box"]),
         ("a couple on a bench", ["couple", "bench"]),
         ("a bow and arrow", ["bow", "arrow"]),
-        # Verbs.
+        # Verbs separate phrases.
         ("a man riding a horse", ["man", "horse"]),
         ("man riding horse", ["man", "horse"]),
         ("a dog running", ["dog"]),
@@ -97,7 +97,7 @@ def test_the_number_and_the_length_of_ngrams_are_limited():
         ("a wedding ring, a brick building", ["wedding ring", "brick building"]),
         ("apples isolated on white background", ["apple"]),
         ("It's a boy's bicycle, isn't it?", ["boy's bicycle"]),
-        # Spelling.
+        # Odd spellings and punctuation.
         ("A T-Shirt, salt-and-pepper hair - a ‘new’ “kite”", ["t-shirt", "salt-and-pepper hair", "kite"]),
         ("fleur-de-lis", ["fleur-de-lis"]),
         ("ＦＵＬＬ　ｗｉｄｔｈ cafe\u0301", ["full width café"]),
@@ -136,7 +136,7 @@ def test_nearly_every_name_of_lvis_is_found_in_a_caption(shared_data):
     names = [" ".join(without_sense(name).replace("_", " ").lower().split()) for name in names]
     lost = [name for name in names if name not in noun_queries(f"a {name} on the table")]
     assert len(names) == 1203
-    # A color is no part of a phrase, but of some kinds.
+    # Colors are dropped from phrases, even where they are part of a kind's name.
     assert set(lost) == {"black sheep"}
 
 
@@ -158,7 +158,8 @@ def test_queries_are_distinct_nonempty_words_of_the_caption(caption):
 
 
 def test_the_world_s_captions_ask_for_what_they_name():
-    """A floor under what the rules were measured at: 94.5% exact and 12% that name nothing in the world."""
+    """Nouns are found in the world's captions, with bounds near the measured 94.5% exact matches and 12% queries that
+    name nothing in the world."""
     names_of = {glyph.name: (glyph.name, *glyph.synonyms) for glyph in load_glyphs()}
     all_names = {name for names in names_of.values() for name in names}
     num_named = num_exact = num_queries = num_unknown = 0

@@ -1,4 +1,4 @@
-"""Words of captions and names, and the form in which they are compared."""
+"""Words of captions and names, and their normalized forms."""
 
 import pytest
 from hypothesis import given, settings
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ovd.selftrain.words import clauses, normalized, without_sense, words_of
 
-# Words that the rules know, beside any others.
+# Words that the rules treat specially, mixed with arbitrary ones.
 KNOWN_WORDS = "boxes glasses women bus lens dress it's isn't dogs' , . - & x"
 words = st.sampled_from(KNOWN_WORDS.split()) | st.text(max_size=6)
 captions = st.text(max_size=60) | st.lists(words, max_size=14).map(" ".join)

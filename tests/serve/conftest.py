@@ -1,4 +1,4 @@
-"""A small untrained detector, and a server of it, which the tests of the server ask."""
+"""A small untrained detector and a server for it, for the tests of the server."""
 
 from collections.abc import Iterator
 

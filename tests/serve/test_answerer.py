@@ -1,4 +1,4 @@
-"""Answers in company are those that each picture gets alone, and those of the predictor."""
+"""Answers to batched requests equal those for each picture alone, and the predictor's."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The HTTP API: what it answers, what it refuses, and what it says about itself."""
+"""The HTTP API: its answers, its refusals, and its description of itself."""
 
 import re
 import socket
@@ -208,12 +208,12 @@ def test_a_full_line_and_a_long_wait_are_refused_with_503(trained, settings):
     answerer = Held(trained)
     free.set()
     request = DetectionRequest(answerer.prepare(png(), max_pixels=10**6), ("anchor", "cat face"))
-    answerer.answer([request])  # names are encoded
+    answerer.answer([request])  # encodes the names in advance
     free.clear()
     with running(answerer, settings, waiting=3, answer_seconds=3) as held, ThreadPoolExecutor(5) as pool:
         answers = list(pool.map(lambda _: held.detect(), range(5)))
         free.set()
-        assert held.detect().status_code == 200  # and it goes on
+        assert held.detect().status_code == 200  # the server goes on afterwards
     sentences = [answer.json()["error"] for answer in answers]
     assert sentences.count("The server is busy with 3 requests; try again in a moment.") == 2
     assert sentences.count("The server is busy and found nothing within 3 seconds.") == 3
@@ -230,7 +230,8 @@ def test_names_that_the_text_tower_cannot_tell_apart_are_refused(served):
 
 
 def test_only_so_many_bodies_are_read_at_once(answerer, settings):
-    """A client that has not sent its body takes no place, so that slow ones do not keep others out."""
+    """The number of bodies read at once is limited, but a client that has not sent its body takes no place in the
+    queue, so slow clients do not keep others out."""
     head = b"POST /api/detect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
     with running(answerer, settings, waiting=2, body_seconds=20) as held, ExitStack() as clients:
         slow = [clients.enter_context(socket.create_connection(("127.0.0.1", held.port))) for _ in range(3)]

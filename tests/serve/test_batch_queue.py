@@ -1,4 +1,4 @@
-"""Requests are answered together if they are of one shape, the oldest first."""
+"""Requests of the same image shape are answered together, oldest first."""
 
 import asyncio
 import threading
@@ -19,7 +19,7 @@ def request_of(name: str, side: int = 64) -> DetectionRequest:
 
 
 class Recorder:
-    """Answers slowly, or once it is let, and remembers the batches."""
+    """A stand-in for the answerer that records batches, and answers after a delay or when `free` is set."""
 
     def __init__(self, seconds: float = 0.02, free: threading.Event | None = None):
         self.batches: list[list[str]] = []
@@ -79,7 +79,7 @@ def test_a_request_waits_for_company_as_long_as_it_is_told(gather_s, batches):
     start = time.perf_counter()
     asyncio.run(main())
     assert recorder.batches == batches
-    assert time.perf_counter() - start < 10  # a full batch does not wait on
+    assert time.perf_counter() - start < 10  # a full batch does not wait longer
 
 
 def test_who_stops_waiting_is_not_answered():

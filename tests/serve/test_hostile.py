@@ -1,4 +1,4 @@
-"""Hostile requests: each is refused or its connection ends, and the server goes on, with no more memory than before."""
+"""Hostile requests: each is refused or disconnected, and the server goes on without using more memory."""
 
 import contextlib
 import re
@@ -15,7 +15,7 @@ from encoded_images import encode
 from small_server import LIMITS, Running, png, running
 
 CLOSED = 0
-"""The status of a connection that ended without an answer."""
+"""Status used for a connection that ended without an answer."""
 BOUNDARY = "xyz"
 FORM = f"Content-Type: multipart/form-data; boundary={BOUNDARY}"
 
@@ -26,7 +26,7 @@ def part(name: str, content: bytes, *, file_name: str | None = None) -> bytes:
 
 
 def form(*parts: bytes, image: bytes | None = None, names: bytes | None = b"anchor") -> bytes:
-    """A body with a picture and names, and more parts."""
+    """Make a form body of a picture, names, and more parts."""
     own = [part("image", png() if image is None else image, file_name="a.png")]
     own += [] if names is None else [part("names", names)]
     return b"".join([*own, *parts, f"--{BOUNDARY}--\r\n".encode()])
@@ -39,7 +39,7 @@ def request(
     host: str = "127.0.0.1",
     length: int | str | None = None,
 ) -> bytes:
-    """A request as bytes, right but for what is said otherwise."""
+    """Make the bytes of a request that is valid except for the given arguments."""
     length = len(body) if length is None else length
     lines = [line, f"Host: {host}", f"Content-Length: {length}", *(headers or (FORM,))]
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
@@ -51,7 +51,7 @@ def chunked(content: bytes, *headers: str) -> bytes:
 
 
 def png_bomb(side: int) -> bytes:
-    """A header that says very many pixels, and hardly any content."""
+    """Make a PNG whose header claims very many pixels, with hardly any content."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -66,7 +66,7 @@ def png_bomb(side: int) -> bytes:
 
 
 def text_bomb() -> bytes:
-    """A small PNG file with a text of 60 megabytes in it, packed into a few hundred kilobytes."""
+    """Make a small PNG file with a text of 60 megabytes, compressed to a few hundred kilobytes."""
     plain = png(8, 8)
     content = b"comment\x00\x00" + zlib.compress(bytes(60_000_000), 1)
     kind = b"zTXt"
@@ -75,7 +75,7 @@ def text_bomb() -> bytes:
 
 
 def saved(kind: str, **options: object) -> bytes:
-    """An image of eleven megapixels of one colour, which packs into very little."""
+    """Encode an image of eleven megapixels of one color, which compresses to very little."""
     return encode(np.zeros((3300, 3300), dtype=np.uint8), kind, **options)
 
 
@@ -192,9 +192,9 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], set[int]]] = {
 
 
 def send(port: int, content: bytes, *, within_s: float = 10.0) -> tuple[int, bytes]:
-    """Send bytes, and read until the server has answered or closed: the status and the whole answer."""
+    """Send bytes, read until the server has answered or closed, and return the status and the whole answer."""
     with socket.create_connection(("127.0.0.1", port), timeout=within_s) as connection:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the answer may be there all the same
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the server may have answered before closing
             connection.sendall(content)
         return read_answer(connection)
 
@@ -258,7 +258,7 @@ def hasty(answerer, settings) -> Iterator[Running]:
 
 
 def closes_after(port: int, first: bytes, drip: bytes, *, most_s: float) -> float:
-    """Seconds until the server ends a connection on which bytes drip."""
+    """Return the seconds until the server ends a connection to which bytes are sent slowly."""
     start = time.monotonic()
     with socket.create_connection(("127.0.0.1", port), timeout=0.1) as connection:
         connection.sendall(first)
@@ -282,10 +282,10 @@ def closes_after(port: int, first: bytes, drip: bytes, *, most_s: float) -> floa
     [
         (b"", b""),
         (b"GET / HTTP/1.1\r\n", b"X-A: b\r\n"),
-        (b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"G"),  # slow after an answer
+        (b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"G"),  # slow after a first answer
         (request(b"", length=500_000), b"-"),
         (chunked(b""), b"1\r\n-\r\n"),
-        (request(b"", length=10**9), b"-" * 50),  # goes on after it was refused
+        (request(b"", length=10**9), b"-" * 50),  # continues after the refusal
     ],
     ids=["silence", "slow headers", "slow second headers", "slow body", "slow chunks", "endless rest"],
 )

@@ -1,4 +1,4 @@
-"""The page in a real browser: what a person does there, and what it says where something is wrong."""
+"""The page in a real browser: a user's actions, and the messages shown on errors."""
 
 import base64
 import json
@@ -31,7 +31,7 @@ def page_server(answerer, settings) -> Iterator[Running]:
 
 
 class Browser:
-    """What the tests do in a browser."""
+    """A browser on the page, with the actions that the tests need."""
 
     def __init__(self, driver: Any, url: str, downloads: Path):
         self.driver = driver
@@ -206,7 +206,7 @@ def test_a_hundred_megapixels_and_a_text_as_picture_are_refused_in_plain_words(b
         browser.until(lambda: browser.text("error"))
         assert browser.text("error").startswith(sentence)
         assert browser.boxes() == 0
-    browser.choose(picture)  # and the next one works
+    browser.choose(picture)  # the next request works
     browser.find()
     browser.until_answered()
     assert browser.text("error") == ""
@@ -340,7 +340,7 @@ def test_everything_is_reached_by_the_keyboard_in_order(browser, picture):
 
 def test_a_phone_shows_all_without_scrolling_sideways(browser, picture):
     try:
-        browser.driver.set_window_size(500, 800)  # no narrower window is made; the page below it is set by hand
+        browser.driver.set_window_size(500, 800)  # the narrowest window; the page's size is then set by hand
         browser.driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride", {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
         )

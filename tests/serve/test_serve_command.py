@@ -1,4 +1,4 @@
-"""The command: where it listens, what it needs, how it starts and ends."""
+"""The `ovd serve` command: its address, its requirements, its start and its end."""
 
 import importlib.util
 import signal
@@ -84,7 +84,7 @@ def test_names_that_a_server_goes_by(host, header, passes):
     scope["headers"] = [(b"host", header.encode())]
     coroutine = guard(scope, receive, send)
     with pytest.raises(StopIteration):
-        coroutine.send(None)  # nothing in it waits
+        coroutine.send(None)  # the guard never waits here
     assert (reached == ["/"]) == passes
     assert (421 in statuses) != passes
 

@@ -57,7 +57,7 @@ def test_names_that_the_text_tower_cannot_tell_apart_are_told(capsys):
 
 
 def places_computed(clip: Clip) -> list[int]:
-    """Filled with the number of places of every batch that the text tower sees from now on."""
+    """Return a list that gets the number of positions of every batch that the text tower processes from now on."""
     lengths: list[int] = []
     text_tower = getattr(clip.model, "text", clip.model)
     text_tower.transformer.register_forward_pre_hook(lambda _, arguments: lengths.append(arguments[0].shape[1]))
@@ -123,7 +123,7 @@ def test_the_text_tower_moves_without_the_backbone(form, untrained_clip):
         with text_tower_on(clip, torch.device("meta")):
             left_behind.update(name for name, tensor in clip.model.named_parameters() if tensor.device.type == "cpu")
 
-    with pytest.raises(NotImplementedError, match="meta"):  # what was there has lost its values and cannot come back
+    with pytest.raises(NotImplementedError, match="meta"):  # the earlier weights have lost their values for good
         look()
     assert left_behind == image_side
     assert list(clip.model.state_dict()) == names

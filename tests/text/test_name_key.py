@@ -1,4 +1,4 @@
-"""Names as a text tower reads them: which are alike, which are blank, and which are none."""
+"""Names as a text tower reads them: equal names, blank names, and invalid ones."""
 
 import pytest
 

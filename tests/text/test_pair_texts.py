@@ -1,4 +1,4 @@
-"""Texts of several banks as one vocabulary."""
+"""Texts of several text banks as one vocabulary."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,8 @@ from ovd.text.pair_texts import PairTexts, _hash
 
 FIRST = 1000
 COUNTS = [np.array([4, 0]), np.arange(0), np.array([9, 12, 1])]
-"""Pairs of each text: 16 in all for the cat of both banks, 9, 1 and, for the dog, none."""
+"""Number of pairs of each text, by bank: 16 in all for the cat of two banks, 9 for the bird, 1 for x, none for the
+dog."""
 
 
 def bank(path, names: list[str], text_tower: str = "a tower", num_variants: int = 3) -> TextBank:

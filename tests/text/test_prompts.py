@@ -1,4 +1,4 @@
-"""Names as prompts: cleaned, with their article, and in every form that a class has."""
+"""Names as prompts: cleaned, with their article, and in all forms of a class."""
 
 import json
 
@@ -26,7 +26,7 @@ def test_every_lvis_name_cleans_to_plain_words(shared_data):
     assert len(names) == 1203
     cleaned = [clean_name(name) for name in names]
     assert not {character for name in cleaned for character in name} & set("_/")
-    assert len(set(cleaned)) == len(names)  # no rare class is lost in a base class of nearly the same name
+    assert len(set(cleaned)) == len(names)  # no rare class merges with a base class of a similar name
 
 
 def test_articles_follow_the_name():

@@ -28,7 +28,7 @@ def bank(untrained_clip, tmp_path):
 
 def test_a_folder_that_cannot_be_written_to_is_named(bank, untrained_clip, tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    build_bank(untrained_clip, NAMES, SYNONYMS, TextSources(), folder=tmp_path)  # which has it
+    build_bank(untrained_clip, NAMES, SYNONYMS, TextSources(), folder=tmp_path)  # this bank exists already
     with pytest.raises(ValueError, match=r"the folder of text banks, cannot be written to; give another bank\.cache"):
         build_bank(untrained_clip, NAMES[:1], SYNONYMS[:1], TextSources(), folder=tmp_path)
 
@@ -36,7 +36,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(bank, untrained_clip, tmp_p
 def test_rows_equal_the_text_tower(bank, untrained_clip):
     rows = bank.rows(np.array([2, 0]), np.array([2, 0]))
     expected = encode_texts(untrained_clip, ["a photo of an anchor", "umbrella"])
-    torch.testing.assert_close(rows, expected, atol=2e-3, rtol=0)  # float16 on disk
+    torch.testing.assert_close(rows, expected, atol=2e-3, rtol=0)  # rows are float16 on disk
 
 
 def test_rows_read_by_position_equal_the_whole_file(bank):
@@ -63,7 +63,7 @@ def test_same_inputs_open_the_same_file_and_others_another(bank, untrained_clip,
 def test_other_names_texts_or_sources_make_another_file(untrained_clip, tmp_path):
     plain: dict[str, Any] = {"templates": "none", "num_synonyms": 1}
     random = {**plain, "draws": 2, "token_drop": 0.1}
-    spaced = [name.replace("_", " ") for name in NAMES]  # of the same texts
+    spaced = [name.replace("_", " ") for name in NAMES]  # other names with the same texts
     banks = [
         build_bank(untrained_clip, names, synonyms, TextSources(**sources), folder=tmp_path, paraphrases=paraphrases)
         for names, synonyms, sources, paraphrases in [
@@ -147,7 +147,7 @@ def test_a_cut_bank_is_refused(bank):
         TextBank(bank.path)
     last = np.array([len(NAMES) - 1]), np.array([bank.variants.num_variants - 1])
     assert bank.rows(np.array([0]), np.array([0])).shape == (1, bank.variants.dim)
-    with pytest.raises(ValueError, match=rf"{bank.path.name} ends before its rows do"):  # opened when it was whole
+    with pytest.raises(ValueError, match=rf"{bank.path.name} ends before its rows do"):  # opened before the cut
         bank.rows(*last)
 
 
@@ -191,12 +191,13 @@ def test_synonyms_count_like_the_name(untrained_clip):
 
 
 def test_random_sources_give_variants_that_differ_and_stay_near_their_text(tiny_clip, tmp_path):
-    """The first draw is the text as it is; dropout and dropped tokens change the others, more than noise of float16."""
+    """The first draw is the text itself; dropout and dropped tokens change the others by more than float16's rounding,
+    but keep them near their text."""
     for dropout, drop in ((0.02, 0.0), (0.0, 0.2), (0.02, 0.2)):
         sources = TextSources(templates="short", draws=8, tower_dropout=dropout, token_drop=drop)
         bank = build_bank(tiny_clip, NAMES, SYNONYMS, sources, folder=tmp_path)
         assert bank.variants.num_variants == 7 * 8
-        of_photo = 2 * 8 + np.arange(8)  # the third of the short templates
+        of_photo = 2 * 8 + np.arange(8)  # rows of the third short template
         for row, name in enumerate(("umbrella", "chess king (outlined)", "anchor")):
             variants = bank.rows(np.full(8, row), of_photo)
             clean, other = encode_texts(tiny_clip, [fill("a photo of {article} {}", text) for text in (name, "gear")])
@@ -229,11 +230,11 @@ def test_dropped_tokens_leave_the_rest_in_order_and_something_to_say(tiny_clip):
     for _ in range(50):
         for before, after in zip(tokens, drop_tokens(tokens, tiny_clip, 0.5, generator), strict=True):
             whole, kept = before[before != 0].tolist(), after[after != 0].tolist()
-            assert after[: len(kept)].tolist() == kept  # no gaps
+            assert after[: len(kept)].tolist() == kept  # no gaps before the end
             assert (kept[0], kept[-1]) == (start, end)
             assert len(kept) >= min(3, len(whole))
             rest = iter(whole)
-            assert all(token in rest for token in kept)  # a subsequence
+            assert all(token in rest for token in kept)  # the kept tokens are a subsequence
             lengths.add(len(kept))
     assert len(lengths) > 4
     assert torch.equal(drop_tokens(tokens, tiny_clip, 0.0, generator), tokens)
@@ -257,7 +258,7 @@ def test_draws_without_chance_and_chance_without_draws_are_refused():
 
 
 def test_a_bank_is_an_ordinary_safetensors_file_written_whole_or_not_at_all(tiny_clip, tmp_path, monkeypatch):
-    names = [f"thing {number}" for number in range(300)]  # more than are encoded at a time
+    names = [f"thing {number}" for number in range(300)]  # more than one encoded batch
     bank = build_bank(tiny_clip, names, [()] * 300, TextSources(), folder=tmp_path)
     variants = load_file(bank.path)["variants"]
     assert variants.shape == (300, 7, bank.variants.dim)

@@ -1,4 +1,4 @@
-"""Text rows of one's own: cast to float32, and refused where a detector would give nonsense for them."""
+"""A user's own text rows: cast to float32, and refused if a detector would give nonsense for them."""
 
 import numpy as np
 import pytest

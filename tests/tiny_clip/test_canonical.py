@@ -1,4 +1,4 @@
-"""Projections that correlate most: against the textbook's eigenvalues, white, and finite without variance."""
+"""Canonical projections: they match the textbook's eigenvalues, whiten, and stay finite without variance."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from ovd.tiny_clip.canonical import canonical_projections, participation_ratio
 
 
 def paired_features(num_pairs: int = 4000) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two views of three shared sources of falling strength, mixed with noise of their own and unequal scales."""
+    """Make two views of three shared sources of falling strength, with noise of their own and unequal scales."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -21,14 +21,14 @@ def paired_features(num_pairs: int = 4000) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_correlations_are_the_roots_of_the_textbook_eigenvalues():
-    """Hotelling: their squares are the eigenvalues of Sxx^-1 Sxy Syy^-1 Syx."""
+    """The squared correlations are the eigenvalues of Sxx^-1 Sxy Syy^-1 Syx (Hotelling)."""
     images, texts = paired_features()
     _, _, correlations = canonical_projections(images, texts, ridge=0.0)
     x, y = images.double().numpy(), texts.double().numpy()
     product = np.linalg.solve(x.T @ x, x.T @ y) @ np.linalg.solve(y.T @ y, y.T @ x)
     expected = np.sqrt(np.sort(np.linalg.eigvals(product).real)[::-1][:5])
     np.testing.assert_allclose(correlations.numpy(), expected, atol=1e-5)
-    # In truth variance / (variance + 1) for each source, and nothing else is shared.
+    # The true values are variance / (variance + 1) for each source, and zero otherwise.
     np.testing.assert_allclose(correlations.numpy(), [0.8, 0.5, 0.2, 0, 0], atol=0.05)
 
 
@@ -58,6 +58,7 @@ def test_too_few_pairs_are_refused():
     ("scales", "expected"), [([1.0] * 6, 6.0), ([1.0, 0, 0, 0, 0, 0], 1.0), ([1, 1, 0, 0, 0, 0], 2)]
 )
 def test_participation_ratio_counts_equal_directions(scales, expected):
-    """Of the vertices of a cross-polytope, stretched and moved away from the origin."""
+    """The participation ratio counts equal directions, here of the vertices of a cross-polytope that is stretched and
+    moved away from the origin."""
     rows = torch.cat([torch.eye(6), -torch.eye(6)]) * torch.tensor(scales) + 3.0
     assert participation_ratio(rows) == pytest.approx(expected, abs=1e-4)

@@ -1,4 +1,4 @@
-"""A collapsed space of features is spread again, with its pairs still together."""
+"""A collapsed feature space is spread out again, and its pairs stay together."""
 
 import copy
 
@@ -54,7 +54,8 @@ def test_features_are_those_before_the_projections(untrained_clip, pairs):
 
 
 def test_respread_widens_a_collapsed_space_and_keeps_pairs_together(tiny_clip, pairs):
-    """Images and captions are projected into five dimensions; what the backbones know brings the others back."""
+    """Respreading widens a collapsed space and keeps pairs together: images and captions are projected into six
+    dimensions, and the features before the projections bring the others back."""
     collapsed = Clip(copy.deepcopy(tiny_clip.model), tiny_clip.tokenizer, tiny_clip.mean, tiny_clip.std, tiny_clip.dim)
     model = collapsed.model
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Drawn detections: which are shown, in which colors, where their boxes stand, and grids of pictures."""
+"""Drawn detections: the boxes shown, their colors and places, and grids of pictures."""
 
 import numpy as np
 import pytest
@@ -90,7 +90,7 @@ def test_a_note_stands_under_the_pictures_in_as_many_lines_as_it_needs():
     assert without.shape[0] < heights[0] < heights[1]
     with_note = np.asarray(grid(pictures, columns=2, note=MEANING))
     assert np.array_equal(with_note[: without.shape[0]], without)
-    assert with_note[without.shape[0] :, -2:].min() == 255  # nothing reaches the right end
+    assert with_note[without.shape[0] :, -2:].min() == 255  # nothing reaches the right edge
     assert with_note[without.shape[0] :].min() == 0
 
 

@@ -1,4 +1,4 @@
-"""Figures as files."""
+"""Figures written to files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Colors of pictures: told apart by everybody, the same for one class and for one group everywhere."""
+"""Colors of pictures: distinguishable by everybody, and always the same for a class and for a group."""
 
 import itertools
 
@@ -13,7 +13,7 @@ PROTANOPIA = np.array(
 DEUTERANOPIA = np.array(
     [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
 )
-"""On linear RGB: Machado, Oliveira and Fernandes, 2009, severity 1."""
+"""Matrix on linear RGB that simulates deuteranopia (Machado, Oliveira and Fernandes, 2009, severity 1)."""
 
 
 def linear(color: str | tuple[int, int, int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Names on pictures: fonts, places and letters that no font has."""
+"""Names on pictures: fonts, positions, and letters that no font has."""
 
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def test_a_label_stands_over_its_box_or_under_it_or_beside_it_and_in_the_picture
     assert place_labels([label(50, 100, 90, 140)], [(60, 20)], PICTURE) == [(50, 80)]
     assert place_labels([label(50, 100, 90, 140, below=True)], [(60, 20)], PICTURE) == [(50, 140)]
     assert place_labels([label(380, 100, 399, 140)], [(60, 20)], PICTURE) == [(339, 80)]
-    assert place_labels([label(50, 0, 90, 40)], [(60, 20)], PICTURE) == [(90, 0)]  # there is no room over it
+    assert place_labels([label(50, 0, 90, 40)], [(60, 20)], PICTURE) == [(90, 0)]  # there is no room above the box
     assert place_labels([], [], PICTURE) == []
 
 
