@@ -103,15 +103,15 @@ def write_page() -> None:
 
 _INTRODUCTION = """# What it costs
 
-Written by `python bench/cost.py`, which measures how time and memory grow, one quantity at a time, and fits a line to
-each: a start, and what one more unit adds (± two standard errors). The deviation is the largest of a point from its
-line: where it is large, growth is not linear, and the line says little between its points.
+`python bench/cost.py` writes this page. It measures how time and memory grow with one quantity at a time, and fits a
+line to the points: the start, plus the slope per unit (± two standard errors). The deviation is the largest relative
+distance of a point from its line. If it is large, growth is not linear, and the line says little between points.
 
-- *Training* is a whole step, in which all classes are scored. *Detection* is from images to boxes, of one batch.
-- *Labelling* is end to end over captioned images of 192 px with the quick start's detector.
-- *Reading* is of an annotation file in LVIS's form with 12 boxes and masks an image, from the second read on, from the
-  cache (OVD_CACHE).
-- Memory is what the work adds to a process at its peak.
+- *Training* is one whole step that scores all classes. *Detection* is one batch, from images to boxes.
+- *Labelling* is a whole run over captioned images of 192 px with the quick start's detector.
+- *Reading* loads an annotation file in LVIS format with 12 boxes and masks per image from the cache (OVD_CACHE), as
+  every read after the first does.
+- Memory is the peak that the work adds to a process.
 - All points are in [cost.json](cost.json).
 
 ![time over what grows](cost.png)
@@ -123,8 +123,9 @@ def _table(result: dict[str, Any]) -> str:
     lines = [
         f"## {result['machine']}",
         _paragraph(
-            f"{result['date']}, `{settings['config']}` with random weights; batches of {settings['batch_size']} images "
-            f"of {settings['size']} px and 80 classes where nothing else is said."
+            f"{result['date']}, `{settings['config']}` with random weights. Unless the job or the quantity that varies "
+            f"says otherwise, a batch has {settings['batch_size']} images of {settings['size']} px, and there are 80 "
+            "classes."
         ),
         "",
         "| job | per | time, ms | deviation | memory, MiB | deviation |",
@@ -164,13 +165,14 @@ def _predictions() -> str:
         ("pseudo-labels of a billion captioned images at 800 px, one H100", detection, low, high),
         (f"the same, {GPUS} H100s", detection / GPUS, low / GPUS, high / GPUS),
     ]
-    before = f"""From the figures of one H100 ([benchmarks](benchmarks.md), 16 images of 800 px). Nothing of this has
-        been run. `ovd cost` counts operations, and divides them by {MEASURED_UTILIZATION:.0%} of the peak, which CLIP's
-        ResNet-50 has reached through loop and loader. Its memory is a lower bound (8.3 GiB where 10 were measured)."""
-    after = f"""The bounds add up what was seen: {MACHINES:.0%} between machines of one kind, and {BEYOND_LINE:.0%} from
-        800 px to other sizes (training's deviations above). Labelling has not been timed on a GPU: its bounds are
-        {LABELLING_OVER_DETECTION[0]:g} and {LABELLING_OVER_DETECTION[1]:g} times detection, as on two kinds of CPU.
-        Shards are labelled independently of each other, so more GPUs divide the time."""
+    before = f"""These figures are predictions from measurements on one H100 ([benchmarks](benchmarks.md), 16 images of
+        800 px); none of this work has been run. `ovd cost` counts operations, and divides them by
+        {MEASURED_UTILIZATION:.0%} of the peak, which CLIP's ResNet-50 reached with training loop and loader. The memory
+        that it predicts is a lower bound (8.3 GiB where 10 were measured)."""
+    after = f"""The bounds combine two errors that were measured: {MACHINES:.0%} between machines of one kind, and
+        {BEYOND_LINE:.0%} from 800 px to other sizes (training's deviations above). Labelling has not been timed on a
+        GPU: its bounds are {LABELLING_OVER_DETECTION[0]:g} and {LABELLING_OVER_DETECTION[1]:g} times detection, as on
+        two kinds of CPU. Shards are labelled independently, so more GPUs divide the time."""
     table = [f"| {name} | {_rounded(hours)} | {_rounded(low)}, {_rounded(high)} |" for name, hours, low, high in rows]
     head = "| work | hours | from, to |\n|---|---|---|"
     return "\n\n".join(

@@ -40,15 +40,16 @@ LEAST_SHOWN = 0.2
 """Smallest ratio over its mark in the picture; a smaller one, such as 0, is drawn as an arrow there."""
 HEAD = """# Benchmarks
 
-Written by `make bench`, which runs a script of `bench/` for each row; the script says what is measured, and
-`bench/rows.py` what is to be reached. A ratio is our time or memory over that of the peer in the same run, so lower is
-better. A CPU's ratio says nothing of a GPU's, and CPUs are of three kinds: with AVX512's instructions for bfloat16
-(`cpu`), with AMX, which multiplies bfloat16 matrices several times faster (`cpu_amx`), and without either
-(`cpu_float32`).
+`make bench` writes this page. It runs a script of `bench/` for each row. The docstring of the script says what it
+measures, and `bench/rows.py` has the limit of each ratio (*at most*). A ratio is our time or memory over that of a peer
+in the same run, so lower is better. Ratios differ between CPUs and GPUs, and between three kinds of CPU: with AVX512's
+instructions for bfloat16 (`cpu`), with AMX, which multiplies bfloat16 matrices several times faster (`cpu_amx`), and
+with neither (`cpu_float32`).
 
-*Tuned* is torchvision's FCOS with bf16 and channels last where ours has them; *products* are the loss's two matrix
-products alone; the *floor* is the time to copy what an optimizer's step reads and writes; *hotcoco alone* is the metric
-without ovd's reading. "Time of 1 ms" and "memory of 64 MiB" are over these limits themselves.
+*Tuned* is torchvision's FCOS with bf16 and channels last if ours uses them. *Products* are the loss's two matrix
+products alone. The *floor* is the time to copy the data that an optimizer's step reads and writes. *hotcoco alone* is
+the metric without ovd's reading of files. "Time of 1 ms", "memory of 64 MiB" and "time of 0:12:00" are ratios to these
+fixed values.
 
 ![each ratio over its mark](benchmarks.png)
 
