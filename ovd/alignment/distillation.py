@@ -15,7 +15,7 @@ from ovd.data.report import DataError
 from ovd.distributed import (
     sum_over_ranks,
 )
-from ovd.engine.step import of_one_size
+from ovd.engine.step import pad_to_common_size
 from ovd.model.backbone import Backbone
 from ovd.model.crop_encoder import CropEncoder
 from ovd.precision import Compute
@@ -87,7 +87,7 @@ class Distillation:
     def _measure(self, batches: Iterator[Batch]) -> dict[str, float]:
         dense_feature = DenseFeature(self.student)
         totals, count = torch.zeros(2, dtype=torch.float64), 0
-        for number, batch in enumerate(map(of_one_size, batches)):
+        for number, batch in enumerate(map(pad_to_common_size, batches)):
             if batch.image_ids:
                 losses = self.losses(dense_feature, batch, _HELD_OUT_STREAM + number)
                 totals += torch.stack([losses["point"], losses["box"]]).cpu().double()

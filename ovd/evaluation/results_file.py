@@ -32,7 +32,7 @@ _PROCESS_BYTES = 2**24
 _PIECE_BYTES = 2**16
 _SECOND_LINE = re.compile(rb"\s*\{[^\n]*\}\s*\n\s*\{")
 _BETWEEN_RECORDS = re.compile(rb"(?<=\})[ \t\r\n]*,[ \t\r\n]*(?=\{)")
-_FAULTS = (msgspec.MsgspecError, OverflowError, RecursionError)
+_PARSE_ERRORS = (msgspec.MsgspecError, OverflowError, RecursionError)
 
 
 def load_results(path: Path) -> Results:
@@ -73,7 +73,7 @@ def reading_results(path: Path) -> Iterator[Callable[[], Results]]:
                 return concatenate([_load_part(path, own), *(part.result() for part in loading)])
             except BrokenProcessPool as error:
                 raise RuntimeError(f"{path}: a process that read a part of it was killed (out of memory?)") from error
-            except (OSError, *_FAULTS):
+            except (OSError, *_PARSE_ERRORS):
                 return _load_whole(path)  # its error names the file and the record
 
         yield results
@@ -122,7 +122,7 @@ def _load_whole(path: Path) -> Results:
         raise ValueError(f"{path}: results file cannot be read ({error.strerror or error})") from error
     try:
         return _parse(content)
-    except _FAULTS:
+    except _PARSE_ERRORS:
         return _load_with_care(path, content.removeprefix(codecs.BOM_UTF8))  # slow, but its error names the record
 
 

@@ -18,7 +18,7 @@ from ovd.clip.load import TINY_CLIP, Clip
 from ovd.config.training import ClipConfig, TrainConfig
 from ovd.data.report import DataReport
 from ovd.engine.notes import NO_SAMPLES
-from ovd.engine.step import Criterion, Part, backward, set_initial_bias
+from ovd.engine.step import BatchPart, Criterion, backward, set_initial_bias
 from ovd.engine.step_dump import StepDump
 from ovd.engine.step_texts import StepTexts
 from ovd.fault import Fault
@@ -156,7 +156,7 @@ def test_a_blank_image_of_a_rank_without_images_has_no_region(step):
     )
     texts, points = step.texts.of_images(slice(0, 1)), step.detector.points(blank.images)
     classifier = step.detector.classifier(texts.embeddings, texts.class_ids)
-    part = Part(blank, texts, step.detector(blank.images), points, classifier, FLOAT32)
+    part = BatchPart(blank, texts, step.detector(blank.images), points, classifier, FLOAT32)
     criterion = Criterion(step.config.train, None, step.teacher)
     matching = criterion.match_by_annotations(points, blank, step=0)
     assert matching is not None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ovd.data.loading.buckets import Shape
 from ovd.data.loading.padding import pad_images
-from ovd.engine.step import of_one_size
+from ovd.engine.step import pad_to_common_size
 from ovd.structures import Batch, Targets
 
 SHAPES = ((64, 32), (32, 64), (48, 48), (64, 64))
@@ -25,7 +25,7 @@ def loaded(sides: list[Shape], shapes: tuple[Shape, ...]) -> Batch:
 
 
 def on_all_ranks(batches: list[Batch]) -> list[Batch]:
-    """What `of_one_size` gives on ranks with these batches."""
+    """What `pad_to_common_size` gives on ranks with these batches."""
     asked: list[torch.Tensor] = []
 
     def largest(tensor: torch.Tensor) -> torch.Tensor:
@@ -36,8 +36,8 @@ def on_all_ranks(batches: list[Batch]) -> list[Batch]:
         patch.setattr("ovd.engine.step.world_size", lambda: len(batches))
         patch.setattr("ovd.engine.step.largest_over_ranks", largest)
         for batch in batches:  # what each rank asks for does not depend on the answer
-            of_one_size(batch)
-        return [of_one_size(batch) for batch in batches]
+            pad_to_common_size(batch)
+        return [pad_to_common_size(batch) for batch in batches]
 
 
 @settings(deadline=None)
