@@ -15,7 +15,7 @@ from ovd.clip.load import Clip
 from ovd.config.alignment import AlignConfig, AlignData, FolderData, ShardData
 from ovd.config.training import FileData, WorldData
 from ovd.data.report import DataReport
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 
 
 def load_unlabelled_images(data: AlignData) -> UnlabelledImages:
@@ -57,4 +57,4 @@ def build_distillation(config: AlignConfig, clip: Clip) -> Distillation:
     """
     compute = resolve_compute(config)
     teacher = build_crop_encoder(clip, config, compute, section="the config")
-    return Distillation(backbone_of(clip.model.visual), teacher, build_proposals(config), config, compute)
+    return Distillation(backbone_from_visual(clip.model.visual), teacher, build_proposals(config), config, compute)

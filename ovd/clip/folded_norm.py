@@ -37,9 +37,9 @@ class FoldedConv2d(nn.Conv2d):
         (norm,) = self.following
         if norm.training:
             return super().forward(x)
-        if kernels.applies_to_map(x):
+        if kernels.supports_map(x):
             return self._with_kernels(x, norm, shortcut)
-        weights = self.frozen.of((self.weight, *norm.tensors), partial(self._fold, norm))
+        weights = self.frozen.get_or_compute((self.weight, *norm.tensors), partial(self._fold, norm))
         return self.frozen.convolve(self, x, weights, shortcut, relu=self.relu)
 
     def _fold(self, norm: "FoldedNorm") -> Weights:

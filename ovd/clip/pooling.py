@@ -10,7 +10,7 @@ class HalvingPool(nn.AvgPool2d):
     """`nn.AvgPool2d(2)` with a kernel on a GPU."""
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
-        if kernels.applies_to_map(x):
+        if kernels.supports_map(x):
             from ovd.kernels.pool import Halve
 
             return Halve.apply(x)

@@ -95,7 +95,7 @@ def step_if_finite(
     optimizer.grad_scale = (grad_norm.float() / max_norm).clamp(min=1)  # type: ignore[attr-defined]
     optimizer.step()
     # The fused step leaves this out, so results computed from the old weights would pass for current ones
-    # (clip/frozen_sources.py).
+    # (clip/tensor_snapshot.py).
     torch.autograd.graph.increment_version([p for group in optimizer.param_groups for p in group["params"]])
     return losses_and_norm
 

@@ -23,7 +23,7 @@ from ovd.model.image_labels import image_label_loss
 from ovd.model.losses import ClassMasks, MatchedPoints, detection_losses, match_points
 from ovd.model.region_distillation import region_loss, select_regions
 from ovd.model.similarity import TextClassifier, initial_bias
-from ovd.model.start_distillation import free_points, start_losses
+from ovd.model.start_distillation import start_distillation_losses, unannotated_points
 from ovd.precision import Compute
 from ovd.structures import Assignment, Batch, Points, Predictions, Targets
 
@@ -149,17 +149,17 @@ class Criterion:
         regions = select_regions(
             part.predictions, part.classifier, points=part.points, sizes=batch.sizes, options=options
         )
-        num_points = sum_over_ranks(torch.tensor(len(regions.rows), device=batch.images.device))
+        num_points = sum_over_ranks(torch.tensor(len(regions.point_rows), device=batch.images.device))
         loss = region_loss(part.predictions.embeddings, regions, batch.images, batch.sizes, self.teacher)
         return {"distill": options.weight * loss / (part.num_parts * num_points.clamp(min=1))}
 
     def start_distillation(self, part: BatchPart, assignment: Assignment) -> dict[str, Tensor]:
-        """Compute the weighted `start_losses`, averaged over the parts; empty if they are not configured."""
+        """Compute the weighted `start_distillation_losses`, averaged over the parts; empty if not configured."""
         if self.start is None:
             return {}
         with torch.no_grad(), part.compute.autocast():
             before = self.start(part.batch.images)
-        losses = start_losses(part.predictions, before, free_points(assignment))
+        losses = start_distillation_losses(part.predictions, before, unannotated_points(assignment))
         return {name: self.train.start_distillation / part.num_parts * loss for name, loss in losses.items()}
 
 

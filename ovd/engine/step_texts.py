@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ovd.config.training import TrainSection
 from ovd.distributed import union_over_ranks
-from ovd.model.federated import class_mask, needed_classes, sample_class_ids, text_mask
+from ovd.model.federated import class_mask, required_classes, sample_class_ids, text_mask
 from ovd.structures import Batch, Targets
 from ovd.text.bank import TextBank
 from ovd.text.pair_texts import PairTexts
@@ -89,9 +89,9 @@ class TextSampler:
     def _classes(self, annotated: tuple[Targets, ...], generator: torch.Generator) -> StepTexts:
         """Draw the classes, with masks for the annotated images only."""
         rule = self.train.negatives
-        needed = union_over_ranks(needed_classes(annotated, negatives=rule))
+        required = union_over_ranks(required_classes(annotated, negatives=rule))
         ids = sample_class_ids(
-            needed,
+            required,
             self.image_counts,
             negatives=rule,
             sampled_classes=self.train.sampled_classes,

@@ -29,7 +29,7 @@ from ovd.model.assign import assign_fcos, nearest_matched_points
 from ovd.model.backbone import Backbone
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.resample import resample_dense
-from ovd.model.similarity import TextClassifier, points_at_a_time, unit_embeddings
+from ovd.model.similarity import TextClassifier, points_per_chunk, unit_embeddings
 from ovd.precision import on_device
 from ovd.progress import progress
 from ovd.structures import Batch, Points, Targets
@@ -242,7 +242,7 @@ class _Namer:
 
     def _best(self, embeddings: Float[Tensor, "N D"], names: TextClassifier) -> Int[Tensor, " N"]:
         """Return the class of the name most similar to each embedding."""
-        chunks = embeddings.split(points_at_a_time(len(names), embeddings.device))
+        chunks = embeddings.split(points_per_chunk(len(names), embeddings.device))
         return names.class_ids[torch.cat([names.cosines(chunk).argmax(dim=1) for chunk in chunks])]
 
 

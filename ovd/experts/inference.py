@@ -132,7 +132,7 @@ class ExpertInference(BatchDetector):
                 *(_OwnQueries(rows, QueryTexts(own)) for rows, own in zip(expert_rows, own_text, strict=True)),
             ]
 
-        return self._routed.of((text,) if ensemble is None else (text, ensemble.weights), compute)
+        return self._routed.get_or_compute((text,) if ensemble is None else (text, ensemble.weights), compute)
 
     def _predictions(self, batch: ImageBatch, is_asked: Sequence[bool]) -> Iterator[tuple[int, Predictions]]:
         """Yield the number and the predictions of each answerer with queries, one at a time; shared layers run once."""

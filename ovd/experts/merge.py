@@ -10,7 +10,7 @@ from torchvision.ops import batched_nms, box_iou
 from ovd.choices import SamePlace
 from ovd.structures import Detections
 
-PLACE_IOU = 0.6
+SAME_PLACE_IOU = 0.6
 """Minimum IoU of boxes of two answerers that are at one place."""
 
 
@@ -40,7 +40,7 @@ def merge(
     if len(experts) > 1:
         from_experts = from_experts.take(_kept_of_common_classes(experts, from_experts, nms_iou))
     if same_place != "both":
-        at_one_place = box_iou(base.boxes, from_experts.boxes) >= PLACE_IOU
+        at_one_place = box_iou(base.boxes, from_experts.boxes) >= SAME_PLACE_IOU
         base_is_surer = base.scores[:, None] >= from_experts.scores
         if same_place == "surer":
             keeps_base, keeps_expert = _surest(at_one_place, base_is_surer, base.scores, from_experts.scores)

@@ -32,7 +32,7 @@ from ovd.experts.inference import ExpertInference
 from ovd.export.inference import OnnxInference
 from ovd.files import make_folder, sha256_of
 from ovd.inference import BatchDetector, Inference
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 from ovd.model.crop_options import CropOptions
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.query_texts import QueryTexts
@@ -234,7 +234,7 @@ def naming_of(
         clip_text = evaluation_text(config, trained.clip, index.names, index.synonyms)
     return measure_naming(
         naming_inference,
-        backbone_of(untouched.model.visual),
+        backbone_from_visual(untouched.model.visual),
         text,
         index,
         evaluation_loading(config),

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ovd.kernels import aligned
+from ovd.kernels import round_up
 from ovd.precision import product_dtype
 
 TILE = 4096
@@ -53,7 +53,7 @@ class FocalLoss(torch.autograd.Function):
         ctx.dtypes = embeddings.dtype, text.dtype
         needs_embeddings, needs_text = ctx.needs_input_grad[:2]
         num_points, num_classes = len(embeddings), len(text)
-        padded = aligned(num_classes)
+        padded = round_up(num_classes)
         mean = text.mean(dim=0, dtype=torch.float32)
         rows, centered = text.new_zeros(2, padded, text.shape[1], dtype=dtype)
         rows[:num_classes] = text

@@ -26,16 +26,16 @@ NEAREST_CLASSES = 3
 """Number of nearest classes that a text of an image-text pair may mean."""
 
 
-def needed_classes(targets: tuple[Targets, ...], *, negatives: NegativeRule) -> Int[Tensor, " L"]:
+def required_classes(targets: tuple[Targets, ...], *, negatives: NegativeRule) -> Int[Tensor, " L"]:
     """Return the classes that a batch requires: those with a box in it and, under `strict`, its verified negatives."""
-    needed = [image.classes for image in targets]
+    required = [image.classes for image in targets]
     if negatives == "strict":
-        needed += [image.negative_classes for image in targets]
-    return torch.cat([torch.zeros(0, dtype=torch.int64), *needed]).unique()
+        required += [image.negative_classes for image in targets]
+    return torch.cat([torch.zeros(0, dtype=torch.int64), *required]).unique()
 
 
 def sample_class_ids(
-    needed: Int[Tensor, " L"],
+    required: Int[Tensor, " L"],
     image_counts: Int[Tensor, " C"],
     *,
     negatives: NegativeRule,
@@ -45,23 +45,23 @@ def sample_class_ids(
 ) -> Int[Tensor, " K"]:
     """Sample the classes that one step scores for all of its images: sorted, each once.
 
-    These are the needed classes and `sampled_classes` more, drawn without replacement with probability proportional to
-    (number of training images) ** `POWER`; classes without training images are never drawn. Under `strict` a drawn
+    These are the required classes and `sampled_classes` more, drawn without replacement with probability proportional
+    to (number of training images) ** `POWER`; classes without training images are never drawn. Under `strict` a drawn
     class would count nowhere, so nothing is drawn. Under `all` the whole vocabulary is scored. There is always at least
     one class.
 
     Args:
-        needed: `needed_classes` of the batch, on all ranks together.
+        required: `required_classes` of the batch, on all ranks together.
         image_counts: number of training images of each class of the vocabulary.
-        left_out: classes that are not scored, needed or not; none by default.
-        generator: random number generator on the device of `image_counts` and `needed`.
+        left_out: classes that are not scored, required or not; none by default.
+        generator: random number generator on the device of `image_counts` and `required`.
     """
     if left_out is None:
         left_out = torch.zeros_like(image_counts, dtype=torch.bool)
     if negatives == "all":
         return (~left_out).nonzero().squeeze(1)
     wanted = torch.zeros_like(left_out)
-    wanted[needed] = True
+    wanted[required] = True
     wanted &= ~left_out
     if negatives != "strict":
         drawable = ~wanted & ~left_out & (image_counts > 0)

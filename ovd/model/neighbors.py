@@ -26,7 +26,7 @@ def add_neighbors(
         weights: weights of the K = size * size offsets, row by row.
         size: side of the square of offsets; odd.
     """
-    if kernels.applies_to(shortcut):
+    if kernels.supports(shortcut):
         from ovd.kernels.neighbors import WeightedNeighbors
 
         filtered = WeightedNeighbors.apply(shortcut.permute(0, 2, 3, 1), weights.permute(0, 2, 3, 1), size)

@@ -26,7 +26,7 @@ def resample_dense(
         dense = _upsample(dense, size)
     elif stride > dense_stride:
         dense = F.avg_pool2d(dense, stride // dense_stride, ceil_mode=True, count_include_pad=False)
-    if kernels.applies_to(dense):
+    if kernels.supports(dense):
         from ovd.kernels.rows import UnitRows
 
         return UnitRows.apply(dense.permute(0, 2, 3, 1), EPSILON).permute(0, 3, 1, 2)

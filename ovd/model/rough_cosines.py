@@ -34,12 +34,12 @@ class RoughCosines:
     """Largest relative error, from rounding the values."""
 
     @classmethod
-    def exact(cls, cosines: Float[Tensor, "P C"]) -> "RoughCosines":
+    def from_exact(cls, cosines: Float[Tensor, "P C"]) -> "RoughCosines":
         """Return exact cosines as rough ones without an error."""
         return cls(cosines, cosines.new_ones(len(cosines)), cosines.new_zeros(len(cosines)), 0.0)
 
     @classmethod
-    def of(
+    def compute(
         cls, embeddings: Float[Tensor, "P D"], lengths: Float[Tensor, " P"], classifier: TextClassifier
     ) -> "RoughCosines":
         """Compute the rough cosines of embeddings with all rows of a classifier.
@@ -59,18 +59,18 @@ class RoughCosines:
         cosines[:, : len(classifier)] -= classifier.name_penalty
         return cls(cosines, torch.ones_like(lengths), error + HALF_STEP, 0.0)
 
-    def exact_at_least(self, values: Float[Tensor, "P N"]) -> Float[Tensor, "P N"]:
+    def exact_lower_bounds(self, values: Float[Tensor, "P N"]) -> Float[Tensor, "P N"]:
         """Compute lower bounds on the exact cosines of each point's values."""
         cosines = values / self.lengths[:, None]
         return cosines - self.error[:, None] - self.relative * cosines.abs()
 
-    def values_needed(self, cosines: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+    def min_values(self, cosines: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
         """Compute, for each point, the lowest of `values` that a pair with at least this exact cosine can have."""
         rough = cosines - self.error
         return self.lengths * rough / (1 + self.relative * rough.sign()) - self.lengths * COSINE_ROUNDING
 
 
-def pays_off(num_points: int, classifier: TextClassifier) -> bool:
+def rough_is_faster(num_points: int, classifier: TextClassifier) -> bool:
     """Return whether rough cosines, followed by exact ones of a few pairs, are faster: on a CPU with fast bfloat16.
 
     A GPU computes exact cosines from bfloat16 products (similarity.py).

@@ -24,7 +24,7 @@ from ovd.engine.step_texts import StepTexts
 from ovd.fault import Fault
 from ovd.jobs.replay_step import replay_step
 from ovd.jobs.train import train_from_config
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.detector import Detector
 from ovd.model.losses import detection_losses
@@ -165,7 +165,7 @@ def test_a_blank_image_of_a_rank_without_images_has_no_region(step):
 
 def assert_original(teacher: CropEncoder) -> None:
     """That a teacher's trunk and projection are those of the tiny CLIP as it is loaded."""
-    original = backbone_of(configured_clip(ClipConfig()).model.visual).state_dict()
+    original = backbone_from_visual(configured_clip(ClipConfig()).model.visual).state_dict()
     held = teacher.backbone.state_dict()
     assert held.keys() == original.keys()
     assert [name for name, tensor in original.items() if not torch.equal(held[name].cpu(), tensor)] == []

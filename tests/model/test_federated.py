@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ovd.choices import NegativeRule
 from ovd.model import federated
-from ovd.model.federated import class_mask, needed_classes, sample_class_ids, text_mask
+from ovd.model.federated import class_mask, required_classes, sample_class_ids, text_mask
 from ovd.structures import Targets
 
 NUM_CLASSES = 30
@@ -49,12 +49,12 @@ def test_sampled_rows(
     power: float,
     seed: int,
 ) -> None:
-    needed = needed_classes(targets, negatives=negatives)
+    required = required_classes(targets, negatives=negatives)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(federated, "POWER", power)
         sampled, again = (
             sample_class_ids(
-                needed,
+                required,
                 counts,
                 negatives=negatives,
                 sampled_classes=sampled_classes,
@@ -99,10 +99,10 @@ def test_classes_that_are_left_out_are_never_scored_and_all_others_are_as_before
     left_out: set[int],
     sampled_classes: int,
 ) -> None:
-    needed = needed_classes(targets, negatives=negatives)
+    required = required_classes(targets, negatives=negatives)
     mask = torch.tensor([row in left_out for row in range(NUM_CLASSES)])
     sampled = sample_class_ids(
-        needed,
+        required,
         counts,
         negatives=negatives,
         sampled_classes=sampled_classes,
@@ -115,7 +115,7 @@ def test_classes_that_are_left_out_are_never_scored_and_all_others_are_as_before
     if negatives == "all":
         assert set(sampled) == others
         return
-    wanted = set(needed.tolist()) - left_out
+    wanted = set(required.tolist()) - left_out
     drawable = {row for row in others - wanted if counts[row] > 0} if negatives == "sampled" else set()
     num_drawn = min(sampled_classes, len(drawable))
     if not wanted and num_drawn == 0:  # never no row at all
