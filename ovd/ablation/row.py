@@ -64,10 +64,10 @@ class RowStages:
     def hash(self) -> str:
         """Return a hash of all settings that a run's metrics depend on, the same for every seed."""
         stages = [self.final, self.teacher]
-        content = [changed_settings(at_seed(stage, 0, Path())) if stage is not None else {} for stage in stages]
+        content = [changed_settings(with_seed(stage, 0, Path())) if stage is not None else {} for stage in stages]
         content.append(self.labels.model_dump(mode="json", exclude_defaults=True) if self.labels else {})
         if self.align is not None:
-            content.append(at_seed(self.align, 0, Path()).model_dump(mode="json"))
+            content.append(with_seed(self.align, 0, Path()).model_dump(mode="json"))
         return hash_of(content)
 
     def on_backbone(self, aligned: Path) -> "RowStages":
@@ -115,7 +115,7 @@ def read_row(row: AblationRow, folder: Path, overrides: list[str]) -> RowStages:
 ConfigType = TypeVar("ConfigType", TrainConfig, AlignConfig)
 
 
-def at_seed(config: ConfigType, seed: int, output: Path) -> ConfigType:
+def with_seed(config: ConfigType, seed: int, output: Path) -> ConfigType:
     """Return the config with this seed for the world and the training, and this output folder."""
     values = config.model_dump(mode="json")
     values["output"] = str(output)
@@ -142,19 +142,21 @@ def train_row(stages: RowStages, seed: int, runs: Path) -> TrainedRow:
     hours = 0.0
     if stages.align is not None:
         aligned = runs / f"seed-{seed}" / f"aligned-{hash_of(flatten(stages.align.model_dump(mode='json')))}"
-        align = at_seed(stages.align, seed, aligned)
-        hours += timed(aligned, "alignment", lambda: align_backbone(align, command="tools/ablate.py"))
+        align = with_seed(stages.align, seed, aligned)
+        hours += run_timed(aligned, "alignment", lambda: align_backbone(align, command="tools/ablate.py"))
         stages = stages.on_backbone(aligned)
-    config = at_seed(stages.final, seed, folder)
+    config = with_seed(stages.final, seed, folder)
     world = draw_world(config)
     if stages.teacher is not None:
         assert stages.labels is not None
         hash_of_teacher = RowStages(stages.teacher, None, None).hash()  # depends on the aligned model's folder, too
-        teacher = at_seed(stages.teacher, seed, runs / f"seed-{seed}" / f"teacher-{hash_of_teacher}")
-        hours += timed(teacher.output, "training", lambda: train_from_config(teacher, resume=True, evaluate=False))
-        hours += timed(folder, "labelling", lambda: label(teacher.output, world, folder / "labels", stages.labels))
+        teacher = with_seed(stages.teacher, seed, runs / f"seed-{seed}" / f"teacher-{hash_of_teacher}")
+        hours += run_timed(teacher.output, "training", lambda: train_from_config(teacher, resume=True, evaluate=False))
+        hours += run_timed(
+            folder, "labelling", lambda: label_pairs(teacher.output, world, folder / "labels", stages.labels)
+        )
         config = with_labels(config, teacher.output, folder / "labels")
-    hours += timed(folder, "training", lambda: train_from_config(config, resume=True, evaluate=False))
+    hours += run_timed(folder, "training", lambda: train_from_config(config, resume=True, evaluate=False))
     return TrainedRow(config, world, hours)
 
 
@@ -166,8 +168,8 @@ def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
     trained = with_post_processing(load_detector(folder), config)
     output = runs / f"seed-{seed}" / f"{name}-{config_hash}"
     metrics = evaluate_run(trained, output=output).metrics
-    naming = of_groups(output / "naming.json")
-    decisions = of_groups(output / "decisions.json")
+    naming = read_groups(output / "naming.json")
+    decisions = read_groups(output / "decisions.json")
     transfer: dict[str, float] = {}
     for part in TRANSFER_PARTS:
         index = load_evaluation_index(world / "annotations" / f"{part}.json", world / "images" / part, "coco")
@@ -203,7 +205,7 @@ def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
     )
 
 
-def of_groups(file: Path) -> dict[str, Any]:
+def read_groups(file: Path) -> dict[str, Any]:
     """Read the groups of classes in a report, by name."""
     return {group["group"]: group for group in json.loads(file.read_text())["groups"]}
 
@@ -218,7 +220,7 @@ def with_post_processing(trained: TrainedDetector, config: TrainConfig) -> Train
     return replace(trained, calibration=calibrate_detector(replace(trained, calibration=None), held_out))
 
 
-def label(run: Path, world: Path, output: Path, labels: LabelsConfig | None) -> None:
+def label_pairs(run: Path, world: Path, output: Path, labels: LabelsConfig | None) -> None:
     """Label the world's image-text pairs with a trained run."""
     assert labels is not None
     options = LabelOptions(**labels.model_dump(exclude={"shards"}))
@@ -234,7 +236,7 @@ def with_labels(config: TrainConfig, teacher: Path, labels: Path) -> TrainConfig
     return TrainConfig.model_validate(values)
 
 
-def timed(folder: Path, stage: str, work: Callable[[], object]) -> float:
+def run_timed(folder: Path, stage: str, work: Callable[[], object]) -> float:
     """Run a stage and return its hours, or only return those stored in the folder if it was done before.
 
     The hours of interrupted calls are not counted.
@@ -249,7 +251,7 @@ def timed(folder: Path, stage: str, work: Callable[[], object]) -> float:
     return hours
 
 
-def at_length(stages: RowStages, steps: int) -> RowStages:
+def with_steps(stages: RowStages, steps: int) -> RowStages:
     """Return the stages of the same row with another number of training steps.
 
     Raises:
@@ -257,8 +259,8 @@ def at_length(stages: RowStages, steps: int) -> RowStages:
     """
     if stages.teacher is not None:
         raise ConfigError("a table with `lengths` takes rows of one stage only")
-    return replace(stages, final=TrainConfig.model_validate(_with_steps(stages.final.model_dump(mode="json"), steps)))
+    return replace(stages, final=TrainConfig.model_validate(_set_steps(stages.final.model_dump(mode="json"), steps)))
 
 
-def _with_steps(values: dict, steps: int) -> dict:
+def _set_steps(values: dict, steps: int) -> dict:
     return {**values, "train": {**values["train"], "steps": steps}}

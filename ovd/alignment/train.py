@@ -64,14 +64,16 @@ def build_groups(student: Backbone, settings: AlignSection) -> list[dict[str, An
 
 
 @dataclass(frozen=True)
-class Losses:
+class HeldOutLosses:
     """Mean losses of the held-out images before and after training: 1 - cosine with CLIP's embedding of the crop."""
 
     before: dict[str, float]
     after: dict[str, float]
 
 
-def align(distillation: Distillation, data: AlignmentData, found: checkpoint.Checkpoint | None, notes: Notes) -> Losses:
+def align(
+    distillation: Distillation, data: AlignmentData, found: checkpoint.Checkpoint | None, notes: Notes
+) -> HeldOutLosses:
     """Train the student in place, from its present weights or from a checkpoint of the same run.
 
     Args:
@@ -94,7 +96,7 @@ def align(distillation: Distillation, data: AlignmentData, found: checkpoint.Che
         config.output, keep=settings.keep_checkpoints, config=config.model_dump(mode="json"), notes=notes
     )
     if found is None:
-        before = distillation.measure(_reported(data.held_out(), data.report, checkpoints))
+        before = distillation.measure(_count_in_report(data.held_out(), data.report, checkpoints))
     else:
         if state.step < settings.steps:
             checkpoints.rotate_report()
@@ -122,10 +124,10 @@ def align(distillation: Distillation, data: AlignmentData, found: checkpoint.Che
             exit_stopped(state.step, log.message)
         after = distillation.measure(data.held_out())
         log.evaluation(settings.steps, {f"held-out {name}": value for name, value in after.items()})
-    return Losses(before, after)
+    return HeldOutLosses(before, after)
 
 
-def _reported(batches: Iterator[Batch], report: DataReport, checkpoints: CheckpointWriter) -> Iterator[Batch]:
+def _count_in_report(batches: Iterator[Batch], report: DataReport, checkpoints: CheckpointWriter) -> Iterator[Batch]:
     """Yield the batches, count their samples in the report and write it at the end."""
     for batch in batches:
         report.add_batch(batch)

@@ -182,8 +182,8 @@ def _with_names_of_experts(
     """
     for folder in trained.experts.folders:
         expert = read_expert(folder)
-        known = torch.tensor(are_among(names, expert.description.forms), dtype=torch.bool)
-        unknown_rows = (known & ~expert.names.are_own(text)).nonzero().squeeze(1).tolist()
+        known = torch.tensor(are_among(names, expert.description.names_and_synonyms), dtype=torch.bool)
+        unknown_rows = (known & ~expert.names.are_own_names(text)).nonzero().squeeze(1).tolist()
         if unknown_rows:
             alone = evaluation_text(trained.config, trained.clip, [names[row] for row in unknown_rows])
             text = text.index_copy(0, torch.tensor(unknown_rows), alone)

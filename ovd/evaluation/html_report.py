@@ -14,7 +14,7 @@ from ovd.evaluation.groups import NAME_OF_FREQUENCY
 from ovd.evaluation.image_classes import ImageClassPairs
 from ovd.evaluation.measures import Measures
 from ovd.evaluation.report import ClassRow, Curve
-from ovd.evaluation.report_pictures import pictures_of
+from ovd.evaluation.report_pictures import build_pictures
 from ovd.files import atomic_write
 from ovd.html_page import fill_page
 from ovd.shapes import Float64
@@ -75,7 +75,7 @@ def report_data(
             for curve in _curves(measures)[:_NUM_CURVES]
         ],
         "class_curves": [_per_mille(precision) for precision in evaluation.class_precision],
-        **pictures_of(measures, index),
+        **build_pictures(measures, index),
         "confusions": _confusions(naming, found, _threshold_words(decisions)),
         "decisions": _decisions(decisions),
         "reliability": {

@@ -30,7 +30,7 @@ from ovd.threads import num_cores
 _PROCESS_BYTES = 2**24
 """Minimum size of a part, so that a file of less than two parts is read by one process."""
 _PIECE_BYTES = 2**16
-_SECOND_LINE = re.compile(rb"\s*\{[^\n]*\}\s*\n\s*\{")
+_JSON_LINES = re.compile(rb"\s*\{[^\n]*\}\s*\n\s*\{")
 _BETWEEN_RECORDS = re.compile(rb"(?<=\})[ \t\r\n]*,[ \t\r\n]*(?=\{)")
 _PARSE_ERRORS = (msgspec.MsgspecError, OverflowError, RecursionError)
 
@@ -123,7 +123,9 @@ def _load_whole(path: Path) -> Results:
     try:
         return _parse(content)
     except _PARSE_ERRORS:
-        return _load_with_care(path, content.removeprefix(codecs.BOM_UTF8))  # slow, but its error names the record
+        return _load_record_by_record(
+            path, content.removeprefix(codecs.BOM_UTF8)
+        )  # slow, but its error names the record
 
 
 def _parse(content: bytes, opening: bytes = b"", closing: bytes = b"") -> Results:
@@ -166,14 +168,14 @@ def _columns(records: list[_Record]) -> Results:
     )
 
 
-def _load_with_care(path: Path, content: bytes) -> Results:
+def _load_record_by_record(path: Path, content: bytes) -> Results:
     """Load results record by record, including NaN, infinity (which JSON lacks) and ids written as 7.0 or "7"."""
     if content.startswith(GZIP):
         raise ValueError(f"{path}: compressed by gzip; unpack it first (gunzip)")
     try:
         records = json.loads(content)
     except ValueError as error:
-        hint = "; a record in each line is not one list" if _SECOND_LINE.match(content) else ""
+        hint = "; a record in each line is not one list" if _JSON_LINES.match(content) else ""
         raise ValueError(f"{path}: not valid JSON: {error}{hint}") from error
     except RecursionError as error:
         raise ValueError(f"{path}: JSON nested too deeply") from error

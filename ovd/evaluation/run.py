@@ -26,7 +26,7 @@ from ovd.evaluation.results_file import reading_results
 from ovd.shapes import Bool
 from ovd.warn import warn
 
-NOT_ALWAYS_WRITTEN = ("naming.json", "naming.png", "report.html", "predictions.jpg")
+OPTIONAL_FILES = ("naming.json", "naming.png", "report.html", "predictions.jpg")
 """Files that are written only if naming is measured, a page is made or the image files are known."""
 
 
@@ -57,7 +57,7 @@ def measure_results(
         truth = exhaustive
         section = exhaustive_metrics(truth, results, engine=evaluator.engine)
         evaluation = replace(evaluation, sections=(*evaluation.sections, section))
-    is_class = _are_classes(truth)
+    is_class = _class_mask(truth)
     groups = {name: mask & is_class for name, mask in base_and_novel(truth.categories, evaluator.named_groups).items()}
     decisions = measure_decisions(truth, results, groups, own_threshold=own_threshold)
     return Measures(evaluation, decisions, truth, results, groups)
@@ -90,7 +90,7 @@ def write_measures(
         remove_note(output_dir)
     else:
         write_note(output_dir, note)
-    for name in NOT_ALWAYS_WRITTEN:
+    for name in OPTIONAL_FILES:
         (output_dir / name).unlink(missing_ok=True)
     write_report(measures.evaluation, output_dir)
     write_decisions(measures.decisions, output_dir)
@@ -104,7 +104,7 @@ def write_measures(
         warn(f"{output_dir}: predictions.jpg cannot be written ({error})")
 
 
-def _are_classes(truth: Truth) -> Bool[np.ndarray, " C"]:
+def _class_mask(truth: Truth) -> Bool[np.ndarray, " C"]:
     """Return which categories are classes, not just parents of other categories without a box of their own.
 
     An index, and so a detector, has no such parents, but a results file may contain their ids.

@@ -22,8 +22,8 @@ from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import group_average_precision
 from ovd.evaluation.html_report import report_data, write_html_report
 from ovd.evaluation.naming import measure_naming
-from ovd.evaluation.naming_figures import NamingReport
 from ovd.evaluation.naming_report import format_naming, write_naming
+from ovd.evaluation.naming_results import NamingReport
 from ovd.evaluation.note import EvaluationNote, read_note, write_note
 from ovd.evaluation.report import Evaluation
 from ovd.evaluation.results_file import write_results

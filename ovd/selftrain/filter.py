@@ -45,30 +45,30 @@ def filter_labels(
         counts[name] = int((mask & ~passing).sum())
         mask = mask & passing
 
-    remove("min_score", score_at_least(labels, filters.min_score))
-    remove("min_size_px", side_at_least_px(labels, filters.min_size_px))
-    remove("max_relative_area", relative_area_at_most(labels, filters.max_relative_area))
+    remove("min_score", has_min_score(labels, filters.min_score))
+    remove("min_size_px", has_min_side(labels, filters.min_size_px))
+    remove("max_relative_area", has_max_relative_area(labels, filters.max_relative_area))
     if filters.caption_match:
         assert captions is not None
         remove("caption_match", text_in_caption(labels, captions))
     if filters.keep != "all":
-        remove(filters.keep, _CHOICES[filters.keep](labels, mask))
+        remove(filters.keep, _KEEP_RULES[filters.keep](labels, mask))
     return mask, {**counts, "kept": int(mask.sum())}
 
 
-def score_at_least(labels: ShardLabels, least: float) -> Bool[np.ndarray, " M"]:
+def has_min_score(labels: ShardLabels, min_score: float) -> Bool[np.ndarray, " M"]:
     """Whether each box has at least this score."""
-    return labels.scores.values >= least
+    return labels.scores.values >= min_score
 
 
-def side_at_least_px(labels: ShardLabels, least: float) -> Bool[np.ndarray, " M"]:
+def has_min_side(labels: ShardLabels, min_side_px: float) -> Bool[np.ndarray, " M"]:
     """Whether each box's shorter side has at least this length, in pixels of the pair's image."""
-    return _sides(labels).min(axis=1) >= least
+    return _sides(labels).min(axis=1) >= min_side_px
 
 
-def relative_area_at_most(labels: ShardLabels, most: float) -> Bool[np.ndarray, " M"]:
+def has_max_relative_area(labels: ShardLabels, max_area: float) -> Bool[np.ndarray, " M"]:
     """Whether each box covers at most this fraction of its image."""
-    return _sides(labels).prod(axis=1) <= most * _image_sizes(labels).prod(axis=1)
+    return _sides(labels).prod(axis=1) <= max_area * _image_sizes(labels).prod(axis=1)
 
 
 def text_in_caption(labels: ShardLabels, captions: Sequence[str]) -> Bool[np.ndarray, " M"]:
@@ -99,7 +99,7 @@ def best_of_text_in_image(labels: ShardLabels, candidates: Bool[np.ndarray, " M"
     return _best_candidates(_pair_and_text(labels), labels, candidates)
 
 
-def one_text_per_place(labels: ShardLabels, candidates: Bool[np.ndarray, " M"]) -> Bool[np.ndarray, " M"]:
+def best_one_to_one(labels: ShardLabels, candidates: Bool[np.ndarray, " M"]) -> Bool[np.ndarray, " M"]:
     """Choose one box per text and one text per place in each image.
 
     The best candidate is chosen whose text has no chosen box yet and which overlaps no chosen box (IoU above 0.5), and
@@ -120,7 +120,7 @@ def one_text_per_place(labels: ShardLabels, candidates: Bool[np.ndarray, " M"]) 
     return chosen
 
 
-_CHOICES = {"top1": best_of_image, "top1_per_text": best_of_text_in_image, "one_to_one": one_text_per_place}
+_KEEP_RULES = {"top1": best_of_image, "top1_per_text": best_of_text_in_image, "one_to_one": best_one_to_one}
 
 
 def best_of_group(

@@ -77,8 +77,8 @@ class _Counts:
     """Numbers of kept and correct labels, and of the true objects that they find, in place or also in name."""
 
     labels: int = 0
-    right_in_place: int = 0
-    right_in_name: int = 0
+    correct_in_place: int = 0
+    correct_in_name: int = 0
     found_in_place: int = 0
     """Number of objects that a kept label overlaps."""
     found_in_name: int = 0
@@ -94,8 +94,8 @@ class _Counts:
         found, found_with_name = np.unique(hits.objects[in_place]), np.unique(hits.objects[in_name])
         return cls(
             labels=int(is_kept.sum()),
-            right_in_place=len(np.unique(hits.labels[in_place])),
-            right_in_name=len(np.unique(hits.labels[in_name])),
+            correct_in_place=len(np.unique(hits.labels[in_place])),
+            correct_in_name=len(np.unique(hits.labels[in_name])),
             found_in_place=len(found),
             found_in_name=len(found_with_name),
             rare_in_place=int(is_rare[found].sum()),
@@ -198,8 +198,8 @@ def measure_quality(
             keep=keep,
             min_score=threshold,
             num_labels=counted.labels,
-            precision_in_place=share(counted.right_in_place, counted.labels),
-            precision_in_name=share(counted.right_in_name, counted.labels, can_name),
+            precision_in_place=share(counted.correct_in_place, counted.labels),
+            precision_in_name=share(counted.correct_in_name, counted.labels, can_name),
             num_objects=num_objects,
             recall_in_place=share(counted.found_in_place, num_objects),
             recall_in_name=share(counted.found_in_name, num_objects, can_name),

@@ -6,7 +6,7 @@ import re
 import unicodedata
 
 
-def set_of(words: str) -> frozenset[str]:
+def word_set(words: str) -> frozenset[str]:
     """Split a string at white space into a set of words."""
     return frozenset(words.split())
 
@@ -16,7 +16,7 @@ _SPELLING = str.maketrans({"\u2018": "'", "\u2019": "'", "\u2010": "-", "_": " "
 
 _IRREGULAR_PLURALS = dict(
     pair.split("/")
-    for pair in set_of(
+    for pair in word_set(
         "men/man women/woman people/person children/child feet/foot teeth/tooth geese/goose mice/mouse knives/knife "
         "wives/wife leaves/leaf loaves/loaf shelves/shelf scarves/scarf wolves/wolf calves/calf halves/half "
         "hooves/hoof elves/elf lenses/lens gases/gas axes/axe toes/toe canoes/canoe cookies/cookie "
@@ -28,7 +28,7 @@ _IRREGULAR_PLURALS = dict(
         "tvs/tv cds/cd pcs/pc"
     )
 )
-NO_SINGULAR = set_of(
+NO_SINGULAR = word_set(
     "aircraft binoculars canvas christmas clothes deer fish glasses goggles headphones jeans leggings lens news "
     "pajamas pants pliers pyjamas scissors series shears sheep shorts species stairs sunglasses tights tongs "
     "trousers tweezers"

@@ -21,8 +21,8 @@ from ovd.data.report import DataReport
 from ovd.evaluation.groups import group_average_precision
 from ovd.evaluation.lvis import LVISEvaluator
 from ovd.evaluation.naming import mean_over_boxes, measure_naming
-from ovd.evaluation.naming_figures import GroupNaming, NamingReport
 from ovd.evaluation.naming_report import draw_naming, format_naming, write_naming
+from ovd.evaluation.naming_results import GroupNaming, NamingReport
 from ovd.evaluation.report import ClassRow
 from ovd.inference import Inference
 from ovd.model.assign import nearest_matched_points

@@ -63,7 +63,7 @@ def cosines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("lowers", [False, True])
 @pytest.mark.parametrize("competition", [0.0, 15.0])
 @pytest.mark.parametrize(("count", "above"), [(1, 0.0), (20, 0.0), (200, 0.3), (10_000, 0.05)])
-@pytest.mark.parametrize("at_a_time", [7, 1000])
+@pytest.mark.parametrize("chunk_size", [7, 1000])
 def test_equals_a_full_sort(num_classes, lowers, competition, count, above, chunk_size, monkeypatch):
     split(monkeypatch, chunk_size)
     options = DetectionOptions(competition=competition, candidates=count, score_threshold=above)

@@ -15,7 +15,7 @@ MAX_CAPTION_CHARACTERS = 1_000
 
 
 @dataclass(frozen=True)
-class AskedQueries:
+class PairQueries:
     """The queries of each of N pairs."""
 
     queries: tuple[tuple[str, ...], ...]
@@ -24,7 +24,7 @@ class AskedQueries:
     """Reason why a pair has no queries; None if it has some."""
 
     @classmethod
-    def of(cls, captions: Sequence[str], options: LabelOptions) -> "AskedQueries":
+    def from_captions(cls, captions: Sequence[str], options: LabelOptions) -> "PairQueries":
         """Make the queries from `options.queries`: the captions, parts of them, or the same classes for all pairs."""
         if options.queries == "classes":
             return cls((options.classes,) * len(captions), (None,) * len(captions))
