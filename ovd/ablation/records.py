@@ -67,7 +67,7 @@ class Record:
 
 
 @runtime_checkable
-class Run(Protocol):
+class AnyRecord(Protocol):
     """The fields that every kind of record has."""
 
     @property
@@ -79,7 +79,7 @@ class Run(Protocol):
 
 
 def missing_runs(
-    rows: Sequence[str], seeds: Sequence[int], records: Sequence[Run], hashes: Mapping[str, str]
+    rows: Sequence[str], seeds: Sequence[int], records: Sequence[AnyRecord], hashes: Mapping[str, str]
 ) -> list[tuple[str, int]]:
     """List the rows and seeds without a record, seed by seed, so that most seeds are complete after an interruption.
 

@@ -33,9 +33,9 @@ from ovd.jobs.train import train_from_config
 from ovd.precision import device_name, instruction_set
 from ovd.selftrain.pseudo_label import shards_of_worker
 
-UNHASHED = ("data.workers", "init_from", "data.pairs.labels")
+UNHASHED_SETTINGS = ("data.workers", "init_from", "data.pairs.labels")
 """Settings that do not affect a row's metrics: the number of loader workers, and paths that a row fills in."""
-VERSIONED = ("torch", "torchvision", "open_clip_torch", "timm", "albumentations", "hotcoco", "numpy")
+RECORDED_PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "albumentations", "hotcoco", "numpy")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class RowStages:
             content.append(with_seed(self.align, 0, Path()).model_dump(mode="json"))
         return hash_of(content)
 
-    def on_backbone(self, aligned: Path) -> "RowStages":
+    def with_backbone(self, aligned: Path) -> "RowStages":
         """Return the stages after `align`, with the aligned CLIP model of a folder."""
         final, teacher = (
             stage and stage.model_copy(update={"clip": stage.clip.model_copy(update={"name": str(aligned)})})
@@ -83,14 +83,16 @@ class RowStages:
 def changed_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that a run's metrics depend on and that are not at their defaults, by dotted name, to hash.
 
-    `UNHASHED` settings are left out. Settings at their defaults are left out so that a new setting without effect does
+    `UNHASHED_SETTINGS` are left out. Settings at their defaults are left out so that a new setting without effect does
     not outdate records; those of `data.pairs`, `eval.ensemble`, `eval.second_look` and `train.region_distillation` are
     hashed in any case. When a default is changed, the old value must be written into the configs that relied on it.
     """
     defaults = flatten(TrainConfig(output=Path(), train=TrainSection(steps=1)).model_dump(mode="json"))
     settings = flatten(config.model_dump(mode="json"))
     return {
-        name: value for name, value in settings.items() if name not in UNHASHED and defaults.get(name, ...) != value
+        name: value
+        for name, value in settings.items()
+        if name not in UNHASHED_SETTINGS and defaults.get(name, ...) != value
     }
 
 
@@ -144,7 +146,7 @@ def train_row(stages: RowStages, seed: int, runs: Path) -> TrainedRow:
         aligned = runs / f"seed-{seed}" / f"aligned-{hash_of(flatten(stages.align.model_dump(mode='json')))}"
         align = with_seed(stages.align, seed, aligned)
         hours += run_timed(aligned, "alignment", lambda: align_backbone(align, command="tools/ablate.py"))
-        stages = stages.on_backbone(aligned)
+        stages = stages.with_backbone(aligned)
     config = with_seed(stages.final, seed, folder)
     world = draw_world(config)
     if stages.teacher is not None:
@@ -199,7 +201,7 @@ def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
         steps=stages.steps,
         device=device_name(device),
         instruction_set=f"{instruction_set()}, {torch.get_num_threads()} threads",
-        versions={"python": platform.python_version(), **{package: version(package) for package in VERSIONED}},
+        versions={"python": platform.python_version(), **{package: version(package) for package in RECORDED_PACKAGES}},
         date=datetime.date.today().isoformat(),
         extra={f"naming_{group}": of_group["boxes"]["naming_after"] for group, of_group in naming.items()},
     )

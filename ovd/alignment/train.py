@@ -108,10 +108,8 @@ def align(
         run_log = open_log(config.output, settings.steps, state.step, None, checkpoints.config)
     with run_log as log, StopRequest() as stop:
         num_steps_left = settings.steps - state.step
-        remaining = count_samples(
-            islice(data.batches_from(state.step), num_steps_left), data.report, data.num_images, checkpoints
-        )
-        for batch in until_stopped(remaining, stop):
+        remaining = islice(data.batches_from(state.step), num_steps_left)
+        for batch in until_stopped(count_samples(remaining, data.report, data.num_images, checkpoints), stop):
             _take_step(distillation, dense_feature, state, batch, log)
             state.step += 1
             if state.step == settings.steps:

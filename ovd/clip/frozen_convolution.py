@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovd.clip import narrow_maps
-from ovd.clip.onednn import Layouts, has_prepacked_ops
+from ovd.clip.onednn import WeightLayouts, has_prepacked_ops
 from ovd.clip.tensor_snapshot import TensorSnapshot, is_cacheable
 from ovd.precision import product_dtype
 
@@ -44,7 +44,7 @@ class FrozenWeights:
         """
         self.num_shapes = num_shapes
         self.cached: _CachedWeights | None = None
-        self._layouts = Layouts(num_shapes)
+        self._layouts = WeightLayouts(num_shapes)
 
     def __reduce__(self) -> tuple[type, tuple[int]]:
         """Copy and pickle without the cache."""
@@ -63,7 +63,7 @@ class FrozenWeights:
                 weight, bias = compute()
                 weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
             self.cached = cached = _CachedWeights(TensorSnapshot.take(sources), weight, bias)
-            self._layouts = Layouts(self.num_shapes)
+            self._layouts = WeightLayouts(self.num_shapes)
         return cached.weight, cached.bias
 
     def project(self, layer: nn.Linear, rows: Float[Tensor, "*N C"]) -> Float[Tensor, "*N K"]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ovd.precision import fast_low_precision
 
 
-class Layouts:
+class WeightLayouts:
     """The layouts of a weight for the last few shapes of its input."""
 
     def __init__(self, num_shapes: int):

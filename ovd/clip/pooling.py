@@ -11,9 +11,9 @@ class HalvingPool(nn.AvgPool2d):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
         if kernels.supports_map(x):
-            from ovd.kernels.pool import Halve
+            from ovd.kernels.pool import AvgPool2x2
 
-            return Halve.apply(x)
+            return AvgPool2x2.apply(x)
         return super().forward(x)
 
 

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ovd.engine.notes import Notes
-from ovd.engine.optimizer_state import flatten, metadata_of, unflatten
+from ovd.engine.optimizer_state import flatten, read_metadata, unflatten
 from ovd.engine.train_state import TrainState
 from ovd.engine.weights_file import check_fit, load_into, load_weights
 from ovd.files import sha256_of, usual_permissions
@@ -257,7 +257,7 @@ def restore(found: Checkpoint, state: TrainState) -> None:
             raise ValueError(f"{found.folder} was saved without a weight average; switch the average off")
         tensors = load_weights(path)
         check_fit(state.module, tensors, source=path)
-        state.ema.load_state_dict(tensors, int(metadata_of(path)["num_updates"]))
+        state.ema.load_state_dict(tensors, int(read_metadata(path)["num_updates"]))
     load_into(state.module, found.folder / _MODEL)
     unflatten(state.optimizer, found.folder / _OPTIMIZER)
 

@@ -74,21 +74,21 @@ def restore_early_stop(found: Checkpoint, checkpoints: CheckpointWriter) -> None
     """Carry the early stopping of a resumed run over from its checkpoint to its next checkpoints."""
     if found.notes.early_stop is not None:
         checkpoints.notes = replace(checkpoints.notes, early_stop=found.notes.early_stop)
-        checkpoints.attached |= {name: tensor for name, tensor in found.attached().items() if _is_best(name)}
+        checkpoints.attached |= {name: tensor for name, tensor in found.attached().items() if _is_best_weight(name)}
 
 
 def without_early_stop(found: Checkpoint) -> tuple[Notes, dict[str, Tensor]]:
     """Return the notes and attached tensors of a checkpoint without those of early stopping, for another run."""
-    others = {name: tensor for name, tensor in found.attached().items() if not _is_best(name)}
+    others = {name: tensor for name, tensor in found.attached().items() if not _is_best_weight(name)}
     return replace(found.notes, early_stop=None), others
 
 
-def _is_best(name: str) -> bool:
+def _is_best_weight(name: str) -> bool:
     """Whether an attached tensor belongs to the averaged weights of the best evaluation."""
     return name.startswith(_PREFIX)
 
 
-def averaged_step(notes: Notes, step: int | None) -> int | None:
+def step_of_average(notes: Notes, step: int | None) -> int | None:
     """Return the step that a checkpoint's averaged weights are from: `step`, or the best one of an ended run."""
     known = notes.early_stop
     return known.best_step if known is not None and known.is_over else step

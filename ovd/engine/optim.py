@@ -116,9 +116,8 @@ def check_finite(
     Raises:
         NonFiniteError: names the losses (or the gradient norm) that are not finite, and the batch's images.
     """
-    by_name = dict(
-        zip((*losses, "gradient norm"), losses_and_norm.tolist(), strict=True)
-    )  # a single transfer from the GPU
+    values = losses_and_norm.tolist()  # a single transfer from the GPU
+    by_name = dict(zip((*losses, "gradient norm"), values, strict=True))
     bad = [f"{name} = {number}" for name, number in by_name.items() if not math.isfinite(number)]
     if bad:
         images = ", ".join(map(str, batch_ids))

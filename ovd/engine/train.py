@@ -105,7 +105,7 @@ def train(
     settings = criterion.train
     compute = Compute.configured(settings.precision, device_of_rank(settings.device))
     compute.place(detector).train()
-    state = initial_state(detector, data, settings, start, compute)
+    state = build_initial_state(detector, data, settings, start, compute)
     if 0 < state.step < settings.steps and not is_early_stop_over(checkpoints.notes):
         checkpoints.rotate_report()
     averaged = copy.deepcopy(detector).eval()
@@ -120,17 +120,15 @@ def train(
         evaluation = None if evaluate is None else _Evaluation(evaluate, state, averaged, log)
         if evaluation and early_stop is None and num_steps_left and _is_evaluation_missing(state.step, settings, log):
             evaluation.run_until(stop, state.step)
-        remaining = count_samples(
-            islice(data.batches_from(state.step), num_steps_left), data.report, data.num_samples, checkpoints
-        )
+        remaining = islice(data.batches_from(state.step), num_steps_left)
         is_over = num_steps_left == 0
-        for batch in until_stopped(remaining, stop):
+        for batch in until_stopped(count_samples(remaining, data.report, data.num_samples, checkpoints), stop):
             num_images = int(sum_over_ranks(torch.tensor(len(batch.image_ids))))
             if num_images == 0:
                 log.message(f"step {state.step}: every sample was skipped ({batch.skipped[0]}); no optimizer step")
                 state.step += 1
             else:
-                rate = settings.learning_rate * set_learning_rate_of_step(state, settings)
+                rate = settings.learning_rate * update_learning_rate(state, settings)
                 losses, batch = train_step(state, forward, batch, data.text_sampler, criterion, checkpoints.run_dir)
                 log.train(state.step, losses, lr=rate, num_images=num_images)
                 _log_gates(state, batch, settings, log, compute)
@@ -216,7 +214,7 @@ def _log_gates(
         log.gates(state.step, gate_statistics(state.module, batch.images, compute))
 
 
-def initial_state(
+def build_initial_state(
     detector: Detector, data: TrainingData, settings: TrainSection, start: Start, compute: Compute
 ) -> DetectorState:
     """Build the training state before the first step; a `start` may solve for the bias or restore a checkpoint.
@@ -283,7 +281,7 @@ def train_step(
     return by_name, batch
 
 
-def set_learning_rate_of_step(state: DetectorState, settings: TrainSection) -> float:
+def update_learning_rate(state: DetectorState, settings: TrainSection) -> float:
     """Set the optimizer's learning rates for the next step; return their factor of the peak rates."""
     factor = learning_rate_factor(
         state.step, warmup_steps=settings.warmup_steps, total_steps=settings.steps, decay=settings.decay

@@ -25,7 +25,7 @@ from ovd.evaluation.results import Results
 from ovd.shapes import Bool, Float64, Int64
 
 IOUS = np.linspace(0.5, 0.95, 10)
-FLOOR = 0.05
+MIN_DECISION_SCORE = 0.05
 """Lowest score of a detection that takes part in decisions."""
 NUM_BINS = 15
 
@@ -152,7 +152,9 @@ class DecisionEvaluator:
         floor: detections of a lower score are ignored.
     """
 
-    def __init__(self, truth: Truth, results: Results, *, base: Bool[np.ndarray, " C"], floor: float = FLOOR):
+    def __init__(
+        self, truth: Truth, results: Results, *, base: Bool[np.ndarray, " C"], floor: float = MIN_DECISION_SCORE
+    ):
         self._base, self._results, self._floor = base, results, floor
         self._all_pairs = ImageClassPairs(truth)
         is_box = ~truth.crowd
@@ -201,8 +203,8 @@ class DecisionEvaluator:
         for half in (1, 0):
             counts = self._count(self._base, half, candidates)
             mcc = _mcc(counts)
-            worth = _f1(counts) * np.where(np.isnan(mcc), 1.0, mcc)
-            best.append(float(candidates[int(np.argmax(worth))]))
+            objective = _f1(counts) * np.where(np.isnan(mcc), 1.0, mcc)
+            best.append(float(candidates[int(np.argmax(objective))]))
         return best[0], best[1]
 
     def decide(self, classes: Bool[np.ndarray, " C"], thresholds: tuple[float, float]) -> Decisions:
@@ -298,15 +300,15 @@ class DecisionEvaluator:
         counted = present & pairs.is_complete
         is_counted = counted[self._pair_of_detection]
         num_present = int(present.sum())
-        true_present = _num_at_least(pairs.best_scores[present], thresholds)
-        false_present = _num_at_least(pairs.best_scores[absent], thresholds)
+        true_present = _count_at_least(pairs.best_scores[present], thresholds)
+        false_present = _count_at_least(pairs.best_scores[absent], thresholds)
         return _Counts(
             true_present=true_present,
             false_present=false_present,
             false_absent=num_present - true_present,
             true_absent=self._num_judged(classes, half) - num_present - false_present,
-            hits=_num_at_least(self._scores[is_counted & self._matches.hits[:, 0]], thresholds),
-            reported=_num_at_least(self._scores[is_counted], thresholds),
+            hits=_count_at_least(self._scores[is_counted & self._matches.hits[:, 0]], thresholds),
+            reported=_count_at_least(self._scores[is_counted], thresholds),
             true=np.full(len(thresholds), pairs.num_true[counted].sum(), np.float64),
         )
 
@@ -333,7 +335,7 @@ class _Counts:
         return _Counts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(_Counts)))
 
 
-def _num_at_least(
+def _count_at_least(
     values: Float64[np.ndarray, " V"], thresholds: Float64[np.ndarray, " T"]
 ) -> Float64[np.ndarray, " T"]:
     """Count the values at or above each threshold."""

@@ -9,7 +9,7 @@ import numpy as np
 from ovd.data.index import AnnotationIndex
 from ovd.evaluation.confusions import Confusion, most_confused, names_at_true_boxes
 from ovd.evaluation.decision_report import DecisionReport
-from ovd.evaluation.decisions import FLOOR, NUM_BINS, Decisions
+from ovd.evaluation.decisions import MIN_DECISION_SCORE, NUM_BINS, Decisions
 from ovd.evaluation.groups import NAME_OF_FREQUENCY
 from ovd.evaluation.image_classes import ImageClassPairs
 from ovd.evaluation.measures import Measures
@@ -79,7 +79,7 @@ def report_data(
         "confusions": _confusions(naming, found, _threshold_words(decisions)),
         "decisions": _decisions(decisions),
         "reliability": {
-            "note": f"All detections of at least {FLOOR}, in {NUM_BINS} bins of equal count: their mean "
+            "note": f"All detections of at least {MIN_DECISION_SCORE}, in {NUM_BINS} bins of equal count: their mean "
             "score, and how many of them overlap a true box of their class at IoU 0.5. On the dashed line scores are "
             "probabilities.",
             "groups": [

@@ -14,7 +14,7 @@ from ovd.shapes import Bool, Float64, Int64
 
 NUM_PICTURES = 12
 """Maximum number of best images shown, and of worst images."""
-LONGEST_PX = 640
+MAX_SIDE_PX = 640
 MAX_BOXES = 80
 """Maximum number of boxes in one picture: missed ones first, then the best detections, then found true boxes."""
 
@@ -95,7 +95,7 @@ def _picture(measures: Measures, tally: _ImageCounts, index: AnnotationIndex, ro
     picture, fault = None, ""
     try:
         pixels = read_image(record.path, expected_size=(record.height, record.width))
-        picture = data_uri(pixels, longest_px=LONGEST_PX)
+        picture = data_uri(pixels, longest_px=MAX_SIDE_PX)
     except ImageError as error:
         fault = str(error)
     boxes = _boxes(measures, image_id)

@@ -45,12 +45,12 @@ def load_results(path: Path) -> Results:
             names file and record.
         RuntimeError: a process that read a part of the file was killed.
     """
-    with reading_results(path) as results:
+    with results_loader(path) as results:
         return results()
 
 
 @contextmanager
-def reading_results(path: Path) -> Iterator[Callable[[], Results]]:
+def results_loader(path: Path) -> Iterator[Callable[[], Results]]:
     """Read a large results file in other processes while the block runs, at most one part per core.
 
     Yields a function that reads the first part itself, waits for the other parts and returns all detections; it raises
@@ -123,9 +123,8 @@ def _load_whole(path: Path) -> Results:
     try:
         return _parse(content)
     except _PARSE_ERRORS:
-        return _load_record_by_record(
-            path, content.removeprefix(codecs.BOM_UTF8)
-        )  # slow, but its error names the record
+        # Slow, but its error names the record.
+        return _load_record_by_record(path, content.removeprefix(codecs.BOM_UTF8))
 
 
 def _parse(content: bytes, opening: bytes = b"", closing: bytes = b"") -> Results:

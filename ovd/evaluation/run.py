@@ -22,7 +22,7 @@ from ovd.evaluation.lvis import LVISEvaluator
 from ovd.evaluation.measures import Measures
 from ovd.evaluation.note import EvaluationNote, remove_note, write_note
 from ovd.evaluation.report import format_table, write_report
-from ovd.evaluation.results_file import reading_results
+from ovd.evaluation.results_file import results_loader
 from ovd.shapes import Bool
 from ovd.warn import warn
 
@@ -30,7 +30,7 @@ OPTIONAL_FILES = ("naming.json", "naming.png", "report.html", "predictions.jpg")
 """Files that are written only if naming is measured, a page is made or the image files are known."""
 
 
-def box_evaluator(
+def build_box_evaluator(
     truth: Truth, format: DataFormatName, category_ids: tuple[int, ...], *, engine: Engine = "hotcoco"
 ) -> BoxEvaluator:
     """Make the evaluator of a format's benchmark; see the evaluator classes for arguments and errors."""
@@ -143,9 +143,9 @@ def evaluate_results_file(
         index = load_annotations(
             annotations, images, format=format, report=DataReport(stops=False), options=options, with_truth=True
         )
-    with reading_results(results) as read:
+    with results_loader(results) as read:
         truth = load_truth(annotations, images, format=format, options=options)
-        evaluator = box_evaluator(truth, format, (), engine=engine)
+        evaluator = build_box_evaluator(truth, format, (), engine=engine)
         evaluator.add_results(read(), source=str(results))
     exhaustive = exhaustive_truth(truth, format)
     if output_dir is not None:  # imported while the engine computes, which does not hold the GIL

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovd.model.pair_scores import PairScores, PointPredictions, Scoring
-from ovd.model.rounded_rows import MULTIPLE
+from ovd.model.rounded_rows import ROW_MULTIPLE
 
-CLASSES_IN_GROUP = MULTIPLE
+CLASSES_IN_GROUP = ROW_MULTIPLE
 """Number of classes in a group, of which only the highest cosine is used at first."""
 BOUNDS_PER_PAIR = 16
 """Minimum number of score bounds to rank per pair to be found, if there are as many."""

@@ -193,7 +193,7 @@ class Detector(nn.Module):
 def _concatenate(levels: list[Float[Tensor, "B D ..."]]) -> Float[Tensor, "B P D"]:
     last = [level.permute(0, 2, 3, 1) for level in levels]
     if kernels.supports(last[0]):
-        from ovd.kernels.rows import Concatenate
+        from ovd.kernels.rows import ConcatenateLevels
 
-        return Concatenate.apply(*last)
+        return ConcatenateLevels.apply(*last)
     return torch.cat([level.flatten(1, 2) for level in last], dim=1)

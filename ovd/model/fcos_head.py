@@ -38,10 +38,8 @@ class FcosHead(nn.Module):
         self, pyramid: list[Float[Tensor, "B C ..."]]
     ) -> tuple[list[Float[Tensor, "B C ..."]], Float[Tensor, "B P 4"], Float[Tensor, "B P"]]:
         """Compute class features per level, and boxes (xyxy, pixels) and quality logits of all points."""
-        class_features, box_features = (
-            self._apply_tower(self.class_tower, pyramid),
-            self._apply_tower(self.box_tower, pyramid),
-        )
+        class_features = self._apply_tower(self.class_tower, pyramid)
+        box_features = self._apply_tower(self.box_tower, pyramid)
         boxes, quality = [], []
         outputs = zip(
             self.distances.forward_levels(box_features), self.quality.forward_levels(box_features), strict=True

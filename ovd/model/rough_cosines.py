@@ -13,7 +13,7 @@ from torch import Tensor
 from ovd.model.similarity import TextClassifier
 from ovd.precision import fast_low_precision
 
-HALF_STEP = 1.01 * 2**-8
+BFLOAT16_ERROR = 1.01 * 2**-8
 """Largest relative error of rounding to bfloat16, 2**-8, with a margin for the sums, which are in float32."""
 COSINE_ROUNDING = 1e-6
 """Number subtracted from bounds on cosines, since both are computed in float32."""
@@ -48,16 +48,16 @@ class RoughCosines:
             lengths: lengths of the embeddings.
         """
         rounded = embeddings.bfloat16()
-        error = ((1 + HALF_STEP) * classifier.rounded.error).expand_as(lengths)
+        error = ((1 + BFLOAT16_ERROR) * classifier.rounded.error).expand_as(lengths)
         if embeddings.dtype != torch.bfloat16:
             error = error + torch.linalg.vector_norm(embeddings - rounded, dim=1) / lengths
         values = classifier.rounded.products(rounded)
         # Cosines of at most 1 have this relative error before the penalty is subtracted, so it becomes absolute.
         if classifier.name_penalty is None:
-            return cls(values, lengths, error, HALF_STEP)
+            return cls(values, lengths, error, BFLOAT16_ERROR)
         cosines = values.float().div_(lengths[:, None])
         cosines[:, : len(classifier)] -= classifier.name_penalty
-        return cls(cosines, torch.ones_like(lengths), error + HALF_STEP, 0.0)
+        return cls(cosines, torch.ones_like(lengths), error + BFLOAT16_ERROR, 0.0)
 
     def exact_lower_bounds(self, values: Float[Tensor, "P N"]) -> Float[Tensor, "P N"]:
         """Compute lower bounds on the exact cosines of each point's values."""

@@ -49,9 +49,8 @@ def start_distillation_losses(
         start.quality[unannotated].float(), probability[unannotated], reduction="none"
     )
     boxes = giou_loss(predictions.boxes[sure].float(), start.boxes[sure].float())
-    num_unannotated, weight = (
-        sum_over_ranks(torch.stack([unannotated.sum().float(), weights.sum()])).clamp(min=1).unbind()
-    )
+    totals = sum_over_ranks(torch.stack([unannotated.sum().float(), weights.sum()]))
+    num_unannotated, weight = totals.clamp(min=1).unbind()
     return {
         "keep_class": distance.sum() / num_unannotated,
         "keep_quality": quality.sum() / num_unannotated,

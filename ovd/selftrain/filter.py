@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from ovd.config.training import BoxFilters
 from ovd.data.box_arrays import paired_iou
 from ovd.selftrain.labels import ShardLabels
-from ovd.selftrain.words import normalized, without_sense
+from ovd.selftrain.words import normalize_text, strip_sense
 
 SAME_PLACE_IOU = 0.5
 
@@ -78,8 +78,8 @@ def text_in_caption(labels: ShardLabels, captions: Sequence[str]) -> Bool[np.nda
     """
     if len(captions) != len(labels.keys):
         raise ValueError(f"{len(captions)} captions for a shard of {len(labels.keys)} pairs; give one for each pair")
-    padded_captions = [f" {normalized(caption)} " for caption in captions]
-    padded_texts = [f" {normalized(without_sense(text))} " for text in labels.texts]
+    padded_captions = [f" {normalize_text(caption)} " for caption in captions]
+    padded_texts = [f" {normalize_text(strip_sense(text))} " for text in labels.texts]
     # An image has many boxes per text, so each combination is compared only once.
     combinations, row = np.unique(_pair_and_text(labels), return_inverse=True)
     occurs = [
@@ -123,7 +123,7 @@ def best_one_to_one(labels: ShardLabels, candidates: Bool[np.ndarray, " M"]) -> 
 _KEEP_RULES = {"top1": best_of_image, "top1_per_text": best_of_text_in_image, "one_to_one": best_one_to_one}
 
 
-def best_of_group(
+def best_of_groups(
     groups: Int64[np.ndarray, " M"], scores: Float32[np.ndarray, " M"], *, count: int
 ) -> Bool[np.ndarray, " M"]:
     """Select the `count` members of each group with the highest scores; of equal scores, the first."""
@@ -142,7 +142,7 @@ def _best_candidates(
     """Select the candidate of each group with the highest score."""
     rows = np.flatnonzero(candidates)
     chosen = np.zeros(len(candidates), dtype=bool)
-    chosen[rows[best_of_group(groups[rows], labels.scores.values[rows], count=1)]] = True
+    chosen[rows[best_of_groups(groups[rows], labels.scores.values[rows], count=1)]] = True
     return chosen
 
 

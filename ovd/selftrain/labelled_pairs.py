@@ -13,7 +13,7 @@ from ovd.data.index import ImageRecord, Labels
 from ovd.data.pairs.tar import PairShards
 from ovd.distributed import is_main
 from ovd.progress import progress
-from ovd.selftrain.filter import best_of_group, filter_labels
+from ovd.selftrain.filter import best_of_groups, filter_labels
 from ovd.selftrain.filtered_labels import FilteredLabels
 from ovd.selftrain.labels import ShardLabels, read_labels
 from ovd.selftrain.ledger import read_ledger
@@ -79,7 +79,7 @@ def limit_boxes_per_text(
     """
     ids = [np.zeros(0, np.int64), *(texts.ids(number)[labels.box_texts.values] for number, labels in enumerate(kept))]
     scores = [np.zeros(0, np.float32), *(labels.scores.values for labels in kept)]
-    is_best = best_of_group(np.concatenate(ids), np.concatenate(scores), count=count)
+    is_best = best_of_groups(np.concatenate(ids), np.concatenate(scores), count=count)
     masks = np.split(is_best, np.cumsum([len(labels.scores.values) for labels in kept]))
     left = [labels if mask.all() else labels.select(mask) for labels, mask in zip(kept, masks, strict=False)]
     return left, len(is_best) - int(is_best.sum())

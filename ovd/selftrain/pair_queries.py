@@ -8,7 +8,7 @@ from itertools import chain
 from ovd.config.labelling import LabelOptions
 from ovd.data.pairs.pair import caption_fault
 from ovd.fault import Fault
-from ovd.selftrain.queries import SOURCES
+from ovd.selftrain.queries import QUERY_SOURCES
 
 MAX_CAPTION_CHARACTERS = 1_000
 """Largest length of a caption; longer ones are skipped, since they are texts of pages rather than captions."""
@@ -28,7 +28,7 @@ class PairQueries:
         """Make the queries from `options.queries`: the captions, parts of them, or the same classes for all pairs."""
         if options.queries == "classes":
             return cls((options.classes,) * len(captions), (None,) * len(captions))
-        queries_of = SOURCES[options.queries].queries_of
+        queries_of = QUERY_SOURCES[options.queries].queries_of
         queries, reasons = [], []
         for caption in captions:
             fault = _fault(caption)

@@ -26,7 +26,7 @@ from ovd.fault import Fault
 from ovd.files import remove_abandoned, sha256_of
 from ovd.progress import progress
 from ovd.selftrain.decoded_pairs import DecodedPair, batches_of_shards, count_image, decode_ahead
-from ovd.selftrain.labels import FORMAT, TeacherBoxes, check_room, labels_path, read_labels, write_labels
+from ovd.selftrain.labels import FORMAT, TeacherBoxes, check_header_size, labels_path, read_labels, write_labels
 from ovd.selftrain.ledger import LabelCounts, Ledger, ledger_path, read_ledger, total_counts
 from ovd.selftrain.pair_queries import MAX_CAPTION_CHARACTERS, PairQueries
 from ovd.selftrain.pair_result import NO_BOXES, PairResult, count_results, first_skipped, to_labels
@@ -183,7 +183,7 @@ class _ShardLabeller:
         positions = shards.positions(name)
         pair_queries = PairQueries.from_captions([shards.caption(position) for position in positions], self.options)
         keys = [shards.key(position) for position in positions]
-        check_room(labels_file, keys=keys, reasons=pair_queries.reasons, texts=pair_queries.distinct)
+        check_header_size(labels_file, keys=keys, reasons=pair_queries.reasons, texts=pair_queries.distinct)
         variants = self.texts.load(pair_queries.distinct)
         results: list[PairResult] = []
         while len(results) < len(positions):

@@ -24,7 +24,7 @@ from ovd.data.index import Ragged
 from ovd.data.pairs.tar import PairShards
 from ovd.selftrain.filter import filter_labels
 from ovd.selftrain.labels import ShardLabels
-from ovd.selftrain.words import normalized, without_sense
+from ovd.selftrain.words import normalize_text, strip_sense
 
 MIN_IOU = 0.5
 
@@ -173,13 +173,13 @@ def measure_quality(
         rare: names of the true objects that are also reported separately.
         whole_captions: whether the labels' texts are whole captions, which do not name single objects.
     """
-    names_of = {normalized(name): tuple(others) for name, others in (synonyms or {}).items()}
-    rare_names = {normalized(name) for name in rare}
+    names_of = {normalize_text(name): tuple(others) for name, others in (synonyms or {}).items()}
+    rare_names = {normalize_text(name) for name in rare}
     rules = [(keep, threshold) for keep in keeps for threshold in thresholds]
     counts = [_Counts()] * len(rules)
     num_objects = num_rare_objects = 0
     for labels, objects in zip(shards, truth, strict=True):
-        names = [normalized(name) for name in objects.names]
+        names = [normalize_text(name) for name in objects.names]
         is_rare = np.array([name in rare_names for name in names], dtype=bool)
         num_objects += len(names)
         num_rare_objects += int(is_rare.sum())
@@ -247,7 +247,7 @@ def _hits(labels: ShardLabels, objects: TrueObjects, names_of: Mapping[str, Coll
 
     @cache
     def is_name(text: str, name: str) -> bool:
-        return any(_are_same(text, other) for other in (name, *names_of.get(normalized(name), ())))
+        return any(_are_same(text, other) for other in (name, *names_of.get(normalize_text(name), ())))
 
     is_named = [
         is_name(labels.texts[text], objects.names[row])
@@ -258,5 +258,5 @@ def _hits(labels: ShardLabels, objects: TrueObjects, names_of: Mapping[str, Coll
 
 def _are_same(one: str, other: str) -> bool:
     """Whether two names are the same, apart from a sense in brackets that only one of them has."""
-    first, second = normalized(one), normalized(other)
-    return first == second or first == normalized(without_sense(other)) or second == normalized(without_sense(one))
+    first, second = normalize_text(one), normalize_text(other)
+    return first == second or first == normalize_text(strip_sense(other)) or second == normalize_text(strip_sense(one))

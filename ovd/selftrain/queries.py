@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice, pairwise
 
 from ovd.choices import QuerySource
-from ovd.selftrain.words import NO_SINGULAR, clauses, singular, word_set, words_of
+from ovd.selftrain.words import NO_SINGULAR, singular, split_clauses, split_words, word_set
 
 _SINGULAR_ARTICLES = word_set("a an another each every")
 _DETERMINERS = _SINGULAR_ARTICLES | word_set(
@@ -81,7 +81,7 @@ MAX_QUERIES = 300
 
 def caption_queries(caption: str) -> tuple[str, ...]:
     """Return the whole caption, with white space collapsed, as the only query; none if it has no word."""
-    return (" ".join(caption.split()),) if words_of(caption) else ()
+    return (" ".join(caption.split()),) if split_words(caption) else ()
 
 
 def ngram_queries(caption: str, *, max_words: int = 10, max_queries: int = MAX_QUERIES) -> tuple[str, ...]:
@@ -90,7 +90,7 @@ def ngram_queries(caption: str, *, max_words: int = 10, max_queries: int = MAX_Q
     The runs are lower-cased, may span punctuation, and have no duplicates. They are ordered by length, then as in the
     caption, so that the limit removes the longest.
     """
-    words = words_of(caption)
+    words = split_words(caption)
     queries: dict[str, None] = {}
     for length in range(1, min(max_words, len(words)) + 1):
         for start in range(len(words) - length + 1):
@@ -110,7 +110,7 @@ def noun_queries(caption: str) -> tuple[str, ...]:
     of"). "of" joins two phrases into one ("cup of coffee"); "with" gives the joined phrase and both parts. "and" joins
     no phrases: captions like "a dog and a cat" are far more frequent than those like "a bow and arrow".
     """
-    phrases = (phrase for clause in clauses(caption) for phrase in _phrases_of_clause(clause))
+    phrases = (phrase for clause in split_clauses(caption) for phrase in _phrases_of_clause(clause))
     return tuple(islice(dict.fromkeys(phrases), MAX_QUERIES))
 
 
@@ -247,7 +247,7 @@ class CaptionQueries:
     """Whether the queries are put into prompt templates, like class names."""
 
 
-SOURCES: dict[QuerySource, CaptionQueries] = {
+QUERY_SOURCES: dict[QuerySource, CaptionQueries] = {
     "caption": CaptionQueries(caption_queries, are_names=False),
     "ngrams": CaptionQueries(ngram_queries, are_names=True),
     "nouns": CaptionQueries(noun_queries, are_names=True),

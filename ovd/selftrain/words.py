@@ -36,7 +36,7 @@ NO_SINGULAR = word_set(
 """Words that end like a plural, or are one, and have no other singular."""
 
 
-def clauses(text: str) -> list[list[str]]:
+def split_clauses(text: str) -> list[list[str]]:
     """Split a text at punctuation marks into lists of lower-cased words.
 
     "&" becomes "and", HTML entities are decoded, and HTML tags and web addresses count as punctuation.
@@ -50,20 +50,20 @@ def clauses(text: str) -> list[list[str]]:
     return [words for piece in text.split(",") if (words := [word for word in piece.split() if _has_letter(word)])]
 
 
-def words_of(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Return the lower-cased words without punctuation; hyphens and apostrophes inside a word are kept."""
-    return [word for clause in clauses(text) for word in clause]
+    return [word for clause in split_clauses(text) for word in clause]
 
 
-def normalized(text: str) -> str:
+def normalize_text(text: str) -> str:
     """Normalize case, punctuation and plural.
 
     Names are compared with each other, and queries with their caption, in this form.
     """
-    return " ".join(map(singular, words_of(text)))
+    return " ".join(map(singular, split_words(text)))
 
 
-def without_sense(name: str) -> str:
+def strip_sense(name: str) -> str:
     """Remove the part in brackets from a name, such as LVIS's "bow_(weapon)"; keep a name that is only such a part."""
     return re.sub(r"\([^()]*\)", " ", name).strip(" _") or name
 

@@ -91,9 +91,8 @@ def test_results_do_not_depend_on_the_shapes_before(num_shapes: int, dtype: torc
                 for _ in range(2):
                     assert torch.equal(net(random_map(*shape, dtype=dtype)), alone[SHAPES.index(shape)])
     kept = list(net.frozen._layouts.kept.values())
-    assert len(kept) == (
-        min(num_shapes, 4) if has_prepacked_ops(dtype) else 0
-    )  # none for one cell, or without an image
+    # None for one cell, or without an image.
+    assert len(kept) == (min(num_shapes, 4) if has_prepacked_ops(dtype) else 0)
     assert all(packed is not None for packed in kept)
 
 

@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 from ovd.config.training import BoxFilters
 from ovd.data.index import Ragged
 from ovd.selftrain.filter import (
-    best_of_group,
+    best_of_groups,
     best_of_image,
     filter_labels,
     has_max_relative_area,
@@ -189,7 +189,7 @@ def test_the_best_of_each_group_are_those_of_sorting_it(members, count):
     for group in set(groups.tolist()):
         rows = [row for row in range(len(members)) if groups[row] == group]
         expected |= set(sorted(rows, key=lambda row: -scores[row])[:count])
-    assert set(np.flatnonzero(best_of_group(groups, scores, count=count)).tolist()) == expected
+    assert set(np.flatnonzero(best_of_groups(groups, scores, count=count)).tolist()) == expected
 
 
 def test_boxes_are_compared_row_by_row():
