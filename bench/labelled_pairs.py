@@ -25,7 +25,7 @@ from ovd.data.index import Ragged
 from ovd.data.pairs.shard_index import ShardIndex
 from ovd.precision import describe_machine
 from ovd.selftrain.filter import SAME_PLACE_IOU, filter_labels
-from ovd.selftrain.labelled_pairs import LabelledPairs, limit_per_text, read_kept_labels
+from ovd.selftrain.labelled_pairs import LabelledPairs, limit_boxes_per_text, read_filtered_labels
 from ovd.selftrain.labels import ShardLabels, read_labels, shard_name, write_labels
 from ovd.selftrain.ledger import LabelCounts, Ledger, open_labelled_shards
 from ovd.text.bank import TextBank
@@ -115,9 +115,9 @@ def main() -> None:
 
         before, start = resident_bytes(), time.perf_counter()
         shards = open_labelled_shards(folder, files)
-        kept, _ = read_kept_labels(files, FILTERS, shards)
+        kept, _ = read_filtered_labels(files, FILTERS, shards)
         texts = PairTexts(map(TextBank, files), [of_shard.pair_counts for of_shard in kept], first_id=0)
-        kept, _ = limit_per_text(kept, texts, MAX_PER_TEXT)
+        kept, _ = limit_boxes_per_text(kept, texts, MAX_PER_TEXT)
         pairs = LabelledPairs(shards, kept, texts, with_boxes=True, box_counts={})
         seconds, grown = time.perf_counter() - start, resident_bytes() - before
         num_pairs = NUM_SHARDS * PAIRS

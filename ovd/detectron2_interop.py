@@ -40,7 +40,7 @@ from ovd.data.formats.known import FORMATS
 from ovd.data.index import AnnotationIndex
 from ovd.data.loading.padding import pad_images
 from ovd.distributed import world_size
-from ovd.engine.step import Criterion, Part, set_initial_bias
+from ovd.engine.step import BatchPart, Criterion, set_initial_bias
 from ovd.engine.step_texts import StepTexts, TextSampler
 from ovd.engine.train import step_generator
 from ovd.inference import ImageBatch, Inference
@@ -289,7 +289,7 @@ class OvdDetector(nn.Module):
         # DDP averages the gradients over ranks, but each rank's loss is a part of a sum.
         matched = replace(matched, normalizers=matched.normalizers / world_size())
         classifier = self.detector.classifier(texts.embeddings, texts.class_ids)
-        return criterion.losses(Part(batch, texts, predictions, points, classifier, compute), matched)
+        return criterion.losses(BatchPart(batch, texts, predictions, points, classifier, compute), matched)
 
     def _targets(self, given: dict[str, Any]) -> Targets:
         instances = given["instances"].to("cpu")

@@ -187,7 +187,7 @@ class Inference(BatchDetector):
         The last classifier is cached, because it depends on the texts alone and many batches share them.
         """
         sources = (text, *self.detector.classifier_parameters())
-        return self._classifier.of(sources, lambda: self._new_classifier(text))
+        return self._classifier.get_or_compute(sources, lambda: self._new_classifier(text))
 
     def _new_classifier(self, text: Float[Tensor, "C D"]) -> TextClassifier:
         classifier = self.detector.classifier(text)
@@ -198,7 +198,9 @@ class Inference(BatchDetector):
 
     def _nearness(self, text: Float[Tensor, "C D"], calibration: ScoreCalibration) -> Float[Tensor, " C"]:
         """Return the nearness of texts to the trained names, cached for batches with the same texts."""
-        return self._nearness_of_text.of((text, calibration.trained_text), lambda: calibration.nearness(text.cpu()))
+        return self._nearness_of_text.get_or_compute(
+            (text, calibration.trained_text), lambda: calibration.nearness(text.cpu())
+        )
 
     def compile(self) -> None:
         self.detector.compile_learned_path()
@@ -255,7 +257,7 @@ class Inference(BatchDetector):
     ) -> tuple[Detections, ...]:
         """Post-process predictions into detections whose scores are probabilities."""
         nearness, options = self._nearness(queries.text, calibration), self.options
-        found = self._uncalibrated(predictions, batch, queries, calibration.options_before(options, nearness))
+        found = self._uncalibrated(predictions, batch, queries, calibration.options_before_map(options, nearness))
         return tuple(
             _mapped(
                 item,
@@ -270,7 +272,7 @@ class Inference(BatchDetector):
         self, predictions: Predictions, batch: ImageBatch, queries: QueryTexts, options: DetectionOptions
     ) -> tuple[Detections, ...]:
         """Post-process predictions into detections on the CPU, whose scores are not mapped to probabilities."""
-        look = None if self.second_look is None else partial(self.second_look, batch.images, batch.sizes)
+        embed_crops = None if self.second_look is None else partial(self.second_look, batch.images, batch.sizes)
         found = postprocess(
             predictions,
             self.classifier(queries.text),
@@ -278,7 +280,7 @@ class Inference(BatchDetector):
             original_sizes=batch.original_sizes,
             options=options,
             ensemble=queries.ensemble,
-            look=look,
+            embed_crops=embed_crops,
         )
         return tuple(Detections(item.boxes.cpu(), item.scores.cpu(), item.classes.cpu()) for item in found)
 

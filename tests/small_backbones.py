@@ -10,7 +10,7 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from ovd.model.backbone_convolution import TimmConvolutionBackbone
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 
 DIM = 64
 """Dimension of the text space, for the families that let one choose it."""
@@ -87,7 +87,7 @@ def dense_and_pooled_of_a_constant_map(visual: Any, family: str) -> tuple[Tensor
     model = copy.deepcopy(visual)
     if family == "clip_resnet":
         nn.init.zeros_(model.attnpool.positional_embedding)
-    backbone = backbone_of(model)
+    backbone = backbone_from_visual(model)
     side = FAMILIES[family]["image_size"] // backbone.strides[-1]
     generator = torch.Generator().manual_seed(5)
     channels = model.trunk.num_features if isinstance(backbone, TimmConvolutionBackbone) else backbone.channels[-1]

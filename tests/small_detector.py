@@ -7,7 +7,7 @@ import torch
 from ovd.choices import Place
 from ovd.clip.load import Clip
 from ovd.model.backbone import Backbone
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 from ovd.model.detector import Detector
 from ovd.model.fcos_head import FcosHead
 from ovd.model.fpn import FeaturePyramid, SimplePyramid
@@ -54,7 +54,7 @@ def build_detector(
     """Build a detector around a copy of CLIP's backbone, with shortcuts in these places and always the same weights."""
     torch.manual_seed(1)
     return detector_around(
-        backbone_of(copy.deepcopy(clip.model.visual)),
+        backbone_from_visual(copy.deepcopy(clip.model.visual)),
         *places,
         text_dim=clip.model.visual.head.proj.out_features,
         mean=clip.mean,

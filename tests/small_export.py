@@ -16,7 +16,7 @@ from torchvision.ops import box_iou
 from ovd.export.detector import write_detector
 from ovd.export.graph import DetectionGraph
 from ovd.inference import ImageBatch, Inference
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.query_texts import QueryTexts
@@ -45,7 +45,7 @@ def random_detector(family: str, *, task_aligned: bool = False) -> Detector:
     """Build a detector around a family's backbone, with weights that give every part an effect and make boxes
     differ."""
     torch.manual_seed(1)
-    backbone = backbone_of(random_visual(family))
+    backbone = backbone_from_visual(random_visual(family))
     with torch.no_grad():
         dim = backbone.dense(torch.zeros(1, 3, *[2 * backbone.size_divisor] * 2)).shape[1]
     mean, std = (0.5,) * 3, (0.25,) * 3

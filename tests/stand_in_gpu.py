@@ -378,4 +378,4 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     import ovd.kernels
 
     if not _with_kernels():
-        _replace(ovd.kernels, applies_to=_always(False))
+        _replace(ovd.kernels, supports=_always(False))

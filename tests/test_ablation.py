@@ -187,7 +187,7 @@ def test_one_table_is_of_one_machine_where_it_can_be_and_of_present_configs():
         "records of another machine (GPU, AVX512, torch 2.14.1): 1 gated",
         "records of another machine (CPU, AVX2, torch 2.14.1): 1 gated",
     )
-    assert selection.elsewhere == (
+    assert selection.other_machines == (
         "on another machine (GPU, AVX512, torch 2.14.1): 1 gated",
         "on another machine (CPU, AVX512, torch 2.15.0): 1 gated",
     )

@@ -16,7 +16,7 @@ from ovd.build.data import load_evaluation_index, load_training_index, load_vali
 from ovd.build.detector import build_backbone, build_detector
 from ovd.build.text import build_class_bank, read_paraphrases
 from ovd.build.trained import TrainedDetector, build_own_inference
-from ovd.clip.onednn import has_operations
+from ovd.clip.onednn import has_prepacked_ops
 from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config
 from ovd.data.annotations import load_annotations
@@ -91,10 +91,10 @@ def test_inference_finds_the_same_with_the_layouts_that_it_keeps(untrained_clip,
     assert not any(parameter.requires_grad for parameter in inference.detector.parameters())
     if torch.backends.mkldnn.is_available():
         assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
-    first, second = (inference.predict(images, sizes) for _ in range(2))  # the second uses weights that are laid out
-    kept, layouts = convolution.frozen.kept, convolution.frozen._layouts.kept.values()
+    first, second = (inference.predict(images, sizes) for _ in range(2))  # the second has the weights laid out
+    kept, layouts = convolution.frozen.cached, convolution.frozen._layouts.kept.values()
     assert kept is not None
-    assert any(layout is not None for layout in layouts) == has_operations(kept.weight.dtype)
+    assert any(layout is not None for layout in layouts) == has_prepacked_ops(kept.weight.dtype)
     assert torch.equal(first.embeddings, second.embeddings)
     assert torch.equal(first.boxes, second.boxes)
     tolerance = {"float32": 1e-5, "bf16": 2e-2}[precision]

@@ -23,7 +23,7 @@ from ovd.data.images.read import read_image
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.detectron2_interop import add_ovd_config, register_split, to_detections, to_instances
-from ovd.evaluation.run import box_evaluator
+from ovd.evaluation.run import build_box_evaluator
 from ovd.inference import Inference
 from ovd.model.query_texts import QueryTexts
 from ovd.structures import Detections
@@ -149,7 +149,7 @@ def test_its_evaluators_agree_with_ours(splits, tmp_path, monkeypatch):
     index = splits["val"]
     generator = torch.Generator().manual_seed(0)
     category_ids = tuple(category.id for category in index.categories)
-    ours = box_evaluator(load_truth(index.path, format="lvis"), "lvis", category_ids, engine="hotcoco")
+    ours = build_box_evaluator(load_truth(index.path, format="lvis"), "lvis", category_ids, engine="hotcoco")
     theirs = LVISEvaluator("ovd_val", tasks=("bbox",), distributed=False, output_dir=str(tmp_path))
     theirs.reset()
     for image in range(len(index)):

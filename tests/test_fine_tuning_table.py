@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ovd.ablation.fine_tuning import FineTuningRecord, append_new, draw_trade, format_table, row_hashes
+from ovd.ablation.fine_tuning import FineTuningRecord, append_new_records, draw_tradeoff, format_table, row_hashes
 from ovd.ablation.record_file import read_records
 from ovd.ablation.row import read_row
 from ovd.config.tables import AblationConfig, FineTuningTable
@@ -29,8 +29,8 @@ def records() -> list[FineTuningRecord]:
 
 def test_records_are_kept_once(tmp_path: Path, records) -> None:
     path = tmp_path / "results" / "table.jsonl"
-    append_new(path, records[:2])
-    append_new(path, [record("before", 1, new_AP=0.0), *records[2:]])  # every row measures `before` again
+    append_new_records(path, records[:2])
+    append_new_records(path, [record("before", 1, new_AP=0.0), *records[2:]])  # every row measures `before` again
     assert read_records(path, FineTuningRecord) == records
     with pytest.raises(ValueError, match="new_AP"):
         record("keeping", 4, new_AP=math.nan)
@@ -75,7 +75,7 @@ def test_the_picture_has_a_panel_of_what_is_gained_and_one_of_what_is_kept(
     drawn = []
     monkeypatch.setattr("ovd.ablation.fine_tuning.draw_panels", lambda *given, joined: drawn.append(given))
     unknown = record("keeping", 4, new_AP=-1.0)
-    draw_trade([*records, unknown], {"keeping": "expert", "missing": "nothing"}, tmp_path / "pictures" / "trade.png")
+    draw_tradeoff([*records, unknown], {"keeping": "expert", "missing": "nothing"}, tmp_path / "pictures" / "trade.png")
     ((gained, kept), titles, _) = drawn[0]
     assert titles == {"before": "before fine-tuning", "keeping": "expert", "missing": "nothing"}
     assert gained.values == {"before": {1: 31, 2: 32, 3: 33}, "keeping": {1: 31, 2: 32, 3: 33}, "missing": {}}
@@ -84,7 +84,7 @@ def test_the_picture_has_a_panel_of_what_is_gained_and_one_of_what_is_kept(
 
 @pytest.mark.pictures
 def test_the_picture_is_drawn(tmp_path: Path, records) -> None:
-    draw_trade(records, {"keeping": "expert", "missing": "nothing"}, tmp_path / "pictures" / "trade.png")
+    draw_tradeoff(records, {"keeping": "expert", "missing": "nothing"}, tmp_path / "pictures" / "trade.png")
     assert (tmp_path / "pictures" / "trade.png").stat().st_size > 10_000
 
 

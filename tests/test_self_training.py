@@ -18,7 +18,7 @@ from small_run import small_config
 
 import ovd.build.trained
 import ovd.build.world
-from ovd.ablation.row import RowStages, at_length, read_row, run_row
+from ovd.ablation.row import RowStages, read_row, run_row, with_steps
 from ovd.build.batches import samples_drawn, samples_per_step
 from ovd.build.pairs import load_labelled_pairs
 from ovd.build.text import score_ensemble
@@ -293,7 +293,7 @@ def test_a_row_with_a_teacher_runs_all_stages_once(tmp_path, small_world, miniat
     assert "step " not in capsys.readouterr().out  # nothing is trained twice
     assert replace(again, date=record.date) == record
     assert stages.teacher is not None
-    assert at_length(RowStages(stages.teacher, None, None), 1).steps == 1
+    assert with_steps(RowStages(stages.teacher, None, None), 1).steps == 1
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from pathlib import Path
 from ovd.ablation.plots import draw_lengths, draw_rows
 from ovd.ablation.record_file import append_record, read_records
 from ovd.ablation.records import Record, missing_runs, select
-from ovd.ablation.row import RowStages, at_length, read_row, run_row
+from ovd.ablation.row import RowStages, read_row, run_row, with_steps
 from ovd.ablation.tables import format_lengths, format_report, write_between_markers
 from ovd.cli import add_overrides, parse_with_overrides, run_tool
 from ovd.config.tables import AblationConfig
@@ -62,7 +62,7 @@ def main() -> None:
         config = config.model_copy(update=trial)
     folder = arguments.config.parent
     stages = {name: read_row(row, folder, arguments.overrides) for name, row in config.rows.items()}
-    variants = [{name: at_length(of, steps) for name, of in stages.items()} for steps in config.lengths] or [stages]
+    variants = [{name: with_steps(of, steps) for name, of in stages.items()} for steps in config.lengths] or [stages]
     if not arguments.report:
         rows, seeds = arguments.rows or list(config.rows), arguments.seeds or config.seeds
         records = read_records(config.records, Record)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ovd.ablation.fine_tuning import (
     FineTuningRecord,
-    append_new,
-    draw_trade,
+    append_new_records,
+    draw_tradeoff,
     format_table,
     row_hashes,
     run_fine_tuning,
@@ -50,7 +50,7 @@ def main() -> None:
         missing = missing_runs(arguments.rows or list(table.rows), arguments.seeds or table.seeds, records, hashes)
         for number, (name, seed) in enumerate(missing, start=1):
             print(f"run {number} of {len(missing)}: {name}, seed {seed}", flush=True)
-            append_new(table.records, run_fine_tuning(name, seed, table, folder, start, hashes))
+            append_new_records(table.records, run_fine_tuning(name, seed, table, folder, start, hashes))
     records = [
         record
         for record in read_records(table.records, FineTuningRecord)
@@ -59,7 +59,7 @@ def main() -> None:
     rows = list(table.rows)
     text = format_table(records, rows)
     print(text)
-    draw_trade(records, {name: row.title or name for name, row in table.rows.items()}, table.picture)
+    draw_tradeoff(records, {name: row.title or name for name, row in table.rows.items()}, table.picture)
     if arguments.results is not None:
         write_between_markers(arguments.results, table.records.stem, text)
 

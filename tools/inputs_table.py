@@ -45,7 +45,7 @@ from ovd.data.report import DataReport
 from ovd.data.verdict import check_trainable
 from ovd.distributed import device_of_rank
 from ovd.evaluation.results import Results
-from ovd.evaluation.run import box_evaluator
+from ovd.evaluation.run import build_box_evaluator
 from ovd.number_of import number_of
 from ovd.predictor import Predictor
 
@@ -209,7 +209,7 @@ def evaluate_large_ids(folder: Path) -> str:
     path = folder / "val.json"
     path.write_text(json.dumps(content))
     truth = load_truth(path, format="coco")
-    evaluator = box_evaluator(truth, "coco", ())
+    evaluator = build_box_evaluator(truth, "coco", ())
     scores = np.ones(len(truth.image_ids))
     evaluator.add_results(Results(truth.image_ids, truth.category_ids, truth.boxes_xywh, scores), source="true boxes")
     return f"AP {evaluator.compute()['AP']:.2f} of the true boxes"

@@ -11,8 +11,8 @@ import torch
 
 from ovd.ablation.plots import Panel, draw_panels
 from ovd.ablation.record_file import RECORD_CONFIG, append_record, read_records
-from ovd.ablation.row import RowStages, changed_settings, label, of_groups, timed, train_row
-from ovd.ablation.statistics import estimate, known_or_nan
+from ovd.ablation.row import RowStages, changed_settings, label_pairs, read_groups, run_timed, train_row
+from ovd.ablation.statistics import estimate, value_or_nan
 from ovd.ablation.tables import markdown_table
 from ovd.build.detector import resolve_device
 from ovd.build.trained import find_checkpoint
@@ -114,16 +114,16 @@ def run_fine_tuning(
     if row.replay:
         labels = table.runs / f"seed-{seed}" / f"replay-{before.config.output.name}" / "labels"
         labels.parent.mkdir(parents=True, exist_ok=True)
-        timed(
+        run_timed(
             labels.parent,
             "labelling",
-            lambda: label(before.config.output, before.world, labels, LabelsConfig(queries="nouns", shards=1)),
+            lambda: label_pairs(before.config.output, before.world, labels, LabelsConfig(queries="nouns", shards=1)),
         )
         where = f"labels: {labels}, shards: {(before.world / 'pairs').resolve()}"
         overrides.append(f"data.pairs={{{where}, {REPLAY}}}")
     config = load_config(folder / row.config, overrides, TrainConfig)
     torch.set_num_threads(config.train.threads)
-    hours = timed(output, "training", lambda: train_from_config(config, resume=True, evaluate=False))
+    hours = run_timed(output, "training", lambda: train_from_config(config, resume=True, evaluate=False))
     for path in (table.runs / f"seed-{seed}").glob(f"{table.domain}-*/eval-*-{BEFORE}"):
         if not (output / path.name).exists():  # the starting detector was evaluated for another row
             shutil.copytree(path, output / path.name)
@@ -137,7 +137,7 @@ def run_fine_tuning(
     device = resolve_device(config)
 
     def record(of: str, outcome: Outcome, minutes: float, megabytes: float, steps: int) -> FineTuningRecord:
-        decisions = of_groups(output / f"eval-kept-{outcome.detector}" / "decisions.json")
+        decisions = read_groups(output / f"eval-kept-{outcome.detector}" / "decisions.json")
         return FineTuningRecord(
             row=of,
             seed=seed,
@@ -161,7 +161,7 @@ def run_fine_tuning(
     ]
 
 
-def append_new(path: Path, records: Sequence[FineTuningRecord]) -> None:
+def append_new_records(path: Path, records: Sequence[FineTuningRecord]) -> None:
     """Append the records of runs that the file does not have yet, since every row returns a record of `before`."""
     known = {(record.row, record.seed, record.config_hash) for record in read_records(path, FineTuningRecord)}
     for record in records:
@@ -184,7 +184,7 @@ def format_table(records: Sequence[FineTuningRecord], rows: Sequence[str]) -> st
     return markdown_table(lines) + "\n"
 
 
-def draw_trade(records: Sequence[FineTuningRecord], titles: Mapping[str, str], image: Path) -> None:
+def draw_tradeoff(records: Sequence[FineTuningRecord], titles: Mapping[str, str], image: Path) -> None:
     """Draw AP on the new data beside AP on the detector's own data: every seed, mean and interval of each row.
 
     Args:
@@ -205,7 +205,7 @@ def _cell(records: Sequence[FineTuningRecord], metric: str) -> str:
 
     For one or two seeds, whose interval is undefined or meaningless, the values are shown.
     """
-    values = np.array([known_or_nan(getattr(record, metric), metric) for record in records])
+    values = np.array([value_or_nan(getattr(record, metric), metric) for record in records])
     if np.isnan(values).any():
         return "-"
     value = estimate(values)

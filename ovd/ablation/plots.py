@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from ovd.ablation.records import Record
-from ovd.ablation.statistics import estimate, known_values, records_by_seed, row_estimate
+from ovd.ablation.statistics import estimate, metric_values, records_by_seed, row_estimate
 from ovd.visualize.figure import write_figure
 from ovd.visualize.palette import LINES
 
@@ -48,7 +48,7 @@ def draw_rows(records: Sequence[Record], titles: Mapping[str, str], image: Path)
     for metric, title in ROW_PANELS.items():
         by_row = {row: records_by_seed(records, row) for row in titles}
         values = {
-            row: dict(zip(of_row, (100 * known_values(list(of_row.values()), metric)).tolist(), strict=True))
+            row: dict(zip(of_row, (100 * metric_values(list(of_row.values()), metric)).tolist(), strict=True))
             for row, of_row in by_row.items()
         }
         panels.append(Panel(title, values))
@@ -119,7 +119,7 @@ def draw_lengths(records: Sequence[Record], titles: Mapping[str, str], image: Pa
             axes.plot(lengths, means, style, color=color, lw=2.2, label=name)
             for seed in {record.seed for record in row_records}:
                 seed_records = sorted((r for r in row_records if r.seed == seed), key=lambda record: record.steps)
-                values = 100 * known_values(seed_records, metric)
+                values = 100 * metric_values(seed_records, metric)
                 axes.plot([r.steps for r in seed_records], values, "o-", color=color, lw=0.7, ms=4, alpha=0.45)
         axes.set(xlabel="optimizer steps", xscale="log")
         axes.set_title(title, fontsize="medium")

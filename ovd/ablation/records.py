@@ -67,7 +67,7 @@ class Record:
 
 
 @runtime_checkable
-class Run(Protocol):
+class AnyRecord(Protocol):
     """The fields that every kind of record has."""
 
     @property
@@ -79,7 +79,7 @@ class Run(Protocol):
 
 
 def missing_runs(
-    rows: Sequence[str], seeds: Sequence[int], records: Sequence[Run], hashes: Mapping[str, str]
+    rows: Sequence[str], seeds: Sequence[int], records: Sequence[AnyRecord], hashes: Mapping[str, str]
 ) -> list[tuple[str, int]]:
     """List the rows and seeds without a record, seed by seed, so that most seeds are complete after an interruption.
 
@@ -97,7 +97,7 @@ class Selection:
     records: tuple[Record, ...]
     notes: tuple[str, ...]
     """Descriptions of the records that were left out."""
-    elsewhere: tuple[str, ...] = ()
+    other_machines: tuple[str, ...] = ()
     """Descriptions of the selected records that are of another machine than most."""
 
 
@@ -105,8 +105,8 @@ def select(records: Sequence[Record], configs: Collection[tuple[str, str]], seed
     """Select the records of one table.
 
     These are the records of its configs and seeds on the machine that has most of them and, for runs that were not done
-    there, the records of other machines, which `Selection.elsewhere` describes. If a run was done twice on one machine,
-    the later record is used; of machines with equally many records, the one that is first in the file.
+    there, the records of other machines, which `Selection.other_machines` describes. If a run was done twice on one
+    machine, the later record is used; of machines with equally many records, the one that is first in the file.
 
     Args:
         configs: present configs as (row, config hash), such as `hashes.items()` of `missing_runs`.
@@ -127,16 +127,16 @@ def select(records: Sequence[Record], configs: Collection[tuple[str, str]], seed
     if num_repeated:
         notes.append(f"records of runs that were done again later: {num_repeated}")
     taken: dict[tuple[str, str, int], Record] = {}
-    elsewhere = []
+    other_machines = []
     for machine, runs in sorted(by_machine.items(), key=lambda of: len(of[1]), reverse=True):
         more = {run: record for run, record in runs.items() if run not in taken}
         if taken and more:
-            elsewhere.append(f"on another machine ({machine}): {_count_by_row(more.values())}")
+            other_machines.append(f"on another machine ({machine}): {_count_by_row(more.values())}")
         if len(more) < len(runs):
             left = [record for run, record in runs.items() if run not in more]
             notes.append(f"records of another machine ({machine}): {_count_by_row(left)}")
         taken |= more
-    return Selection(tuple(taken.values()), tuple(notes), tuple(elsewhere))
+    return Selection(tuple(taken.values()), tuple(notes), tuple(other_machines))
 
 
 def _count_by_row(records: Collection[Record]) -> str:

@@ -33,9 +33,9 @@ from ovd.jobs.train import train_from_config
 from ovd.precision import device_name, instruction_set
 from ovd.selftrain.pseudo_label import shards_of_worker
 
-UNHASHED = ("data.workers", "init_from", "data.pairs.labels")
+UNHASHED_SETTINGS = ("data.workers", "init_from", "data.pairs.labels")
 """Settings that do not affect a row's metrics: the number of loader workers, and paths that a row fills in."""
-VERSIONED = ("torch", "torchvision", "open_clip_torch", "timm", "albumentations", "hotcoco", "numpy")
+RECORDED_PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "albumentations", "hotcoco", "numpy")
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ class RowStages:
     def hash(self) -> str:
         """Return a hash of all settings that a run's metrics depend on, the same for every seed."""
         stages = [self.final, self.teacher]
-        content = [changed_settings(at_seed(stage, 0, Path())) if stage is not None else {} for stage in stages]
+        content = [changed_settings(with_seed(stage, 0, Path())) if stage is not None else {} for stage in stages]
         content.append(self.labels.model_dump(mode="json", exclude_defaults=True) if self.labels else {})
         if self.align is not None:
-            content.append(at_seed(self.align, 0, Path()).model_dump(mode="json"))
+            content.append(with_seed(self.align, 0, Path()).model_dump(mode="json"))
         return hash_of(content)
 
-    def on_backbone(self, aligned: Path) -> "RowStages":
+    def with_backbone(self, aligned: Path) -> "RowStages":
         """Return the stages after `align`, with the aligned CLIP model of a folder."""
         final, teacher = (
             stage and stage.model_copy(update={"clip": stage.clip.model_copy(update={"name": str(aligned)})})
@@ -83,14 +83,16 @@ class RowStages:
 def changed_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that a run's metrics depend on and that are not at their defaults, by dotted name, to hash.
 
-    `UNHASHED` settings are left out. Settings at their defaults are left out so that a new setting without effect does
+    `UNHASHED_SETTINGS` are left out. Settings at their defaults are left out so that a new setting without effect does
     not outdate records; those of `data.pairs`, `eval.ensemble`, `eval.second_look` and `train.region_distillation` are
     hashed in any case. When a default is changed, the old value must be written into the configs that relied on it.
     """
     defaults = flatten(TrainConfig(output=Path(), train=TrainSection(steps=1)).model_dump(mode="json"))
     settings = flatten(config.model_dump(mode="json"))
     return {
-        name: value for name, value in settings.items() if name not in UNHASHED and defaults.get(name, ...) != value
+        name: value
+        for name, value in settings.items()
+        if name not in UNHASHED_SETTINGS and defaults.get(name, ...) != value
     }
 
 
@@ -115,7 +117,7 @@ def read_row(row: AblationRow, folder: Path, overrides: list[str]) -> RowStages:
 ConfigType = TypeVar("ConfigType", TrainConfig, AlignConfig)
 
 
-def at_seed(config: ConfigType, seed: int, output: Path) -> ConfigType:
+def with_seed(config: ConfigType, seed: int, output: Path) -> ConfigType:
     """Return the config with this seed for the world and the training, and this output folder."""
     values = config.model_dump(mode="json")
     values["output"] = str(output)
@@ -142,19 +144,21 @@ def train_row(stages: RowStages, seed: int, runs: Path) -> TrainedRow:
     hours = 0.0
     if stages.align is not None:
         aligned = runs / f"seed-{seed}" / f"aligned-{hash_of(flatten(stages.align.model_dump(mode='json')))}"
-        align = at_seed(stages.align, seed, aligned)
-        hours += timed(aligned, "alignment", lambda: align_backbone(align, command="tools/ablate.py"))
-        stages = stages.on_backbone(aligned)
-    config = at_seed(stages.final, seed, folder)
+        align = with_seed(stages.align, seed, aligned)
+        hours += run_timed(aligned, "alignment", lambda: align_backbone(align, command="tools/ablate.py"))
+        stages = stages.with_backbone(aligned)
+    config = with_seed(stages.final, seed, folder)
     world = draw_world(config)
     if stages.teacher is not None:
         assert stages.labels is not None
         hash_of_teacher = RowStages(stages.teacher, None, None).hash()  # depends on the aligned model's folder, too
-        teacher = at_seed(stages.teacher, seed, runs / f"seed-{seed}" / f"teacher-{hash_of_teacher}")
-        hours += timed(teacher.output, "training", lambda: train_from_config(teacher, resume=True, evaluate=False))
-        hours += timed(folder, "labelling", lambda: label(teacher.output, world, folder / "labels", stages.labels))
+        teacher = with_seed(stages.teacher, seed, runs / f"seed-{seed}" / f"teacher-{hash_of_teacher}")
+        hours += run_timed(teacher.output, "training", lambda: train_from_config(teacher, resume=True, evaluate=False))
+        hours += run_timed(
+            folder, "labelling", lambda: label_pairs(teacher.output, world, folder / "labels", stages.labels)
+        )
         config = with_labels(config, teacher.output, folder / "labels")
-    hours += timed(folder, "training", lambda: train_from_config(config, resume=True, evaluate=False))
+    hours += run_timed(folder, "training", lambda: train_from_config(config, resume=True, evaluate=False))
     return TrainedRow(config, world, hours)
 
 
@@ -166,8 +170,8 @@ def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
     trained = with_post_processing(load_detector(folder), config)
     output = runs / f"seed-{seed}" / f"{name}-{config_hash}"
     metrics = evaluate_run(trained, output=output).metrics
-    naming = of_groups(output / "naming.json")
-    decisions = of_groups(output / "decisions.json")
+    naming = read_groups(output / "naming.json")
+    decisions = read_groups(output / "decisions.json")
     transfer: dict[str, float] = {}
     for part in TRANSFER_PARTS:
         index = load_evaluation_index(world / "annotations" / f"{part}.json", world / "images" / part, "coco")
@@ -197,13 +201,13 @@ def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
         steps=stages.steps,
         device=device_name(device),
         instruction_set=f"{instruction_set()}, {torch.get_num_threads()} threads",
-        versions={"python": platform.python_version(), **{package: version(package) for package in VERSIONED}},
+        versions={"python": platform.python_version(), **{package: version(package) for package in RECORDED_PACKAGES}},
         date=datetime.date.today().isoformat(),
         extra={f"naming_{group}": of_group["boxes"]["naming_after"] for group, of_group in naming.items()},
     )
 
 
-def of_groups(file: Path) -> dict[str, Any]:
+def read_groups(file: Path) -> dict[str, Any]:
     """Read the groups of classes in a report, by name."""
     return {group["group"]: group for group in json.loads(file.read_text())["groups"]}
 
@@ -218,7 +222,7 @@ def with_post_processing(trained: TrainedDetector, config: TrainConfig) -> Train
     return replace(trained, calibration=calibrate_detector(replace(trained, calibration=None), held_out))
 
 
-def label(run: Path, world: Path, output: Path, labels: LabelsConfig | None) -> None:
+def label_pairs(run: Path, world: Path, output: Path, labels: LabelsConfig | None) -> None:
     """Label the world's image-text pairs with a trained run."""
     assert labels is not None
     options = LabelOptions(**labels.model_dump(exclude={"shards"}))
@@ -234,7 +238,7 @@ def with_labels(config: TrainConfig, teacher: Path, labels: Path) -> TrainConfig
     return TrainConfig.model_validate(values)
 
 
-def timed(folder: Path, stage: str, work: Callable[[], object]) -> float:
+def run_timed(folder: Path, stage: str, work: Callable[[], object]) -> float:
     """Run a stage and return its hours, or only return those stored in the folder if it was done before.
 
     The hours of interrupted calls are not counted.
@@ -249,7 +253,7 @@ def timed(folder: Path, stage: str, work: Callable[[], object]) -> float:
     return hours
 
 
-def at_length(stages: RowStages, steps: int) -> RowStages:
+def with_steps(stages: RowStages, steps: int) -> RowStages:
     """Return the stages of the same row with another number of training steps.
 
     Raises:
@@ -257,8 +261,8 @@ def at_length(stages: RowStages, steps: int) -> RowStages:
     """
     if stages.teacher is not None:
         raise ConfigError("a table with `lengths` takes rows of one stage only")
-    return replace(stages, final=TrainConfig.model_validate(_with_steps(stages.final.model_dump(mode="json"), steps)))
+    return replace(stages, final=TrainConfig.model_validate(_set_steps(stages.final.model_dump(mode="json"), steps)))
 
 
-def _with_steps(values: dict, steps: int) -> dict:
+def _set_steps(values: dict, steps: int) -> dict:
     return {**values, "train": {**values["train"], "steps": steps}}

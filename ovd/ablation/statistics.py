@@ -44,7 +44,7 @@ def row_estimate(records: Sequence[Record], row: str, metric: str) -> Estimate |
     Args:
         metric: a field of `Record`, or a key of its `extra`.
     """
-    return _estimate_of_known(known_values(list(records_by_seed(records, row).values()), metric))
+    return _estimate_of_known(metric_values(list(records_by_seed(records, row).values()), metric))
 
 
 def paired_difference(records: Sequence[Record], row: str, other: str, metric: str) -> Estimate | None:
@@ -55,8 +55,8 @@ def paired_difference(records: Sequence[Record], row: str, other: str, metric: s
     row_records, other_records = records_by_seed(records, row), records_by_seed(records, other)
     seeds = sorted(row_records.keys() & other_records.keys())
     return _estimate_of_known(
-        known_values([row_records[seed] for seed in seeds], metric)
-        - known_values([other_records[seed] for seed in seeds], metric)
+        metric_values([row_records[seed] for seed in seeds], metric)
+        - metric_values([other_records[seed] for seed in seeds], metric)
     )
 
 
@@ -64,13 +64,13 @@ def _estimate_of_known(values: Float64[np.ndarray, " N"]) -> Estimate | None:
     return estimate(values) if len(values) and not np.isnan(values).any() else None
 
 
-def known_values(records: Sequence[Record | None], metric: str) -> Float64[np.ndarray, " N"]:
+def metric_values(records: Sequence[Record | None], metric: str) -> Float64[np.ndarray, " N"]:
     """Return each record's metric, a field or a key of `extra`; NaN without a record, or if the record lacks it."""
     values = [None if record is None else getattr(record, metric, record.extra.get(metric)) for record in records]
-    return np.array([known_or_nan(value, metric) for value in values], float)
+    return np.array([value_or_nan(value, metric) for value in values], float)
 
 
-def known_or_nan(value: float | None, metric: str) -> float:
+def value_or_nan(value: float | None, metric: str) -> float:
     """Return a metric's value; NaN for None and, unless the metric is in `SIGNED_METRICS`, for -1 (no true box)."""
     return value if value is not None and (metric in SIGNED_METRICS or is_known(value)) else math.nan
 

@@ -99,7 +99,7 @@ def format_report(selection: Selection, rows: Sequence[str]) -> str:
                     f"{title}, names and decisions:",
                     _difference_table(records, pairs, DECISION_TITLES),
                 ]
-    parts += [f"Runs {note}." for note in selection.elsewhere] + [f"Left out: {note}." for note in selection.notes]
+    parts += [f"Runs {note}." for note in selection.other_machines] + [f"Left out: {note}." for note in selection.notes]
     return "\n\n".join(parts) + "\n"
 
 
@@ -134,7 +134,7 @@ def format_lengths(selection: Selection, rows: Sequence[str]) -> str:
             "Mean difference over the seeds that both rows have (95 % interval, paired, t):",
             markdown_table([["difference", "steps", *LENGTH_TITLES.values()], *differences]),
         ]
-    parts += [f"Runs {note}." for note in selection.elsewhere] + [f"Left out: {note}." for note in selection.notes]
+    parts += [f"Runs {note}." for note in selection.other_machines] + [f"Left out: {note}." for note in selection.notes]
     return "\n\n".join(parts) + "\n"
 
 

@@ -30,7 +30,7 @@ def random_boxes(
     return torch.from_numpy(np.minimum(boxes.astype(np.float32), borders))
 
 
-def boxes_of_step(
+def sample_boxes(
     sizes: Int[Tensor, "B 2"],
     image_ids: Sequence[int],
     proposals: Sequence[Float[Tensor, "_ 4"]],

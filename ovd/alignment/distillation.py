@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ovd.alignment.boxes import boxes_of_step
+from ovd.alignment.boxes import sample_boxes
 from ovd.alignment.losses import DenseFeature, distillation_losses
 from ovd.alignment.proposals import Proposals
 from ovd.config.alignment import AlignConfig
@@ -15,13 +15,13 @@ from ovd.data.report import DataError
 from ovd.distributed import (
     sum_over_ranks,
 )
-from ovd.engine.step import of_one_size
+from ovd.engine.step import pad_to_common_size
 from ovd.model.backbone import Backbone
 from ovd.model.crop_encoder import CropEncoder
 from ovd.precision import Compute
 from ovd.structures import Batch
 
-_HELD_OUT_STREAM = 2**32
+_HELD_OUT_OFFSET = 2**32
 """Number added to that of a held-out batch, so that its random boxes differ from those of every step."""
 
 
@@ -87,9 +87,9 @@ class Distillation:
     def _measure(self, batches: Iterator[Batch]) -> dict[str, float]:
         dense_feature = DenseFeature(self.student)
         totals, count = torch.zeros(2, dtype=torch.float64), 0
-        for number, batch in enumerate(map(of_one_size, batches)):
+        for number, batch in enumerate(map(pad_to_common_size, batches)):
             if batch.image_ids:
-                losses = self.losses(dense_feature, batch, _HELD_OUT_STREAM + number)
+                losses = self.losses(dense_feature, batch, _HELD_OUT_OFFSET + number)
                 totals += torch.stack([losses["point"], losses["box"]]).cpu().double()
                 count += self.num_boxes(batch)
         num_boxes = int(sum_over_ranks(torch.tensor(count)))
@@ -102,7 +102,7 @@ class Distillation:
         proposals = [torch.zeros(0, 4)] * len(batch.images)
         if self._proposals is not None:
             proposals = self._proposals(batch.images, batch.sizes)
-        boxes = boxes_of_step(
+        boxes = sample_boxes(
             batch.sizes.cpu(),
             batch.image_ids,
             proposals,

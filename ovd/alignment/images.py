@@ -46,7 +46,7 @@ class UnlabelledImages:
         return replace(self, image_ids=self.image_ids[images])
 
 
-def images_of_folder(folder: Path) -> UnlabelledImages:
+def images_from_folder(folder: Path) -> UnlabelledImages:
     """Collect all images in a folder and the folders below it, sorted by path.
 
     Raises:
@@ -62,7 +62,7 @@ def images_of_folder(folder: Path) -> UnlabelledImages:
     return UnlabelledImages(np.arange(len(files)), files.__getitem__, files.__getitem__, _hash(names))
 
 
-def images_of_shards(folder: Path, num_shards: int | None = None) -> UnlabelledImages:
+def images_from_shards(folder: Path, num_shards: int | None = None) -> UnlabelledImages:
     """Collect the images of tar shards of image-text pairs, without reading captions.
 
     Args:
@@ -80,7 +80,7 @@ def images_of_shards(folder: Path, num_shards: int | None = None) -> UnlabelledI
     return UnlabelledImages(np.arange(len(shards)), partial(_path_in_shards, shards), shards.image, fingerprint)
 
 
-def images_of_index(index: AnnotationIndex) -> UnlabelledImages:
+def images_from_index(index: AnnotationIndex) -> UnlabelledImages:
     """Collect the images of an annotated set.
 
     Raises:

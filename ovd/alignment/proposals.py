@@ -15,7 +15,7 @@ from ovd.model.similarity import best_scores
 NMS_IOU = 0.5
 CANDIDATES = 1000
 """Maximum number of boxes per image before non-maximum suppression, the best ones."""
-CELLS_OF_SMALLEST = 4
+CELLS_PER_SMALLEST_BOX = 4
 """Number of cells of the edge map along the side of the smallest box."""
 STEPS_PER_OCTAVE = 3
 """Number of sizes of candidate boxes per doubling of the size."""
@@ -70,11 +70,11 @@ class EdgeProposals:
     @torch.no_grad()
     def __call__(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> list[Float[Tensor, "_ 4"]]:
         unpadded = (image[:, :height, :width] for image, (height, width) in zip(images, sizes.tolist(), strict=True))
-        return [self._of_image(image).cpu() for image in unpadded]
+        return [self._propose_boxes(image).cpu() for image in unpadded]
 
-    def _of_image(self, image: UInt8[Tensor, "3 H W"]) -> Float[Tensor, "K 4"]:
+    def _propose_boxes(self, image: UInt8[Tensor, "3 H W"]) -> Float[Tensor, "K 4"]:
         height, width = image.shape[1:]
-        cell = max(1, round(self._smallest_px / CELLS_OF_SMALLEST))
+        cell = max(1, round(self._smallest_px / CELLS_PER_SMALLEST_BOX))
         if min(height, width) < cell:
             return torch.zeros(0, 4)
         edges = edge_density(image, cell)

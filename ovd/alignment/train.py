@@ -24,7 +24,7 @@ from ovd.distributed import (
     world_size,
 )
 from ovd.engine import checkpoint
-from ovd.engine.batches import counted, until_stopped
+from ovd.engine.batches import count_samples, until_stopped
 from ovd.engine.checkpoint_writer import CheckpointWriter
 from ovd.engine.log import NoLog, RunLog, open_log
 from ovd.engine.notes import Notes
@@ -38,7 +38,7 @@ from ovd.engine.optim import (
 )
 from ovd.engine.parameter_groups import GroupSpec, parameter_groups
 from ovd.engine.signals import StopRequest, exit_stopped
-from ovd.engine.step import of_one_size
+from ovd.engine.step import pad_to_common_size
 from ovd.engine.train_state import TrainState
 from ovd.model.backbone import Backbone
 from ovd.structures import Batch
@@ -64,14 +64,16 @@ def build_groups(student: Backbone, settings: AlignSection) -> list[dict[str, An
 
 
 @dataclass(frozen=True)
-class Losses:
+class HeldOutLosses:
     """Mean losses of the held-out images before and after training: 1 - cosine with CLIP's embedding of the crop."""
 
     before: dict[str, float]
     after: dict[str, float]
 
 
-def align(distillation: Distillation, data: AlignmentData, found: checkpoint.Checkpoint | None, notes: Notes) -> Losses:
+def align(
+    distillation: Distillation, data: AlignmentData, found: checkpoint.Checkpoint | None, notes: Notes
+) -> HeldOutLosses:
     """Train the student in place, from its present weights or from a checkpoint of the same run.
 
     Args:
@@ -94,10 +96,10 @@ def align(distillation: Distillation, data: AlignmentData, found: checkpoint.Che
         config.output, keep=settings.keep_checkpoints, config=config.model_dump(mode="json"), notes=notes
     )
     if found is None:
-        before = distillation.measure(_reported(data.held_out(), data.report, checkpoints))
+        before = distillation.measure(_count_in_report(data.held_out(), data.report, checkpoints))
     else:
         if state.step < settings.steps:
-            checkpoints.set_report_aside()
+            checkpoints.rotate_report()
         assert found.notes.before is not None
         before = dict(found.notes.before)
     checkpoints.notes = replace(notes, before=before)
@@ -105,25 +107,25 @@ def align(distillation: Distillation, data: AlignmentData, found: checkpoint.Che
     with failing_together():
         run_log = open_log(config.output, settings.steps, state.step, None, checkpoints.config)
     with run_log as log, StopRequest() as stop:
-        num_left = settings.steps - state.step
-        left = counted(islice(data.batches_from(state.step), num_left), data.report, data.num_images, checkpoints)
-        for batch in until_stopped(left, stop):
+        num_steps_left = settings.steps - state.step
+        remaining = islice(data.batches_from(state.step), num_steps_left)
+        for batch in until_stopped(count_samples(remaining, data.report, data.num_images, checkpoints), stop):
             _take_step(distillation, dense_feature, state, batch, log)
             state.step += 1
             if state.step == settings.steps:
                 break
             if state.step % settings.save_every == 0:
                 checkpoints.save(state, data.report, must_succeed=False, warning=log.warning)
-        if num_left:
+        if num_steps_left:
             checkpoints.save(state, data.report, must_succeed=True, warning=log.warning)
         if state.step < settings.steps:
             exit_stopped(state.step, log.message)
         after = distillation.measure(data.held_out())
         log.evaluation(settings.steps, {f"held-out {name}": value for name, value in after.items()})
-    return Losses(before, after)
+    return HeldOutLosses(before, after)
 
 
-def _reported(batches: Iterator[Batch], report: DataReport, checkpoints: CheckpointWriter) -> Iterator[Batch]:
+def _count_in_report(batches: Iterator[Batch], report: DataReport, checkpoints: CheckpointWriter) -> Iterator[Batch]:
     """Yield the batches, count their samples in the report and write it at the end."""
     for batch in batches:
         report.add_batch(batch)
@@ -142,13 +144,13 @@ def _take_step(
         return
     factor = learning_rate_factor(step, warmup_steps=settings.warmup_steps, total_steps=settings.steps, decay="cosine")
     set_learning_rate(state.optimizer, factor)
-    sums = distillation.losses(dense_feature, of_one_size(batch), step)
+    sums = distillation.losses(dense_feature, pad_to_common_size(batch), step)
     # Data parallelism averages the ranks' gradients, but these losses are parts of a sum.
     (world_size() * torch.stack(list(sums.values())).sum() / num_boxes).backward()
     total = sum_over_ranks(torch.stack(list(sums.values())).detach()) / num_boxes
     losses = dict(zip(sums, total, strict=True))
     norm = gradient_norm(distillation.student.parameters())
-    numbers = step_if_finite(state.optimizer, losses, norm, max_norm=settings.clip_norm)
+    losses_and_norm = step_if_finite(state.optimizer, losses, norm, max_norm=settings.clip_norm)
     state.optimizer.zero_grad()
-    by_name = check_finite(losses, numbers, batch.image_ids)
+    by_name = check_finite(losses, losses_and_norm, batch.image_ids)
     log.train(step + 1, by_name, lr=settings.learning_rate * factor, num_images=num_images)

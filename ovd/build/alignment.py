@@ -3,7 +3,7 @@
 from typing import assert_never
 
 from ovd.alignment.distillation import Distillation, sides_px
-from ovd.alignment.images import UnlabelledImages, images_of_folder, images_of_index, images_of_shards
+from ovd.alignment.images import UnlabelledImages, images_from_folder, images_from_index, images_from_shards
 from ovd.alignment.proposals import DetectorProposals, EdgeProposals, Proposals
 from ovd.build.crops import build_crop_encoder
 from ovd.build.data import load_whole_training_set
@@ -15,7 +15,7 @@ from ovd.clip.load import Clip
 from ovd.config.alignment import AlignConfig, AlignData, FolderData, ShardData
 from ovd.config.training import FileData, WorldData
 from ovd.data.report import DataReport
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 
 
 def load_unlabelled_images(data: AlignData) -> UnlabelledImages:
@@ -27,11 +27,11 @@ def load_unlabelled_images(data: AlignData) -> UnlabelledImages:
     """
     match data.source:
         case FolderData() as source:
-            return images_of_folder(data_root() / source.images)
+            return images_from_folder(data_root() / source.images)
         case ShardData() as source:
-            return images_of_shards(data_root() / source.shards, source.num_shards)
+            return images_from_shards(data_root() / source.shards, source.num_shards)
         case WorldData() | FileData() as source:
-            return images_of_index(load_whole_training_set(source, DataReport()))
+            return images_from_index(load_whole_training_set(source, DataReport()))
         case other:
             assert_never(other)
 
@@ -57,4 +57,4 @@ def build_distillation(config: AlignConfig, clip: Clip) -> Distillation:
     """
     compute = resolve_compute(config)
     teacher = build_crop_encoder(clip, config, compute, section="the config")
-    return Distillation(backbone_of(clip.model.visual), teacher, build_proposals(config), config, compute)
+    return Distillation(backbone_from_visual(clip.model.visual), teacher, build_proposals(config), config, compute)

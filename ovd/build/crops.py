@@ -5,7 +5,7 @@ from typing import Any
 from ovd.build.detector import resolve_compute, untouched_clip
 from ovd.clip.load import Clip
 from ovd.config.training import TrainConfig
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 from ovd.model.crop_encoder import CropEncoder, View
 from ovd.model.crop_options import CropOptions
 from ovd.model.crops import crop_side
@@ -52,7 +52,7 @@ def build_crop_encoder(clip: Clip, options: CropOptions, compute: Compute, *, se
         ValueError: the backbone does not take crops of a configured size.
     """
     visual = clip.visual_for_crops()
-    backbone = backbone_of(visual)
+    backbone = backbone_from_visual(visual)
     views = views_of(options, visual, backbone.strides[-1], section=section)
     return CropEncoder(backbone, Normalization(clip.mean, clip.std), views=views, compute=compute)
 

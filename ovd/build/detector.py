@@ -12,7 +12,7 @@ from ovd.config.alignment import AlignConfig
 from ovd.config.training import ClipConfig, DetectorConfig, GatedShortcutsConfig, NoShortcutsConfig, TrainConfig
 from ovd.distributed import device_of_rank
 from ovd.model.backbone import Backbone
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 from ovd.model.detector import Detector
 from ovd.model.fcos_head import FcosHead
 from ovd.model.fpn import FeaturePyramid, SimplePyramid
@@ -61,7 +61,7 @@ def build_backbone(config: TrainConfig, visual: Any) -> Backbone:
     """
     options = config.detector
     windows = {"window": options.window, "global_blocks": options.global_blocks} if options.window else {}
-    backbone = backbone_of(visual, **windows)
+    backbone = backbone_from_visual(visual, **windows)
     if options.freeze_backbone:
         backbone.requires_grad_(False)
     if options.frozen_layers:

@@ -22,7 +22,7 @@ from ovd.inference import Inference
 from ovd.model.backbone import Backbone
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
-from ovd.model.low_rank import add_stored
+from ovd.model.low_rank import add_stored_adapter
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.shared_layers import copy_sharing_layers, shared_parameters
 from ovd.model.side_branch import SideBranch
@@ -133,7 +133,7 @@ def load_own(
     """
     for name, parameter in own_parameters(detector, base).items():
         if name in adapted:
-            parameter.copy_(add_stored(name, parameter.cpu(), tensors))
+            parameter.copy_(add_stored_adapter(name, parameter.cpu(), tensors))
             continue
         stored = tensors.get(name)
         if stored is None or stored.shape != parameter.shape:

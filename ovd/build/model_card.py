@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ovd.build.trained import TrainedDetector
 from ovd.engine.checkpoint import MANIFEST, read, step_of
-from ovd.engine.early_stop import averaged_step
+from ovd.engine.early_stop import step_of_average
 from ovd.engine.metric_records import last_evaluated_step
 from ovd.evaluation.note import read_note
 from ovd.files import sha256_of
@@ -82,7 +82,7 @@ def metrics_of(trained: TrainedDetector) -> dict[str, Any] | None:
     if not is_of_training or not (run / METRICS).is_file() or not (checkpoint / MANIFEST).is_file():
         return None
     measured = last_evaluated_step(run)
-    if measured is None or measured != averaged_step(read(checkpoint).notes, step_of(checkpoint)):
+    if measured is None or measured != step_of_average(read(checkpoint).notes, step_of(checkpoint)):
         return None
     return json.loads((run / METRICS).read_text(encoding="utf-8"))
 

@@ -7,7 +7,7 @@ from ovd.build.world import world_folder
 from ovd.clip.load import Clip
 from ovd.config.training import FileData, PairsConfig, WorldData
 from ovd.distributed import is_main
-from ovd.selftrain.labelled_pairs import LabelledPairs, limit_per_text, read_kept_labels
+from ovd.selftrain.labelled_pairs import LabelledPairs, limit_boxes_per_text, read_filtered_labels
 from ovd.selftrain.labels import label_files
 from ovd.selftrain.ledger import open_labelled_shards
 from ovd.text.bank import TextBank
@@ -45,11 +45,11 @@ def load_labelled_pairs(config: PairsConfig, source: WorldData | FileData, clip:
     if (unlabelled := shards.left_out) and is_main():
         num_shards = len(unlabelled) + len(shards.file_names)
         warn(f"{len(unlabelled)} of {num_shards} shards of {folder} have no labels, the first: {unlabelled[0]}")
-    kept, counts = read_kept_labels(files, config, shards)
+    kept, counts = read_filtered_labels(files, config, shards)
     banks = (TextBank(file, text_tower=text_tower) for file in files)
     texts = PairTexts(banks, [of_shard.pair_counts for of_shard in kept], first_id=first_id)
     num_left = counts.pop("kept")
     if config.max_per_text is not None:
-        kept, counts["max_per_text"] = limit_per_text(kept, texts, config.max_per_text)
+        kept, counts["max_per_text"] = limit_boxes_per_text(kept, texts, config.max_per_text)
     counts["kept"] = num_left - counts["max_per_text"]
     return LabelledPairs(shards, kept, texts, with_boxes=config.use == "boxes", box_counts=counts)

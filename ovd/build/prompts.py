@@ -165,7 +165,7 @@ class PromptEncoder:
         if not mixed:
             return
         experts = map(read_expert, self._trained.experts.folders)
-        known = [form for expert in experts for form in expert.description.forms]
+        known = [form for expert in experts for form in expert.description.names_and_synonyms]
         for prompt in mixed:
             if any(are_among(prompt.texts, known)):
                 warn(

@@ -17,7 +17,7 @@ from ovd.engine.step_texts import TextSampler
 from ovd.experts.folder import read_expert
 from ovd.model.pair_scores import ScoreEnsemble
 from ovd.model.query_texts import QueryTexts
-from ovd.model.similarity import with_offsets
+from ovd.model.similarity import add_name_offsets
 from ovd.text.bank import TextBank, build_bank
 from ovd.text.encoder import encode_classes, text_tower_fingerprint, text_tower_on
 from ovd.text.names import are_among, name_key
@@ -166,7 +166,7 @@ def _with_learned_names(
         return text
     rows = {name_key(name): row for row, name in enumerate(trained.classes)}
     ids = torch.tensor([rows.get(name_key(name), len(offsets)) for name in names])
-    return with_offsets(text, ids, offsets.detach().cpu())
+    return add_name_offsets(text, ids, offsets.detach().cpu())
 
 
 def _with_names_of_experts(
@@ -182,8 +182,8 @@ def _with_names_of_experts(
     """
     for folder in trained.experts.folders:
         expert = read_expert(folder)
-        known = torch.tensor(are_among(names, expert.description.forms), dtype=torch.bool)
-        unknown_rows = (known & ~expert.names.are_own(text)).nonzero().squeeze(1).tolist()
+        known = torch.tensor(are_among(names, expert.description.names_and_synonyms), dtype=torch.bool)
+        unknown_rows = (known & ~expert.names.are_own_names(text)).nonzero().squeeze(1).tolist()
         if unknown_rows:
             alone = evaluation_text(trained.config, trained.clip, [names[row] for row in unknown_rows])
             text = text.index_copy(0, torch.tensor(unknown_rows), alone)

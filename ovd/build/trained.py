@@ -76,9 +76,9 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
         ValueError: there is no checkpoint with intact weights.
     """
     if (path / checkpoint.MANIFEST).is_file():
-        return checkpoint.read(path, whole=False)
+        return checkpoint.read(path, check_all_files=False)
     refuse_missing_run(path)
-    found = checkpoint.latest(path, whole=False)
+    found = checkpoint.latest(path, check_all_files=False)
     if found is None:
         raise ValueError(f"{path} is neither a run folder nor a checkpoint: no step-*/manifest.json in it")
     return found
@@ -120,7 +120,7 @@ def load_detector(
             longer has the text tower that the detector was trained with.
     """
     found = find_checkpoint(Path(path))
-    config = parse_config(found.config_here(), TrainConfig, f"{found.folder}/state.json")
+    config = parse_config(found.config_with_clip_path(), TrainConfig, f"{found.folder}/state.json")
     if device is not None:
         config = config.model_copy(update={"train": config.train.model_copy(update={"device": device})})
     clip = untouched_clip(config)

@@ -19,7 +19,7 @@ class FusedLayerNorm2d(LayerNorm2d):
     """A layer norm over the channels of a feature map, fused on a GPU."""
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
-        if kernels.applies_to_map(x):
+        if kernels.supports_map(x):
             return _normalize(x.permute(0, 2, 3, 1), self).permute(0, 3, 1, 2)
         return super().forward(x)
 
@@ -28,7 +28,7 @@ class FusedBlock(ConvNeXtBlock):
     """A block with a depthwise convolution of stride 1, linear layers, exact GELU and layer scale, fused on a GPU."""
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
-        if not kernels.applies_to_map(x):
+        if not kernels.supports_map(x):
             return super().forward(x)
         from ovd.kernels.depthwise import DepthwiseShortcut
         from ovd.kernels.gelu import BiasGelu

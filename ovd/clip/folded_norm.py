@@ -37,9 +37,9 @@ class FoldedConv2d(nn.Conv2d):
         (norm,) = self.following
         if norm.training:
             return super().forward(x)
-        if kernels.applies_to_map(x):
+        if kernels.supports_map(x):
             return self._with_kernels(x, norm, shortcut)
-        weights = self.frozen.of((self.weight, *norm.tensors), partial(self._fold, norm))
+        weights = self.frozen.get_or_compute((self.weight, *norm.tensors), partial(self._fold, norm))
         return self.frozen.convolve(self, x, weights, shortcut, relu=self.relu)
 
     def _fold(self, norm: "FoldedNorm") -> Weights:
@@ -51,10 +51,10 @@ class FoldedConv2d(nn.Conv2d):
         self, x: Float[Tensor, "B C h w"], norm: "FoldedNorm", shortcut: Float[Tensor, "B K H W"] | None
     ) -> Float[Tensor, "B K H W"]:
         from ovd.kernels.bias_relu import BiasRelu
-        from ovd.kernels.fold import Fold
+        from ovd.kernels.fold import FoldNorm
 
         fixed = (norm.running_mean, norm.running_var, norm.eps, product_dtype(x))
-        weight, bias = Fold.apply(self.weight, norm.weight, norm.bias, *fixed)
+        weight, bias = FoldNorm.apply(self.weight, norm.weight, norm.bias, *fixed)
         out = self._conv_forward(x, weight, None).contiguous(memory_format=torch.channels_last)
         return BiasRelu.apply(out, bias, shortcut, self.relu)
 

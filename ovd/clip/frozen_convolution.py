@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovd.clip import narrow_maps
-from ovd.clip.frozen_sources import Sources, may_be_kept
-from ovd.clip.onednn import Layouts, has_operations
+from ovd.clip.onednn import WeightLayouts, has_prepacked_ops
+from ovd.clip.tensor_snapshot import TensorSnapshot, is_cacheable
 from ovd.precision import product_dtype
 
 Weights = tuple[Float[Tensor, "K ..."], Float[Tensor, " K"] | None]
@@ -22,16 +22,16 @@ Weights = tuple[Float[Tensor, "K ..."], Float[Tensor, " K"] | None]
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _CachedWeights:
     """A weight and a bias in one dtype, with the tensors that they were computed from."""
 
-    sources: Sources
+    sources: TensorSnapshot
     weight: Float[Tensor, "K ..."]
     bias: Float[Tensor, " K"] | None
 
-    def is_of(self, sources: tuple[Tensor, ...], dtype: torch.dtype) -> bool:
+    def is_valid_for(self, sources: tuple[Tensor, ...], dtype: torch.dtype) -> bool:
         """Whether these tensors, as they are now, still give this weight and bias in this dtype."""
-        return self.weight.dtype == dtype and self.sources.are(sources)
+        return self.weight.dtype == dtype and self.sources.matches(sources)
 
 
 class FrozenWeights:
@@ -43,28 +43,28 @@ class FrozenWeights:
             num_shapes: number of input shapes that take turns; a layout of the weight is kept for each.
         """
         self.num_shapes = num_shapes
-        self.kept: _Kept | None = None
-        self._layouts = Layouts(num_shapes)
+        self.cached: _CachedWeights | None = None
+        self._layouts = WeightLayouts(num_shapes)
 
     def __reduce__(self) -> tuple[type, tuple[int]]:
         """Copy and pickle without the cache."""
         return type(self), (self.num_shapes,)
 
-    def of(self, sources: tuple[Tensor, ...], compute: Callable[[], Weights]) -> Weights:
+    def get_or_compute(self, sources: tuple[Tensor, ...], compute: Callable[[], Weights]) -> Weights:
         """Return `compute()`; the result is cached, in autocast's dtype, if all `sources` are frozen."""
         if sources[0].is_meta or torch.jit.is_tracing() or torch.compiler.is_compiling():
             return compute()
-        if not may_be_kept(sources):
-            self.kept = None
+        if not is_cacheable(sources):
+            self.cached = None
             return compute()
-        kept, dtype = self.kept, product_dtype(sources[0])
-        if kept is None or not kept.is_of(sources, dtype):
+        cached, dtype = self.cached, product_dtype(sources[0])
+        if cached is None or not cached.is_valid_for(sources, dtype):
             with torch.inference_mode(False), torch.no_grad():
                 weight, bias = compute()
                 weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-            self.kept = kept = _Kept(Sources.of(sources), weight, bias)
-            self._layouts = Layouts(self.num_shapes)
-        return kept.weight, kept.bias
+            self.cached = cached = _CachedWeights(TensorSnapshot.take(sources), weight, bias)
+            self._layouts = WeightLayouts(self.num_shapes)
+        return cached.weight, cached.bias
 
     def project(self, layer: nn.Linear, rows: Float[Tensor, "*N C"]) -> Float[Tensor, "*N K"]:
         """Apply a linear layer.
@@ -72,7 +72,7 @@ class FrozenWeights:
         The rows are flattened first: otherwise torch 2.10 gives other bits when the weight requires no gradient.
         """
         weight, bias = layer.weight, layer.bias
-        weights = self.of((weight,) if bias is None else (weight, bias), lambda: (weight, bias))
+        weights = self.get_or_compute((weight,) if bias is None else (weight, bias), lambda: (weight, bias))
         return F.linear(rows.flatten(0, -2), *weights).unflatten(0, rows.shape[:-1])
 
     def convolve(
@@ -84,26 +84,28 @@ class FrozenWeights:
         *,
         relu: bool = False,
     ) -> Float[Tensor, "B K H W"]:
-        """Convolve with weights from `of`, then add `added`, if given, and apply a ReLU if `relu`.
+        """Convolve with weights from `get_or_compute`, then add `added`, if given, and apply a ReLU if `relu`.
 
         Args:
             convolution: module with the stride, padding, dilation and groups.
         """
         weight, bias = weights
-        if not (self._is_kept(weight) and _can_pack(convolution, x, weight, added)):
+        if not (self._is_cached(weight) and _can_pack(convolution, x, weight, added)):
             out = narrow_maps.convolve(convolution, x, weight, bias)
             out = out if added is None else added + out  # in the layout of `added`
             return F.relu(out, inplace=True) if relu else out
         x, onednn = x.to(weight.dtype), torch.ops.mkldnn
         shape = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
-        packed = self._layouts.of(x.shape, weight, lambda: onednn._reorder_convolution_weight(weight, *shape, x.shape))
+        packed = self._layouts.weight_for(
+            x.shape, weight, lambda: onednn._reorder_convolution_weight(weight, *shape, x.shape)
+        )
         if added is None:
             return onednn._convolution_pointwise(x, packed, bias, *shape, "relu" if relu else "none", [], None)
         added, unary = added.to(x.dtype), "relu" if relu else None
         return onednn._convolution_pointwise.binary(x, added, packed, bias, *shape, "add", 1.0, unary, [], None)
 
-    def _is_kept(self, weight: Float[Tensor, "K ..."]) -> bool:
-        return self.kept is not None and weight is self.kept.weight
+    def _is_cached(self, weight: Float[Tensor, "K ..."]) -> bool:
+        return self.cached is not None and weight is self.cached.weight
 
 
 def _can_pack(
@@ -120,7 +122,7 @@ def _can_pack(
     adds_cell = added is not None and added.shape[2:].numel() == 1  # refused by oneDNN in torch 2.10
     return (
         x.device.type == "cpu"
-        and has_operations(weight.dtype)
+        and has_prepacked_ops(weight.dtype)
         and is_plain
         and not adds_cell
         and not narrow_maps.is_narrow(convolution, x)

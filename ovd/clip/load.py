@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 import ovd.clip.tiny_net  # noqa: F401  registers the tiny backbone with timm
 from ovd.choices import Activation
-from ovd.clip.kept_words import keep_few_words
 from ovd.clip.load_errors import hub_errors, weights_errors
-from ovd.clip.trained_with import check_activation, normalization_of, tag_needs_quick
+from ovd.clip.pretrained_settings import check_activation, normalization_of, tag_needs_quick_gelu
+from ovd.clip.word_cache import bound_word_cache
 from ovd.precision import check_default_dtype
 from ovd.root_logger import root_logger_left_alone
 
@@ -95,7 +95,7 @@ def load_clip(
     is_file = weights is not None and Path(weights).is_file()
     if not is_file and (activation, mean, std) != (None, None, None):
         if weights not in (None, "random"):
-            tag_needs_quick(name, weights)  # raises if it is no tag: a missing file
+            tag_needs_quick_gelu(name, weights)  # raises if it is no tag: a missing file
         raise ValueError(
             f"clip.activation, clip.mean and clip.std are for weights in a local file; {weights or name} has its own"
         )
@@ -161,7 +161,7 @@ def _model_of_file(
 
 
 def _model_of_tag(name: str, tag: str) -> nn.Module:
-    needs_quick = tag_needs_quick(name, tag)
+    needs_quick = tag_needs_quick_gelu(name, tag)
     if needs_quick is not None:
         check_activation(name, tag, needs_quick)
     with hub_errors(f"clip.weights {tag!r} of {name}", "; or give clip.weights=FILE"):
@@ -234,7 +234,7 @@ def _load_folder(folder: Path, *, load_weights: bool = True) -> Clip:
 def _with_preprocessing(model: nn.Module, tokenizer, dim: int, before_alignment: Path | None = None) -> Clip:
     preprocessing = open_clip.get_model_preprocess_cfg(model)
     mean, std = tuple(preprocessing["mean"]), tuple(preprocessing["std"])
-    keep_few_words(tokenizer)
+    bound_word_cache(tokenizer)
     return Clip(model.eval(), tokenizer, mean, std, dim, before_alignment)
 
 

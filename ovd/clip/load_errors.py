@@ -5,19 +5,19 @@ from contextlib import contextmanager
 
 import ovd.clip.tiny_net  # noqa: F401  registers the tiny backbone with timm
 
-MOST_LINES = 21
+MAX_LINES = 21
 """Number of lines shown of torch's error about weights that do not fit: the first, then one per weight."""
 
 
 @contextmanager
-def hub_errors(what: str, way_out: str = "") -> Iterator[None]:
+def hub_errors(what: str, advice: str = "") -> Iterator[None]:
     """Turn the errors of an unreachable hub into a ValueError that names what cannot be fetched."""
     try:
         yield
     except Exception as error:  # the hub's client and its callers raise many types
         raise ValueError(
             f"{what} is not in the cache and cannot be fetched ({_first_line(error)}). Fetch it where there is a "
-            f"network, with HF_HUB_OFFLINE unset, and name the cache in HF_HOME{way_out}"
+            f"network, with HF_HUB_OFFLINE unset, and name the cache in HF_HOME{advice}"
         ) from error
 
 
@@ -33,7 +33,7 @@ def weights_errors(weights: str, name: str) -> Iterator[None]:
                 f"{weights} is a TorchScript archive; docs/backbones.md shows how to convert it"
             ) from error
         if isinstance(error, AssertionError) or (lines and lines[0].startswith("Error(s) in loading state_dict")):
-            shown = "\n".join(lines[:MOST_LINES])
+            shown = "\n".join(lines[:MAX_LINES])
             raise ValueError(f"{weights} does not fit clip.name {name!r}: {shown}") from error
         raise ValueError(
             f"{weights} is refused: it is damaged, or contains more than tensors by name: {_first_line(error)}"

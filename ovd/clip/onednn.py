@@ -14,7 +14,7 @@ from torch import Tensor
 from ovd.precision import fast_low_precision
 
 
-class Layouts:
+class WeightLayouts:
     """The layouts of a weight for the last few shapes of its input."""
 
     def __init__(self, num_shapes: int):
@@ -29,26 +29,26 @@ class Layouts:
         """Copy without the kept layouts, since a tensor in oneDNN's layout cannot be copied."""
         return type(self), (self.num_shapes,)
 
-    def of(self, shape: torch.Size, weight: Tensor, lay_out: Callable[[], Tensor]) -> Tensor:
+    def weight_for(self, shape: torch.Size, weight: Tensor, reorder: Callable[[], Tensor]) -> Tensor:
         """Return the weight, in oneDNN's layout from the second input of a shape on.
 
         Args:
             shape: shape of the input.
             weight: the same tensor in every call.
-            lay_out: function that returns the weight in oneDNN's layout for this shape.
+            reorder: function that returns the weight in oneDNN's layout for this shape.
         """
         layout = self.kept.get(shape)
         if layout is None:
             if shape in self.kept:
                 with torch.inference_mode(False):
-                    layout = lay_out()
+                    layout = reorder()
             others = [item for item in self.kept.items() if item[0] != shape]
             self.kept = dict([*others, (shape, layout)][-self.num_shapes :])
         return weight if layout is None else layout
 
 
 @cache
-def has_operations(dtype: torch.dtype) -> bool:
+def has_prepacked_ops(dtype: torch.dtype) -> bool:
     """Whether torch has oneDNN's operations for prepacked weights, which torch.compile uses, too, and this CPU is fast
     in this dtype with the instructions that oneDNN may use (ONEDNN_MAX_CPU_ISA)."""
     onednn = torch.ops.mkldnn

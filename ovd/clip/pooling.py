@@ -10,10 +10,10 @@ class HalvingPool(nn.AvgPool2d):
     """`nn.AvgPool2d(2)` with a kernel on a GPU."""
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
-        if kernels.applies_to_map(x):
-            from ovd.kernels.pool import Halve
+        if kernels.supports_map(x):
+            from ovd.kernels.pool import AvgPool2x2
 
-            return Halve.apply(x)
+            return AvgPool2x2.apply(x)
         return super().forward(x)
 
 

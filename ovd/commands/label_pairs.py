@@ -113,10 +113,10 @@ def label_here(arguments: argparse.Namespace, options: LabelOptions) -> str:
 
     from ovd.build.trained import load_detector
     from ovd.jobs.label_pairs import device_of_worker, pseudo_label_run
-    from ovd.selftrain.pseudo_label import shards_of_worker, worker_of
+    from ovd.selftrain.pseudo_label import resolve_worker, shards_of_worker
 
     torch.set_num_threads(arguments.threads)
-    rank, world = worker_of(arguments.rank, arguments.world, os.environ)
+    rank, world = resolve_worker(arguments.rank, arguments.world, os.environ)
     device = arguments.device or device_of_worker(os.environ)
     counts = pseudo_label_run(
         load_detector(arguments.run, device, experts=expert_group(arguments)),

@@ -8,11 +8,11 @@ from ovd.data.report import DataError, DataReport
 from ovd.distributed import failing_together, on_any_rank, sum_over_ranks, together
 from ovd.engine.checkpoint_writer import CheckpointWriter
 from ovd.engine.signals import StopRequest
-from ovd.engine.step import of_one_size
+from ovd.engine.step import pad_to_common_size
 from ovd.structures import Batch
 
 
-def counted(
+def count_samples(
     batches: Iterator[Batch], report: DataReport, num_samples: int, checkpoints: CheckpointWriter
 ) -> Iterator[Batch]:
     """Yield the batches and count their samples in this rank's report, which is written when a sample was left out.
@@ -42,7 +42,7 @@ def until_stopped(batches: Iterator[Batch], stop: StopRequest) -> Iterator[Batch
             raise
 
 
-def first_with_images(batches: Iterator[Batch], num_samples: int) -> Batch:
+def first_nonempty_batch(batches: Iterator[Batch], num_samples: int) -> Batch:
     """Return this rank's part of the first batch in which any rank has a readable image.
 
     Raises:
@@ -51,7 +51,7 @@ def first_with_images(batches: Iterator[Batch], num_samples: int) -> Batch:
     report = DataReport()
     for batch in together(batches):
         if int(sum_over_ranks(torch.tensor(len(batch.image_ids)))):
-            return of_one_size(batch)
+            return pad_to_common_size(batch)
         with failing_together():
             report.add_batch(batch)
             report.raise_if_too_many(num_samples)

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ovd.engine.notes import Notes
-from ovd.engine.optimizer_state import flatten, metadata_of, unflatten
+from ovd.engine.optimizer_state import flatten, read_metadata, unflatten
 from ovd.engine.train_state import TrainState
 from ovd.engine.weights_file import check_fit, load_into, load_weights
 from ovd.files import sha256_of, usual_permissions
@@ -72,7 +72,7 @@ class Checkpoint:
         """Return the hash of the manifest, which identifies the checkpoint by the hashes of its files."""
         return sha256_of(self.folder / MANIFEST)
 
-    def config_here(self) -> dict[str, Any]:
+    def config_with_clip_path(self) -> dict[str, Any]:
         """Return the config; `clip.name` is the present path of the CLIP model if the checkpoint's folder holds it."""
         if not self.notes.has_clip:
             return self.config
@@ -190,15 +190,16 @@ def _write(
     return folder
 
 
-def latest(run_dir: Path, *, strict: bool = False, whole: bool = True) -> Checkpoint | None:
+def latest(run_dir: Path, *, strict: bool = False, check_all_files: bool = True) -> Checkpoint | None:
     """Return the newest intact checkpoint of a run; None if the run has no checkpoint.
 
     Damaged checkpoints are skipped; a line on stderr names them and the one used.
 
     Args:
         strict: do not fall back to an older checkpoint.
-        whole: whether every file has to be intact, as a resumed run needs. Otherwise the hashes of the optimizer's
-            state, which is twice as large as the weights, and of weights that are not evaluated are not checked.
+        check_all_files: whether every file has to be intact, as a resumed run needs. Otherwise the hashes of the
+            optimizer's state, which is twice as large as the weights, and of weights that are not evaluated are not
+            checked.
 
     Raises:
         ValueError: checkpoints exist but all are damaged, or, if `strict`, the newest one is.
@@ -206,13 +207,13 @@ def latest(run_dir: Path, *, strict: bool = False, whole: bool = True) -> Checkp
     """
     damaged: list[str] = []
     for folder in reversed(_folders(run_dir)):
-        damage = _damage(folder, whole=whole)
+        damage = _damage(folder, check_all_files=check_all_files)
         if damage is None:
             if damaged:
                 warn(f"damaged checkpoint {'; '.join(damaged)}; falling back to {folder}")
             return _read_state(folder)
         if not folder.exists():  # a running training has replaced it by a newer one
-            return latest(run_dir, strict=strict, whole=whole)
+            return latest(run_dir, strict=strict, check_all_files=check_all_files)
         damaged.append(f"{folder}: {damage}")
         if strict:
             break
@@ -221,16 +222,16 @@ def latest(run_dir: Path, *, strict: bool = False, whole: bool = True) -> Checkp
     return None
 
 
-def read(folder: Path, *, whole: bool = True) -> Checkpoint:
+def read(folder: Path, *, check_all_files: bool = True) -> Checkpoint:
     """Check one checkpoint folder against its manifest and read its state.
 
     Args:
-        whole: as for `latest`.
+        check_all_files: as for `latest`.
 
     Raises:
         ValueError: the checkpoint is damaged; names the file.
     """
-    damage = _damage(folder, whole=whole)
+    damage = _damage(folder, check_all_files=check_all_files)
     if damage is not None:
         raise ValueError(f"damaged checkpoint {folder}: {damage}")
     return _read_state(folder)
@@ -256,7 +257,7 @@ def restore(found: Checkpoint, state: TrainState) -> None:
             raise ValueError(f"{found.folder} was saved without a weight average; switch the average off")
         tensors = load_weights(path)
         check_fit(state.module, tensors, source=path)
-        state.ema.load_state_dict(tensors, int(metadata_of(path)["num_updates"]))
+        state.ema.load_state_dict(tensors, int(read_metadata(path)["num_updates"]))
     load_into(state.module, found.folder / _MODEL)
     unflatten(state.optimizer, found.folder / _OPTIMIZER)
 
@@ -284,15 +285,15 @@ def _to_json(value: object, what: str) -> str:
         raise ValueError(f"{what} cannot be stored in a checkpoint: {error}") from error
 
 
-def _damage(folder: Path, *, whole: bool = True) -> str | None:
+def _damage(folder: Path, *, check_all_files: bool = True) -> str | None:
     """Describe the damage of a checkpoint, or of the files that are evaluated; return None if it is intact."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         needed = {_MODEL, _STATE}
         if not isinstance(manifest, dict) or not needed <= manifest.keys() <= needed | {_OPTIMIZER, _EMA, _ATTACHED}:
             return f"{MANIFEST} does not name the files of a checkpoint"
-        unread = set[str]() if whole else {_OPTIMIZER}
-        if not whole and _EMA in manifest:  # the average is evaluated instead of the module's own weights
+        unread = set[str]() if check_all_files else {_OPTIMIZER}
+        if not check_all_files and _EMA in manifest:  # the average is evaluated instead of the module's own weights
             unread.add(_MODEL)
         for name, expected in manifest.items():
             if name not in unread and sha256_of(folder / name) != expected:

@@ -15,7 +15,7 @@ from ovd.engine.notes import Notes
 from ovd.engine.train_state import TrainState
 from ovd.warn import warn
 
-FAILED_SAVES_SURVIVED = 2
+MAX_FAILED_SAVES = 2
 
 
 class CheckpointWriter:
@@ -63,7 +63,7 @@ class CheckpointWriter:
                 )
         except (SaveError, OSError) as error:
             self._num_failed += 1
-            if must_succeed or self._num_failed > FAILED_SAVES_SURVIVED:
+            if must_succeed or self._num_failed > MAX_FAILED_SAVES:
                 raise
             warning(str(error))
         self.write_report(report)
@@ -76,7 +76,7 @@ class CheckpointWriter:
         except OSError as error:
             warn(f"{self._report_file} cannot be written ({error})")
 
-    def set_report_aside(self) -> None:
+    def rotate_report(self) -> None:
         """Rename the data report of an earlier start, so that it is not overwritten."""
         if self._report_file.exists():
             earlier = (self._report_file.with_suffix(f".{number}.json") for number in count(1))

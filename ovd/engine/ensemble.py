@@ -14,7 +14,7 @@ from torch import Tensor
 from ovd.engine import checkpoint
 from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.early_stop import without_early_stop
-from ovd.engine.notes import Averaged
+from ovd.engine.notes import AveragedCheckpoints
 from ovd.engine.weights_file import load_weights
 from ovd.files import make_folder, sha256_of
 from ovd.first_of import first_of
@@ -44,7 +44,7 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
             the run of an expert, or `output` already holds a run, or cannot be made or written to.
         SaveError: writing failed.
     """
-    experts = [found.folder for found in (first, second) if found.config_here().get("expert") is not None]
+    experts = [found.folder for found in (first, second) if found.config_with_clip_path().get("expert") is not None]
     if len(experts) == 1:
         raise ValueError(
             f"{experts[0]} is of the training of an expert, and the other run is not; an expert is used beside its "
@@ -52,7 +52,7 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
         )
     if checkpoint.latest(output) is not None:
         raise ValueError(f"{output} already holds a run; give another folder")
-    different = different_detectors(first.config_here(), second.config_here())
+    different = detector_differences(first.config_with_clip_path(), second.config_with_clip_path())
     text_towers = (first.notes.text_tower, second.notes.text_tower)
     if text_towers[0] != text_towers[1]:
         different.append(f"text tower ({text_towers[0]!r} and {text_towers[1]!r})")
@@ -65,7 +65,7 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
     except ValueError as error:
         raise ValueError(f"{first.weights} and {second.weights}: {error}") from error
     make_folder(output, str(output))
-    sources = Averaged(
+    sources = AveragedCheckpoints(
         first=str(first.folder),
         second=str(second.folder),
         weight=weight,
@@ -82,7 +82,7 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
     return checkpoint.save_weights(
         output,
         tensors=tensors,
-        config=second.config_here() | {"output": str(output)},
+        config=second.config_with_clip_path() | {"output": str(output)},
         notes=notes,
         attached=attached,
     )
@@ -127,7 +127,7 @@ def _mean(first: Tensor, second: Tensor, weight: float) -> Tensor:
     return torch.lerp(first.double(), second.double(), weight).to(first.dtype)
 
 
-def different_detectors(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+def detector_differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     """List the settings in which two resolved configs differ and that prevent averaging their detectors.
 
     A setting that is missing in one of the configs, which is then from an earlier version, is not compared.

@@ -35,11 +35,11 @@ def gate_statistics(detector: Detector, images: UInt8[Tensor, "B 3 H W"], comput
         """Collect `measure` of the module's output, less the shortcut that was added to it, once per call."""
         seen: list[Tensor] = []
 
-        def see(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def record_output(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             own = output.float() if len(inputs) == 1 else output.float() - inputs[1].float()
             seen.append(measure(own).flatten())
 
-        handles.append(module.register_forward_hook(see))
+        handles.append(module.register_forward_hook(record_output))
         return seen
 
     learned = _learned_paths(shortcuts, detector.strides)

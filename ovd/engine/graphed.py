@@ -36,14 +36,14 @@ class GraphedDetector(nn.Module):
             detector: must stay on its device, and keep the same parameters trainable.
         """
         super().__init__()
-        self._plain = _Plain(detector, compute)
+        self._plain = _TupleOutputDetector(detector, compute)
         self._graphs: dict[torch.Size, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> Predictions:
         """Compute the detector's predictions, which are valid until the next call."""
         graph = self._graphs.get(images.shape)
-        with torch.autocast(images.device.type, enabled=False):  # `_Plain` enters its own autocast
+        with torch.autocast(images.device.type, enabled=False):  # `_TupleOutputDetector` enters its own autocast
             if graph is None and len(self._graphs) < MAX_SHAPES:
                 graph = self._graphs[images.shape] = self._capture(images)
             embeddings, boxes, quality = (graph or self._plain)(images)
@@ -53,7 +53,7 @@ class GraphedDetector(nn.Module):
         # Gradients are accumulated on the capture stream, and torch warns in every backward pass that it waits for it.
         if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):  # since torch 2.11
             torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
-        plain = _Plain(self._plain.detector, self._plain.compute)
+        plain = _TupleOutputDetector(self._plain.detector, self._plain.compute)
         options = {"allow_unused_input": True, "pool": self._pool}
         # The warm-up passes draw random numbers; those of the step must not depend on whether it captures.
         state = torch.cuda.get_rng_state(images.device)
@@ -62,7 +62,7 @@ class GraphedDetector(nn.Module):
         return graph
 
 
-class _Plain(nn.Module):
+class _TupleOutputDetector(nn.Module):
     """A detector whose output is a tuple of tensors."""
 
     def __init__(self, detector: Detector, compute: Compute):

@@ -155,7 +155,7 @@ class RunLog:
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log an evaluation after `step` optimizer steps."""
         if step in self._evaluated:
-            with self._surviving(f"{self._metrics_file} has the evaluation of step {step} twice"):
+            with self._warn_on_disk_error(f"{self._metrics_file} has the evaluation of step {step} twice"):
                 records = read_records(self._metrics_file)
                 others = [r for r in records if (r["kind"], r["step"]) != ("evaluation", step)]
                 write_records(self._metrics_file, others)
@@ -192,10 +192,10 @@ class RunLog:
         Args:
             failed: whether the run ended with an error.
         """
-        with self._surviving(f"the last lines of {self._metrics_file} are lost"):
+        with self._warn_on_disk_error(f"the last lines of {self._metrics_file} are lost"):
             self._metrics.close()
         if self._tensorboard is not None:
-            with self._surviving("TensorBoard's log has no end"):
+            with self._warn_on_disk_error("TensorBoard's log has no end"):
                 self._tensorboard.close()
         self._draw_curves()
         if self._unshown and sys.stdout.isatty():
@@ -213,12 +213,12 @@ class RunLog:
 
     def _append(self, record: dict[str, Any]) -> None:
         self._unwritten += to_line(record | {"time_s": time.time()}).encode()
-        with self._surviving(f"{self._metrics_file} is written to again at the next step"):
+        with self._warn_on_disk_error(f"{self._metrics_file} is written to again at the next step"):
             while self._unwritten:
                 self._unwritten = self._unwritten[self._metrics.write(self._unwritten) :]
 
     @contextmanager
-    def _surviving(self, consequence: str) -> Iterator[None]:
+    def _warn_on_disk_error(self, consequence: str) -> Iterator[None]:
         """Turn disk errors inside the context into warnings, since only a failed checkpoint may end the run."""
         try:
             yield
@@ -261,7 +261,7 @@ class RunLog:
                 print(line, flush=True)
 
     def _draw_curves(self) -> None:
-        with self._surviving(f"{self._curves_file} stays as it was"):
+        with self._warn_on_disk_error(f"{self._curves_file} stays as it was"):
             records = read_records(self._metrics_file)
             if records:
                 draw_training_curves(records, self._curves_file)

@@ -18,7 +18,7 @@ NO_SAMPLES = SampleCounts()
 
 
 @dataclass(frozen=True)
-class Averaged:
+class AveragedCheckpoints:
     """The two checkpoints whose weights were averaged."""
 
     first: str
@@ -66,7 +66,7 @@ class Notes:
     """`ScoreCalibration.to_json`; its tensor is attached to the checkpoint as `trained_text`."""
     early_stop: EarlyStopNotes | None = None
     """State of early stopping; None without `train.patience`."""
-    ensemble: Averaged | None = None
+    ensemble: AveragedCheckpoints | None = None
     """The averaged checkpoints, if the weights are an average of two."""
     has_clip: bool = False
     """Whether the checkpoint's folder holds the CLIP model that the detector needs."""
@@ -82,7 +82,7 @@ class Notes:
         if "first_samples" in known:
             known["first_samples"] = SampleCounts(*known["first_samples"])
         if "ensemble" in known:
-            known["ensemble"] = Averaged(**known["ensemble"])
+            known["ensemble"] = AveragedCheckpoints(**known["ensemble"])
         if "early_stop" in known:
             evaluations = tuple((int(step), metric) for step, metric in known["early_stop"]["evaluations"])
             known["early_stop"] = EarlyStopNotes(evaluations, known["early_stop"].get("is_over", False))

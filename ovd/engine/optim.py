@@ -76,7 +76,7 @@ def step_if_finite(
     grad_norm: Float[Tensor, ""],
     *,
     max_norm: float,
-) -> Float[Tensor, " numbers"]:
+) -> Float[Tensor, " N"]:
     """Take a step of fused AdamW with gradients clipped to `max_norm`, if losses and gradient norm are finite.
 
     Otherwise weights and moments stay as they are. The decision is made on the device, so a GPU can queue the step and
@@ -89,25 +89,25 @@ def step_if_finite(
     Returns:
         The losses, then the norm, for `check_finite`.
     """
-    numbers = torch.stack([value.detach().float() for value in (*losses.values(), grad_norm)])
+    losses_and_norm = torch.stack([value.detach().float() for value in (*losses.values(), grad_norm)])
     # Attributes that torch's GradScaler sets: found_inf of 1 skips the step; gradients are divided by grad_scale.
-    optimizer.found_inf = (~numbers.isfinite()).any().float()  # type: ignore[attr-defined]
+    optimizer.found_inf = (~losses_and_norm.isfinite()).any().float()  # type: ignore[attr-defined]
     optimizer.grad_scale = (grad_norm.float() / max_norm).clamp(min=1)  # type: ignore[attr-defined]
     optimizer.step()
     # The fused step leaves this out, so results computed from the old weights would pass for current ones
-    # (clip/frozen_sources.py).
+    # (clip/tensor_snapshot.py).
     torch.autograd.graph.increment_version([p for group in optimizer.param_groups for p in group["params"]])
-    return numbers
+    return losses_and_norm
 
 
 def check_finite(
-    losses: Mapping[str, Float[Tensor, ""]], numbers: Float[Tensor, " numbers"], batch_ids: Sequence[int | str]
+    losses: Mapping[str, Float[Tensor, ""]], losses_and_norm: Float[Tensor, " N"], batch_ids: Sequence[int | str]
 ) -> dict[str, float]:
     """Check that the losses and the gradient norm of a step are finite; waits for the GPU, so call it last in a step.
 
     Args:
         losses: the losses given to `step_if_finite`; only their names are used.
-        numbers: the values that `step_if_finite` returned.
+        losses_and_norm: the values that `step_if_finite` returned.
         batch_ids: ids of the batch's images, for the error.
 
     Returns:
@@ -116,7 +116,8 @@ def check_finite(
     Raises:
         NonFiniteError: names the losses (or the gradient norm) that are not finite, and the batch's images.
     """
-    by_name = dict(zip((*losses, "gradient norm"), numbers.tolist(), strict=True))  # a single transfer from the GPU
+    values = losses_and_norm.tolist()  # a single transfer from the GPU
+    by_name = dict(zip((*losses, "gradient norm"), values, strict=True))
     bad = [f"{name} = {number}" for name, number in by_name.items() if not math.isfinite(number)]
     if bad:
         images = ", ".join(map(str, batch_ids))

@@ -28,7 +28,7 @@ def unflatten(optimizer: torch.optim.Optimizer, path: Path) -> None:
     Raises:
         ValueError: the parameter groups or the shape of a tensor differ.
     """
-    rest = json.loads(metadata_of(path)["rest"])
+    rest = json.loads(read_metadata(path)["rest"])
     here = [(group.get("name"), len(group["params"])) for group in optimizer.param_groups]
     there = [(group.get("name"), len(group["params"])) for group in rest["param_groups"]]
     if here != there:
@@ -54,7 +54,7 @@ def unflatten(optimizer: torch.optim.Optimizer, path: Path) -> None:
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def metadata_of(path: Path) -> dict[str, str]:
+def read_metadata(path: Path) -> dict[str, str]:
     """Read the metadata in the header of a safetensors file."""
     with safe_open(path, framework="pt") as file:
         return file.metadata()

@@ -14,7 +14,7 @@ class Fresh:
 
 
 @dataclass(frozen=True)
-class GoOnFrom:
+class InitFromTrainingState:
     """A start at step 0 with the weights, the average and the optimizer state of another run's checkpoint."""
 
     checkpoint: Checkpoint
@@ -27,4 +27,4 @@ class Resume:
     checkpoint: Checkpoint
 
 
-Start = Fresh | GoOnFrom | Resume
+Start = Fresh | InitFromTrainingState | Resume

@@ -23,7 +23,7 @@ from ovd.model.image_labels import image_label_loss
 from ovd.model.losses import ClassMasks, MatchedPoints, detection_losses, match_points
 from ovd.model.region_distillation import region_loss, select_regions
 from ovd.model.similarity import TextClassifier, initial_bias
-from ovd.model.start_distillation import free_points, start_losses
+from ovd.model.start_distillation import start_distillation_losses, unannotated_points
 from ovd.precision import Compute
 from ovd.structures import Assignment, Batch, Points, Predictions, Targets
 
@@ -39,7 +39,7 @@ class Matching:
 
 
 @dataclass(frozen=True)
-class Part:
+class BatchPart:
     """Some images of a step, with the texts scored in them and the detector's predictions."""
 
     batch: Batch
@@ -72,26 +72,26 @@ class Criterion:
         if (self.start is None) == (self.train.start_distillation > 0):
             raise ValueError("train.start_distillation needs the starting detector, and nothing else does")
 
-    def rule(self, step: int) -> AssignmentRule:
+    def assignment_rule(self, step: int) -> AssignmentRule:
         """Return the assignment rule of a step; `atss` replaces `task_aligned` in the first `atss_steps` steps."""
         waits = self.train.assignment == "task_aligned" and step < self.train.atss_steps
         return "atss" if waits else self.train.assignment
 
     def match_by_annotations(self, points: Points, batch: Batch, step: int) -> Matching | None:
         """Match a whole batch, with divisors summed over all ranks; return None if the rule needs predictions."""
-        assignment = assign(self.rule(step), points, batch.targets, sizes=batch.sizes)
+        assignment = assign(self.assignment_rule(step), points, batch.targets, sizes=batch.sizes)
         if assignment is None:
             return None
         matched_points = self.match(assignment, batch, points)
         return Matching(assignment, matched_points, sum_over_ranks(matched_points.normalizers()))
 
-    def match_by_predictions(self, part: Part, step: int) -> Matching:
+    def match_by_predictions(self, part: BatchPart, step: int) -> Matching:
         """Match a part of a batch by a rule that needs its predictions, with divisors summed over all ranks.
 
         The divisors are multiplied by the number of parts, so that the sum of the parts' losses is their mean.
         """
         assignment = assign(
-            self.rule(step),
+            self.assignment_rule(step),
             part.points,
             part.batch.targets,
             sizes=part.batch.sizes,
@@ -102,7 +102,7 @@ class Criterion:
         matched_points = self.match(assignment, part.batch, part.points)
         return Matching(assignment, matched_points, part.num_parts * sum_over_ranks(matched_points.normalizers()))
 
-    def part_of(self, whole: Matching, rows: slice, part: Part) -> Matching:
+    def matching_of_part(self, whole: Matching, rows: slice, part: BatchPart) -> Matching:
         """Return the matching of some images of a batch, with the divisors of the whole batch."""
         if part.num_parts == 1:
             return whole
@@ -114,7 +114,7 @@ class Criterion:
         no_box_loss = batch.is_pair if self.pairs is not None and not self.pairs.box_loss else None
         return match_points(assignment, batch.targets, no_box_loss=no_box_loss, points=points)
 
-    def losses(self, part: Part, matching: Matching, *, num_pairs: int = 0) -> dict[str, Tensor]:
+    def losses(self, part: BatchPart, matching: Matching, *, num_pairs: int = 0) -> dict[str, Tensor]:
         """Compute the losses of a part by name, each a scalar, to be summed.
 
         Every rank must call this, since the divisors of the distillation losses are summed over the ranks.
@@ -138,7 +138,7 @@ class Criterion:
             losses["image"] = self.pairs.image_label_weight * image_loss / max(1, num_pairs)
         return losses | self.region_distillation(part) | self.start_distillation(part, matching.assignment)
 
-    def region_distillation(self, part: Part) -> dict[str, Tensor]:
+    def region_distillation(self, part: BatchPart) -> dict[str, Tensor]:
         """Compute the loss `distill`, a weighted mean over the points of all ranks' regions; empty if not configured.
 
         Each part's loss is divided by its own number of points, and the parts are averaged.
@@ -149,17 +149,17 @@ class Criterion:
         regions = select_regions(
             part.predictions, part.classifier, points=part.points, sizes=batch.sizes, options=options
         )
-        num_points = sum_over_ranks(torch.tensor(len(regions.rows), device=batch.images.device))
+        num_points = sum_over_ranks(torch.tensor(len(regions.point_rows), device=batch.images.device))
         loss = region_loss(part.predictions.embeddings, regions, batch.images, batch.sizes, self.teacher)
         return {"distill": options.weight * loss / (part.num_parts * num_points.clamp(min=1))}
 
-    def start_distillation(self, part: Part, assignment: Assignment) -> dict[str, Tensor]:
-        """Compute the weighted `start_losses`, averaged over the parts; empty if they are not configured."""
+    def start_distillation(self, part: BatchPart, assignment: Assignment) -> dict[str, Tensor]:
+        """Compute the weighted `start_distillation_losses`, averaged over the parts; empty if not configured."""
         if self.start is None:
             return {}
         with torch.no_grad(), part.compute.autocast():
             before = self.start(part.batch.images)
-        losses = start_losses(part.predictions, before, free_points(assignment))
+        losses = start_distillation_losses(part.predictions, before, unannotated_points(assignment))
         return {name: self.train.start_distillation / part.num_parts * loss for name, loss in losses.items()}
 
 
@@ -189,22 +189,22 @@ def backward(
     parts = _parts(len(batch.targets), criterion.train.accumulate)
     sums: dict[str, Tensor] = {}
     for rows in parts:
-        its_batch, its_texts = batch.of_images(rows), texts.of_images(rows)
-        with _gradients_stay_here(forward, until_last=rows is not parts[-1]):
+        part_batch, part_texts = batch.of_images(rows), texts.of_images(rows)
+        with _gradient_sync(forward, deferred=rows is not parts[-1]):
             with compute.autocast():
-                predictions = forward(its_batch.images)
-            classifier = detector.classifier(its_texts.embeddings, its_texts.class_ids)
+                predictions = forward(part_batch.images)
+            classifier = detector.classifier(part_texts.embeddings, part_texts.class_ids)
             if rows is parts[0]:  # after the launch of the forward pass, with which it overlaps on a GPU
                 with side_stream:
                     points = detector.points(batch.images)
                     whole = criterion.match_by_annotations(points, batch, step)
                     if criterion.pairs is not None:
                         num_pairs = int(sum_over_ranks(batch.is_pair.sum()))
-            part = Part(its_batch, its_texts, predictions, points, classifier, compute, len(parts))
+            part = BatchPart(part_batch, part_texts, predictions, points, classifier, compute, len(parts))
             if whole is None:
                 matching = criterion.match_by_predictions(part, step)
             else:
-                matching = criterion.part_of(whole, rows, part)
+                matching = criterion.matching_of_part(whole, rows, part)
             losses = criterion.losses(part, matching, num_pairs=num_pairs)
             # DDP averages gradients over the ranks, but the losses are to be summed over them.
             (world_size() * torch.stack(list(losses.values())).sum()).backward()
@@ -220,12 +220,12 @@ def _parts(num_images: int, accumulate: int) -> list[slice]:
     return [slice(first, last) for first, last in pairwise(bounds)]
 
 
-def _gradients_stay_here(forward: nn.Module, *, until_last: bool) -> AbstractContextManager[object]:
-    """Return a context that keeps ranks from exchanging gradients before the last part of a batch."""
-    return forward.no_sync() if until_last and isinstance(forward, DistributedDataParallel) else nullcontext()
+def _gradient_sync(forward: nn.Module, *, deferred: bool) -> AbstractContextManager[object]:
+    """Return a context for one part of a batch; `deferred` keeps ranks from exchanging gradients at its end."""
+    return forward.no_sync() if deferred and isinstance(forward, DistributedDataParallel) else nullcontext()
 
 
-def of_one_size(batch: Batch) -> Batch:
+def pad_to_common_size(batch: Batch) -> Batch:
     """Pad the batch as if the ranks' batches were one, so that a step is the same for any number of ranks.
 
     A rank without images gets a blank image, which no loss includes.

@@ -14,7 +14,7 @@ from ovd.fault import Fault
 from ovd.files import atomic_write
 from ovd.structures import Batch, Targets
 
-_FAULTS = ("skipped", "repaired")
+_FAULT_FIELDS = ("skipped", "repaired")
 """Fields of a batch that are stored as text, since a `weights_only` load refuses objects of their class."""
 
 
@@ -38,7 +38,7 @@ class StepDump:
         path = run_dir / f"failed-step-{self.step:06d}.rank{rank()}.pt"
         batch = self.batch
         batch_fields = {field.name: getattr(batch, field.name) for field in fields(batch) if field.name != "targets"}
-        faults = {name: tuple(map(str, getattr(batch, name))) for name in _FAULTS}
+        faults = {name: tuple(map(str, getattr(batch, name))) for name in _FAULT_FIELDS}
         content = {
             "step": self.step,
             "weights": self.weights,
@@ -64,7 +64,7 @@ class StepDump:
         try:
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             targets = tuple(Targets(**target) for target in content["targets"])
-            faults = {name: tuple(map(Fault.read, content["batch"][name])) for name in _FAULTS}
+            faults = {name: tuple(map(Fault.read, content["batch"][name])) for name in _FAULT_FIELDS}
             batch = Batch(**(content["batch"] | faults), targets=targets)
             texts = StepTexts(**content["texts"])
             return cls(content["step"], content["weights"], batch, texts, content["losses"])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ovd.config.training import TrainSection
 from ovd.distributed import union_over_ranks
-from ovd.model.federated import class_mask, needed_classes, sample_class_ids, text_mask
+from ovd.model.federated import class_mask, required_classes, sample_class_ids, text_mask
 from ovd.structures import Batch, Targets
 from ovd.text.bank import TextBank
 from ovd.text.pair_texts import PairTexts
@@ -89,13 +89,13 @@ class TextSampler:
     def _classes(self, annotated: tuple[Targets, ...], generator: torch.Generator) -> StepTexts:
         """Draw the classes, with masks for the annotated images only."""
         rule = self.train.negatives
-        needed = union_over_ranks(needed_classes(annotated, negatives=rule))
+        required = union_over_ranks(required_classes(annotated, negatives=rule))
         ids = sample_class_ids(
-            needed,
+            required,
             self.image_counts,
             negatives=rule,
             sampled_classes=self.train.sampled_classes,
-            left_out=self._left_out(generator),
+            excluded=self._excluded(generator),
             generator=generator,
         )
         embeddings = self.bank.sample(ids, generator=generator, noise=self.noise)
@@ -121,14 +121,14 @@ class TextSampler:
         classes = np.arange(len(self.image_counts))
         return self.bank.rows(classes, np.zeros_like(classes))
 
-    def _left_out(self, generator: torch.Generator) -> Bool[Tensor, " C"] | None:
+    def _excluded(self, generator: torch.Generator) -> Bool[Tensor, " C"] | None:
         """Draw the classes that this step does not score: held-out ones, and those of name dropout."""
         if self.train.name_dropout == 0:
             return self.held_out
-        left_out = torch.rand(len(self.image_counts), generator=generator) < self.train.name_dropout
+        excluded = torch.rand(len(self.image_counts), generator=generator) < self.train.name_dropout
         if self.held_out is not None:
-            left_out |= self.held_out
-        return self.held_out if left_out.all() else left_out  # at least one class is needed
+            excluded |= self.held_out
+        return self.held_out if excluded.all() else excluded  # at least one class is needed
 
 
 def _join(

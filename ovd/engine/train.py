@@ -26,10 +26,10 @@ from ovd.distributed import (
     sum_over_ranks,
 )
 from ovd.engine import checkpoint
-from ovd.engine.batches import counted, first_with_images, until_stopped
+from ovd.engine.batches import count_samples, first_nonempty_batch, until_stopped
 from ovd.engine.checkpoint_writer import CheckpointWriter
 from ovd.engine.detector_groups import build_groups
-from ovd.engine.early_stop import EarlyStop, ended_early
+from ovd.engine.early_stop import EarlyStop, is_early_stop_over
 from ovd.engine.ema import Ema
 from ovd.engine.gate_statistics import gate_statistics
 from ovd.engine.graphed import GraphedDetector, can_be_graphed
@@ -44,8 +44,8 @@ from ovd.engine.optim import (
     step_if_finite,
 )
 from ovd.engine.signals import Stopped, StopRequest, exit_stopped
-from ovd.engine.start import Fresh, GoOnFrom, Resume, Start
-from ovd.engine.step import Criterion, backward, of_one_size, set_initial_bias
+from ovd.engine.start import Fresh, InitFromTrainingState, Resume, Start
+from ovd.engine.step import Criterion, backward, pad_to_common_size, set_initial_bias
 from ovd.engine.step_dump import StepDump
 from ovd.engine.step_texts import TextSampler
 from ovd.engine.train_state import DetectorState
@@ -105,46 +105,46 @@ def train(
     settings = criterion.train
     compute = Compute.configured(settings.precision, device_of_rank(settings.device))
     compute.place(detector).train()
-    state = initial_state(detector, data, settings, start, compute)
-    if 0 < state.step < settings.steps and not ended_early(checkpoints.notes):
-        checkpoints.set_report_aside()
+    state = build_initial_state(detector, data, settings, start, compute)
+    if 0 < state.step < settings.steps and not is_early_stop_over(checkpoints.notes):
+        checkpoints.rotate_report()
     averaged = copy.deepcopy(detector).eval()
     if settings.compile:
         detector.compile_learned_path()
-    forward = _as_called(detector, settings, compute)
+    forward = _wrap_detector(detector, settings, compute)
     early_stop = EarlyStop(settings.patience, checkpoints) if settings.patience else None
-    num_left = 0 if ended_early(checkpoints.notes) else settings.steps - state.step
+    num_steps_left = 0 if is_early_stop_over(checkpoints.notes) else settings.steps - state.step
     with failing_together():
         run_log = open_log(checkpoints.run_dir, settings.steps, state.step, settings.wandb, checkpoints.config)
     with run_log as log, StopRequest() as stop:
         evaluation = None if evaluate is None else _Evaluation(evaluate, state, averaged, log)
-        if evaluation and early_stop is None and num_left and _lacks_evaluation(state.step, settings, log):
+        if evaluation and early_stop is None and num_steps_left and _is_evaluation_missing(state.step, settings, log):
             evaluation.run_until(stop, state.step)
-        left = counted(islice(data.batches_from(state.step), num_left), data.report, data.num_samples, checkpoints)
-        is_over = num_left == 0
-        for batch in until_stopped(left, stop):
+        remaining = islice(data.batches_from(state.step), num_steps_left)
+        is_over = num_steps_left == 0
+        for batch in until_stopped(count_samples(remaining, data.report, data.num_samples, checkpoints), stop):
             num_images = int(sum_over_ranks(torch.tensor(len(batch.image_ids))))
             if num_images == 0:
                 log.message(f"step {state.step}: every sample was skipped ({batch.skipped[0]}); no optimizer step")
                 state.step += 1
             else:
-                rate = settings.learning_rate * set_learning_rate_of_step(state, settings)
+                rate = settings.learning_rate * update_learning_rate(state, settings)
                 losses, batch = train_step(state, forward, batch, data.text_sampler, criterion, checkpoints.run_dir)
                 log.train(state.step, losses, lr=rate, num_images=num_images)
                 _log_gates(state, batch, settings, log, compute)
             is_over = state.step == settings.steps
             is_evaluated = _is_evaluated(state.step, settings)
             if evaluation and early_stop is not None and (is_over or is_evaluated):  # before its checkpoint is saved
-                early_stop.see(state.step, evaluation.run(state.step), state.ema)
-                if is_over := is_over or early_stop.is_over:
-                    log.message(early_stop.put_best(state.ema))
+                early_stop.record_evaluation(state.step, evaluation.run(state.step), state.ema)
+                if is_over := is_over or early_stop.should_stop:
+                    log.message(early_stop.restore_best(state.ema))
             if is_over:
                 break
             if state.step % settings.save_every == 0:
                 checkpoints.save(state, data.report, must_succeed=False, warning=log.warning)
             if evaluation and early_stop is None and is_evaluated:  # after the checkpoint, since it may take long
                 evaluation.run_until(stop, state.step)
-        if num_left:
+        if num_steps_left:
             if is_over and calibrate:
                 state.ema.copy_to(averaged)
                 calibrate(averaged)
@@ -188,7 +188,7 @@ class _Evaluation:
             return None
 
 
-def _as_called(detector: Detector, settings: TrainSection, compute: Compute) -> nn.Module:
+def _wrap_detector(detector: Detector, settings: TrainSection, compute: Compute) -> nn.Module:
     """Wrap the detector for the training steps: in CUDA graphs if configured and possible, else by `data_parallel`."""
     if settings.cuda_graphs and not settings.compile and can_be_graphed(detector, accumulate=settings.accumulate):
         return GraphedDetector(detector, compute)
@@ -199,7 +199,7 @@ def _is_evaluated(step: int, settings: TrainSection) -> bool:
     return settings.eval_every > 0 and step % settings.eval_every == 0
 
 
-def _lacks_evaluation(step: int, settings: TrainSection, log: RunLog | NoLog) -> bool:
+def _is_evaluation_missing(step: int, settings: TrainSection, log: RunLog | NoLog) -> bool:
     """Whether the step that the run resumes from should have been evaluated, but the run was stopped before."""
     is_missing = step > 0 and _is_evaluated(step, settings) and not log.has_evaluation(step)
     return on_any_rank(is_missing)
@@ -214,7 +214,7 @@ def _log_gates(
         log.gates(state.step, gate_statistics(state.module, batch.images, compute))
 
 
-def initial_state(
+def build_initial_state(
     detector: Detector, data: TrainingData, settings: TrainSection, start: Start, compute: Compute
 ) -> DetectorState:
     """Build the training state before the first step; a `start` may solve for the bias or restore a checkpoint.
@@ -223,14 +223,14 @@ def initial_state(
     """
     optimizer = build_optimizer(build_groups(detector, settings), lr=settings.learning_rate)
     if isinstance(start, Fresh) and start.solve_bias:
-        first = first_with_images(data.batches_from(0), data.num_samples)
+        first = first_nonempty_batch(data.batches_from(0), data.num_samples)
         texts = data.text_sampler.sample(first, step_generator(settings.seed, 0)).to(detector.device)
         set_initial_bias(detector, first.to(detector.device), texts.embeddings, compute)
     state = DetectorState(detector, optimizer, Ema(detector, settings.ema_decay))
     match start:
         case Fresh():
             pass
-        case GoOnFrom(found):
+        case InitFromTrainingState(found):
             checkpoint.restore(found, state)
         case Resume(found):
             checkpoint.restore(found, state)
@@ -260,16 +260,16 @@ def train_step(
     settings, detector, step = criterion.train, state.module, state.step
     compute = Compute.configured(settings.precision, detector.device)
     torch.manual_seed(step_seed(settings.seed + rank(), step))  # for stochastic depth
-    batch = of_one_size(batch)
+    batch = pad_to_common_size(batch)
     texts = text_sampler.sample(batch, step_generator(settings.seed, step)).to(detector.device)
     batch = batch.to(detector.device)
     losses = backward(forward, detector, batch, texts, criterion, step=step, compute=compute)
     norm = gradient_norm(detector.parameters())
-    numbers = step_if_finite(state.optimizer, losses, norm, max_norm=settings.clip_norm)
+    losses_and_norm = step_if_finite(state.optimizer, losses, norm, max_norm=settings.clip_norm)
     state.optimizer.zero_grad()
     state.ema.update(detector)
     try:
-        by_name = check_finite(losses, numbers, batch.image_ids)
+        by_name = check_finite(losses, losses_and_norm, batch.image_ids)
     except NonFiniteError as error:
         try:
             loss_values = {name: loss.item() for name, loss in losses.items()}
@@ -281,7 +281,7 @@ def train_step(
     return by_name, batch
 
 
-def set_learning_rate_of_step(state: DetectorState, settings: TrainSection) -> float:
+def update_learning_rate(state: DetectorState, settings: TrainSection) -> float:
     """Set the optimizer's learning rates for the next step; return their factor of the peak rates."""
     factor = learning_rate_factor(
         state.step, warmup_steps=settings.warmup_steps, total_steps=settings.steps, decay=settings.decay

@@ -37,7 +37,7 @@ BIASES = np.linspace(0.0, 0.15, 61)
 """Values of the bias that are tried."""
 SCALES = (10.0, 20.0, 30.0, 40.0, 60.0, 80.0)
 """Scales of the softmax that are tried."""
-RIGHT_IOU = 0.5
+MATCH_IOU = 0.5
 RIDGE = 1e-6
 """Ridge per unit of weight, which keeps the map's fit finite if scores separate right from wrong perfectly."""
 NEWTON_STEPS = 50
@@ -51,7 +51,7 @@ class CalibrationError(ValueError):
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedDetections:
     """Detections that are known to be right or wrong."""
 
     scores: Float[Tensor, " K"]
@@ -96,10 +96,14 @@ def calibrate(
     found = corrected.dataset(QueryTexts(text), index, loading)
     rows = {image_id: row for row, image_id in enumerate(index.image_ids.tolist())}
     parts = [
-        judge(detections, index.record(rows[image_id]).labels, num_classes=len(text), is_exhaustive=is_exhaustive)
+        judge_detections(
+            detections, index.record(rows[image_id]).labels, num_classes=len(text), is_exhaustive=is_exhaustive
+        )
         for image_id, detections in progress(found, len(index), "calibrating scores")
     ]
-    judged = Judged(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Judged)))
+    judged = JudgedDetections(
+        *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(JudgedDetections))
+    )
     if not judged.right.any():
         raise CalibrationError(
             f"{index.path}: no box of the {len(index)} held-out images is found; nothing to calibrate on"
@@ -154,10 +158,10 @@ def _at_true_boxes(
             yield text_cosines(at_box, text.to(inference.device)).cpu(), targets.classes[nearest >= 0].cpu()
 
 
-def judge(found: Detections, labels: Labels, *, num_classes: int, is_exhaustive: bool) -> Judged:
+def judge_detections(found: Detections, labels: Labels, *, num_classes: int, is_exhaustive: bool) -> JudgedDetections:
     """Select the detections in an image that are known to be right or wrong."""
     true_boxes, true_classes = torch.from_numpy(labels.boxes), torch.from_numpy(labels.classes)
-    overlaps = box_iou(found.boxes, true_boxes) >= RIGHT_IOU
+    overlaps = box_iou(found.boxes, true_boxes) >= MATCH_IOU
     own = found.classes[:, None] == true_classes
     right, on_another = (overlaps & own).any(dim=1), (overlaps & ~own).any(dim=1)
     in_crowd = (box_iou(found.boxes, torch.from_numpy(labels.crowd_boxes)) > 0).any(dim=1)
@@ -172,10 +176,10 @@ def judge(found: Detections, labels: Labels, *, num_classes: int, is_exhaustive:
         weights[negative] = num_unknown / max(1, len(np.unique(labels.negative_classes)))
     weights[right | on_another | present] = 1.0
     known = weights > 0
-    return Judged(found.scores[known], found.classes[known], right[known], weights[known])
+    return JudgedDetections(found.scores[known], found.classes[known], right[known], weights[known])
 
 
-def fit_map(judged: Judged, nearness: Float[Tensor, " C"]) -> ScoreMap:
+def fit_map(judged: JudgedDetections, nearness: Float[Tensor, " C"]) -> ScoreMap:
     """Fit beta calibration by weighted logistic regression, with slopes that are not negative."""
     nearness_of_each = nearness[judged.classes]
     inputs = map_inputs(judged.scores, nearness_of_each)

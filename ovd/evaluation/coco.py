@@ -11,7 +11,7 @@ from ovd.choices import Engine
 from ovd.data.truth import Truth
 from ovd.evaluation.engine_ids import with_exact_ids
 from ovd.evaluation.evaluator import BoxEvaluator
-from ovd.evaluation.groups import Group, members_of
+from ovd.evaluation.groups import Group, group_mask
 from ovd.evaluation.hotcoco_arrays import hotcoco_rows, hotcoco_truth
 from ovd.evaluation.precision_recall import PrecisionRecall
 from ovd.evaluation.report import Curve, Evaluation, ProtocolMetrics, class_rows
@@ -122,7 +122,7 @@ def exhaustive_metrics(truth: Truth, results: Results, *, engine: Engine = "hotc
         f"COCO box AP on the exhaustive truth, {MAX_PER_IMAGE_AND_CLASS[-1]} per image and class",
         {
             f"{name}_exhaustive": curves.average_precision(
-                categories=np.flatnonzero(members_of(group, truth.categories))
+                categories=np.flatnonzero(group_mask(group, truth.categories))
             )
             for name, group in groups.items()
         },

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ovd.data.truth import Truth
-from ovd.evaluation.decisions import FLOOR, NUM_BINS, DecisionEvaluator, Decisions, Reliability, Verdicts
+from ovd.evaluation.decisions import MIN_DECISION_SCORE, NUM_BINS, DecisionEvaluator, Decisions, Reliability, Verdicts
 from ovd.evaluation.results import Results
 from ovd.files import write_json
 from ovd.shapes import Bool
@@ -60,18 +60,21 @@ class DecisionReport:
     def warning(self) -> str | None:
         """Warning about scores that are no probabilities or are all too low; None for other scores."""
         least, largest = self.score_range
-        if least >= 0 and 0 < largest < FLOOR:
+        if least >= 0 and 0 < largest < MIN_DECISION_SCORE:
             advice = (
                 "Rescale the scores, or calibrate the detector (train.calibration); AP stays the same"
                 if self.own_threshold is None
                 else "The detector is calibrated: none of these classes is known well to it"
             )
-            return f"all scores are below {FLOOR}, which is too low to count, so that these figures are 0. {advice}"
+            return (
+                f"all scores are below {MIN_DECISION_SCORE}, which is too low to count, so that these figures are 0. "
+                f"{advice}"
+            )
         if least >= 0 and largest <= 1:
             return None
         return (
             f"scores lie from {least:g} to {largest:g}: decisions and calibration take them for probabilities, from 0 "
-            f"to 1, and leave out those below {FLOOR}. Rescale the scores; AP stays the same"
+            f"to 1, and leave out those below {MIN_DECISION_SCORE}. Rescale the scores; AP stays the same"
         )
 
 
@@ -93,7 +96,7 @@ def measure_decisions(
     """
     chosen_on = "base" if "base" in groups else "all"
     evaluator = at_own = DecisionEvaluator(truth, results, base=groups[chosen_on])
-    if own_threshold is not None and own_threshold < FLOOR:
+    if own_threshold is not None and own_threshold < MIN_DECISION_SCORE:
         at_own = DecisionEvaluator(truth, results, base=groups[chosen_on], floor=own_threshold)
     thresholds = evaluator.thresholds()
     return DecisionReport(
@@ -140,7 +143,7 @@ def format_decisions(report: DecisionReport) -> str:
         f"- thresholds: {even:.3f} for one half of the images, {odd:.3f} for the other, each the best for "
         f"{report.chosen_on} classes on the other half",
         "- absent/image: classes that are reported in an image without being there",
-        f"- ECE ({NUM_BINS} bins of equal count), Brier, recall: over all detections of at least {FLOOR}, "
+        f"- ECE ({NUM_BINS} bins of equal count), Brier, recall: over all detections of at least {MIN_DECISION_SCORE}, "
         "right at IoU 0.5",
     ]
     if any(item.decisions.IL_MCC is None for item in report.groups):
@@ -217,6 +220,6 @@ def draw_reliability(report: DecisionReport) -> "matplotlib.figure.Figure":
         ylabel="share of right detections (IoU 0.5)",
         aspect="equal",
     )
-    axes.set_title(f"Reliability of scores from {FLOOR}", fontsize="medium")
+    axes.set_title(f"Reliability of scores from {MIN_DECISION_SCORE}", fontsize="medium")
     axes.legend(loc="upper left")
     return figure

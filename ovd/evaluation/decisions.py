@@ -25,7 +25,7 @@ from ovd.evaluation.results import Results
 from ovd.shapes import Bool, Float64, Int64
 
 IOUS = np.linspace(0.5, 0.95, 10)
-FLOOR = 0.05
+MIN_DECISION_SCORE = 0.05
 """Lowest score of a detection that takes part in decisions."""
 NUM_BINS = 15
 
@@ -100,15 +100,15 @@ class _Matches:
 class _JudgedPairs:
     """The judged pairs of an image and a class, and the pairs that may have objects without a box."""
 
-    listed: Int64[np.ndarray, " P"] | None
-    """Numbers of the judged pairs of a federated truth; None if all pairs except `left_out` are judged."""
-    left_out: Int64[np.ndarray, " U"]
+    included: Int64[np.ndarray, " P"] | None
+    """Numbers of the judged pairs of a federated truth; None if all pairs except `excluded` are judged."""
+    excluded: Int64[np.ndarray, " U"]
     """Numbers of the pairs of an exhaustive truth with only a crowd region."""
     incomplete: Int64[np.ndarray, " I"]
     """Numbers of the pairs in which boxes do not count."""
 
     @classmethod
-    def of(cls, truth: Truth, pairs: ImageClassPairs, true_numbers: Int64[np.ndarray, " R"]) -> "_JudgedPairs":
+    def from_truth(cls, truth: Truth, pairs: ImageClassPairs, true_numbers: Int64[np.ndarray, " R"]) -> "_JudgedPairs":
         """Find the pairs that a truth can judge.
 
         Args:
@@ -119,9 +119,9 @@ class _JudgedPairs:
         with_crowd = np.unique(pairs.numbers(truth.image_ids[truth.crowd], truth.category_ids[truth.crowd]))
         return cls(None, np.setdiff1d(with_crowd, true_numbers), with_crowd)
 
-    def contain(self, numbers: Int64[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
+    def contains(self, numbers: Int64[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
         """Return which pairs are judged."""
-        return ~np.isin(numbers, self.left_out) if self.listed is None else np.isin(numbers, self.listed)
+        return ~np.isin(numbers, self.excluded) if self.included is None else np.isin(numbers, self.included)
 
 
 @dataclass(frozen=True)
@@ -152,18 +152,20 @@ class DecisionEvaluator:
         floor: detections of a lower score are ignored.
     """
 
-    def __init__(self, truth: Truth, results: Results, *, base: Bool[np.ndarray, " C"], floor: float = FLOOR):
+    def __init__(
+        self, truth: Truth, results: Results, *, base: Bool[np.ndarray, " C"], floor: float = MIN_DECISION_SCORE
+    ):
         self._base, self._results, self._floor = base, results, floor
         self._all_pairs = ImageClassPairs(truth)
         is_box = ~truth.crowd
         true_numbers = self._all_pairs.numbers(truth.image_ids[is_box], truth.category_ids[is_box])
         numbers = self._all_pairs.numbers(results.image_ids, results.category_ids)
-        self._judged = _JudgedPairs.of(truth, self._all_pairs, true_numbers)
+        self._judged = _JudgedPairs.from_truth(truth, self._all_pairs, true_numbers)
         self._half_of_result = self._halves(numbers)
 
         takes_part = results.scores >= floor
         if truth.is_federated:  # most detections are of pairs that are not judged
-            takes_part &= self._judged.contain(numbers)
+            takes_part &= self._judged.contains(numbers)
         # For the R true boxes and the K detections that take part: their rows in the truth and in the results, and
         # their positions in the S pairs.
         self._true_rows, self._rows = np.flatnonzero(is_box), np.flatnonzero(takes_part)
@@ -171,16 +173,16 @@ class DecisionEvaluator:
         pair_numbers = np.unique(np.concatenate([true_numbers, numbers]))
         self._pair_of_true = np.searchsorted(pair_numbers, true_numbers)
         self._pair_of_detection = np.searchsorted(pair_numbers, numbers)
-        self._pairs = self._compared(pair_numbers)
+        self._pairs = self._collect_pairs(pair_numbers)
         true_boxes, boxes = to_xyxy(truth.boxes_xywh[is_box]), to_xyxy(results.boxes_xywh[self._rows])
         self._matches = _match(self._pair_of_true, true_boxes, self._pair_of_detection, boxes, self._scores)
 
-    def _compared(self, numbers: Int64[np.ndarray, " S"]) -> _Pairs:
+    def _collect_pairs(self, numbers: Int64[np.ndarray, " S"]) -> _Pairs:
         """Collect the true presence and the reported scores of these pairs."""
         num_true = np.bincount(self._pair_of_true, minlength=len(numbers))
         best_scores: Float64[np.ndarray, " S"] = np.zeros(len(numbers))
         np.maximum.at(best_scores, self._pair_of_detection, self._scores)
-        is_judged = self._judged.contain(numbers)
+        is_judged = self._judged.contains(numbers)
         return _Pairs(
             numbers,
             num_true,
@@ -201,8 +203,8 @@ class DecisionEvaluator:
         for half in (1, 0):
             counts = self._count(self._base, half, candidates)
             mcc = _mcc(counts)
-            worth = _f1(counts) * np.where(np.isnan(mcc), 1.0, mcc)
-            best.append(float(candidates[int(np.argmax(worth))]))
+            objective = _f1(counts) * np.where(np.isnan(mcc), 1.0, mcc)
+            best.append(float(candidates[int(np.argmax(objective))]))
         return best[0], best[1]
 
     def decide(self, classes: Bool[np.ndarray, " C"], thresholds: tuple[float, float]) -> Decisions:
@@ -261,7 +263,7 @@ class DecisionEvaluator:
         counted = self._pairs.is_complete[self._pair_of_true]
         threshold_of_true = half_thresholds[self._halves(self._pairs.numbers[self._pair_of_true])]
 
-        def of_reported(is_so: Bool[np.ndarray, " J"]) -> Bool[np.ndarray, " K"]:
+        def for_reported(is_so: Bool[np.ndarray, " J"]) -> Bool[np.ndarray, " K"]:
             """Map a mask of the detections that take part to the reported ones; False for one that takes no part."""
             of_all = np.zeros(len(is_reported), bool)
             of_all[self._rows] = is_so
@@ -269,9 +271,9 @@ class DecisionEvaluator:
 
         return Verdicts(
             reported=self._results.take(is_reported),
-            is_right=of_reported(self._matches.hits[:, 0]),
-            is_counted=of_reported(self._pairs.is_complete[self._pair_of_detection]),
-            is_absent=of_reported(self._pairs.is_absent[self._pair_of_detection]),
+            is_right=for_reported(self._matches.hits[:, 0]),
+            is_counted=for_reported(self._pairs.is_complete[self._pair_of_detection]),
+            is_absent=for_reported(self._pairs.is_absent[self._pair_of_detection]),
             true_rows=self._true_rows[counted],
             is_found=(self._matches.score_of_true >= threshold_of_true)[counted],
         )
@@ -286,10 +288,10 @@ class DecisionEvaluator:
 
     def _num_judged(self, classes: Bool[np.ndarray, " C"], half: int) -> int:
         """Count the judged pairs, including those without a true box or a detection."""
-        if self._judged.listed is not None:
-            return int(self._in(classes, half, self._judged.listed).sum())
+        if self._judged.included is not None:
+            return int(self._in(classes, half, self._judged.included).sum())
         num_images = len(range(half, self._all_pairs.num_images, 2))
-        return num_images * int(classes.sum()) - int(self._in(classes, half, self._judged.left_out).sum())
+        return num_images * int(classes.sum()) - int(self._in(classes, half, self._judged.excluded).sum())
 
     def _count(self, classes: Bool[np.ndarray, " C"], half: int, thresholds: Float64[np.ndarray, " T"]) -> "_Counts":
         pairs = self._pairs
@@ -298,15 +300,15 @@ class DecisionEvaluator:
         counted = present & pairs.is_complete
         is_counted = counted[self._pair_of_detection]
         num_present = int(present.sum())
-        true_present = _num_at_least(pairs.best_scores[present], thresholds)
-        false_present = _num_at_least(pairs.best_scores[absent], thresholds)
+        true_present = _count_at_least(pairs.best_scores[present], thresholds)
+        false_present = _count_at_least(pairs.best_scores[absent], thresholds)
         return _Counts(
             true_present=true_present,
             false_present=false_present,
             false_absent=num_present - true_present,
             true_absent=self._num_judged(classes, half) - num_present - false_present,
-            hits=_num_at_least(self._scores[is_counted & self._matches.hits[:, 0]], thresholds),
-            reported=_num_at_least(self._scores[is_counted], thresholds),
+            hits=_count_at_least(self._scores[is_counted & self._matches.hits[:, 0]], thresholds),
+            reported=_count_at_least(self._scores[is_counted], thresholds),
             true=np.full(len(thresholds), pairs.num_true[counted].sum(), np.float64),
         )
 
@@ -333,7 +335,7 @@ class _Counts:
         return _Counts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(_Counts)))
 
 
-def _num_at_least(
+def _count_at_least(
     values: Float64[np.ndarray, " V"], thresholds: Float64[np.ndarray, " T"]
 ) -> Float64[np.ndarray, " T"]:
     """Count the values at or above each threshold."""

@@ -12,7 +12,7 @@ from ovd.distributed import failing_together, gather, on_any_rank, rank, world_s
 from ovd.engine.signals import Stopped, StopRequest
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.results import concatenate
-from ovd.evaluation.run import box_evaluator
+from ovd.evaluation.run import build_box_evaluator
 from ovd.model.query_texts import QueryTexts
 from ovd.progress import progress
 from ovd.structures import Detections
@@ -56,7 +56,7 @@ def detect_in_dataset(
     category_ids = tuple(category.id for category in index.categories)
     if index.truth is None:
         raise ValueError(f"{index.path} was loaded without its truth: an evaluation needs with_truth=True")
-    evaluator = box_evaluator(index.truth, index.format, category_ids, engine=engine)
+    evaluator = build_box_evaluator(index.truth, index.format, category_ids, engine=engine)
     own = index.take(np.arange(rank(), len(index), world_size()))
     stop = stop or StopRequest()
     found = stop.until_received(inference.dataset(queries, own, loading))

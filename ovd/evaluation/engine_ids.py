@@ -9,7 +9,7 @@ from ovd.data.truth import JudgedImage, Truth
 from ovd.evaluation.results import Results
 from ovd.shapes import Int64
 
-LARGEST_EXACT_ID = 2**53
+MAX_EXACT_ID = 2**53
 
 
 def with_exact_ids(truth: Truth, judged: Sequence[Results]) -> tuple[Truth, list[Results]]:
@@ -50,4 +50,4 @@ def with_exact_ids(truth: Truth, judged: Sequence[Results]) -> tuple[Truth, list
 
 
 def _are_exact(ids: Int64[np.ndarray, " N"]) -> bool:
-    return not len(ids) or bool(ids.min() >= 0 and ids.max() <= LARGEST_EXACT_ID)
+    return not len(ids) or bool(ids.min() >= 0 and ids.max() <= MAX_EXACT_ID)

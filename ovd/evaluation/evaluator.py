@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # imports torch, which the evaluation of a results file does 
     import ovd.structures
 
 
-LARGEST_PX = 1e12
+MAX_BOX_PX = 1e12
 """Limit that the coordinates and sides of a box stay below; areas of much larger boxes cannot be computed."""
 
 
@@ -50,7 +50,7 @@ class BoxEvaluator(ABC):
         self.engine = engine
         self.named_groups = groups
         self._category_ids = np.array(category_ids, np.int64)
-        self._images_to_come = {image.id for image in truth.images}
+        self._pending_image_ids = {image.id for image in truth.images}
         self._parts: list[Results] = []
         unknown = np.setdiff1d(self._category_ids, truth.ids_of_categories)
         if len(unknown):
@@ -64,7 +64,7 @@ class BoxEvaluator(ABC):
                 vocabulary, or a score or box is invalid, as in `add_results`; names the image and the record.
         """
         source = f"detections of image {image_id}"
-        if image_id not in self._images_to_come:
+        if image_id not in self._pending_image_ids:
             raise ValueError(f"{source}: added twice, or an image that {self.truth.path} does not have")
         classes = detections.classes.detach().cpu().numpy().astype(np.int64)
         outside = np.flatnonzero((classes < 0) | (classes >= len(self._category_ids)))
@@ -81,7 +81,7 @@ class BoxEvaluator(ABC):
             scores=detections.scores.detach().cpu().numpy().astype(np.float64),
         )
         self.add_results(results, source=source)
-        self._images_to_come.remove(image_id)
+        self._pending_image_ids.remove(image_id)
 
     def add_results(self, results: Results, *, source: str) -> None:
         """Add detections of any images, from a results file or from another process's evaluator.
@@ -97,7 +97,7 @@ class BoxEvaluator(ABC):
         largest = np.maximum.reduce(np.abs(results.boxes_xywh).T)  # NaN if one of the four numbers is NaN
         self._refuse(~np.isfinite(results.scores), "the score is not finite", results, source)
         self._refuse(~np.isfinite(largest), "the box is not finite", results, source)
-        self._refuse(largest >= LARGEST_PX, "the box is beyond all pictures", results, source)
+        self._refuse(largest >= MAX_BOX_PX, "the box is beyond all pictures", results, source)
         self._refuse((width < 0) | (height < 0), "the box has a negative side", results, source)
         unknown_image = ~np.isin(results.image_ids, self.truth.ids_of_images)
         self._refuse(unknown_image, "no such image", results, source)
@@ -108,7 +108,7 @@ class BoxEvaluator(ABC):
     def clear(self) -> None:
         """Remove all detections, as if none had been added."""
         self._parts = []
-        self._images_to_come = {image.id for image in self.truth.images}
+        self._pending_image_ids = {image.id for image in self.truth.images}
 
     def results(self) -> Results:
         """Return all detections added so far, uncapped, in the order in which they were added."""

@@ -23,14 +23,14 @@ FREQUENCIES: dict[Group, tuple[str | None, ...]] = {
 NAME_OF_FREQUENCY: dict[str, Group] = {"r": "rare", "c": "common", "f": "frequent"}
 
 
-def members_of(group: Group, categories: Sequence[Category]) -> Bool[np.ndarray, " C"]:
+def group_mask(group: Group, categories: Sequence[Category]) -> Bool[np.ndarray, " C"]:
     """Return a mask of the categories that belong to the group."""
     return np.array([category.frequency in FREQUENCIES[group] for category in categories], bool)
 
 
 def rare_rows(categories: Sequence[Category]) -> frozenset[int]:
     """Return the rows of the rare categories; none if the annotation file has no frequencies."""
-    return frozenset(np.flatnonzero(members_of("rare", categories)).tolist())
+    return frozenset(np.flatnonzero(group_mask("rare", categories)).tolist())
 
 
 def base_and_novel(
@@ -46,7 +46,7 @@ def base_and_novel(
     """
     masks = {"all": np.ones(len(categories), bool)}
     if named is None:
-        masks |= {group: members_of(group, categories) for group in ("base", "rare")}
+        masks |= {group: group_mask(group, categories) for group in ("base", "rare")}
     else:
         masks |= {
             group: np.array([category.name in names for category in categories], bool) for group, names in named.items()

@@ -9,12 +9,12 @@ import numpy as np
 from ovd.data.index import AnnotationIndex
 from ovd.evaluation.confusions import Confusion, most_confused, names_at_true_boxes
 from ovd.evaluation.decision_report import DecisionReport
-from ovd.evaluation.decisions import FLOOR, NUM_BINS, Decisions
+from ovd.evaluation.decisions import MIN_DECISION_SCORE, NUM_BINS, Decisions
 from ovd.evaluation.groups import NAME_OF_FREQUENCY
 from ovd.evaluation.image_classes import ImageClassPairs
 from ovd.evaluation.measures import Measures
 from ovd.evaluation.report import ClassRow, Curve
-from ovd.evaluation.report_pictures import pictures_of
+from ovd.evaluation.report_pictures import build_pictures
 from ovd.files import atomic_write
 from ovd.html_page import fill_page
 from ovd.shapes import Float64
@@ -75,11 +75,11 @@ def report_data(
             for curve in _curves(measures)[:_NUM_CURVES]
         ],
         "class_curves": [_per_mille(precision) for precision in evaluation.class_precision],
-        **pictures_of(measures, index),
+        **build_pictures(measures, index),
         "confusions": _confusions(naming, found, _threshold_words(decisions)),
         "decisions": _decisions(decisions),
         "reliability": {
-            "note": f"All detections of at least {FLOOR}, in {NUM_BINS} bins of equal count: their mean "
+            "note": f"All detections of at least {MIN_DECISION_SCORE}, in {NUM_BINS} bins of equal count: their mean "
             "score, and how many of them overlap a true box of their class at IoU 0.5. On the dashed line scores are "
             "probabilities.",
             "groups": [

@@ -20,7 +20,7 @@ from ovd.choices import Engine
 from ovd.data.truth import Truth
 from ovd.evaluation.engine_ids import with_exact_ids
 from ovd.evaluation.evaluator import BoxEvaluator
-from ovd.evaluation.groups import NAME_OF_FREQUENCY, members_of
+from ovd.evaluation.groups import NAME_OF_FREQUENCY, group_mask
 from ovd.evaluation.hotcoco_arrays import hotcoco_rows, hotcoco_truth
 from ovd.evaluation.image_classes import ImageClassPairs
 from ovd.evaluation.precision_recall import PrecisionRecall
@@ -65,7 +65,7 @@ class LVISEvaluator(BoxEvaluator):
         self._run_engine = _ENGINES[engine]
         self._max_per_class = max_per_class
         self._groups = {
-            letter: np.flatnonzero(members_of(name, self.truth.categories))
+            letter: np.flatnonzero(group_mask(name, self.truth.categories))
             for letter, name in NAME_OF_FREQUENCY.items()
         }
 

@@ -22,19 +22,27 @@ from ovd.boxes import side_distances
 from ovd.data.index import AnnotationIndex
 from ovd.data.loading.loader import Loading
 from ovd.evaluation.confusions import most_confused
-from ovd.evaluation.groups import FREQUENCIES, members_of
-from ovd.evaluation.naming_figures import WAYS, BoxNaming, Cosines, GroupNaming, NamingReport, PointNaming, Shares
+from ovd.evaluation.groups import FREQUENCIES, group_mask
+from ovd.evaluation.naming_results import (
+    NAMING_METHODS,
+    BoxNaming,
+    GroupNaming,
+    MeanCosines,
+    NamingReport,
+    NamingShares,
+    PointNaming,
+)
 from ovd.inference import Inference
 from ovd.model.assign import assign_fcos, nearest_matched_points
 from ovd.model.backbone import Backbone
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.resample import resample_dense
-from ovd.model.similarity import TextClassifier, points_at_a_time, unit_embeddings
+from ovd.model.similarity import TextClassifier, points_per_chunk, unit_embeddings
 from ovd.precision import on_device
 from ovd.progress import progress
 from ovd.structures import Batch, Points, Targets
 
-BINS_OF_BOX = 7
+BINS_PER_BOX_SIDE = 7
 """Number of bins per side of a box for the mean over it, with 2 x 2 samples in each bin."""
 
 
@@ -66,10 +74,10 @@ def measure_naming(
         ValueError: `text` does not have one row per category.
         DataError: an image is missing or cannot be read.
     """
-    namer = _Namer(inference, clip_backbone, text, text if clip_text is None else clip_text, index, crops)
+    namer = _BoxNamer(inference, clip_backbone, text, text if clip_text is None else clip_text, index, crops)
     if max_images is not None and max_images < len(index):
         index = index.take(np.linspace(0, len(index) - 1, max_images).round().astype(np.int64))
-    at_boxes, at_points = _Tally(len(text), len(WAYS)), _Tally(len(text), 2)
+    at_boxes, at_points = _ClassSums(len(text), len(NAMING_METHODS)), _ClassSums(len(text), 2)
     num_without_point, named = 0, list[Int[Tensor, "K 2"]]()
     batches = inference.batches(index, loading)
     for batch, _ in progress(batches, len(batches), "naming true boxes"):
@@ -83,21 +91,21 @@ def measure_naming(
         named_points, named_boxes = namer.name(batch, inside)
         at_points.add(named_points)
         at_boxes.add(named_boxes)
-        named.append(torch.stack([named_boxes.classes, named_boxes.given], dim=1).cpu())
+        named.append(torch.stack([named_boxes.classes, named_boxes.predicted], dim=1).cpu())
     report = _report(at_boxes, at_points, index, num_without_point, crops.views[0].side_px)
     pairs = torch.cat(named).numpy() if named else np.zeros((0, 2), np.int64)
     return replace(report, confusions=most_confused(pairs, index.categories))
 
 
 def _report(
-    at_boxes: "_Tally", at_points: "_Tally", index: AnnotationIndex, num_without_point: int, crop_side: int
+    at_boxes: "_ClassSums", at_points: "_ClassSums", index: AnnotationIndex, num_without_point: int, crop_side: int
 ) -> NamingReport:
     groups, rare_among_rare, base_bias = [], None, None
     for group in FREQUENCIES:
-        members = torch.from_numpy(members_of(group, index.categories))
+        members = torch.from_numpy(group_mask(group, index.categories))
         if not at_boxes.counts[members].any():
             continue
-        shares = Shares(*at_boxes.right(members))
+        shares = NamingShares(*at_boxes.right(members))
         before, after = at_points.right(members)
         groups.append(
             GroupNaming(
@@ -107,8 +115,10 @@ def _report(
             )
         )
         if group == "rare":
-            rare_among_rare = Shares(*at_boxes.right_among_rare(members))
-            base_bias = Shares(*(getattr(rare_among_rare, way) - getattr(shares, way) for way in WAYS))
+            rare_among_rare = NamingShares(*at_boxes.right_among_rare(members))
+            base_bias = NamingShares(
+                *(getattr(rare_among_rare, method) - getattr(shares, method) for method in NAMING_METHODS)
+            )
     return NamingReport(
         groups=tuple(groups),
         num_classes=len(index.categories),
@@ -148,21 +158,21 @@ def _points_in_boxes(points: Points, targets: tuple[Targets, ...], matched: Int[
 
 
 @dataclass(frozen=True)
-class _Named:
-    """Names of N points or boxes, given in W ways: to boxes in those of `WAYS`, to points by CLIP and the detector."""
+class _NamingResult:
+    """Names of N points or boxes by W methods: of boxes by all `NAMING_METHODS`, of points by CLIP and the detector."""
 
     classes: Int[Tensor, " N"]
     """Classes of the true boxes: the right names."""
-    given: Int[Tensor, " N"]
+    predicted: Int[Tensor, " N"]
     """Classes that the detector names."""
     right: Bool[Tensor, "N W"]
     right_among_rare: Bool[Tensor, "N W"] | None
     """The same if only the rare names may be chosen; None for points, and without a rare name."""
     cosines: Float[Tensor, "N 2"]
-    """Cosines in the order of the fields of `Cosines`."""
+    """Cosines in the order of the fields of `MeanCosines`."""
 
 
-class _Namer:
+class _BoxNamer:
     """CLIP and a detector, with the names that they choose from."""
 
     def __init__(
@@ -185,10 +195,10 @@ class _Namer:
         self._clip = clip_backbone.to(compute.device).to(memory_format=compute.frozen_memory_format)
         self._clip_text = inference.detector.classifier(clip_text)
         self._own_text = inference.classifier(text)
-        self._rare = torch.from_numpy(members_of("rare", index.categories)).to(inference.device)
+        self._rare = torch.from_numpy(group_mask("rare", index.categories)).to(inference.device)
         self._crops = crops
 
-    def name(self, batch: Batch, inside: _PointsInBoxes) -> tuple[_Named, _Named]:
+    def name(self, batch: Batch, inside: _PointsInBoxes) -> tuple[_NamingResult, _NamingResult]:
         """Name the points, and each box that has its nearest matched point among them."""
         detector, images = self._inference.detector, batch.images
         pixels = detector.normalization(images).contiguous(memory_format=self._inference.compute.frozen_memory_format)
@@ -201,11 +211,11 @@ class _Namer:
             images, batch.sizes, [boxes[image_of_box == image] for image in range(len(images))]
         )
         before, own = (self._at_points(feature, inside, images) for feature in (dense, own_dense))
-        given = self._best(after, self._own_text)
-        named_points = _Named(
+        predicted = self._best(after, self._own_text)
+        named_points = _NamingResult(
             classes=inside.classes,
-            given=given,
-            right=torch.stack([self._best(before, self._clip_text), given], dim=1) == inside.classes[:, None],
+            predicted=predicted,
+            right=torch.stack([self._best(before, self._clip_text), predicted], dim=1) == inside.classes[:, None],
             right_among_rare=None,
             cosines=torch.stack([(after * before).sum(dim=1), (own * before).sum(dim=1)], dim=1),
         )
@@ -220,9 +230,9 @@ class _Namer:
         if self._rare.any():
             among_rare = [self._best(embeddings, names.select(self._rare)) for embeddings, names in ways]
             right_among_rare = torch.stack(among_rare, dim=1) == classes[:, None]
-        named_boxes = _Named(
+        named_boxes = _NamingResult(
             classes=classes,
-            given=given[nearest],
+            predicted=predicted[nearest],
             right=torch.stack(among_all, dim=1) == classes[:, None],
             right_among_rare=right_among_rare,
             cosines=named_points.cosines[nearest],
@@ -242,7 +252,7 @@ class _Namer:
 
     def _best(self, embeddings: Float[Tensor, "N D"], names: TextClassifier) -> Int[Tensor, " N"]:
         """Return the class of the name most similar to each embedding."""
-        chunks = embeddings.split(points_at_a_time(len(names), embeddings.device))
+        chunks = embeddings.split(points_per_chunk(len(names), embeddings.device))
         return names.class_ids[torch.cat([names.cosines(chunk).argmax(dim=1) for chunk in chunks])]
 
 
@@ -259,11 +269,11 @@ def mean_over_boxes(
         stride: stride of the dense feature in pixels.
     """
     regions = torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1).to(dense.dtype)
-    bins = roi_align(dense, regions, BINS_OF_BOX, spatial_scale=1 / stride, sampling_ratio=2, aligned=True)
+    bins = roi_align(dense, regions, BINS_PER_BOX_SIDE, spatial_scale=1 / stride, sampling_ratio=2, aligned=True)
     return unit_embeddings(bins.mean(dim=(2, 3)))
 
 
-class _Tally:
+class _ClassSums:
     """Counts and sums per class, from which the means over any group of classes are computed."""
 
     def __init__(self, num_classes: int, num_ways: int):
@@ -272,7 +282,7 @@ class _Tally:
             torch.zeros(rows, num_classes, dtype=torch.float64) for rows in (num_ways, num_ways, 2)
         )
 
-    def add(self, named: _Named) -> None:
+    def add(self, named: _NamingResult) -> None:
         classes = named.classes.cpu()
         self.counts += classes.bincount(minlength=len(self.counts))
         self._right.index_add_(1, classes, named.right.cpu().double().T)
@@ -291,8 +301,8 @@ class _Tally:
         """Compute the share of right names in each way if only the rare names may be chosen."""
         return self._means(self._right_among_rare, members)
 
-    def cosines(self, members: Bool[Tensor, " C"]) -> Cosines:
-        return Cosines(*self._means(self._cosines, members))
+    def cosines(self, members: Bool[Tensor, " C"]) -> MeanCosines:
+        return MeanCosines(*self._means(self._cosines, members))
 
     def _means(self, sums: Float[Tensor, "V C"], members: Bool[Tensor, " C"]) -> list[float]:
         count = self.count(members)

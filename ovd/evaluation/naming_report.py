@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ovd.evaluation.groups import Group
-from ovd.evaluation.naming_figures import WAYS, BoxNaming, NamingReport, PointNaming, Shares
+from ovd.evaluation.naming_results import NAMING_METHODS, BoxNaming, NamingReport, NamingShares, PointNaming
 from ovd.files import write_json
 from ovd.visualize.figure import write_figure
 from ovd.visualize.palette import LINES
@@ -60,14 +60,14 @@ def _rare_lines(report: NamingReport) -> list[str]:
         return []
     (count,) = (item.boxes.count for item in report.groups if item.group == "rare")
 
-    def row(title: str, shares: Shares) -> str:
+    def row(title: str, shares: NamingShares) -> str:
         return f"{title:<15}  {count:>7}{_cells(shares)}"
 
     return [row("rare among rare", report.rare_among_rare), row("base bias", report.base_bias)]
 
 
-def _cells(shares: Shares) -> str:
-    return "".join(f"  {100 * getattr(shares, way):8.2f}" for way in WAYS)
+def _cells(shares: NamingShares) -> str:
+    return "".join(f"  {100 * getattr(shares, way):8.2f}" for way in NAMING_METHODS)
 
 
 def write_naming(report: NamingReport, folder: Path) -> None:
@@ -119,7 +119,7 @@ def draw_naming(report: NamingReport) -> Figure:
         ("CLIP on the crop (reference)", "0.25"),
         ("detector", LINES[0]),
     )
-    for number, (way, (label, color)) in enumerate(zip(WAYS, styles, strict=True)):
+    for number, (way, (label, color)) in enumerate(zip(NAMING_METHODS, styles, strict=True)):
         shares = [100 * getattr(values, way) for _, values in rows]
         bars = axes.bar(positions + (number - 1.5) * width, shares, width, label=label, color=color)
         axes.bar_label(bars, fmt="%.0f", fontsize="small")

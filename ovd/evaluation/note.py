@@ -8,8 +8,8 @@ from typing import Any
 
 from ovd.files import write_json
 
-NOTE = "evaluation.json"
-OLD_NOTES = ("measured_weights.json", "evaluated.json", "compared.json")
+NOTE_FILE = "evaluation.json"
+LEGACY_NOTES = ("measured_weights.json", "evaluated.json", "compared.json")
 """Files of earlier versions with the weights, the options and the inputs."""
 
 
@@ -33,31 +33,31 @@ def read_note(folder: Path) -> EvaluationNote | None:
 
     A truncated note is read as one with the defaults. Files of earlier versions are converted to a note.
     """
-    if (folder / NOTE).is_file():
-        content = _read(folder / NOTE)
+    if (folder / NOTE_FILE).is_file():
+        content = _read(folder / NOTE_FILE)
         return EvaluationNote(
             weights_sha256=content.get("weights_sha256"),
             is_of_own_set=content.get("is_of_own_set", False),
             options=content.get("options", {}),
             inputs=content.get("inputs", {}),
         )
-    if not any((folder / name).is_file() for name in OLD_NOTES):
+    if not any((folder / name).is_file() for name in LEGACY_NOTES):
         return None
-    weights, options, inputs = (_read(folder / name) for name in OLD_NOTES)
+    weights, options, inputs = (_read(folder / name) for name in LEGACY_NOTES)
     sha256 = weights.get("sha256")  # only evaluations on the run's own set stored their weights
     return EvaluationNote(sha256, sha256 is not None, options, inputs)
 
 
 def write_note(folder: Path, note: EvaluationNote) -> None:
     """Write the note and remove the files of earlier versions."""
-    write_json(folder / NOTE, asdict(note))
-    for name in OLD_NOTES:
+    write_json(folder / NOTE_FILE, asdict(note))
+    for name in LEGACY_NOTES:
         (folder / name).unlink(missing_ok=True)
 
 
 def remove_note(folder: Path) -> None:
     """Remove the note on an earlier evaluation, from any version."""
-    for name in (NOTE, *OLD_NOTES):
+    for name in (NOTE_FILE, *LEGACY_NOTES):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -45,7 +45,7 @@ class PrecisionRecall:
             categories: positions on the K axis.
         """
         thresholds = slice(None) if iou_percent is None else [_threshold(iou_percent)]
-        return mean_of_known(self._over_recalls[thresholds][:, categories, AREA_RANGES.index(area)])
+        return mean_of_valid(self._over_recalls[thresholds][:, categories, AREA_RANGES.index(area)])
 
     def average_precisions(self) -> dict[str, float]:
         """Compute `average_precision` over all IoU thresholds, at 0.50 and 0.75, and for small, medium and large
@@ -60,7 +60,7 @@ class PrecisionRecall:
     def class_average_precisions(self, *, iou_percent: int | None = None) -> Float64[np.ndarray, " K"]:
         """Compute `average_precision` of each category; -1 for a category without a true box."""
         thresholds = slice(None) if iou_percent is None else [_threshold(iou_percent)]
-        return _means_of_known(self._over_recalls[thresholds, :, 0].T)
+        return _row_means_of_valid(self._over_recalls[thresholds, :, 0].T)
 
     @cached_property
     def _over_recalls(self) -> Float64[np.ndarray, "T K A"]:
@@ -69,7 +69,7 @@ class PrecisionRecall:
 
     def class_average_recalls(self) -> Float64[np.ndarray, " K"]:
         """Average each category's recall over IoU thresholds, at the largest limit; -1 for one without a true box."""
-        return _means_of_known(self.recall[:, :, 0, -1].T)
+        return _row_means_of_valid(self.recall[:, :, 0, -1].T)
 
     def average_recall(self, *, limit: int = -1, area: str = "all") -> float:
         """Average recall over IoU thresholds and categories.
@@ -77,7 +77,7 @@ class PrecisionRecall:
         Args:
             limit: position of the limit of detections on the M axis.
         """
-        return mean_of_known(self.recall[:, :, AREA_RANGES.index(area), limit])
+        return mean_of_valid(self.recall[:, :, AREA_RANGES.index(area), limit])
 
     def recalls_by_area(self) -> dict[str, float]:
         """Compute `average_recall` of small, medium and large objects at the largest limit: `ARs`, `ARm`, `ARl`."""
@@ -87,21 +87,21 @@ class PrecisionRecall:
         self, *, iou_percent: int, categories: Int64[np.ndarray, " G"] | slice = slice(None)
     ) -> Float64[np.ndarray, " R"]:
         """Average precision at each recall point over the categories that have true boxes; -1 if none has."""
-        return _means_of_known(self.precision[_threshold(iou_percent), :, :, 0][:, categories])
+        return _row_means_of_valid(self.precision[_threshold(iou_percent), :, :, 0][:, categories])
 
     def class_curves(self, *, iou_percent: int) -> Float64[np.ndarray, "K R"]:
         """Return the curve of each category; -1 for a category without a true box."""
         return self.precision[_threshold(iou_percent), :, :, 0].T
 
 
-def mean_of_known(values: Float[np.ndarray, "..."]) -> float:
+def mean_of_valid(values: Float[np.ndarray, "..."]) -> float:
     """Compute the mean of the entries that are not -1; -1 if all are."""
     known = values[values > -1]
     return float(known.mean()) if known.size else -1.0
 
 
-def _means_of_known(values: Float64[np.ndarray, "K ..."]) -> Float64[np.ndarray, " K"]:
-    """Compute `mean_of_known` of each row, for all rows at once."""
+def _row_means_of_valid(values: Float64[np.ndarray, "K ..."]) -> Float64[np.ndarray, " K"]:
+    """Compute `mean_of_valid` of each row, for all rows at once."""
     rows = np.ascontiguousarray(values).reshape(len(values), -1)
     known = rows > -1
     counts = known.sum(axis=1)

@@ -37,7 +37,7 @@ def write_prediction_grid(measures: Measures, index: AnnotationIndex, folder: Pa
     rare = rare_rows(truth.categories)
     missed_rows = verdicts.true_rows[~verdicts.is_found]
     pictures = []
-    for row in chosen_rows(truth, index):
+    for row in choose_rows(truth, index):
         record = index.record(row)
         try:
             image = read_image(record.path, expected_size=(record.height, record.width))
@@ -64,7 +64,7 @@ def to_detections(
     return Detections(boxes, torch.from_numpy(scores[sound]).float(), torch.from_numpy(rows[sound]))
 
 
-def chosen_rows(truth: Truth, index: AnnotationIndex) -> list[int]:
+def choose_rows(truth: Truth, index: AnnotationIndex) -> list[int]:
     """Choose the rows of at most `NUM_IMAGES` images of the index, evenly spread over those with a true box."""
     judged = np.isin(index.image_ids, truth.image_ids[~truth.crowd])
     some = np.flatnonzero(judged)

@@ -14,7 +14,7 @@ from ovd.shapes import Bool, Float64, Int64
 
 NUM_PICTURES = 12
 """Maximum number of best images shown, and of worst images."""
-LONGEST_PX = 640
+MAX_SIDE_PX = 640
 MAX_BOXES = 80
 """Maximum number of boxes in one picture: missed ones first, then the best detections, then found true boxes."""
 
@@ -25,7 +25,7 @@ class may lack a box in the image."""
 
 
 @dataclass(frozen=True)
-class _Tally:
+class _ImageCounts:
     """Numbers of right, wrong and missed boxes in each image of the truth."""
 
     right: Int64[np.ndarray, " N"]
@@ -39,7 +39,7 @@ class _Tally:
         return np.divide(2 * self.right, boxes, out=np.zeros(len(boxes)), where=boxes > 0)
 
 
-def pictures_of(measures: Measures, index: AnnotationIndex | None) -> dict[str, Any]:
+def build_pictures(measures: Measures, index: AnnotationIndex | None) -> dict[str, Any]:
     """Return the pictures and a sentence about their choice, in the form that the page's script reads.
 
     Args:
@@ -51,7 +51,7 @@ def pictures_of(measures: Measures, index: AnnotationIndex | None) -> dict[str, 
     has_file = np.isin(measures.truth.ids_of_images, index.image_ids)
     shown = {
         name: [_picture(measures, tally, index, row) for row in rows]
-        for name, rows in chosen_images(tally, has_file).items()
+        for name, rows in choose_images(tally, has_file).items()
     }
     note = (
         f"The images with the lowest and the highest F1 of boxes at IoU 0.5, of {len(measures.truth.images):,}; among "
@@ -60,21 +60,21 @@ def pictures_of(measures: Measures, index: AnnotationIndex | None) -> dict[str, 
     return {"images": shown, "image_note": note}
 
 
-def _tally(measures: Measures) -> _Tally:
+def _tally(measures: Measures) -> _ImageCounts:
     verdicts, truth = measures.decisions.verdicts, measures.truth
 
     def count(images: Int64[np.ndarray, " M"]) -> Int64[np.ndarray, " N"]:
         return np.bincount(truth.image_rows(images), minlength=len(truth.images)).astype(np.int64)
 
     found = verdicts.reported.image_ids
-    return _Tally(
+    return _ImageCounts(
         right=count(found[verdicts.is_right & verdicts.is_counted]),
         wrong=count(found[~verdicts.is_right & verdicts.is_counted]),
         missed=count(truth.image_ids[verdicts.true_rows[~verdicts.is_found]]),
     )
 
 
-def chosen_images(tally: _Tally, has_file: Bool[np.ndarray, " N"]) -> dict[str, list[int]]:
+def choose_images(tally: _ImageCounts, has_file: Bool[np.ndarray, " N"]) -> dict[str, list[int]]:
     """Choose the rows of the worst and of the best images among those with a box that counts; none is in both.
 
     Args:
@@ -89,13 +89,13 @@ def chosen_images(tally: _Tally, has_file: Bool[np.ndarray, " N"]) -> dict[str, 
     return {"worst": shown, "best": [row for row in best.tolist() if row not in shown][:NUM_PICTURES]}
 
 
-def _picture(measures: Measures, tally: _Tally, index: AnnotationIndex, row: int) -> dict[str, Any]:
+def _picture(measures: Measures, tally: _ImageCounts, index: AnnotationIndex, row: int) -> dict[str, Any]:
     image_id = measures.truth.images[row].id
     record = index.record(int(np.flatnonzero(index.image_ids == image_id)[0]))
     picture, fault = None, ""
     try:
         pixels = read_image(record.path, expected_size=(record.height, record.width))
-        picture = data_uri(pixels, longest_px=LONGEST_PX)
+        picture = data_uri(pixels, longest_px=MAX_SIDE_PX)
     except ImageError as error:
         fault = str(error)
     boxes = _boxes(measures, image_id)

@@ -30,9 +30,9 @@ from ovd.threads import num_cores
 _PROCESS_BYTES = 2**24
 """Minimum size of a part, so that a file of less than two parts is read by one process."""
 _PIECE_BYTES = 2**16
-_SECOND_LINE = re.compile(rb"\s*\{[^\n]*\}\s*\n\s*\{")
+_JSON_LINES = re.compile(rb"\s*\{[^\n]*\}\s*\n\s*\{")
 _BETWEEN_RECORDS = re.compile(rb"(?<=\})[ \t\r\n]*,[ \t\r\n]*(?=\{)")
-_FAULTS = (msgspec.MsgspecError, OverflowError, RecursionError)
+_PARSE_ERRORS = (msgspec.MsgspecError, OverflowError, RecursionError)
 
 
 def load_results(path: Path) -> Results:
@@ -45,12 +45,12 @@ def load_results(path: Path) -> Results:
             names file and record.
         RuntimeError: a process that read a part of the file was killed.
     """
-    with reading_results(path) as results:
+    with results_loader(path) as results:
         return results()
 
 
 @contextmanager
-def reading_results(path: Path) -> Iterator[Callable[[], Results]]:
+def results_loader(path: Path) -> Iterator[Callable[[], Results]]:
     """Read a large results file in other processes while the block runs, at most one part per core.
 
     Yields a function that reads the first part itself, waits for the other parts and returns all detections; it raises
@@ -73,7 +73,7 @@ def reading_results(path: Path) -> Iterator[Callable[[], Results]]:
                 return concatenate([_load_part(path, own), *(part.result() for part in loading)])
             except BrokenProcessPool as error:
                 raise RuntimeError(f"{path}: a process that read a part of it was killed (out of memory?)") from error
-            except (OSError, *_FAULTS):
+            except (OSError, *_PARSE_ERRORS):
                 return _load_whole(path)  # its error names the file and the record
 
         yield results
@@ -122,8 +122,9 @@ def _load_whole(path: Path) -> Results:
         raise ValueError(f"{path}: results file cannot be read ({error.strerror or error})") from error
     try:
         return _parse(content)
-    except _FAULTS:
-        return _load_with_care(path, content.removeprefix(codecs.BOM_UTF8))  # slow, but its error names the record
+    except _PARSE_ERRORS:
+        # Slow, but its error names the record.
+        return _load_record_by_record(path, content.removeprefix(codecs.BOM_UTF8))
 
 
 def _parse(content: bytes, opening: bytes = b"", closing: bytes = b"") -> Results:
@@ -166,14 +167,14 @@ def _columns(records: list[_Record]) -> Results:
     )
 
 
-def _load_with_care(path: Path, content: bytes) -> Results:
+def _load_record_by_record(path: Path, content: bytes) -> Results:
     """Load results record by record, including NaN, infinity (which JSON lacks) and ids written as 7.0 or "7"."""
     if content.startswith(GZIP):
         raise ValueError(f"{path}: compressed by gzip; unpack it first (gunzip)")
     try:
         records = json.loads(content)
     except ValueError as error:
-        hint = "; a record in each line is not one list" if _SECOND_LINE.match(content) else ""
+        hint = "; a record in each line is not one list" if _JSON_LINES.match(content) else ""
         raise ValueError(f"{path}: not valid JSON: {error}{hint}") from error
     except RecursionError as error:
         raise ValueError(f"{path}: JSON nested too deeply") from error

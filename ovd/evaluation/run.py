@@ -22,15 +22,15 @@ from ovd.evaluation.lvis import LVISEvaluator
 from ovd.evaluation.measures import Measures
 from ovd.evaluation.note import EvaluationNote, remove_note, write_note
 from ovd.evaluation.report import format_table, write_report
-from ovd.evaluation.results_file import reading_results
+from ovd.evaluation.results_file import results_loader
 from ovd.shapes import Bool
 from ovd.warn import warn
 
-NOT_ALWAYS_WRITTEN = ("naming.json", "naming.png", "report.html", "predictions.jpg")
+OPTIONAL_FILES = ("naming.json", "naming.png", "report.html", "predictions.jpg")
 """Files that are written only if naming is measured, a page is made or the image files are known."""
 
 
-def box_evaluator(
+def build_box_evaluator(
     truth: Truth, format: DataFormatName, category_ids: tuple[int, ...], *, engine: Engine = "hotcoco"
 ) -> BoxEvaluator:
     """Make the evaluator of a format's benchmark; see the evaluator classes for arguments and errors."""
@@ -57,7 +57,7 @@ def measure_results(
         truth = exhaustive
         section = exhaustive_metrics(truth, results, engine=evaluator.engine)
         evaluation = replace(evaluation, sections=(*evaluation.sections, section))
-    is_class = _are_classes(truth)
+    is_class = _class_mask(truth)
     groups = {name: mask & is_class for name, mask in base_and_novel(truth.categories, evaluator.named_groups).items()}
     decisions = measure_decisions(truth, results, groups, own_threshold=own_threshold)
     return Measures(evaluation, decisions, truth, results, groups)
@@ -90,7 +90,7 @@ def write_measures(
         remove_note(output_dir)
     else:
         write_note(output_dir, note)
-    for name in NOT_ALWAYS_WRITTEN:
+    for name in OPTIONAL_FILES:
         (output_dir / name).unlink(missing_ok=True)
     write_report(measures.evaluation, output_dir)
     write_decisions(measures.decisions, output_dir)
@@ -104,7 +104,7 @@ def write_measures(
         warn(f"{output_dir}: predictions.jpg cannot be written ({error})")
 
 
-def _are_classes(truth: Truth) -> Bool[np.ndarray, " C"]:
+def _class_mask(truth: Truth) -> Bool[np.ndarray, " C"]:
     """Return which categories are classes, not just parents of other categories without a box of their own.
 
     An index, and so a detector, has no such parents, but a results file may contain their ids.
@@ -143,9 +143,9 @@ def evaluate_results_file(
         index = load_annotations(
             annotations, images, format=format, report=DataReport(stops=False), options=options, with_truth=True
         )
-    with reading_results(results) as read:
+    with results_loader(results) as read:
         truth = load_truth(annotations, images, format=format, options=options)
-        evaluator = box_evaluator(truth, format, (), engine=engine)
+        evaluator = build_box_evaluator(truth, format, (), engine=engine)
         evaluator.add_results(read(), source=str(results))
     exhaustive = exhaustive_truth(truth, format)
     if output_dir is not None:  # imported while the engine computes, which does not hold the GIL

@@ -25,7 +25,7 @@ TENSORS = "expert.safetensors"
 DESCRIPTION = "expert.json"
 TEXT = "expert.text"
 BASE_TEXT = "expert.base_text"
-ANSWERS = "expert.answers"
+LEARNED_TEXT = "expert.answers"
 TRAINED_TEXT = "expert.trained_text"
 
 
@@ -62,7 +62,7 @@ class ExpertDescription:
     """SHA-256 of the tensors' file; set by `write_description`."""
 
     @property
-    def forms(self) -> tuple[str, ...]:
+    def names_and_synonyms(self) -> tuple[str, ...]:
         """All names and synonyms."""
         return (*self.names, *(form for of_name in self.synonyms for form in of_name))
 
@@ -100,7 +100,7 @@ class StoredExpert:
             ExpertError: see `tensors`.
         """
         found, tensors = self.description, self.tensors
-        return ExpertNames(found.names, tensors[TEXT], tensors[BASE_TEXT], found.margin, tensors.get(ANSWERS))
+        return ExpertNames(found.names, tensors[TEXT], tensors[BASE_TEXT], found.margin, tensors.get(LEARNED_TEXT))
 
     def check_base(self, base_sha256: str, base: Path) -> None:
         """Check that the expert belongs to a base detector.

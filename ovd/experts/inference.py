@@ -1,7 +1,7 @@
 """Inference with a base detector and experts: shared layers run once, and each detector answers its own queries.
 
-Competition between names, suppression and the limit of boxes per image apply to one answerer (the base detector or an
-expert) and its own queries at a time. So the base detector's answers are bit-identical to those that it gives alone.
+Competition between names, suppression and the limit of boxes per image apply to one detector (the base detector or an
+expert's) and its own queries at a time. So the base detector's boxes are bit-identical to those that it gives alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,13 +37,13 @@ class Expert:
 
 
 @dataclass(frozen=True)
-class _OwnQueries:
-    """Queries that one answerer, the base detector or an expert, answers."""
+class _RoutedQueries:
+    """Queries that one detector, the base detector or an expert's, answers."""
 
     rows: Int[Tensor, " c"]
     """Rows of these queries in the vocabulary."""
     queries: QueryTexts
-    """Texts that the answerer detects with at these rows."""
+    """Texts that the detector uses at these rows."""
 
 
 class ExpertInference(BatchDetector):
@@ -66,7 +66,7 @@ class ExpertInference(BatchDetector):
             base: inference of the base detector.
             experts: at least one expert, in any order, whose detector is the base detector's or a copy of it
                 (`copy_sharing_layers`).
-            same_place: what happens to two answerers' boxes at one place (`merge`).
+            same_place: what happens to two detectors' boxes at one place (`merge`).
             nearest: whether experts also answer queries that are near to their names (`route`).
 
         Raises:
@@ -80,18 +80,18 @@ class ExpertInference(BatchDetector):
         self.num_capped = 0
         """Number of detections cut off from the merged lists so far (`max_detections`)."""
         self._base = base
-        self._answerers = [base, *(expert.inference for expert in self.experts)]
+        self._inferences = [base, *(expert.inference for expert in self.experts)]
         self._shared = [None, *(expert.shared for expert in self.experts)]
-        """Layers that each answerer replays; None for the base detector, and for experts that use its features."""
-        self._base_answers_again = any(expert.inference.detector is base.detector for expert in self.experts)
+        """Layers that each detector replays; None for the base detector, and for experts that use its features."""
+        self._reuses_base_predictions = any(expert.inference.detector is base.detector for expert in self.experts)
         self._same_place = same_place
         self._nearest = nearest
-        self._routed = LastResult[list[_OwnQueries]]()
+        self._route_cache = LastResult[list[_RoutedQueries]]()
 
     @property
     def is_calibrated(self) -> bool:
         """Whether the scores of the base detector and of all experts are probabilities."""
-        return all(answerer.is_calibrated for answerer in self._answerers)
+        return all(inference.is_calibrated for inference in self._inferences)
 
     def describe_experts(self) -> str:
         """Describe the experts and how they are used; the text differs if any of this differs."""
@@ -99,54 +99,54 @@ class ExpertInference(BatchDetector):
         return f"experts sha256 {experts} (same place: {self._same_place}, nearest: {self._nearest})"
 
     def compile(self) -> None:
-        for answerer in self._answerers:
-            answerer.compile()
+        for inference in self._inferences:
+            inference.compile()
 
     def _detect(self, asked: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
         routes = [self._route(of_images.queries) for of_images in asked]
-        is_asked = [any(len(own.rows) > 0 for own in of_answerer) for of_answerer in zip(*routes, strict=True)]
-        found = [[Detections.empty()] * len(batch) for _ in self._answerers]
-        for number, predictions in self._predictions(batch, is_asked):
+        has_queries = [any(len(own.rows) > 0 for own in of_detector) for of_detector in zip(*routes, strict=True)]
+        found = [[Detections.empty()] * len(batch) for _ in self._inferences]
+        for number, predictions in self._predictions(batch, has_queries):
             for of_images, route_of_images in zip(asked, routes, strict=True):
                 own, rows = route_of_images[number], of_images.images
                 if len(own.rows) > 0:
-                    detections = self._answerers[number].detections(
+                    detections = self._inferences[number].detections(
                         predictions.of_images(rows), batch.of_images(rows), own.queries
                     )
                     found[number][rows] = [replace(item, classes=own.rows[item.classes]) for item in detections]
         return tuple(self._merge(of_image) for of_image in zip(*found, strict=True))
 
-    def _route(self, queries: QueryTexts) -> list[_OwnQueries]:
-        """Return the queries of each answerer, the base detector first; computed once for batches of the same queries.
+    def _route(self, queries: QueryTexts) -> list[_RoutedQueries]:
+        """Return the queries of each detector, the base detector first; computed once for batches of the same queries.
 
         Experts use no ensemble.
         """
         text, ensemble = queries.text, queries.ensemble
 
-        def compute() -> list[_OwnQueries]:
+        def compute() -> list[_RoutedQueries]:
             names = [expert.names for expert in self.experts]
             base_rows, *expert_rows = route(text, names, nearest=self._nearest)
-            own_text = (own.answering(text[rows]) for own, rows in zip(names, expert_rows, strict=True))
+            own_text = (own.detection_rows(text[rows]) for own, rows in zip(names, expert_rows, strict=True))
             return [
-                _OwnQueries(base_rows, queries.take(base_rows)),
-                *(_OwnQueries(rows, QueryTexts(own)) for rows, own in zip(expert_rows, own_text, strict=True)),
+                _RoutedQueries(base_rows, queries.take(base_rows)),
+                *(_RoutedQueries(rows, QueryTexts(own)) for rows, own in zip(expert_rows, own_text, strict=True)),
             ]
 
-        return self._routed.of((text,) if ensemble is None else (text, ensemble.weights), compute)
+        return self._route_cache.get_or_compute((text,) if ensemble is None else (text, ensemble.weights), compute)
 
-    def _predictions(self, batch: ImageBatch, is_asked: Sequence[bool]) -> Iterator[tuple[int, Predictions]]:
-        """Yield the number and the predictions of each answerer with queries, one at a time; shared layers run once."""
-        asked = [number for number, wanted in enumerate(is_asked) if wanted]
+    def _predictions(self, batch: ImageBatch, has_queries: Sequence[bool]) -> Iterator[tuple[int, Predictions]]:
+        """Yield the number and the predictions of each detector with queries, one at a time; shared layers run once."""
+        active = [number for number, wanted in enumerate(has_queries) if wanted]
         with ExitStack() as recordings:
-            for number in asked:
+            for number in active:
                 if (layers := self._shared[number]) is not None:
                     recordings.enter_context(layers.recording())
             with on_device(self.device), self.compute.autocast():
                 pixels = self.detector.normalize(batch.images)
                 features = self.detector.backbone(pixels)
             base_predictions: Predictions | None = None  # also those of experts that learned only names
-            for number in asked:
-                detector = self._answerers[number].detector
+            for number in active:
+                detector = self._inferences[number].detector
                 if detector is self.detector and base_predictions is not None:
                     yield number, base_predictions
                     continue
@@ -154,15 +154,15 @@ class ExpertInference(BatchDetector):
                     own = features if self._shared[number] is None else detector.backbone(pixels)
                     predictions = detector.predict_from(own, pixels)
                     predictions = self._base.without_padding(predictions, batch.images, batch.sizes)
-                if detector is self.detector and self._base_answers_again:
+                if detector is self.detector and self._reuses_base_predictions:
                     base_predictions = predictions
                 yield number, predictions
 
-    def _merge(self, answers: Sequence[Detections]) -> Detections:
+    def _merge(self, detections: Sequence[Detections]) -> Detections:
         """Merge the detections of the base detector and of the experts in one image into one list."""
         found, num_capped = merge(
-            answers[0],
-            answers[1:],
+            detections[0],
+            detections[1:],
             same_place=self._same_place,
             nms_iou=self.options.nms_iou,
             max_detections=self.options.max_detections,

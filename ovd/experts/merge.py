@@ -1,4 +1,4 @@
-"""Merging of the detections of several answerers in one image."""
+"""Merging of the detections of several detectors in one image."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,8 @@ from torchvision.ops import batched_nms, box_iou
 from ovd.choices import SamePlace
 from ovd.structures import Detections
 
-PLACE_IOU = 0.6
-"""Minimum IoU of boxes of two answerers that are at one place."""
+SAME_PLACE_IOU = 0.6
+"""Minimum IoU of boxes of two detectors that are at one place."""
 
 
 def merge(
@@ -40,13 +40,15 @@ def merge(
     if len(experts) > 1:
         from_experts = from_experts.take(_kept_of_common_classes(experts, from_experts, nms_iou))
     if same_place != "both":
-        at_one_place = box_iou(base.boxes, from_experts.boxes) >= PLACE_IOU
-        base_is_surer = base.scores[:, None] >= from_experts.scores
+        overlaps_base = box_iou(base.boxes, from_experts.boxes) >= SAME_PLACE_IOU
+        base_scores_higher = base.scores[:, None] >= from_experts.scores
         if same_place == "surer":
-            keeps_base, keeps_expert = _surest(at_one_place, base_is_surer, base.scores, from_experts.scores)
+            keeps_base, keeps_expert = _suppress_overlaps(
+                overlaps_base, base_scores_higher, base.scores, from_experts.scores
+            )
             base, from_experts = base.take(keeps_base), from_experts.take(keeps_expert)
         else:
-            from_experts = from_experts.take(~(at_one_place & base_is_surer).any(dim=0))
+            from_experts = from_experts.take(~(overlaps_base & base_scores_higher).any(dim=0))
     merged = Detections.cat([base, from_experts])
     # Stable: of equal scores the base detector's comes first.
     order = merged.scores.argsort(descending=True, stable=True)
@@ -65,18 +67,18 @@ def _kept_of_common_classes(parts: Sequence[Detections], together: Detections, n
     return kept
 
 
-def _surest(
-    at_one_place: Bool[Tensor, "N K"],
-    base_is_surer: Bool[Tensor, "N K"],
+def _suppress_overlaps(
+    overlaps_base: Bool[Tensor, "N K"],
+    base_scores_higher: Bool[Tensor, "N K"],
     base_scores: Float[Tensor, " N"],
     expert_scores: Float[Tensor, " K"],
 ) -> tuple[Bool[Tensor, " N"], Bool[Tensor, " K"]]:
     """Return which boxes are kept: best first, each kept box drops those of the other side at its place."""
     keeps_base, keeps_expert = [True] * len(base_scores), [True] * len(expert_scores)
-    pairs = at_one_place.nonzero()
+    pairs = overlaps_base.nonzero()
     surer = torch.maximum(base_scores[pairs[:, 0]], expert_scores[pairs[:, 1]])
     pairs = pairs[surer.argsort(descending=True, stable=True)]
-    for (of_base, of_expert), is_base in zip(pairs.tolist(), base_is_surer[*pairs.T].tolist(), strict=True):
+    for (of_base, of_expert), is_base in zip(pairs.tolist(), base_scores_higher[*pairs.T].tolist(), strict=True):
         if keeps_base[of_base] and keeps_expert[of_expert]:
             if is_base:
                 keeps_expert[of_expert] = False

@@ -27,14 +27,14 @@ class ExpertNames:
     """Unit rows of the names that the base detector was trained on."""
     margin: float
     """Margin by which a query must be nearer to `text` than to `base_text` to be given to the expert."""
-    answers: Float[Tensor, "K D"] | None = None
+    learned_text: Float[Tensor, "K D"] | None = None
     """Unit rows learned in place of those of `text`; None if none were learned."""
 
-    def answering(self, text: Float[Tensor, "C D"]) -> Float[Tensor, "C D"]:
+    def detection_rows(self, text: Float[Tensor, "C D"]) -> Float[Tensor, "C D"]:
         """Return the rows to detect with for the expert's queries: those learned for the nearest names, if any were."""
-        return text if self.answers is None else self.answers[(text @ self.text.T).argmax(dim=1)]
+        return text if self.learned_text is None else self.learned_text[(text @ self.text.T).argmax(dim=1)]
 
-    def are_own(self, text: Float[Tensor, "C D"]) -> Bool[Tensor, " C"]:
+    def are_own_names(self, text: Float[Tensor, "C D"]) -> Bool[Tensor, " C"]:
         """Return which rows are the expert's own."""
         return nearness_to(text, self.text) > 1 - SAME_TEXT
 
@@ -59,7 +59,7 @@ def route(text: Float[Tensor, "C D"], experts: Sequence[ExpertNames], *, nearest
     Returns:
         The rows of the queries that the base detector answers, then those of each expert.
     """
-    own = torch.stack([names.are_own(text) for names in experts])
+    own = torch.stack([names.are_own_names(text) for names in experts])
     if nearest:
         above = torch.stack([names.lead(text) for names in experts])
         own |= (above > 0) & (above == above.amax(dim=0)) & ~own.any(dim=0)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ovd.clip.load import Clip
 from ovd.data.images.files import images_below
 from ovd.data.images.read import read_image
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 from ovd.progress import progress
 
 
@@ -42,7 +42,7 @@ def measure_agreement(clip: Clip, folder: Path, *, count: int) -> Agreement:
         ValueError: there are fewer than two images.
         ImageError: an image cannot be read.
     """
-    backbone = backbone_of(clip.model.visual).eval()
+    backbone = backbone_from_visual(clip.model.visual).eval()
     side = clip.model.visual.image_size
     height, width = side if isinstance(side, tuple) else (side, side)
     files = images_below(folder)[:count]

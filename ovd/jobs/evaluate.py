@@ -22,8 +22,8 @@ from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import group_average_precision
 from ovd.evaluation.html_report import report_data, write_html_report
 from ovd.evaluation.naming import measure_naming
-from ovd.evaluation.naming_figures import NamingReport
 from ovd.evaluation.naming_report import format_naming, write_naming
+from ovd.evaluation.naming_results import NamingReport
 from ovd.evaluation.note import EvaluationNote, read_note, write_note
 from ovd.evaluation.report import Evaluation
 from ovd.evaluation.results_file import write_results
@@ -32,7 +32,7 @@ from ovd.experts.inference import ExpertInference
 from ovd.export.inference import OnnxInference
 from ovd.files import make_folder, sha256_of
 from ovd.inference import BatchDetector, Inference
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 from ovd.model.crop_options import CropOptions
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.query_texts import QueryTexts
@@ -234,7 +234,7 @@ def naming_of(
         clip_text = evaluation_text(config, trained.clip, index.names, index.synonyms)
     return measure_naming(
         naming_inference,
-        backbone_of(untouched.model.visual),
+        backbone_from_visual(untouched.model.visual),
         text,
         index,
         evaluation_loading(config),

@@ -13,9 +13,9 @@ from ovd.build.trained import TrainedDetector, build_inference, load_detector
 from ovd.config.training import TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.experts.folder import (
-    ANSWERS,
     BASE_TEXT,
     DESCRIPTION,
+    LEARNED_TEXT,
     TENSORS,
     TEXT,
     TRAINED_TEXT,
@@ -33,7 +33,7 @@ from ovd.metric import per_cent
 from ovd.model.low_rank import adapters_of, with_adapter_names
 from ovd.model.score_calibration import nearness_to
 from ovd.model.shared_layers import shared_parameters
-from ovd.model.similarity import with_offsets
+from ovd.model.similarity import add_name_offsets
 from ovd.text.names import name_key
 
 NAMES_SHOWN = 8
@@ -58,7 +58,7 @@ def save_expert(
     base_text = evaluation_text(base.config, base.clip, base.classes)
     tensors = _own_tensors(base, tuned, num_own) | {TEXT: text, BASE_TEXT: base_text}
     if tuned.detector.name_offsets is not None:
-        tensors[ANSWERS] = with_offsets(text, of_name, tuned.detector.name_offsets.detach().cpu())
+        tensors[LEARNED_TEXT] = add_name_offsets(text, of_name, tuned.detector.name_offsets.detach().cpu())
     if tuned.calibration is not None:
         tensors[TRAINED_TEXT] = tuned.calibration.trained_text
     description = ExpertDescription(

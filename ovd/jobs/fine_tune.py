@@ -19,7 +19,7 @@ from ovd.config.training import EvalSection, TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError
 from ovd.distributed import barrier, broadcast, is_main, process_group
-from ovd.engine.ensemble import different_detectors, save_ensemble
+from ovd.engine.ensemble import detector_differences, save_ensemble
 from ovd.evaluation.note import EvaluationNote, read_note
 from ovd.experts.folder import read_expert, write_description
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
@@ -154,7 +154,7 @@ def _check_start(start: TrainConfig, path: Path, config: TrainConfig) -> None:
     """
     if start.expert is not None:
         raise ValueError(f"{describe_expert_run(path, start)}. Start from the detector: init_from={start.init_from}")
-    different = different_detectors(start.model_dump(mode="json"), config.model_dump(mode="json"))
+    different = detector_differences(start.model_dump(mode="json"), config.model_dump(mode="json"))
     if different:
         raise ValueError(f"the config's detector is not that of {path}; different: {'; '.join(different)}")
     if config.expert is not None and config.data.size != start.data.size:

@@ -19,7 +19,7 @@ from ovd.precision import describe_machine
 from ovd.selftrain.hf_teacher import HuggingFaceTeacher
 from ovd.selftrain.ledger import LabelCounts
 from ovd.selftrain.pseudo_label import label_shards
-from ovd.selftrain.queries import SOURCES
+from ovd.selftrain.queries import QUERY_SOURCES
 from ovd.selftrain.teacher import OvdTeacher, Teacher, TextVariants
 from ovd.text.encoder import text_tower_on
 from ovd.text.prompts import TEMPLATES
@@ -99,7 +99,7 @@ def build_labeller(trained: TrainedDetector, request: LabelRequest) -> Labeller:
             f"{trained.shown_name} learned names alone (expert.learn); label with its detector and --expert"
         )
     device = resolve_device(config)
-    are_names = options.queries == "classes" or SOURCES[options.queries].are_names
+    are_names = options.queries == "classes" or QUERY_SOURCES[options.queries].are_names
     prompts = TEMPLATES[templates or config.bank.templates] if are_names else None
     texts = TextVariants(trained.clip, prompts)
     candidates = max(config.eval.candidates, CANDIDATES_PER_BOX * options.max_boxes)

@@ -22,7 +22,7 @@ from ovd.data.report import DataReport
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.extras import optional
 from ovd.jobs.label_pairs import LabelRequest, build_labeller
-from ovd.selftrain.decoded_pairs import stop_if_too_many
+from ovd.selftrain.decoded_pairs import stop_if_too_many_unreadable
 from ovd.selftrain.ledger import LabelCounts, total_counts
 from ovd.selftrain.pseudo_label import shards_of_worker
 
@@ -130,7 +130,7 @@ class _RayJob:
                 counts.append(shard_counts)
                 bar.update(shard_counts.pairs)
                 self._report.add(report)
-                stop_if_too_many(self._report, self._num_pairs, self._request.labelling.pairs)
+                stop_if_too_many_unreadable(self._report, self._num_pairs, self._request.labelling.pairs)
                 self._give(actor)
         return total_counts(counts)
 

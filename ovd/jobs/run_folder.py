@@ -10,14 +10,14 @@ from ovd.config.alignment import AlignConfig
 from ovd.config.training import TrainConfig
 from ovd.distributed import all_gather, barrier, device_of_rank, failing_together, is_main, world_size
 from ovd.engine.checkpoint import MANIFEST, Checkpoint, latest
-from ovd.engine.early_stop import ended_early
+from ovd.engine.early_stop import is_early_stop_over
 from ovd.files import atomic_write, folder_lock
 from ovd.precision import describe_machine
 
 
 def is_finished(found: Checkpoint, config: TrainConfig) -> bool:
     """Return whether a checkpoint is the last one of its run."""
-    return found.step == config.train.steps or ended_early(found.notes)
+    return found.step == config.train.steps or is_early_stop_over(found.notes)
 
 
 def latest_of_all_ranks(run: Path, *, strict: bool = False) -> Checkpoint | None:

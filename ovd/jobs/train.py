@@ -20,7 +20,7 @@ from ovd.data.report import DataReport
 from ovd.distributed import broadcast, is_main, main_first, process_group
 from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.checkpoint_writer import CheckpointWriter
-from ovd.engine.early_stop import carry_over
+from ovd.engine.early_stop import restore_early_stop
 from ovd.engine.notes import Notes
 from ovd.engine.signals import StopRequest
 from ovd.engine.train import Evaluate, TrainingData, train
@@ -92,7 +92,7 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
         ),
     )
     if found is not None:
-        carry_over(found, checkpoints)
+        restore_early_stop(found, checkpoints)
         if is_finished(found, config):
             checkpoints.notes = replace(checkpoints.notes, calibration=found.notes.calibration)
             checkpoints.attached |= found.attached()

@@ -11,7 +11,7 @@ from ovd.config_files import parse_config
 from ovd.distributed import is_main
 from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.notes import NO_SAMPLES, SampleCounts
-from ovd.engine.start import Fresh, GoOnFrom, Resume, Start
+from ovd.engine.start import Fresh, InitFromTrainingState, Resume, Start
 from ovd.files import sha256_of
 from ovd.warn import warn
 
@@ -50,7 +50,7 @@ def choose_start(config: TrainConfig, found: Checkpoint | None, learner: Learner
         before = find_checkpoint(config.init_from)
         check_text_tower(before, learner.clip)
         _warn_of_seen_images(config, before)
-        return ChosenStart(GoOnFrom(before), samples_drawn(before), before.weights)
+        return ChosenStart(InitFromTrainingState(before), samples_drawn(before), before.weights)
     weights = initialize(learner.detector, config.init_from, learner.clip)
     return ChosenStart(Fresh(solve_bias=False), NO_SAMPLES, weights)
 

@@ -10,17 +10,17 @@ ALIGNMENT = 64
 """Multiple that rows of matrix products are padded to; products of other sizes may take several times as long."""
 
 
-def applies_to(x: Tensor) -> bool:
+def supports(x: Tensor) -> bool:
     """Return whether a tensor is for the kernels: on a CUDA device, with Triton installed, outside torch.compile."""
     return x.is_cuda and _has_triton() and not torch.compiler.is_compiling()
 
 
-def applies_to_map(x: Tensor) -> bool:
+def supports_map(x: Tensor) -> bool:
     """Return whether a map is for the kernels, for which it must also be channels last."""
-    return applies_to(x) and x.is_contiguous(memory_format=torch.channels_last)
+    return supports(x) and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def aligned(num_rows: int) -> int:
+def round_up(num_rows: int) -> int:
     """Return a number of rows, rounded up to a multiple of `ALIGNMENT`."""
     return -(-num_rows // ALIGNMENT) * ALIGNMENT
 

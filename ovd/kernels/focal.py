@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ovd.kernels import aligned
+from ovd.kernels import round_up
 from ovd.precision import product_dtype
 
 TILE = 4096
@@ -53,14 +53,14 @@ class FocalLoss(torch.autograd.Function):
         ctx.dtypes = embeddings.dtype, text.dtype
         needs_embeddings, needs_text = ctx.needs_input_grad[:2]
         num_points, num_classes = len(embeddings), len(text)
-        padded = aligned(num_classes)
+        padded = round_up(num_classes)
         mean = text.mean(dim=0, dtype=torch.float32)
         rows, centered = text.new_zeros(2, padded, text.shape[1], dtype=dtype)
         rows[:num_classes] = text
         centered[:num_classes] = text - mean
         with torch.autocast(device, enabled=False):
             embeddings = embeddings.to(dtype).contiguous()
-            measures = measured(embeddings, mean, epsilon)
+            measures = measure_rows(embeddings, mean, epsilon)
             sums = torch.empty(3, num_points, dtype=torch.float32, device=embeddings.device)
             grad_embeddings = torch.empty_like(embeddings) if needs_embeddings else None
             grad_text = torch.zeros_like(rows, dtype=torch.float32) if needs_text else None
@@ -76,32 +76,32 @@ class FocalLoss(torch.autograd.Function):
                     torch.mm(slopes, rows, out=grad_embeddings[chunk])
                 if grad_text is not None:
                     grad_text += slopes.T @ embeddings[chunk]
-            losses, slope, along = sums
+            losses, slope, radial = sums
             # An embedding shorter than epsilon is not scaled to unit length, so its gradient has a part along it.
             is_unit = measures[0] < 1 / epsilon
-            turned = torch.where(is_unit, -scale * measures[0].square() * along, 0.0)
-        ctx.save_for_backward(grad_embeddings, embeddings, turned, grad_text, along.sum(), slope.sum())
+            radial_factor = torch.where(is_unit, -scale * measures[0].square() * radial, 0.0)
+        ctx.save_for_backward(grad_embeddings, embeddings, radial_factor, grad_text, radial.sum(), slope.sum())
         ctx.num_classes = num_classes
         return losses.sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Float[Tensor, ""]) -> tuple[Tensor | None, ...]:
-        grad_embeddings, embeddings, turned, grad_text, grad_scale, grad_bias = ctx.saved_tensors
+        grad_embeddings, embeddings, radial_factor, grad_text, grad_scale, grad_bias = ctx.saved_tensors
         of_dtype, text_dtype = ctx.dtypes
         if grad_embeddings is not None:
             out = torch.empty_like(embeddings)
             num_points, dim = out.shape
             if num_points > 0:
                 block = triton.next_power_of_2(dim)
-                _add_scaled[(num_points,)](grad_embeddings, embeddings, turned, gradient, out, dim, BLOCK=block)
+                _add_scaled[(num_points,)](grad_embeddings, embeddings, radial_factor, gradient, out, dim, BLOCK=block)
             grad_embeddings = out.to(of_dtype)
         if grad_text is not None:
             grad_text = (grad_text[: ctx.num_classes] * gradient).to(text_dtype)
         return grad_embeddings, grad_text, grad_scale * gradient, grad_bias * gradient, *[None] * 5
 
 
-def measured(embeddings: Float[Tensor, "N D"], row: Float[Tensor, " D"], epsilon: float) -> Float[Tensor, "2 N"]:
+def measure_rows(embeddings: Float[Tensor, "N D"], row: Float[Tensor, " D"], epsilon: float) -> Float[Tensor, "2 N"]:
     """Compute 1 / length of each embedding, with lengths of at least `epsilon`, and its product with a float32 row."""
     num_points, dim = embeddings.shape
     measures = embeddings.new_empty(2, num_points, dtype=torch.float32)
@@ -127,7 +127,7 @@ def focal_rows_(
 
     Args:
         products: columns from `num_classes` on are padding; they become 0.
-        measures: the two rows r and m of `measured`: cosine = (product + m) * r, logit = scale * cosine + bias.
+        measures: the two rows r and m of `measure_rows`: cosine = (product + m) * r, logit = scale * cosine + bias.
         labels, class_mask, group, alpha: as for `FocalLoss`.
         sums: output, each row's sums over the classes: of the losses, of their derivatives by the logits, and of these
             derivatives times the cosines.
@@ -183,7 +183,7 @@ def _focal(
     of_group = tl.load(group + row, mask=is_row, other=0)
     losses = tl.zeros((ROWS,), dtype=tl.float32)
     slopes = tl.zeros((ROWS,), dtype=tl.float32)
-    along = tl.zeros((ROWS,), dtype=tl.float32)
+    radial = tl.zeros((ROWS,), dtype=tl.float32)
     for start in range(0, padded, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         at = row[:, None] * padded + column[None, :]
@@ -201,19 +201,19 @@ def _focal(
         slope = slope * tl.where(positive, -weight, weight)
         losses += tl.sum(loss * weight, axis=1)
         slopes += tl.sum(slope, axis=1)
-        along += tl.sum(slope * cosine, axis=1)
+        radial += tl.sum(slope * cosine, axis=1)
         tl.store(products + at, slope * multiplier * factor[:, None], mask=inside)
     tl.store(sums + row, losses, mask=is_row)
     tl.store(sums + sums_stride + row, slopes, mask=is_row)
-    tl.store(sums + 2 * sums_stride + row, along, mask=is_row)
+    tl.store(sums + 2 * sums_stride + row, radial, mask=is_row)
 
 
 @triton.jit
-def _add_scaled(gradient, embeddings, along, factor, out, dim, BLOCK: tl.constexpr):
+def _add_scaled(gradient, embeddings, radial, factor, out, dim, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < dim
     at = row * dim + column
     values = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
-    values += tl.load(embeddings + at, mask=inside, other=0.0).to(tl.float32) * tl.load(along + row)
+    values += tl.load(embeddings + at, mask=inside, other=0.0).to(tl.float32) * tl.load(radial + row)
     tl.store(out + at, values * tl.load(factor).to(tl.float32), mask=inside)

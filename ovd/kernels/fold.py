@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 BLOCK = 1024
 
 
-class Fold(torch.autograd.Function):
+class FoldNorm(torch.autograd.Function):
     """Weight times the norm's scale, in another dtype, and the remaining bias, in float32."""
 
     @staticmethod

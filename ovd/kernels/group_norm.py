@@ -81,8 +81,8 @@ class GroupNormRelu(torch.autograd.Function):
 def _mean_of_groups(sums, num_points, CHANNELS: tl.constexpr, GROUPS: tl.constexpr):
     """Compute the mean over each group of channels, repeated at every channel."""
     width: tl.constexpr = CHANNELS // GROUPS
-    of_groups = tl.sum(tl.reshape(sums, (GROUPS, width)), axis=1) / (num_points * width)
-    return tl.reshape(tl.broadcast_to(of_groups[:, None], (GROUPS, width)), (CHANNELS,))
+    read_groups = tl.sum(tl.reshape(sums, (GROUPS, width)), axis=1) / (num_points * width)
+    return tl.reshape(tl.broadcast_to(read_groups[:, None], (GROUPS, width)), (CHANNELS,))
 
 
 @triton.jit

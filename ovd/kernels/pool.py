@@ -13,7 +13,7 @@ CELLS, CHANNELS = 32, 64
 """Numbers of cells of a row and of channels that a program computes at a time."""
 
 
-class Halve(torch.autograd.Function):
+class AvgPool2x2(torch.autograd.Function):
     """Average pooling, `avg_pool2d(x, 2)`: with an odd side, the last row or column is in no cell."""
 
     @staticmethod

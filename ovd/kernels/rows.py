@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-class UnitRows(torch.autograd.Function):
+class NormalizeRows(torch.autograd.Function):
     """Normalization along the last dimension, x / max(length, epsilon), in the dtype of x with sums in float32."""
 
     @staticmethod
@@ -63,7 +63,7 @@ def _backward(slopes, unit, inverse, grad_rows, stride, dim, BLOCK: tl.constexpr
     tl.store(grad_rows + row * dim + column, (slope - along * direction) * tl.load(inverse + row), mask=inside)
 
 
-class Concatenate(torch.autograd.Function):
+class ConcatenateLevels(torch.autograd.Function):
     """Concatenation of the points of several maps; the gradient of each map is dense."""
 
     @staticmethod

@@ -18,7 +18,7 @@ from ovd.choices import AssignmentRule
 from ovd.model.similarity import TextClassifier
 from ovd.structures import IGNORED, Assignment, Points, Predictions, Targets
 
-PAIRS_AT_A_TIME = 2**22
+MAX_PAIRS_PER_CHUNK = 2**22
 """Maximum number of (point, box) pairs in memory at a time, unless one image has more."""
 CENTER_RADIUS = 1.5
 """Maximum distance in x and y of a point from a box's center in center sampling, in strides."""
@@ -45,7 +45,7 @@ def assign_fcos(points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tens
         sizes: height and width of each image before padding. Points in the padding are never matched.
     """
     most_boxes = max(len(image.boxes) for image in targets)
-    images_at_a_time = max(1, PAIRS_AT_A_TIME // max(1, len(points.centers) * most_boxes))
+    images_at_a_time = max(1, MAX_PAIRS_PER_CHUNK // max(1, len(points.centers) * most_boxes))
     padding = points.in_padding(sizes)
     parts = []
     for first in range(0, len(targets), images_at_a_time):
@@ -122,7 +122,7 @@ def _assign_image_atss(
         wanted = candidate & _inside(points, boxes) & (overlap >= mean + variance.sqrt())
         best, row = torch.where(wanted, overlap, -1.0).max(dim=1)
         matched = torch.where(best >= 0, row, matched)
-    return _of_image(points, targets, matched, padding)
+    return _assignment_of_image(points, targets, matched, padding)
 
 
 @torch.no_grad()
@@ -174,7 +174,7 @@ def _assign_image_task_aligned(
         highest = (score * is_own).amax(dim=0).clamp(min=torch.finfo(torch.float32).tiny)
         scaled = score / highest * (overlap * is_own).amax(dim=0)
         alignment = (scaled * is_own).sum(dim=1)
-    return replace(_of_image(points, targets, matched, padding), alignment=alignment[None])
+    return replace(_assignment_of_image(points, targets, matched, padding), alignment=alignment[None])
 
 
 def nearest_matched_points(
@@ -205,7 +205,9 @@ def _assign_images(points: Points, targets: tuple[Targets, ...], padding: Bool[T
     return _with_ignored(points, crowd_boxes, matched, padding, central)
 
 
-def _of_image(points: Points, targets: Targets, matched: Int[Tensor, " P"], padding: Bool[Tensor, " P"]) -> Assignment:
+def _assignment_of_image(
+    points: Points, targets: Targets, matched: Int[Tensor, " P"], padding: Bool[Tensor, " P"]
+) -> Assignment:
     central = _in_center_region(points, targets.boxes)
     return _with_ignored(points, targets.crowd_boxes[None], matched[None], padding[None], central[None])
 

@@ -1,7 +1,7 @@
 """CLIP's image side as a backbone with multi-scale features and a text-aligned feature at every location.
 
-The families are in backbone_convolution.py and backbone_transformer.py; `backbone_families.backbone_of` chooses by the
-type of the model.
+The families are in backbone_convolution.py and backbone_transformer.py; `backbone_families.backbone_from_visual`
+chooses by the type of the model.
 """
 
 from abc import ABC, abstractmethod

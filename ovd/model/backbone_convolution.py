@@ -38,7 +38,8 @@ class TimmConvolutionBackbone(Backbone):
     def __init__(self, visual: TimmModel):
         """
         Args:
-            visual: the image side of an open_clip model, whose modules are changed in place (see `backbone_of`).
+            visual: the image side of an open_clip model, whose modules are changed in place (see
+                `backbone_from_visual`).
 
         Raises:
             ValueError: the model pools by attention, or does not take images of any size.

@@ -13,7 +13,7 @@ from ovd.model.backbone_convolution import ClipResNetBackbone, TimmConvolutionBa
 from ovd.model.backbone_transformer import OpenClipTransformerBackbone, TimmTransformerBackbone
 
 
-def backbone_of(visual: Any, *, window: int = 0, global_blocks: int = 0) -> Backbone:
+def backbone_from_visual(visual: Any, *, window: int = 0, global_blocks: int = 0) -> Backbone:
     """Wrap a CLIP model's image side as a backbone.
 
     Args:

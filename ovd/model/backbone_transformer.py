@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ovd.model.backbone import Backbone, BackboneOutput, disable_drop_paths, timm_layers
 
-LOCATIONS_AT_A_TIME = 2**15
+MAX_LOCATIONS_PER_CHUNK = 2**15
 """Maximum number of sequences in one attention call: CUDA's kernels take fewer than 65,536."""
 
 _BlockCall = tuple[Callable[..., Tensor], Tensor | None]
@@ -102,7 +102,7 @@ class TransformerBackbone(Backbone):
         batch, channels, height, width = last.shape
         sequences = last.permute(0, 2, 3, 1).reshape(-1, 1, channels)
         # A traced graph needs no limit for CUDA's kernels, and would fix the number of parts of its example input.
-        parts = [sequences] if torch.jit.is_tracing() else sequences.split(LOCATIONS_AT_A_TIME)
+        parts = [sequences] if torch.jit.is_tracing() else sequences.split(MAX_LOCATIONS_PER_CHUNK)
         projected = torch.cat([self._project(some) for some in parts])
         return projected.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
@@ -304,7 +304,7 @@ class TimmTransformerBackbone(TransformerBackbone):
         patches.strict_img_size, patches.flatten, patches.output_fmt = False, False, Format.NHWC
         trunk.dynamic_img_size = True
         rope = getattr(trunk, "rope", None)
-        self._rope = None if rope is None else rope_of_any_grid(rope).to(trunk.patch_embed.proj.weight.device)
+        self._rope = None if rope is None else rope_for_any_grid(rope).to(trunk.patch_embed.proj.weight.device)
         self.eval()
 
     def embed(self, images: Float[Tensor, "B 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "B N C"]:
@@ -336,7 +336,7 @@ class TimmTransformerBackbone(TransformerBackbone):
         return [] if positions is None else [positions]
 
 
-def rope_of_any_grid(rope: nn.Module) -> RotaryEmbeddingCat:
+def rope_for_any_grid(rope: nn.Module) -> RotaryEmbeddingCat:
     """Create rotary embeddings for grids of any size, with the settings of a model's own.
 
     timm creates a model's own for the grid of its native size only.

@@ -60,8 +60,8 @@ class Conv2d(nn.Conv2d):
             sources: tensors that weight and bias are computed from.
             compute: returns weight and bias.
         """
-        weight, bias = self.frozen.of(sources, compute)
-        if kernels.applies_to_map(x):
+        weight, bias = self.frozen.get_or_compute(sources, compute)
+        if kernels.supports_map(x):
             out = self._conv_forward(x, weight, None)
             assert bias is not None or added is None
             return out if bias is None else add_bias(out, bias, added)
@@ -70,7 +70,7 @@ class Conv2d(nn.Conv2d):
         # The sum is in float32, for its precision; adding tensors of two dtypes takes torch several times as long.
         return self.frozen.convolve(self, x, (weight, bias)).to(added.dtype).add_(added)
 
-    def of_levels(self, levels: list[Float[Tensor, "B C ..."]]) -> list[Float[Tensor, "B K ..."]]:
+    def forward_levels(self, levels: list[Float[Tensor, "B C ..."]]) -> list[Float[Tensor, "B K ..."]]:
         """Convolve each of a pyramid's levels; needs a bias, and a padding that keeps their sizes."""
         weight, bias = self.weight, self.bias
         assert bias is not None

@@ -18,9 +18,9 @@ from ovd.model.normalization import Normalization
 from ovd.model.similarity import unit_embeddings
 from ovd.precision import Compute
 
-CROPS_AT_A_TIME = 256
+MAX_CROPS_PER_BATCH = 256
 """Maximum number of crops in one call of the backbone."""
-PIXELS_AT_A_TIME = CROPS_AT_A_TIME * 224**2
+MAX_PIXELS_PER_BATCH = MAX_CROPS_PER_BATCH * 224**2
 """Maximum number of pixels of these crops, unless one crop has more."""
 
 
@@ -80,10 +80,10 @@ class CropEncoder:
             (rows, self.normalization(images[rows, :, :height, :width]))
             for (height, width), rows in _rows_by_size(sizes).items()
         ]
-        embeddings = torch.stack([self._of_view(groups, boxes, view) for view in self.views])
+        embeddings = torch.stack([self._encode_view(groups, boxes, view) for view in self.views])
         return unit_embeddings(embeddings.mean(dim=0)).split([len(own) for own in boxes])
 
-    def _of_view(
+    def _encode_view(
         self,
         groups: Sequence[tuple[list[int], Float[Tensor, "_ 3 _ _"]]],
         boxes: Sequence[Float[Tensor, "_ 4"]],
@@ -94,7 +94,7 @@ class CropEncoder:
         Args:
             groups: rows and pixels of the images of each size.
         """
-        at_a_time = min(CROPS_AT_A_TIME, max(1, PIXELS_AT_A_TIME // view.side_px**2))
+        at_a_time = min(MAX_CROPS_PER_BATCH, max(1, MAX_PIXELS_PER_BATCH // view.side_px**2))
         embeddings = []
         for some in _parts(boxes, at_a_time):
             crops = _crops(groups, some, view).contiguous(memory_format=self._compute.frozen_memory_format)

@@ -12,7 +12,7 @@ from ovd.model.gates import GatedShortcuts, PlainProjection
 from ovd.model.normalization import Normalization
 from ovd.model.resample import resample_dense
 from ovd.model.side_branch import SideBranch
-from ovd.model.similarity import TextClassifier, with_offsets
+from ovd.model.similarity import TextClassifier, add_name_offsets
 from ovd.model.t_head import TaskAlignedHead
 from ovd.precision import product_dtype
 from ovd.structures import Points, Predictions
@@ -126,7 +126,7 @@ class Detector(nn.Module):
         if class_ids is None:
             class_ids = torch.arange(len(text))
         elif self.name_offsets is not None:
-            text = with_offsets(text.to(self.device), class_ids.to(self.device), self.name_offsets)
+            text = add_name_offsets(text.to(self.device), class_ids.to(self.device), self.name_offsets)
         return TextClassifier(text.to(self.device), class_ids.to(self.device), self.scale, self.bias)
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> Predictions:
@@ -192,8 +192,8 @@ class Detector(nn.Module):
 
 def _concatenate(levels: list[Float[Tensor, "B D ..."]]) -> Float[Tensor, "B P D"]:
     last = [level.permute(0, 2, 3, 1) for level in levels]
-    if kernels.applies_to(last[0]):
-        from ovd.kernels.rows import Concatenate
+    if kernels.supports(last[0]):
+        from ovd.kernels.rows import ConcatenateLevels
 
-        return Concatenate.apply(*last)
+        return ConcatenateLevels.apply(*last)
     return torch.cat([level.flatten(1, 2) for level in last], dim=1)

@@ -38,18 +38,23 @@ class FcosHead(nn.Module):
         self, pyramid: list[Float[Tensor, "B C ..."]]
     ) -> tuple[list[Float[Tensor, "B C ..."]], Float[Tensor, "B P 4"], Float[Tensor, "B P"]]:
         """Compute class features per level, and boxes (xyxy, pixels) and quality logits of all points."""
-        class_features, box_features = self._through(self.class_tower, pyramid), self._through(self.box_tower, pyramid)
+        class_features = self._apply_tower(self.class_tower, pyramid)
+        box_features = self._apply_tower(self.box_tower, pyramid)
         boxes, quality = [], []
-        outputs = zip(self.distances.of_levels(box_features), self.quality.of_levels(box_features), strict=True)
+        outputs = zip(
+            self.distances.forward_levels(box_features), self.quality.forward_levels(box_features), strict=True
+        )
         for (distances, logits), scale, stride in zip(outputs, self.level_scales, self.strides, strict=True):
             boxes.append(boxes_around(distances_px(distances, scale, stride), stride))
             quality.append(logits.float().flatten(1))
         return class_features, torch.cat(boxes, dim=1), torch.cat(quality, dim=1)
 
-    def _through(self, tower: nn.Sequential, levels: list[Float[Tensor, "B C ..."]]) -> list[Float[Tensor, "B C ..."]]:
+    def _apply_tower(
+        self, tower: nn.Sequential, levels: list[Float[Tensor, "B C ..."]]
+    ) -> list[Float[Tensor, "B C ..."]]:
         """Apply a tower to each level."""
         for layer in tower:
-            levels = layer.of_levels(levels) if isinstance(layer, Conv2d) else [layer(level) for level in levels]
+            levels = layer.forward_levels(levels) if isinstance(layer, Conv2d) else [layer(level) for level in levels]
         return levels
 
 

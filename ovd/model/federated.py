@@ -20,57 +20,57 @@ from torch import Tensor
 from ovd.choices import NegativeRule
 from ovd.structures import Targets
 
-POWER = 0.5
-"""Exponent of the sampling: the probability of a class is proportional to (number of training images) ** `POWER`."""
-NEAREST_CLASSES = 3
+SAMPLING_POWER = 0.5
+"""Exponent of the sampling: a class's probability is proportional to (number of training images) ** this."""
+NUM_NEAREST_CLASSES = 3
 """Number of nearest classes that a text of an image-text pair may mean."""
 
 
-def needed_classes(targets: tuple[Targets, ...], *, negatives: NegativeRule) -> Int[Tensor, " L"]:
+def required_classes(targets: tuple[Targets, ...], *, negatives: NegativeRule) -> Int[Tensor, " L"]:
     """Return the classes that a batch requires: those with a box in it and, under `strict`, its verified negatives."""
-    needed = [image.classes for image in targets]
+    required = [image.classes for image in targets]
     if negatives == "strict":
-        needed += [image.negative_classes for image in targets]
-    return torch.cat([torch.zeros(0, dtype=torch.int64), *needed]).unique()
+        required += [image.negative_classes for image in targets]
+    return torch.cat([torch.zeros(0, dtype=torch.int64), *required]).unique()
 
 
 def sample_class_ids(
-    needed: Int[Tensor, " L"],
+    required: Int[Tensor, " L"],
     image_counts: Int[Tensor, " C"],
     *,
     negatives: NegativeRule,
     sampled_classes: int,
-    left_out: Bool[Tensor, " C"] | None = None,
+    excluded: Bool[Tensor, " C"] | None = None,
     generator: torch.Generator,
 ) -> Int[Tensor, " K"]:
     """Sample the classes that one step scores for all of its images: sorted, each once.
 
-    These are the needed classes and `sampled_classes` more, drawn without replacement with probability proportional to
-    (number of training images) ** `POWER`; classes without training images are never drawn. Under `strict` a drawn
-    class would count nowhere, so nothing is drawn. Under `all` the whole vocabulary is scored. There is always at least
-    one class.
+    These are the required classes and `sampled_classes` more, drawn without replacement with probability proportional
+    to (number of training images) ** `SAMPLING_POWER`; classes without training images are never drawn. Under `strict`
+    a drawn class would count nowhere, so nothing is drawn. Under `all` the whole vocabulary is scored. There is always
+    at least one class.
 
     Args:
-        needed: `needed_classes` of the batch, on all ranks together.
+        required: `required_classes` of the batch, on all ranks together.
         image_counts: number of training images of each class of the vocabulary.
-        left_out: classes that are not scored, needed or not; none by default.
-        generator: random number generator on the device of `image_counts` and `needed`.
+        excluded: classes that are not scored, required or not; none by default.
+        generator: random number generator on the device of `image_counts` and `required`.
     """
-    if left_out is None:
-        left_out = torch.zeros_like(image_counts, dtype=torch.bool)
+    if excluded is None:
+        excluded = torch.zeros_like(image_counts, dtype=torch.bool)
     if negatives == "all":
-        return (~left_out).nonzero().squeeze(1)
-    wanted = torch.zeros_like(left_out)
-    wanted[needed] = True
-    wanted &= ~left_out
+        return (~excluded).nonzero().squeeze(1)
+    wanted = torch.zeros_like(excluded)
+    wanted[required] = True
+    wanted &= ~excluded
     if negatives != "strict":
-        drawable = ~wanted & ~left_out & (image_counts > 0)
+        drawable = ~wanted & ~excluded & (image_counts > 0)
         num_drawn = min(sampled_classes, int(drawable.sum()))
         if num_drawn > 0:
-            weights = torch.where(drawable, image_counts.double() ** POWER, 0)
+            weights = torch.where(drawable, image_counts.double() ** SAMPLING_POWER, 0)
             wanted[torch.multinomial(weights, num_drawn, replacement=False, generator=generator)] = True
     if not wanted.any():  # a batch without objects, and nothing to draw: one row, which `strict` masks out
-        wanted[torch.where(left_out, -1, image_counts).argmax()] = True
+        wanted[torch.where(excluded, -1, image_counts).argmax()] = True
     return wanted.nonzero().squeeze(1)
 
 
@@ -92,12 +92,13 @@ def text_mask(
 ) -> Bool[Tensor, "B M"]:
     """Return whether each text of an image-text pair counts as a negative of each annotated image.
 
-    It counts if none of the `NEAREST_CLASSES` to it has a box in the image, or may have objects without a box there.
+    It counts if none of the `NUM_NEAREST_CLASSES` nearest ones has a box in the image, or may have objects without a
+    box there.
 
     Args:
         texts, class_rows: unit rows of the texts, and of the vocabulary that the targets' classes are from.
     """
-    nearest = (texts @ class_rows.T).topk(min(NEAREST_CLASSES, len(class_rows)), dim=1).indices
+    nearest = (texts @ class_rows.T).topk(min(NUM_NEAREST_CLASSES, len(class_rows)), dim=1).indices
     mask = torch.ones(len(targets), len(texts), dtype=torch.bool)
     for row, image in enumerate(targets):
         may_be_there = torch.cat([image.classes, image.not_exhaustive_classes])

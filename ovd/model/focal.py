@@ -24,7 +24,7 @@ a square."""
 CHUNKS_IN_BLOCK = 2
 """Number of chunks in a block. Matrix products run on blocks, the elementwise operations between them on chunks, whose
 buffers should stay in a cache."""
-FEWEST_POINTS_IN_BLOCK = 1024
+MIN_POINTS_IN_BLOCK = 1024
 """Minimum number of points in a block; with fewer, a product waits for the text rows to arrive from memory."""
 MIN_TEXT_NUMBERS = 2**16
 """Minimum number of elements of the text rows for low precision. Keeping float32 below it costs 7 of 280 ms in the
@@ -57,7 +57,7 @@ def point_focal_loss(
         low_precision: whether to use bf16 autocast if the text rows are large. The kernel ignores it: its products are
             in autocast's dtype, or else in that of the embeddings.
     """
-    if kernels.applies_to(embeddings):
+    if kernels.supports(embeddings):
         from ovd.kernels.focal import FocalLoss
 
         learned = (embeddings, classifier.text, classifier.scale, classifier.bias)
@@ -99,7 +99,7 @@ def chunked_focal_loss(
     if chunk_size is None:
         elements = _elements_in_chunk(classifier.text)
         chunk_size = max(1, elements // len(classifier))
-        block_size = max(FEWEST_POINTS_IN_BLOCK, CHUNKS_IN_BLOCK * elements // max(classifier.text.shape))
+        block_size = max(MIN_POINTS_IN_BLOCK, CHUNKS_IN_BLOCK * elements // max(classifier.text.shape))
     else:
         block_size = CHUNKS_IN_BLOCK * chunk_size
     learned = (embeddings, classifier.text, classifier.scale, classifier.bias)
@@ -179,7 +179,7 @@ def _focal_loss_and_gradients(
     with torch.autocast(embeddings.device.type, enabled=False):
         for i, start in enumerate(starts):
             block = slice(start, start + block_size)
-            points = _Normalized.of(embeddings[block].to(text.dtype), scale)
+            points = _NormalizedEmbeddings.of(embeddings[block].to(text.dtype), scale)
             rows = torch.mul(points.embeddings, points.factor, out=row_buffers[i])
             rounded = rows.to(text_rows.rounded.dtype)  # no copy, except in low precision
             logits = logits_of_block[: len(rows)]
@@ -193,10 +193,10 @@ def _focal_loss_and_gradients(
             if needs_embeddings or needs_scale:
                 torch.mm(slopes, text_rows.rounded, out=rounded)
                 gradient_of_rows = rows.copy_(rounded)
-                along = points.along(gradient_of_rows)
-                sums_scale[i] = along.sum()
+                radial_gradient = points.radial_gradient(gradient_of_rows)
+                sums_scale[i] = radial_gradient.sum()
                 if gradient_embeddings is not None:
-                    points.backward_(gradient_of_rows, along, out=gradient_embeddings[block])
+                    points.backward_(gradient_of_rows, radial_gradient, out=gradient_embeddings[block])
 
     gradients = (
         gradient_embeddings,
@@ -247,7 +247,7 @@ class _TextRows:
 
 
 @dataclass(frozen=True)
-class _Normalized:
+class _NormalizedEmbeddings:
     """Embeddings e with their inverse lengths r: the cosines are r * e @ t, without a normalized copy."""
 
     embeddings: Float[Tensor, "n D"]
@@ -257,12 +257,12 @@ class _Normalized:
     """Factor scale * r from embeddings to rows."""
 
     @classmethod
-    def of(cls, embeddings: Float[Tensor, "n D"], scale: Float[Tensor, ""]) -> "_Normalized":
+    def of(cls, embeddings: Float[Tensor, "n D"], scale: Float[Tensor, ""]) -> "_NormalizedEmbeddings":
         length = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
         inverse = 1 / length.clamp(min=EPSILON)
         return cls(embeddings, length, inverse, scale * inverse)
 
-    def along(self, gradient: Float[Tensor, "n D"]) -> Float[Tensor, "n 1"]:
+    def radial_gradient(self, gradient: Float[Tensor, "n D"]) -> Float[Tensor, "n 1"]:
         """Compute the part of the rows' gradient along each unit row.
 
         It is the sum of a point's slopes times cosines; the sum over all points is the scale's gradient.
@@ -270,17 +270,17 @@ class _Normalized:
         return self.inverse * torch.linalg.vecdot(gradient, self.embeddings)[:, None]
 
     def backward_(
-        self, gradient: Float[Tensor, "n D"], along: Float[Tensor, "n 1"], *, out: Float[Tensor, "n D"]
+        self, gradient: Float[Tensor, "n D"], radial_gradient: Float[Tensor, "n 1"], *, out: Float[Tensor, "n D"]
     ) -> None:
         """Compute the embeddings' gradient into `out`, from the rows' gradient, which is overwritten.
 
         Args:
             gradient: gradient of the rows.
-            along: its part along each unit row, from `along`.
+            along: its part along each unit row, from `radial_gradient`.
         """
         # The gradient has no part along an embedding, unless it is too short to be normalized.
-        along = along.masked_fill(self.length < EPSILON, 0)
-        gradient.addcmul_(self.embeddings, self.inverse * along, value=-1)
+        radial_gradient = radial_gradient.masked_fill(self.length < EPSILON, 0)
+        gradient.addcmul_(self.embeddings, self.inverse * radial_gradient, value=-1)
         torch.mul(gradient, self.factor, out=out)
 
 

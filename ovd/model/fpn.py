@@ -41,7 +41,7 @@ class FeaturePyramid(nn.Module):
         for finer in range(len(merged) - 2, -1, -1):
             merged[finer] = merged[finer] + F.interpolate(merged[finer + 1], size=merged[finer].shape[-2:])
         levels = [output(level) for output, level in zip(self.outputs, merged, strict=True)]
-        return extend(levels, self.extras)
+        return append_coarse_levels(levels, self.extras)
 
 
 class SimplePyramid(nn.Module):
@@ -79,7 +79,7 @@ class SimplePyramid(nn.Module):
         (only,) = features
         scales = (self.finer(only), self.same(only), self.coarser(only))
         levels = [output(scale) for output, scale in zip(self.outputs, scales, strict=True)]
-        return extend(levels, self.extras)
+        return append_coarse_levels(levels, self.extras)
 
 
 def strided_levels(channels: int, num_levels: int) -> nn.ModuleList:
@@ -90,7 +90,9 @@ def strided_levels(channels: int, num_levels: int) -> nn.ModuleList:
     )
 
 
-def extend(levels: list[Float[Tensor, "B C ..."]], extras: nn.ModuleList) -> list[Float[Tensor, "B C ..."]]:
+def append_coarse_levels(
+    levels: list[Float[Tensor, "B C ..."]], extras: nn.ModuleList
+) -> list[Float[Tensor, "B C ..."]]:
     """Append the levels that the convolutions of `strided_levels` compute from the last one."""
     for extra in extras:
         levels.append(extra(F.relu(levels[-1])))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ovd.choices import Place
 from ovd.clip.frozen_convolution import Weights
 from ovd.model.convolution import Conv2d
-from ovd.model.neighbors import add_neighbors
+from ovd.model.neighbors import add_weighted_neighbors
 
 
 def zero_init_projection(in_channels: int, out_channels: int) -> Conv2d:
@@ -86,7 +86,7 @@ class ShortcutFilter(nn.Module):
     def forward(
         self, shortcut: Float[Tensor, "B D h w"], features: Float[Tensor, "B C h w"]
     ) -> Float[Tensor, "B D h w"]:
-        return add_neighbors(shortcut, self.weights(features).float(), self.size)
+        return add_weighted_neighbors(shortcut, self.weights(features).float(), self.size)
 
 
 class PyramidShortcut(nn.Module):

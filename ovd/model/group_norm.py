@@ -24,7 +24,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         is_power = x.shape[1] & (x.shape[1] - 1) == 0
-        if is_power and kernels.applies_to_map(x):
+        if is_power and kernels.supports_map(x):
             from ovd.kernels.group_norm import GroupNormRelu
 
             return GroupNormRelu.apply(x, self.weight, self.bias, self.num_groups, self.eps, self.relu)

@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from ovd.clip.frozen_sources import Sources, may_be_kept
+from ovd.clip.tensor_snapshot import TensorSnapshot, is_cacheable
 
 T = TypeVar("T")
 
@@ -14,14 +14,14 @@ class LastResult(Generic[T]):
     """Cache of one result, for repeated calls with the same tensors."""
 
     def __init__(self) -> None:
-        self._kept: tuple[Sources, T] | None = None
+        self._kept: tuple[TensorSnapshot, T] | None = None
 
-    def of(self, sources: Sequence[Tensor], compute: Callable[[], T]) -> T:
+    def get_or_compute(self, sources: Sequence[Tensor], compute: Callable[[], T]) -> T:
         """Return `compute()`, or its last result if it was for the same tensors and they have not been written to."""
-        if not may_be_kept(sources):
+        if not is_cacheable(sources):
             self._kept = None
             return compute()
         kept = self._kept  # read once, since another thread may replace it
-        if kept is None or not kept[0].are(sources):
-            self._kept = kept = (Sources.of(sources), compute())
+        if kept is None or not kept[0].matches(sources):
+            self._kept = kept = (TensorSnapshot.take(sources), compute())
         return kept[1]

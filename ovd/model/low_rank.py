@@ -52,7 +52,9 @@ def adapters_of(module: nn.Module) -> list[LowRank]:
     return [part for part in module.modules() if isinstance(part, LowRank)]
 
 
-def add_stored(name: str, weight: Float[Tensor, "O ..."], tensors: Mapping[str, Tensor]) -> Float[Tensor, "O ..."]:
+def add_stored_adapter(
+    name: str, weight: Float[Tensor, "O ..."], tensors: Mapping[str, Tensor]
+) -> Float[Tensor, "O ..."]:
     """Return a weight plus its stored adapter, as in a module with adapters; without an adapter, the weight itself.
 
     Args:

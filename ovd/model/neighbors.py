@@ -13,11 +13,11 @@ from ovd import kernels
 
 _Slices = tuple[slice, slice, slice]
 
-WIDEST_BAND = 128
+MAX_BAND_WIDTH = 128
 """Number of points of a line up to which products with band matrices, of quadratic cost, are faster than sums."""
 
 
-def add_neighbors(
+def add_weighted_neighbors(
     shortcut: Float[Tensor, "B D h w"], weights: Float[Tensor, "B K h w"], size: int
 ) -> Float[Tensor, "B D h w"]:
     """Compute shortcut + sum over offsets i of weights_i * (shortcut moved by i), zeros beyond the border.
@@ -26,23 +26,23 @@ def add_neighbors(
         weights: weights of the K = size * size offsets, row by row.
         size: side of the square of offsets; odd.
     """
-    if kernels.applies_to(shortcut):
+    if kernels.supports(shortcut):
         from ovd.kernels.neighbors import WeightedNeighbors
 
         filtered = WeightedNeighbors.apply(shortcut.permute(0, 2, 3, 1), weights.permute(0, 2, 3, 1), size)
         return filtered.permute(0, 3, 1, 2)
     if torch.jit.is_tracing():
-        return _traced(shortcut, weights, size)
+        return _traceable(shortcut, weights, size)
     weights = weights.to(shortcut.dtype)
-    if not torch.is_grad_enabled() and shortcut.dtype == torch.bfloat16 and shortcut.shape[3] <= WIDEST_BAND:
+    if not torch.is_grad_enabled() and shortcut.dtype == torch.bfloat16 and shortcut.shape[3] <= MAX_BAND_WIDTH:
         return _with_bands(shortcut, weights, size)
     return _WeightedNeighbors.apply(shortcut, weights, size)
 
 
-def _traced(
+def _traceable(
     shortcut: Float[Tensor, "B D h w"], weights: Float[Tensor, "B K h w"], size: int
 ) -> Float[Tensor, "B D h w"]:
-    """Compute `add_neighbors` with operations that a traced graph keeps for maps of any size."""
+    """Compute `add_weighted_neighbors` with operations that a traced graph keeps for maps of any size."""
     height, width = shortcut.shape[2:]
     padded = F.pad(shortcut, (size // 2,) * 4)
     filtered = shortcut
@@ -55,7 +55,7 @@ def _traced(
 def _with_bands(
     shortcut: Float[Tensor, "B D h w"], weights: Float[Tensor, "B K h w"], size: int
 ) -> Float[Tensor, "B D h w"]:
-    """Compute `add_neighbors` as products of band matrices with the lines above, at and below each line of points."""
+    """Compute `add_weighted_neighbors` as products of band matrices with the lines around each line of points."""
     batch, channels, height, width = shortcut.shape
     lines = shortcut.permute(0, 2, 3, 1).reshape(batch * height, width, channels)
     weights = weights.view(batch, size, size, height, width)
@@ -72,7 +72,7 @@ def _with_bands(
 
 
 class _WeightedNeighbors(torch.autograd.Function):
-    """Autograd function of `add_neighbors`, with a gradient written by hand.
+    """Autograd function of `add_weighted_neighbors`, with a gradient written by hand.
 
     Autograd would keep a copy of the shortcut for every offset, which takes a fifth of a training step.
     """

@@ -23,8 +23,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ovd.model.detection_options import DetectionOptions
-from ovd.model.rough_cosines import COSINE_ROUNDING, RoughCosines, pays_off
-from ovd.model.similarity import TextClassifier, lengths, points_at_a_time
+from ovd.model.rough_cosines import COSINE_ROUNDING, RoughCosines, rough_is_faster
+from ovd.model.similarity import TextClassifier, lengths, points_per_chunk
 from ovd.structures import Predictions
 
 ROUNDING = 1e-5
@@ -81,7 +81,7 @@ class PairScores:
         self.competes = options.competition > 0
         self._log_total = (options.competition * self.cosines).logsumexp(dim=1) if self.competes else None
         # The bias towards trained names affects the choice between names; with competition it is corrected only there.
-        self._restored = classifier.name_penalty if self.competes else None
+        self._restored_penalty = classifier.name_penalty if self.competes else None
 
     @cached_property
     def cosines(self) -> Float[Tensor, "P C"]:
@@ -92,12 +92,16 @@ class PairScores:
     def rough_cosines(self) -> RoughCosines:
         """Cosines in bfloat16 with bounds on their errors; exact cosines if these are known or not much slower."""
         if self._is_rough:
-            return RoughCosines.of(self._points.embeddings, self._lengths, self._classifier)
-        return RoughCosines.exact(self.cosines)
+            return RoughCosines.compute(self._points.embeddings, self._lengths, self._classifier)
+        return RoughCosines.from_exact(self.cosines)
 
     @property
     def _is_rough(self) -> bool:
-        return self._log_total is None and self._points.mixed is None and pays_off(len(self._points), self._classifier)
+        return (
+            self._log_total is None
+            and self._points.mixed is None
+            and rough_is_faster(len(self._points), self._classifier)
+        )
 
     @cached_property
     def _lengths(self) -> Float[Tensor, " P"]:
@@ -118,34 +122,34 @@ class PairScores:
         """Whether scores also depend on CLIP's cosines."""
         return self._ensemble is not None
 
-    def all(self) -> Float[Tensor, "P C"]:
+    def all_scores(self) -> Float[Tensor, "P C"]:
         """Compute the scores of all pairs."""
         points = (slice(None), None)
         if self._ensemble is None:
-            return self._joined(self._probability(self.cosines, self._restored), self.cosines, points)
+            return self._with_quality(self._probability(self.cosines, self._restored_penalty), self.cosines, points)
         assert self._points.dense is not None
         # In the log domain, since a small probability of either could become 0 before its root is taken.
-        detected = F.logsigmoid(self._logit(self.cosines, self._restored))
+        detected = F.logsigmoid(self._logit(self.cosines, self._restored_penalty))
         named = (self._ensemble.clip_scale * self._points.dense @ self._classifier.text.T).log_softmax(dim=1)
         log_probability = torch.lerp(detected, named, self._ensemble.weights.to(named))
         scores = ((log_probability + F.logsigmoid(self._points.quality.float())[points]) / 2).exp()
-        return self._competing(scores, self.cosines, points)
+        return self._with_competition(scores, self.cosines, points)
 
-    def of(self, rows: Int[Tensor, " n"], classes: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def scores_of_pairs(self, rows: Int[Tensor, " n"], classes: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Compute the scores of some pairs; without an ensemble only."""
         if self._is_rough:
             cosines = self._classifier.pair_cosines(self._points.embeddings, self._lengths, rows, classes)
         else:
             cosines = self.cosines[rows, classes]
-        restored = None if self._restored is None else self._restored[classes]
-        return self._joined(self._probability(cosines, restored), cosines, rows)
+        restored_penalty = None if self._restored_penalty is None else self._restored_penalty[classes]
+        return self._with_quality(self._probability(cosines, restored_penalty), cosines, rows)
 
-    def scores_at_least(self, cosines: Float[Tensor, "P N"]) -> Float[Tensor, "P N"]:
+    def score_lower_bounds(self, cosines: Float[Tensor, "P N"]) -> Float[Tensor, "P N"]:
         """Compute lower bounds on each point's scores for classes with these cosines; without an ensemble only."""
-        restored = None if self._restored is None else self._restored.amin()
-        return self._joined(self._probability(cosines, restored), cosines, (slice(None), None))
+        restored_penalty = None if self._restored_penalty is None else self._restored_penalty.amin()
+        return self._with_quality(self._probability(cosines, restored_penalty), cosines, (slice(None), None))
 
-    def cosines_needed(self, score: Float[Tensor, ""]) -> Float[Tensor, " P"]:
+    def min_cosines(self, score: Float[Tensor, ""]) -> Float[Tensor, " P"]:
         """Compute, for each point, a lower bound on the cosines of classes that score at least this, and more than 0.
 
         Without an ensemble only.
@@ -155,30 +159,34 @@ class PairScores:
         certain = log_probability.clamp(max=0)  # at 0 the logit is infinite: no class scores that high
         logit = certain - (-torch.expm1(certain)).log()
         lowest = (logit - self._classifier.bias) / self._classifier.scale
-        if self._restored is not None:
-            lowest = lowest - self._restored.amax()
+        if self._restored_penalty is not None:
+            lowest = lowest - self._restored_penalty.amax()
         if self._log_total is not None:  # a class also needs a share of the softmax to score this
             log_share = log_probability / (2 * self._options.competition_power)
             lowest = torch.maximum(lowest, (log_share + self._log_total) / self._options.competition)
         return lowest - COSINE_ROUNDING
 
-    def _probability(self, cosines: Float[Tensor, "*N"], restored: Tensor | None) -> Float[Tensor, "*N"]:
-        return sigmoid(self._logit(cosines, restored))
+    def _probability(self, cosines: Float[Tensor, "*N"], restored_penalty: Tensor | None) -> Float[Tensor, "*N"]:
+        return sigmoid(self._logit(cosines, restored_penalty))
 
-    def _logit(self, cosines: Float[Tensor, "*N"], restored: Tensor | None) -> Float[Tensor, "*N"]:
-        absolute = cosines if restored is None else cosines + restored
+    def _logit(self, cosines: Float[Tensor, "*N"], restored_penalty: Tensor | None) -> Float[Tensor, "*N"]:
+        absolute = cosines if restored_penalty is None else cosines + restored_penalty
         return self._classifier.scale * absolute + self._classifier.bias
 
-    def _joined(self, probability: Float[Tensor, "*N"], cosines: Float[Tensor, "*N"], rows: Any) -> Float[Tensor, "*N"]:
+    def _with_quality(
+        self, probability: Float[Tensor, "*N"], cosines: Float[Tensor, "*N"], rows: Any
+    ) -> Float[Tensor, "*N"]:
         """Compute scores from the class probabilities and cosines at points.
 
         Args:
             rows: index into numbers per point, with a result that broadcasts with the cosines.
         """
-        return self._competing(torch.sqrt(probability * self._quality[rows]), cosines, rows)
+        return self._with_competition(torch.sqrt(probability * self._quality[rows]), cosines, rows)
 
-    def _competing(self, scores: Float[Tensor, "*N"], cosines: Float[Tensor, "*N"], rows: Any) -> Float[Tensor, "*N"]:
-        """Weight scores by each class's share of the softmax if names compete; `rows` is as for `_joined`."""
+    def _with_competition(
+        self, scores: Float[Tensor, "*N"], cosines: Float[Tensor, "*N"], rows: Any
+    ) -> Float[Tensor, "*N"]:
+        """Weight scores by each class's share of the softmax if names compete; `rows` is as for `_with_quality`."""
         if self._log_total is None:
             return scores
         # The softmax in the log domain, since a small probability could become 0 before its root is taken.
@@ -195,11 +203,11 @@ class Scoring:
     ensemble: ScoreEnsemble | None = None
 
     @property
-    def at_a_time(self) -> int:
+    def chunk_size(self) -> int:
         """Number of points whose scores are in memory at a time."""
-        return points_at_a_time(len(self.classifier), self.classifier.text.device)
+        return points_per_chunk(len(self.classifier), self.classifier.text.device)
 
-    def of(self, points: PointPredictions) -> PairScores:
+    def pair_scores(self, points: PointPredictions) -> PairScores:
         """Return the scores of some points for all classes."""
         return PairScores(points, self.classifier, self.options, self.ensemble)
 
@@ -211,7 +219,7 @@ def all_scores(
     points = PointPredictions(
         predictions.embeddings.flatten(0, 1), predictions.boxes.flatten(0, 1), predictions.quality.flatten(), dense=None
     )
-    return PairScores(points, classifier, options).all().unflatten(0, predictions.quality.shape)
+    return PairScores(points, classifier, options).all_scores().unflatten(0, predictions.quality.shape)
 
 
 def _cosines(points: PointPredictions, classifier: TextClassifier) -> Float[Tensor, "P C"]:

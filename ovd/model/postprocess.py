@@ -7,12 +7,12 @@ One name per place (`one_name_per_place`): each point keeps only its best class,
 class-aware one.
 
 Second look (`second_look`): the `candidates` best points above `score_threshold`, by their best score, go through
-class-agnostic NMS at `PLACE_IOU`; all other points are dropped. CLIP then embeds the crops of the best boxes that are
-kept. At their points the cosine with a class becomes (1 - weight) * the detector's + weight * the crop's, plus one
-number per point that makes the best cosine equal to the detector's best: the logit's scale and bias were learned for
-the detector's cosines, and cosines of crops are higher or lower as a whole. The scores are then computed again, with
-the competition. So a second look may change which class is the best at a point, but not the best probability before
-the competition. A vocabulary of one class needs no second look and gets none.
+class-agnostic NMS at `SECOND_LOOK_NMS_IOU`; all other points are dropped. CLIP then embeds the crops of the best boxes
+that are kept. At their points the cosine with a class becomes (1 - weight) * the detector's + weight * the crop's, plus
+one number per point that makes the best cosine equal to the detector's best: the logit's scale and bias were learned
+for the detector's cosines, and cosines of crops are higher or lower as a whole. The scores are then computed again,
+with the competition. So a second look may change which class is the best at a point, but not the best probability
+before the competition. A vocabulary of one class needs no second look and gets none.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,20 +24,20 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from ovd.boxes import clip_boxes, has_area, rescale_boxes
-from ovd.model.best_pairs import best_pairs, not_nan
+from ovd.model.best_pairs import best_pairs, check_not_nan
 from ovd.model.detection_options import DetectionOptions, SecondLookOptions
 from ovd.model.pair_scores import PointPredictions, ScoreEnsemble, Scoring
-from ovd.model.prefilter import promising_points
+from ovd.model.prefilter import prefilter_points
 from ovd.model.similarity import TextClassifier, unit_embeddings
 from ovd.structures import Detections, Predictions
 
-PLACE_IOU = 0.7
+SECOND_LOOK_NMS_IOU = 0.7
 """IoU above which a second look drops the lower-scoring of two points, whatever their classes."""
 
-FIRST_TRIED = 2
+INITIAL_NMS_FACTOR = 2
 """Number of boxes that NMS processes first, as a multiple of the number to keep."""
 
-Look = Callable[[Sequence[Float[Tensor, "_ 4"]]], Sequence[Float[Tensor, "_ D"]]]
+CropEmbedder = Callable[[Sequence[Float[Tensor, "_ 4"]]], Sequence[Float[Tensor, "_ D"]]]
 """Function that computes CLIP's unit embeddings of the crops of each image's boxes, in pixels of the input image."""
 
 
@@ -50,7 +50,7 @@ def postprocess(
     original_sizes: Int[Tensor, "B 2"],
     options: DetectionOptions,
     ensemble: ScoreEnsemble | None = None,
-    look: Look | None = None,
+    embed_crops: CropEmbedder | None = None,
 ) -> tuple[Detections, ...]:
     """Turn predictions into detections: score, select, suppress duplicates and rescale.
 
@@ -67,7 +67,7 @@ def postprocess(
         classifier: classifier of the classes to detect, at least one; `Detections.classes` are its rows.
         input_sizes: height and width of the detector's input images before padding.
         original_sizes: height and width of the original images, which the boxes are rescaled to.
-        look: embeds crops of the same images, for a second look.
+        embed_crops: embeds crops of the same images, for a second look.
 
     Raises:
         ValueError: the predictions or text rows contain NaN.
@@ -75,19 +75,19 @@ def postprocess(
     assert len(classifier) > 0, "postprocess needs at least one class"
     assert ensemble is None or predictions.dense is not None, "score ensembling needs the dense CLIP feature"
     scoring = Scoring(classifier, options, ensemble)
-    images: Iterable[PointPredictions] = _visible(predictions, input_sizes)
+    images: Iterable[PointPredictions] = _clip_to_images(predictions, input_sizes)
     if options.prefilter is not None:
-        images = [image[promising_points(image, classifier, options.prefilter)] for image in images]
+        images = [image[prefilter_points(image, classifier, options.prefilter)] for image in images]
     if options.second_look is not None and len(classifier) > 1:
-        assert look is not None, "a second look needs the encoder of crops"
-        images = _look_again(images, scoring, look, options.second_look)
+        assert embed_crops is not None, "a second look needs the encoder of crops"
+        images = _apply_second_look(images, scoring, embed_crops, options.second_look)
     return tuple(
         _postprocess_image(image, scoring, input_size, original_size)
         for image, input_size, original_size in zip(images, input_sizes, original_sizes, strict=True)
     )
 
 
-def _visible(predictions: Predictions, input_sizes: Int[Tensor, "B 2"]) -> list[PointPredictions]:
+def _clip_to_images(predictions: Predictions, input_sizes: Int[Tensor, "B 2"]) -> list[PointPredictions]:
     """Return each image's points with clipped boxes; a box without area in the image gets quality 0, so score 0."""
     if predictions.boxes.isnan().any():
         raise ValueError("the detector predicted a NaN box: its weights or its input are broken")
@@ -97,38 +97,40 @@ def _visible(predictions: Predictions, input_sizes: Int[Tensor, "B 2"]) -> list[
     return [PointPredictions(*image) for image in zip(predictions.embeddings, boxes, quality, dense, strict=True)]
 
 
-def _look_again(
-    images: Iterable[PointPredictions], scoring: Scoring, look: Look, options: SecondLookOptions
+def _apply_second_look(
+    images: Iterable[PointPredictions], scoring: Scoring, embed_crops: CropEmbedder, options: SecondLookOptions
 ) -> Iterator[PointPredictions]:
     """Yield each image's points left after class-agnostic NMS, with CLIP's embeddings of crops mixed in at the best."""
-    places, looked_at = [], []
+    kept, crop_rows = [], []
     for image in images:
-        points, rank = _places(image, scoring).sort()  # in the order of points, which decides ties
-        places.append(image[points])
-        looked_at.append((rank < options.crops).nonzero().squeeze(1))
-    crops = look([image.boxes[rows] for image, rows in zip(places, looked_at, strict=True)])
-    for image, rows, crop_embeddings in zip(places, looked_at, crops, strict=True):
+        points, rank = _class_agnostic_nms(image, scoring).sort()  # in the order of points, which decides ties
+        kept.append(image[points])
+        crop_rows.append((rank < options.crops).nonzero().squeeze(1))
+    crops = embed_crops([image.boxes[rows] for image, rows in zip(kept, crop_rows, strict=True)])
+    for image, rows, crop_embeddings in zip(kept, crop_rows, crops, strict=True):
         mixed = unit_embeddings(image.embeddings)
         if len(rows) > 0:
             mixed[rows] = (1 - options.weight) * mixed[rows] + options.weight * crop_embeddings
         yield replace(image, mixed=mixed)
 
 
-def _places(image: PointPredictions, scoring: Scoring) -> Int[Tensor, " K"]:
+def _class_agnostic_nms(image: PointPredictions, scoring: Scoring) -> Int[Tensor, " K"]:
     """Return the points above the score threshold whose boxes class-agnostic NMS keeps, best first."""
     scores = _best_scores(image, scoring)
     order = scores.argsort(descending=True, stable=True)[: scoring.options.candidates]
     order = order[scores[order] > scoring.options.score_threshold]
-    return order[nms(image.boxes[order].double(), scores[order].double(), PLACE_IOU)]
+    return order[nms(image.boxes[order].double(), scores[order].double(), SECOND_LOOK_NMS_IOU)]
 
 
-def _best_kept(boxes: Float[Tensor, "N 4"], scores: Float[Tensor, " N"], iou: float, count: int) -> Int[Tensor, " K"]:
+def _best_after_nms(
+    boxes: Float[Tensor, "N 4"], scores: Float[Tensor, " N"], iou: float, count: int
+) -> Int[Tensor, " K"]:
     """Return the rows of the `count` best boxes that NMS keeps, best first.
 
     Args:
         boxes: boxes, best first. Worse boxes do not change whether a box is kept, so they are processed only if needed.
     """
-    num_tried = FIRST_TRIED * count
+    num_tried = INITIAL_NMS_FACTOR * count
     while True:
         kept = nms(boxes[:num_tried], scores[:num_tried], iou)
         if len(kept) >= count or num_tried >= len(boxes):
@@ -139,7 +141,8 @@ def _best_kept(boxes: Float[Tensor, "N 4"], scores: Float[Tensor, " N"], iou: fl
 def _best_scores(image: PointPredictions, scoring: Scoring) -> Float[Tensor, " P"]:
     """Compute each point's score for its best class."""
     points = torch.arange(len(image), device=image.boxes.device)
-    return not_nan(torch.cat([scoring.of(image[chunk]).all().amax(dim=1) for chunk in points.split(scoring.at_a_time)]))
+    chunks = points.split(scoring.chunk_size)
+    return check_not_nan(torch.cat([scoring.pair_scores(image[chunk]).all_scores().amax(dim=1) for chunk in chunks]))
 
 
 def _postprocess_image(
@@ -155,7 +158,9 @@ def _postprocess_image(
     # batched_nms, but in float64: in float32 the shifts of a thousand classes would round fractions of a pixel. On a
     # CPU batched_nms loops over the classes instead, which is many times slower.
     shifts = pairs.classes * (input_size.max() + 1)
-    kept = _best_kept(boxes.double() + shifts[:, None], pairs.scores.double(), options.nms_iou, options.max_detections)
+    kept = _best_after_nms(
+        boxes.double() + shifts[:, None], pairs.scores.double(), options.nms_iou, options.max_detections
+    )
     found = pairs[kept]
     return Detections(
         boxes=rescale_boxes(boxes[kept], input_size, original_size), scores=found.scores, classes=found.classes

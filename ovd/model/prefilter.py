@@ -16,19 +16,19 @@ from ovd.model.pair_scores import PointPredictions
 from ovd.model.similarity import EPSILON, TextClassifier
 from ovd.precision import fast_low_precision
 
-SAMPLED_NAMES = 256
-FEWEST_NAMES = 2048
+NUM_SAMPLED_NAMES = 256
+MIN_NAMES = 2048
 """Number of names below which a vocabulary is scored at all points, which takes no longer."""
 
 
-def promising_points(image: PointPredictions, classifier: TextClassifier, share: float) -> Int[Tensor, " K"]:
+def prefilter_points(image: PointPredictions, classifier: TextClassifier, share: float) -> Int[Tensor, " K"]:
     """Return the share of points that score best for their best name of a sample, in their order.
 
-    The sample has every n-th row. All points are kept for a vocabulary of fewer than `FEWEST_NAMES`.
+    The sample has every n-th row. All points are kept for a vocabulary of fewer than `MIN_NAMES`.
     """
-    if len(classifier) < FEWEST_NAMES:
+    if len(classifier) < MIN_NAMES:
         return torch.arange(len(image), device=image.boxes.device)
-    step = len(classifier) // SAMPLED_NAMES
+    step = len(classifier) // NUM_SAMPLED_NAMES
     logits = classifier.scale * _best_cosines(image.embeddings, classifier, step) + classifier.bias
     log_scores = F.logsigmoid(logits) + F.logsigmoid(image.quality.float())
     return log_scores.topk(math.ceil(share * len(image)), sorted=False).indices.sort().values

@@ -18,7 +18,7 @@ from ovd.model.region_options import RegionOptions
 from ovd.model.similarity import TextClassifier, best_scores, unit_embeddings
 from ovd.structures import Points, Predictions
 
-SMALLEST_DISTILLED_PX = 8.0
+MIN_BOX_SIDE_PX = 8.0
 """Length that a box's shorter side must exceed: CLIP could not name the content of a smaller crop."""
 NMS_IOU = 0.5
 """IoU above which the lower-scoring of two boxes is dropped, whatever their classes."""
@@ -32,9 +32,9 @@ class Regions:
 
     boxes: tuple[Float[Tensor, "_ 4"], ...]
     """Kept boxes of each image, clipped to it, best first."""
-    rows: Int[Tensor, " N"]
+    point_rows: Int[Tensor, " N"]
     """Each point's row among the B * P points of all images."""
-    box: Int[Tensor, " N"]
+    box_rows: Int[Tensor, " N"]
     """Row of the point's box among the K boxes."""
 
 
@@ -49,7 +49,7 @@ def select_regions(
 ) -> Regions:
     """Select in each image the best predicted boxes, and the points whose predicted boxes agree with them.
 
-    A box is clipped to its image; it is a candidate if its shorter side is longer than `SMALLEST_DISTILLED_PX` and if
+    A box is clipped to its image; it is a candidate if its shorter side is longer than `MIN_BOX_SIDE_PX` and if
     it scores more than `min_score`. The score is the geometric mean of the highest class probability and the quality.
     The `boxes` best candidates that survive class-agnostic NMS are kept. The points of a kept box are the `points` best
     candidates whose IoU with it is above `AGREEMENT_IOU`. They usually include the box's own point: others come before
@@ -79,7 +79,7 @@ def _select_in_image(
 ) -> tuple[Float[Tensor, "K 4"], Int[Tensor, " N"], Int[Tensor, " N"]]:
     """Return an image's kept boxes, the points, and the row of each point's box."""
     boxes = clip_boxes(predictions.boxes[image].float(), size)
-    is_large = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) > SMALLEST_DISTILLED_PX
+    is_large = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) > MIN_BOX_SIDE_PX
     (point,) = (is_large & ~padding).nonzero(as_tuple=True)
     scores = best_scores(predictions.embeddings[image, point], predictions.quality[image, point], classifier)
     scores, order = scores.sort(descending=True, stable=True)
@@ -110,8 +110,8 @@ def region_loss(
         teacher: encoder that computes CLIP's embeddings of the crops.
     """
     # The gradient of index_select adds the rows in order, so it has the same bits every time.
-    chosen = unit_embeddings(embeddings.flatten(0, 1).index_select(0, regions.rows))
-    if len(regions.rows) == 0:
+    chosen = unit_embeddings(embeddings.flatten(0, 1).index_select(0, regions.point_rows))
+    if len(regions.point_rows) == 0:
         return chosen.sum()
-    wanted = torch.cat(teacher(images, sizes, regions.boxes))[regions.box]
+    wanted = torch.cat(teacher(images, sizes, regions.boxes))[regions.box_rows]
     return (1 - (chosen * wanted).sum(dim=1)).sum()

@@ -26,10 +26,10 @@ def resample_dense(
         dense = _upsample(dense, size)
     elif stride > dense_stride:
         dense = F.avg_pool2d(dense, stride // dense_stride, ceil_mode=True, count_include_pad=False)
-    if kernels.applies_to(dense):
-        from ovd.kernels.rows import UnitRows
+    if kernels.supports(dense):
+        from ovd.kernels.rows import NormalizeRows
 
-        return UnitRows.apply(dense.permute(0, 2, 3, 1), EPSILON).permute(0, 3, 1, 2)
+        return NormalizeRows.apply(dense.permute(0, 2, 3, 1), EPSILON).permute(0, 3, 1, 2)
     if torch.is_grad_enabled():
         dense = dense.float()
     with autocast(dense.device, False):

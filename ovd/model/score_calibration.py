@@ -26,12 +26,12 @@ from ovd.model.detection_options import DetectionOptions
 EPSILON = 1e-6
 """Margin from 0 and 1 that scores are clamped to."""
 
-BISECTIONS = 30
+NUM_BISECTIONS = 30
 
 SAME_TEXT = 1e-4
 """Maximum distance from 1 of the cosine of two text rows that count as the same text."""
 
-MEANING = (
+SCORE_SETTINGS = (
     "nms_iou", "competition", "competition_power", "one_name_per_place", "second_look",
 )  # fmt: skip
 """Settings of post-processing that the meaning of a score depends on."""
@@ -59,7 +59,7 @@ class ScoreMap:
         """
         return (map_inputs(scores, nearness) @ self.weights.to(scores.device)).sigmoid().to(scores.dtype)
 
-    def least_score(self, probability: float, nearness: Float[Tensor, " C"]) -> float:
+    def min_score(self, probability: float, nearness: Float[Tensor, " C"]) -> float:
         """Return a score below which no detection of these names has a higher probability than this.
 
         Args:
@@ -75,7 +75,7 @@ class ScoreMap:
     def _score_at(self, log_odds: float, nearness: float) -> float:
         """Find, to a thousandth of `EPSILON`, the score above which the map exceeds these log odds."""
         low, high = EPSILON, 1 - EPSILON
-        for _ in range(BISECTIONS):
+        for _ in range(NUM_BISECTIONS):
             middle = (low + high) / 2
             found = self.slope * math.log(middle) - self.curve * math.log(1 - middle)
             is_above = found + self.offset + self.distance * (1 - nearness) > log_odds
@@ -113,19 +113,19 @@ class ScoreCalibration:
 
     def applies_to(self, options: DetectionOptions) -> bool:
         """Return whether scores with these settings mean the same as when the map was fitted."""
-        return all(getattr(options, name) == getattr(self.options, name) for name in MEANING)
+        return all(getattr(options, name) == getattr(self.options, name) for name in SCORE_SETTINGS)
 
     def threshold_for(self, options: DetectionOptions) -> float | None:
         """Return the threshold if scores with these settings mean the same as when the map was fitted, else None."""
         return self.threshold if self.applies_to(options) else None
 
-    def options_before(self, options: DetectionOptions, nearness: Float[Tensor, " C"]) -> DetectionOptions:
+    def options_before_map(self, options: DetectionOptions, nearness: Float[Tensor, " C"]) -> DetectionOptions:
         """Return the settings to use before the map, which find all detections that these settings keep after it.
 
         Args:
             nearness: nearness of each queried name, at least one.
         """
-        update: dict[str, Any] = {"score_threshold": self.score_map.least_score(options.score_threshold, nearness)}
+        update: dict[str, Any] = {"score_threshold": self.score_map.min_score(options.score_threshold, nearness)}
         if self.score_map.distance:  # the map changes the order: the best are known only after it
             update["max_detections"] = max(options.candidates, options.max_detections)
         return options.model_copy(update=update)
@@ -136,7 +136,7 @@ class ScoreCalibration:
             "name_bias": self.name_bias,
             "score_map": asdict(self.score_map),
             "threshold": self.threshold,
-            "options": {name: self.options.model_dump(mode="json")[name] for name in MEANING},
+            "options": {name: self.options.model_dump(mode="json")[name] for name in SCORE_SETTINGS},
         }
 
     @classmethod

@@ -72,7 +72,7 @@ class SharedLayers:
             shared: parameters of these layers.
         """
         self._original = original
-        self._names = _largest_called(original, {id(parameter) for parameter in shared})
+        self._names = _shared_modules(original, {id(parameter) for parameter in shared})
         self._outputs: dict[str, Any] = {}
 
     def replace_in(self, other: Backbone) -> None:
@@ -101,7 +101,7 @@ class SharedLayers:
         return self._outputs[name]
 
 
-def _largest_called(backbone: Backbone, shared: set[int]) -> list[str]:
+def _shared_modules(backbone: Backbone, shared: set[int]) -> list[str]:
     """Return the names of the largest modules that are called and have shared parameters only."""
     called: set[nn.Module] = set()
     hooks = [

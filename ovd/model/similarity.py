@@ -64,7 +64,7 @@ def _parts_in_float32(rows: Float[Tensor, "N D"]) -> Iterator[Float[Tensor, "n D
 
 def _products_on_tensor_cores(rows: Float[Tensor, "N D"], text: Float[Tensor, "C D"]) -> Float[Tensor, "N C"]:
     """Compute products that are as exact as in float32, with each text row as the sum of two bfloat16 rows."""
-    padded = kernels.aligned(len(text))
+    padded = kernels.round_up(len(text))
     both = torch.zeros(2, padded, text.shape[1], dtype=torch.bfloat16, device=text.device)
     both[0, : len(text)] = text
     both[1, : len(text)] = text - both[0, : len(text)].float()
@@ -72,13 +72,13 @@ def _products_on_tensor_cores(rows: Float[Tensor, "N D"], text: Float[Tensor, "C
     return products[:, : len(text)] + products[:, padded : padded + len(text)]
 
 
-def points_at_a_time(num_classes: int, device: torch.device) -> int:
+def points_per_chunk(num_classes: int, device: torch.device) -> int:
     """Return the number of points whose logits are in memory at a time."""
     elements = GPU_CHUNK_ELEMENTS if device.type == "cuda" else CHUNK_ELEMENTS
     return max(1, elements // max(1, num_classes))
 
 
-def with_offsets(
+def add_name_offsets(
     text: Float[Tensor, "C D"], class_ids: Int[Tensor, " C"], offsets: Float[Tensor, "N D"]
 ) -> Float[Tensor, "C D"]:
     """Return unit rows moved by the learned offsets of their classes.
@@ -174,7 +174,7 @@ def best_scores(
     """
     if len(classifier) == 0:
         return torch.zeros_like(quality, dtype=torch.float32)
-    chunks = embeddings.split(points_at_a_time(len(classifier), embeddings.device))
+    chunks = embeddings.split(points_per_chunk(len(classifier), embeddings.device))
     best = torch.cat([classifier.logits(chunk).amax(dim=1) for chunk in chunks])
     return (best.sigmoid() * quality.float().sigmoid()).sqrt()
 
@@ -197,7 +197,7 @@ def initial_bias(embeddings: Float[Tensor, "N D"], text: Float[Tensor, "C D"], *
     """
     num_bins = 2**14
     counts = torch.zeros(num_bins, dtype=torch.float64)
-    for chunk in embeddings.split(points_at_a_time(len(text), embeddings.device)):
+    for chunk in embeddings.split(points_per_chunk(len(text), embeddings.device)):
         cosines = text_cosines(chunk, text).clamp(-1, 1)
         if cosines.isnan().any():
             raise ValueError("the initial bias cannot be found: embeddings or text rows hold NaN")

@@ -14,13 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-MOST_CELLS = 512
+MAX_CELLS = 512
 """Number of cells up to which a map is small, counted over the batch."""
 
 
 def is_small(x: Float[Tensor, "B C h w"]) -> bool:
-    """Return whether a map has at most `MOST_CELLS` cells."""
-    return x.shape[0] * x.shape[2] * x.shape[3] <= MOST_CELLS
+    """Return whether a map has at most `MAX_CELLS` cells."""
+    return x.shape[0] * x.shape[2] * x.shape[3] <= MAX_CELLS
 
 
 def convolve_small_maps(

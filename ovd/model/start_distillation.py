@@ -19,35 +19,40 @@ SURE_QUALITY = 0.3
 """Quality of the starting detector above which its boxes are distilled."""
 
 
-def free_points(assignment: Assignment) -> Bool[Tensor, "B P"]:
+def unannotated_points(assignment: Assignment) -> Bool[Tensor, "B P"]:
     """Return the mask of the points without annotations: unmatched, not ignored and in no center of a true box."""
     return (assignment.matched < 0) & ~assignment.ignored & ~assignment.unmatched_center
 
 
-def start_losses(
-    predictions: Predictions, start: Predictions, free: Bool[Tensor, "B P"]
+def start_distillation_losses(
+    predictions: Predictions, start: Predictions, unannotated: Bool[Tensor, "B P"]
 ) -> dict[str, Float[Tensor, ""]]:
     """Compute the losses `keep_class`, `keep_quality` and `keep_box`, each 0 without any points.
 
-    The first two are means over the free points of all ranks. The last is the mean over those where the starting
+    The first two are means over the unannotated points of all ranks. The last is the mean over those where the starting
     detector's quality is above `SURE_QUALITY`, weighted by this quality; if the weights sum to less than 1, it is the
     weighted sum.
 
     Args:
         start: the starting detector's predictions for the same images.
-        free: points to distill, from `free_points`.
+        unannotated: points to distill, from `unannotated_points`.
     """
     probability = start.quality.float().sigmoid()
-    sure = free & (probability > SURE_QUALITY)
+    sure = unannotated & (probability > SURE_QUALITY)
     weights = probability[sure]
-    distance = 1 - (unit_embeddings(predictions.embeddings[free]) * unit_embeddings(start.embeddings[free])).sum(dim=1)
+    distance = 1 - (
+        unit_embeddings(predictions.embeddings[unannotated]) * unit_embeddings(start.embeddings[unannotated])
+    ).sum(dim=1)
     quality = F.binary_cross_entropy_with_logits(
-        predictions.quality[free].float(), probability[free], reduction="none"
-    ) - F.binary_cross_entropy_with_logits(start.quality[free].float(), probability[free], reduction="none")
+        predictions.quality[unannotated].float(), probability[unannotated], reduction="none"
+    ) - F.binary_cross_entropy_with_logits(
+        start.quality[unannotated].float(), probability[unannotated], reduction="none"
+    )
     boxes = giou_loss(predictions.boxes[sure].float(), start.boxes[sure].float())
-    num_free, weight = sum_over_ranks(torch.stack([free.sum().float(), weights.sum()])).clamp(min=1).unbind()
+    totals = sum_over_ranks(torch.stack([unannotated.sum().float(), weights.sum()]))
+    num_unannotated, weight = totals.clamp(min=1).unbind()
     return {
-        "keep_class": distance.sum() / num_free,
-        "keep_quality": quality.sum() / num_free,
+        "keep_class": distance.sum() / num_unannotated,
+        "keep_quality": quality.sum() / num_unannotated,
         "keep_box": (boxes * weights).sum() / weight,
     }

@@ -92,16 +92,16 @@ def move_sides(
 
     Args:
         distances: distances of left, top, right and bottom side from the cells' centers, in pixels.
-        offsets: offsets of the sides, as for `look_up`.
+        offsets: offsets of the sides, as for `sample_sides`.
     """
     unmoved = boxes_around(distances, stride)
     sides = unmoved.transpose(1, 2).unflatten(2, distances.shape[2:])
-    moved = look_up(sides, offsets).flatten(2).transpose(1, 2)
+    moved = sample_sides(sides, offsets).flatten(2).transpose(1, 2)
     is_box = (moved[..., 2:] > moved[..., :2]).all(dim=-1, keepdim=True)
     return torch.where(is_box, moved, unmoved)
 
 
-def look_up(sides: Float[Tensor, "B 4 h w"], offsets: Float[Tensor, "B 8 h w"]) -> Float[Tensor, "B 4 h w"]:
+def sample_sides(sides: Float[Tensor, "B 4 h w"], offsets: Float[Tensor, "B 8 h w"]) -> Float[Tensor, "B 4 h w"]:
     """Sample each side's map bilinearly at the point moved by that side's offset.
 
     Args:
@@ -113,7 +113,7 @@ def look_up(sides: Float[Tensor, "B 4 h w"], offsets: Float[Tensor, "B 8 h w"]) 
     x, y = column + moved[:, 0], row[:, None] + moved[:, 1]
     maps = sides.reshape(batch * 4, 1, height, width)
     if sides.is_cuda and torch.are_deterministic_algorithms_enabled():
-        return interpolate_at(maps[:, 0], x, y).view(batch, 4, height, width)
+        return sample_bilinearly(maps[:, 0], x, y).view(batch, 4, height, width)
     # For grid_sample the outer borders of the first and last cell are -1 and 1. Width and height divide separately,
     # since a tensor of both would be copied to the GPU, which the capture of a CUDA graph forbids.
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
@@ -121,7 +121,7 @@ def look_up(sides: Float[Tensor, "B 4 h w"], offsets: Float[Tensor, "B 8 h w"]) 
     return sampled.reshape(batch, 4, height, width)
 
 
-def interpolate_at(
+def sample_bilinearly(
     maps: Float[Tensor, "N h w"], x: Float[Tensor, "N H W"], y: Float[Tensor, "N H W"]
 ) -> Float[Tensor, "N H W"]:
     """Sample maps bilinearly, with a gradient that is deterministic on a GPU, too.

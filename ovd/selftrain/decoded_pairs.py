@@ -59,7 +59,7 @@ def batches_of_shards(
         while batch := list(islice(of_shard, size)):
             for item in batch:
                 count_image(report, f"{name}:{item.key}", item.reason)
-            stop_if_too_many(report, num_pairs, shards.directory)
+            stop_if_too_many_unreadable(report, num_pairs, shards.directory)
             yield batch
 
 
@@ -75,7 +75,7 @@ def count_image(report: DataReport, where: str, reason: Fault | None) -> None:
         report.skipped(*reason.at(where))
 
 
-def stop_if_too_many(report: DataReport, num_pairs: int, folder: Path) -> None:
+def stop_if_too_many_unreadable(report: DataReport, num_pairs: int, folder: Path) -> None:
     """Stop the job, with advice, if too many images of a folder's pairs cannot be read.
 
     Raises:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from ovd.config.training import BoxFilters
 from ovd.data.box_arrays import paired_iou
 from ovd.selftrain.labels import ShardLabels
-from ovd.selftrain.words import normalized, without_sense
+from ovd.selftrain.words import normalize_text, strip_sense
 
 SAME_PLACE_IOU = 0.5
 
@@ -45,30 +45,30 @@ def filter_labels(
         counts[name] = int((mask & ~passing).sum())
         mask = mask & passing
 
-    remove("min_score", score_at_least(labels, filters.min_score))
-    remove("min_size_px", side_at_least_px(labels, filters.min_size_px))
-    remove("max_relative_area", relative_area_at_most(labels, filters.max_relative_area))
+    remove("min_score", has_min_score(labels, filters.min_score))
+    remove("min_size_px", has_min_side(labels, filters.min_size_px))
+    remove("max_relative_area", has_max_relative_area(labels, filters.max_relative_area))
     if filters.caption_match:
         assert captions is not None
         remove("caption_match", text_in_caption(labels, captions))
     if filters.keep != "all":
-        remove(filters.keep, _CHOICES[filters.keep](labels, mask))
+        remove(filters.keep, _KEEP_RULES[filters.keep](labels, mask))
     return mask, {**counts, "kept": int(mask.sum())}
 
 
-def score_at_least(labels: ShardLabels, least: float) -> Bool[np.ndarray, " M"]:
+def has_min_score(labels: ShardLabels, min_score: float) -> Bool[np.ndarray, " M"]:
     """Whether each box has at least this score."""
-    return labels.scores.values >= least
+    return labels.scores.values >= min_score
 
 
-def side_at_least_px(labels: ShardLabels, least: float) -> Bool[np.ndarray, " M"]:
+def has_min_side(labels: ShardLabels, min_side_px: float) -> Bool[np.ndarray, " M"]:
     """Whether each box's shorter side has at least this length, in pixels of the pair's image."""
-    return _sides(labels).min(axis=1) >= least
+    return _sides(labels).min(axis=1) >= min_side_px
 
 
-def relative_area_at_most(labels: ShardLabels, most: float) -> Bool[np.ndarray, " M"]:
+def has_max_relative_area(labels: ShardLabels, max_area: float) -> Bool[np.ndarray, " M"]:
     """Whether each box covers at most this fraction of its image."""
-    return _sides(labels).prod(axis=1) <= most * _image_sizes(labels).prod(axis=1)
+    return _sides(labels).prod(axis=1) <= max_area * _image_sizes(labels).prod(axis=1)
 
 
 def text_in_caption(labels: ShardLabels, captions: Sequence[str]) -> Bool[np.ndarray, " M"]:
@@ -78,8 +78,8 @@ def text_in_caption(labels: ShardLabels, captions: Sequence[str]) -> Bool[np.nda
     """
     if len(captions) != len(labels.keys):
         raise ValueError(f"{len(captions)} captions for a shard of {len(labels.keys)} pairs; give one for each pair")
-    padded_captions = [f" {normalized(caption)} " for caption in captions]
-    padded_texts = [f" {normalized(without_sense(text))} " for text in labels.texts]
+    padded_captions = [f" {normalize_text(caption)} " for caption in captions]
+    padded_texts = [f" {normalize_text(strip_sense(text))} " for text in labels.texts]
     # An image has many boxes per text, so each combination is compared only once.
     combinations, row = np.unique(_pair_and_text(labels), return_inverse=True)
     occurs = [
@@ -99,7 +99,7 @@ def best_of_text_in_image(labels: ShardLabels, candidates: Bool[np.ndarray, " M"
     return _best_candidates(_pair_and_text(labels), labels, candidates)
 
 
-def one_text_per_place(labels: ShardLabels, candidates: Bool[np.ndarray, " M"]) -> Bool[np.ndarray, " M"]:
+def best_one_to_one(labels: ShardLabels, candidates: Bool[np.ndarray, " M"]) -> Bool[np.ndarray, " M"]:
     """Choose one box per text and one text per place in each image.
 
     The best candidate is chosen whose text has no chosen box yet and which overlaps no chosen box (IoU above 0.5), and
@@ -120,10 +120,10 @@ def one_text_per_place(labels: ShardLabels, candidates: Bool[np.ndarray, " M"]) 
     return chosen
 
 
-_CHOICES = {"top1": best_of_image, "top1_per_text": best_of_text_in_image, "one_to_one": one_text_per_place}
+_KEEP_RULES = {"top1": best_of_image, "top1_per_text": best_of_text_in_image, "one_to_one": best_one_to_one}
 
 
-def best_of_group(
+def best_of_groups(
     groups: Int64[np.ndarray, " M"], scores: Float32[np.ndarray, " M"], *, count: int
 ) -> Bool[np.ndarray, " M"]:
     """Select the `count` members of each group with the highest scores; of equal scores, the first."""
@@ -142,7 +142,7 @@ def _best_candidates(
     """Select the candidate of each group with the highest score."""
     rows = np.flatnonzero(candidates)
     chosen = np.zeros(len(candidates), dtype=bool)
-    chosen[rows[best_of_group(groups[rows], labels.scores.values[rows], count=1)]] = True
+    chosen[rows[best_of_groups(groups[rows], labels.scores.values[rows], count=1)]] = True
     return chosen
 
 

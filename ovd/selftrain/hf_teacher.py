@@ -32,7 +32,7 @@ _PROMPTS_PER_PASS = 512
 """Prompts per pass of OWL models, which have no limit of their own. Memory grows with it; with fewer prompts there are
 more passes, each of which runs the backbone again."""
 
-_LARGEST_ASPECT = 32
+_MAX_ASPECT = 32
 """Largest aspect ratio of an image; thinner ones are padded, since processors that keep the aspect ratio would shrink
 their short side to zero."""
 
@@ -146,7 +146,7 @@ class HuggingFaceTeacher:
         """
         num_prompts = self._prompts_per_query
         height, width = image.shape[:2]
-        least = -(-max(height, width) // _LARGEST_ASPECT)
+        least = -(-max(height, width) // _MAX_ASPECT)
         seen = np.pad(image, ((0, max(0, least - height)), (0, max(0, least - width)), (0, 0)))
         pixels = self._processor.image_processor(images=Image.fromarray(seen), return_tensors="pt")
         read: list[tuple[int, Tensor]] = []  # positions of prompts, and the boxes' probabilities for them

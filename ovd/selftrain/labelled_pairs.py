@@ -13,16 +13,16 @@ from ovd.data.index import ImageRecord, Labels
 from ovd.data.pairs.tar import PairShards
 from ovd.distributed import is_main
 from ovd.progress import progress
-from ovd.selftrain.filter import best_of_group, filter_labels
-from ovd.selftrain.kept_labels import KeptLabels
+from ovd.selftrain.filter import best_of_groups, filter_labels
+from ovd.selftrain.filtered_labels import FilteredLabels
 from ovd.selftrain.labels import ShardLabels, read_labels
 from ovd.selftrain.ledger import read_ledger
 from ovd.text.pair_texts import PairTexts
 
 
-def read_kept_labels(
+def read_filtered_labels(
     files: Sequence[Path], filters: BoxFilters, shards: PairShards
-) -> tuple[list[KeptLabels], Counter[str]]:
+) -> tuple[list[FilteredLabels], Counter[str]]:
     """Read and filter label files one after another.
 
     The texts of a pair are its queries, which are from its caption. If the queries were the same classes for all images
@@ -38,16 +38,16 @@ def read_kept_labels(
     """
     kept, counts, num_cut = [], Counter[str](), 0
     settings = read_ledger(files[0]).settings if files else {}  # the same for all files
-    only_found, max_boxes = settings.get("queries") == "classes", settings.get("max_boxes")
+    only_box_texts, max_boxes = settings.get("queries") == "classes", settings.get("max_boxes")
     for file, name in progress(zip(files, shards.file_names, strict=True), len(files), "labels"):
         labels = read_labels(file)
         captions = None
         if filters.caption_match:
             captions = [shards.caption(position) for position in shards.positions(name)]
         mask, of_shard = filter_labels(labels, filters, captions=captions)
-        kept.append(KeptLabels.of(labels, mask, only_found=only_found))
+        kept.append(FilteredLabels.from_labels(labels, mask, only_box_texts=only_box_texts))
         counts.update(of_shard)
-        num_cut += num_cut_above(labels, filters.min_score, max_boxes=max_boxes)
+        num_cut += count_truncated_pairs(labels, filters.min_score, max_boxes=max_boxes)
     if num_cut > 0 and is_main():
         print(
             f"{shards.directory}: in {num_cut:,} pairs boxes above data.pairs.min_score may be missing, since labels "
@@ -56,7 +56,7 @@ def read_kept_labels(
     return kept, counts
 
 
-def num_cut_above(labels: ShardLabels, min_score: float, *, max_boxes: int | None) -> int:
+def count_truncated_pairs(labels: ShardLabels, min_score: float, *, max_boxes: int | None) -> int:
     """Count the pairs whose labels may lack boxes of at least `min_score`, since the number of boxes was limited.
 
     Args:
@@ -69,7 +69,9 @@ def num_cut_above(labels: ShardLabels, min_score: float, *, max_boxes: int | Non
     return int((labels.scores.values[last] >= min_score).sum())
 
 
-def limit_per_text(kept: Sequence[KeptLabels], texts: PairTexts, count: int) -> tuple[list[KeptLabels], int]:
+def limit_boxes_per_text(
+    kept: Sequence[FilteredLabels], texts: PairTexts, count: int
+) -> tuple[list[FilteredLabels], int]:
     """Keep at most `count` boxes per text over all pairs, those with the highest scores; of equal scores, the first.
 
     Returns:
@@ -77,7 +79,7 @@ def limit_per_text(kept: Sequence[KeptLabels], texts: PairTexts, count: int) -> 
     """
     ids = [np.zeros(0, np.int64), *(texts.ids(number)[labels.box_texts.values] for number, labels in enumerate(kept))]
     scores = [np.zeros(0, np.float32), *(labels.scores.values for labels in kept)]
-    is_best = best_of_group(np.concatenate(ids), np.concatenate(scores), count=count)
+    is_best = best_of_groups(np.concatenate(ids), np.concatenate(scores), count=count)
     masks = np.split(is_best, np.cumsum([len(labels.scores.values) for labels in kept]))
     left = [labels if mask.all() else labels.select(mask) for labels, mask in zip(kept, masks, strict=False)]
     return left, len(is_best) - int(is_best.sum())
@@ -86,14 +88,14 @@ def limit_per_text(kept: Sequence[KeptLabels], texts: PairTexts, count: int) -> 
 class LabelledPairs:
     """The pairs that have a label to train on, in the order of their shards; an `ImageSource` of the loader.
 
-    The classes of a record are ids of texts; its `image_texts` are the texts of the pair (`read_kept_labels`). An image
-    may show more objects than its kept boxes, so the negatives of a pair are the texts of other pairs.
+    The classes of a record are ids of texts; its `image_texts` are the texts of the pair (`read_filtered_labels`). An
+    image may show more objects than its kept boxes, so the negatives of a pair are the texts of other pairs.
     """
 
     def __init__(
         self,
         shards: PairShards,
-        labels: Sequence[KeptLabels],
+        labels: Sequence[FilteredLabels],
         texts: PairTexts,
         *,
         with_boxes: bool,

@@ -114,7 +114,9 @@ def write_labels(
     return digest.hexdigest()
 
 
-def check_room(path: Path, *, keys: Sequence[str], reasons: Sequence[Fault | None], texts: Sequence[str]) -> None:
+def check_header_size(
+    path: Path, *, keys: Sequence[str], reasons: Sequence[Fault | None], texts: Sequence[str]
+) -> None:
     """Check, before a teacher works on a shard, that the labels file has room for the shard's text.
 
     Args:

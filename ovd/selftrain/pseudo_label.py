@@ -25,11 +25,11 @@ from ovd.data.report import DataReport
 from ovd.fault import Fault
 from ovd.files import remove_abandoned, sha256_of
 from ovd.progress import progress
-from ovd.selftrain.asked_queries import MAX_CAPTION_CHARACTERS, AskedQueries
 from ovd.selftrain.decoded_pairs import DecodedPair, batches_of_shards, count_image, decode_ahead
-from ovd.selftrain.labels import FORMAT, TeacherBoxes, check_room, labels_path, read_labels, write_labels
+from ovd.selftrain.labels import FORMAT, TeacherBoxes, check_header_size, labels_path, read_labels, write_labels
 from ovd.selftrain.ledger import LabelCounts, Ledger, ledger_path, read_ledger, total_counts
-from ovd.selftrain.pair_answer import NO_BOXES, PairAnswer, count_answers, first_left_out, to_labels
+from ovd.selftrain.pair_queries import MAX_CAPTION_CHARACTERS, PairQueries
+from ovd.selftrain.pair_result import NO_BOXES, PairResult, count_results, first_skipped, to_labels
 from ovd.selftrain.teacher import Teacher, TextVariants
 
 
@@ -87,7 +87,7 @@ def label_shards(
     sha256 = {name: entry.sha256 if entry else sha256_of(folder / name) for name, entry in listed.items()}
     report = DataReport() if report is None else report
     num_before = report.num_seen()
-    done = {name: labeller.read_done(name, sha256[name], report) for name in listed}
+    done = {name: labeller.read_finished_shard(name, sha256[name], report) for name in listed}
     counts = [of_shard for of_shard in done.values() if of_shard is not None]
     if counts:
         print(f"{output}: {len(counts)} of {len(listed)} shards are labelled already")
@@ -106,7 +106,7 @@ def label_shards(
     return total
 
 
-def worker_of(rank: int | None, world: int | None, environment: Mapping[str, str]) -> tuple[int, int]:
+def resolve_worker(rank: int | None, world: int | None, environment: Mapping[str, str]) -> tuple[int, int]:
     """Return a worker's rank and the number of workers: as given, else RANK and WORLD_SIZE (torchrun), else 0 and 1.
 
     Raises:
@@ -145,7 +145,7 @@ class _ShardLabeller:
             "max_caption_characters": MAX_CAPTION_CHARACTERS,
         }
 
-    def read_done(self, shard: str, shard_sha256: str, report: DataReport) -> LabelCounts | None:
+    def read_finished_shard(self, shard: str, shard_sha256: str, report: DataReport) -> LabelCounts | None:
         """Read the counts of a labelled shard; return None if the shard has to be labelled, or labelled again.
 
         Args:
@@ -181,43 +181,45 @@ class _ShardLabeller:
         """
         labels_file = labels_path(self.output, name)
         positions = shards.positions(name)
-        asked = AskedQueries.of([shards.caption(position) for position in positions], self.options)
+        pair_queries = PairQueries.from_captions([shards.caption(position) for position in positions], self.options)
         keys = [shards.key(position) for position in positions]
-        check_room(labels_file, keys=keys, reasons=asked.reasons, texts=asked.distinct)
-        variants = self.texts.load(asked.distinct)
-        answers: list[PairAnswer] = []
-        while len(answers) < len(positions):
+        check_header_size(labels_file, keys=keys, reasons=pair_queries.reasons, texts=pair_queries.distinct)
+        variants = self.texts.load(pair_queries.distinct)
+        results: list[PairResult] = []
+        while len(results) < len(positions):
             batch = next(batches)
-            rows = slice(len(answers), len(answers) + len(batch))
-            answers += self._label_batch(batch, asked.queries[rows], asked.reasons[rows])
+            rows = slice(len(results), len(results) + len(batch))
+            results += self._label_batch(batch, pair_queries.queries[rows], pair_queries.reasons[rows])
         labels_sha256 = write_labels(
             labels_file,
-            to_labels(answers, asked.distinct),
+            to_labels(results, pair_queries.distinct),
             index=shards.index(name),
             variants=variants,
             text_tower=self.texts.text_tower,
             settings=self.settings,
         )
-        counts = count_answers(answers, len(asked.distinct), self.texts.num_long)
-        Ledger(name, shard_sha256, labels_sha256, self.settings, counts, first_left_out(answers)).write(labels_file)
+        counts = count_results(results, len(pair_queries.distinct), self.texts.num_long)
+        Ledger(name, shard_sha256, labels_sha256, self.settings, counts, first_skipped(results)).write(labels_file)
         return counts
 
     def _label_batch(
-        self, batch: list[DecodedPair], asked: Sequence[tuple[str, ...]], caption_reasons: Sequence[Fault | None]
-    ) -> Iterator[PairAnswer]:
-        looked_at = [
+        self, batch: list[DecodedPair], pair_queries: Sequence[tuple[str, ...]], caption_reasons: Sequence[Fault | None]
+    ) -> Iterator[PairResult]:
+        teacher_inputs = [
             (item.pixels, queries)
-            for item, queries in zip(batch, asked, strict=True)
+            for item, queries in zip(batch, pair_queries, strict=True)
             if item.pixels is not None and queries
         ]
-        answers = iter(self.teacher.detect([pixels for pixels, _ in looked_at], [queries for _, queries in looked_at]))
-        for item, queries, caption_reason in zip(batch, asked, caption_reasons, strict=True):
+        results = iter(
+            self.teacher.detect([pixels for pixels, _ in teacher_inputs], [queries for _, queries in teacher_inputs])
+        )
+        for item, queries, caption_reason in zip(batch, pair_queries, caption_reasons, strict=True):
             reason, where = item.reason or caption_reason, f"{self.teacher.name}, image of {item.key}"
-            found = NO_BOXES if reason else _checked(next(answers), len(queries), where)
+            found = NO_BOXES if reason else _checked(next(results), len(queries), where)
             order = np.argsort(-found.scores, kind="stable")
             order = order[found.scores[order] > self.options.score_threshold]
-            kept = order[_within_cap(found.texts[order], self.options.max_boxes)]
-            yield PairAnswer(
+            kept = order[_within_limit(found.texts[order], self.options.max_boxes)]
+            yield PairResult(
                 key=item.key,
                 reason=reason,
                 image_size=(0, 0) if item.pixels is None else item.pixels.shape[:2],
@@ -227,7 +229,7 @@ class _ShardLabeller:
             )
 
 
-def _within_cap(texts: Int64[np.ndarray, " N"], count: int) -> Int64[np.ndarray, " K"]:
+def _within_limit(texts: Int64[np.ndarray, " N"], count: int) -> Int64[np.ndarray, " K"]:
     """Return the rows of an image's boxes to keep: the `count` best, and in any case the best box of each text.
 
     Args:

@@ -24,7 +24,7 @@ from ovd.data.index import Ragged
 from ovd.data.pairs.tar import PairShards
 from ovd.selftrain.filter import filter_labels
 from ovd.selftrain.labels import ShardLabels
-from ovd.selftrain.words import normalized, without_sense
+from ovd.selftrain.words import normalize_text, strip_sense
 
 MIN_IOU = 0.5
 
@@ -77,8 +77,8 @@ class _Counts:
     """Numbers of kept and correct labels, and of the true objects that they find, in place or also in name."""
 
     labels: int = 0
-    right_in_place: int = 0
-    right_in_name: int = 0
+    correct_in_place: int = 0
+    correct_in_name: int = 0
     found_in_place: int = 0
     """Number of objects that a kept label overlaps."""
     found_in_name: int = 0
@@ -94,8 +94,8 @@ class _Counts:
         found, found_with_name = np.unique(hits.objects[in_place]), np.unique(hits.objects[in_name])
         return cls(
             labels=int(is_kept.sum()),
-            right_in_place=len(np.unique(hits.labels[in_place])),
-            right_in_name=len(np.unique(hits.labels[in_name])),
+            correct_in_place=len(np.unique(hits.labels[in_place])),
+            correct_in_name=len(np.unique(hits.labels[in_name])),
             found_in_place=len(found),
             found_in_name=len(found_with_name),
             rare_in_place=int(is_rare[found].sum()),
@@ -173,13 +173,13 @@ def measure_quality(
         rare: names of the true objects that are also reported separately.
         whole_captions: whether the labels' texts are whole captions, which do not name single objects.
     """
-    names_of = {normalized(name): tuple(others) for name, others in (synonyms or {}).items()}
-    rare_names = {normalized(name) for name in rare}
+    names_of = {normalize_text(name): tuple(others) for name, others in (synonyms or {}).items()}
+    rare_names = {normalize_text(name) for name in rare}
     rules = [(keep, threshold) for keep in keeps for threshold in thresholds]
     counts = [_Counts()] * len(rules)
     num_objects = num_rare_objects = 0
     for labels, objects in zip(shards, truth, strict=True):
-        names = [normalized(name) for name in objects.names]
+        names = [normalize_text(name) for name in objects.names]
         is_rare = np.array([name in rare_names for name in names], dtype=bool)
         num_objects += len(names)
         num_rare_objects += int(is_rare.sum())
@@ -198,8 +198,8 @@ def measure_quality(
             keep=keep,
             min_score=threshold,
             num_labels=counted.labels,
-            precision_in_place=share(counted.right_in_place, counted.labels),
-            precision_in_name=share(counted.right_in_name, counted.labels, can_name),
+            precision_in_place=share(counted.correct_in_place, counted.labels),
+            precision_in_name=share(counted.correct_in_name, counted.labels, can_name),
             num_objects=num_objects,
             recall_in_place=share(counted.found_in_place, num_objects),
             recall_in_name=share(counted.found_in_name, num_objects, can_name),
@@ -247,7 +247,7 @@ def _hits(labels: ShardLabels, objects: TrueObjects, names_of: Mapping[str, Coll
 
     @cache
     def is_name(text: str, name: str) -> bool:
-        return any(_are_same(text, other) for other in (name, *names_of.get(normalized(name), ())))
+        return any(_are_same(text, other) for other in (name, *names_of.get(normalize_text(name), ())))
 
     is_named = [
         is_name(labels.texts[text], objects.names[row])
@@ -258,5 +258,5 @@ def _hits(labels: ShardLabels, objects: TrueObjects, names_of: Mapping[str, Coll
 
 def _are_same(one: str, other: str) -> bool:
     """Whether two names are the same, apart from a sense in brackets that only one of them has."""
-    first, second = normalized(one), normalized(other)
-    return first == second or first == normalized(without_sense(other)) or second == normalized(without_sense(one))
+    first, second = normalize_text(one), normalize_text(other)
+    return first == second or first == normalize_text(strip_sense(other)) or second == normalize_text(strip_sense(one))

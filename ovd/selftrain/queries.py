@@ -10,65 +10,65 @@ from dataclasses import dataclass
 from itertools import islice, pairwise
 
 from ovd.choices import QuerySource
-from ovd.selftrain.words import NO_SINGULAR, clauses, set_of, singular, words_of
+from ovd.selftrain.words import NO_SINGULAR, singular, split_clauses, split_words, word_set
 
-_SINGULAR_ARTICLES = set_of("a an another each every")
-_DETERMINERS = _SINGULAR_ARTICLES | set_of(
+_SINGULAR_ARTICLES = word_set("a an another each every")
+_DETERMINERS = _SINGULAR_ARTICLES | word_set(
     "the this that these those some any all both no many much more most few several other such same "
     "my your his her its our their whose which what"
 )
-_ARTICLES = _SINGULAR_ARTICLES | set_of("the my your his her its our their")
-_FORMS_OF_BE = set_of("is are was were be been being")
-_PREPOSITIONS_AND_CONJUNCTIONS = set_of(
+_ARTICLES = _SINGULAR_ARTICLES | word_set("the my your his her its our their")
+_FORMS_OF_BE = word_set("is are was were be been being")
+_PREPOSITIONS_AND_CONJUNCTIONS = word_set(
     "of with without in on at by for from to into onto over under above below between among across against along "
     "around behind beside besides beneath near inside outside through during before after until since upon within "
     "towards toward off out up down about as like per via and or nor but if because while when where how than so"
 )
-_CAPTION_VERBS = set_of(
+_CAPTION_VERBS = word_set(
     # Auxiliaries and the verbs of captions.
     "am do does did done has have had having can could will would shall should may might must see sees seen "
     "get gets got make makes made take takes taken show shows shown look looks sit sits sat stand stands stood "
     "hold holds wear wears"
 )
-_VERBS_AND_THINGS = set_of("can stand")
+_VERBS_AND_THINGS = word_set("can stand")
 _FUNCTION_WORDS = (
     _DETERMINERS
     | _FORMS_OF_BE
     | _PREPOSITIONS_AND_CONJUNCTIONS
     | _CAPTION_VERBS
     # Pronouns and adverbs.
-    | set_of("i you he she it we they me him us them who whom there here now then too also very just only not next")
+    | word_set("i you he she it we they me him us them who whom there here now then too also very just only not next")
 )
-_OBJECT_VERBS = set_of(
+_OBJECT_VERBS = word_set(
     # After a noun these take an object ("man riding horse"); before a noun they describe it ("playing card").
     "riding holding wearing eating drinking using carrying showing featuring including containing making taking having "
     "playing driving watching looking sitting standing walking reading pulling pushing selling buying"
 )
-_ING_NOUNS = set_of(
+_ING_NOUNS = word_set(
     "awning bedding building ceiling clothing dressing dumpling duckling earring evening frosting icing legging "
     "lightning morning painting piping pudding railing seedling wedding"
 )
-_PICTURE_WORDS = set_of(
+_PICTURE_WORDS = word_set(
     # Words for the picture itself, not for an object in it.
     "photo photos photograph photographs photography picture pictures pic image images drawing drawings illustration "
     "illustrations clipart sketch closeup close-up view shot vector stock background wallpaper"
 )
-_AMOUNTS_AND_PARTS = set_of(
+_AMOUNTS_AND_PARTS = word_set(
     # Before "of", these are an amount or a part, not an object.
     "pair pairs couple group groups set lot lots number variety kind type bunch row rows piece pieces slice slices "
     "top front side middle end"
 )
-_ONE = set_of("one 1")
-_NUMBERS = set_of("one two three four five six seven eight nine ten eleven twelve dozen hundred thousand")
-_COLORS = set_of(
+_ONE = word_set("one 1")
+_NUMBERS = word_set("one two three four five six seven eight nine ten eleven twelve dozen hundred thousand")
+_COLORS = word_set(
     "black white red green blue yellow orange purple pink brown gray grey beige teal turquoise maroon cyan"
 )
-_ADJECTIVES = set_of(
+_ADJECTIVES = word_set(
     "small big large little tiny huge old new young beautiful cute pretty nice lovely amazing great good best bright "
     "colorful colourful colored coloured different various modern vintage royalty-free free"
 )
 _DESCRIBING = _COLORS | _ADJECTIVES
-_KINDS = set_of(
+_KINDS = word_set(
     # Names in which the color or adjective is part of the name.
     "black_pepper black_tea blue_jay blue_whale brown_rice great_dane green_bean green_onion green_pepper green_tea "
     "orange_juice red_cabbage red_panda red_pepper red_wine white_wine"
@@ -81,7 +81,7 @@ MAX_QUERIES = 300
 
 def caption_queries(caption: str) -> tuple[str, ...]:
     """Return the whole caption, with white space collapsed, as the only query; none if it has no word."""
-    return (" ".join(caption.split()),) if words_of(caption) else ()
+    return (" ".join(caption.split()),) if split_words(caption) else ()
 
 
 def ngram_queries(caption: str, *, max_words: int = 10, max_queries: int = MAX_QUERIES) -> tuple[str, ...]:
@@ -90,7 +90,7 @@ def ngram_queries(caption: str, *, max_words: int = 10, max_queries: int = MAX_Q
     The runs are lower-cased, may span punctuation, and have no duplicates. They are ordered by length, then as in the
     caption, so that the limit removes the longest.
     """
-    words = words_of(caption)
+    words = split_words(caption)
     queries: dict[str, None] = {}
     for length in range(1, min(max_words, len(words)) + 1):
         for start in range(len(words) - length + 1):
@@ -110,7 +110,7 @@ def noun_queries(caption: str) -> tuple[str, ...]:
     of"). "of" joins two phrases into one ("cup of coffee"); "with" gives the joined phrase and both parts. "and" joins
     no phrases: captions like "a dog and a cat" are far more frequent than those like "a bow and arrow".
     """
-    phrases = (phrase for clause in clauses(caption) for phrase in _phrases_of_clause(clause))
+    phrases = (phrase for clause in split_clauses(caption) for phrase in _phrases_of_clause(clause))
     return tuple(islice(dict.fromkeys(phrases), MAX_QUERIES))
 
 
@@ -247,7 +247,7 @@ class CaptionQueries:
     """Whether the queries are put into prompt templates, like class names."""
 
 
-SOURCES: dict[QuerySource, CaptionQueries] = {
+QUERY_SOURCES: dict[QuerySource, CaptionQueries] = {
     "caption": CaptionQueries(caption_queries, are_names=False),
     "ngrams": CaptionQueries(ngram_queries, are_names=True),
     "nouns": CaptionQueries(noun_queries, are_names=True),

@@ -112,11 +112,11 @@ class OvdTeacher:
         if inference.second_look is not None:
             look = inference.second_look
             self.settings += f", crops by CLIP sha256 {weights_fingerprint(look.backbone)} in {look.views!r}"
-        answerers: list[BatchDetector] = [inference]
+        inferences: list[BatchDetector] = [inference]
         if isinstance(inference, ExpertInference):
             self.settings += f", with {inference.describe_experts()}"
-            answerers += [expert.inference for expert in inference.experts]
-        calibrations = [_applied_calibration(answerer) for answerer in answerers]
+            inferences += [expert.inference for expert in inference.experts]
+        calibrations = [_applied_calibration(each) for each in inferences]
         if any(applied is not None for applied in calibrations):
             prints = ("none" if applied is None else _fingerprint(applied) for applied in calibrations)
             self.settings += f", calibration sha256 {', '.join(prints)}"

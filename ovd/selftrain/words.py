@@ -6,7 +6,7 @@ import re
 import unicodedata
 
 
-def set_of(words: str) -> frozenset[str]:
+def word_set(words: str) -> frozenset[str]:
     """Split a string at white space into a set of words."""
     return frozenset(words.split())
 
@@ -16,7 +16,7 @@ _SPELLING = str.maketrans({"\u2018": "'", "\u2019": "'", "\u2010": "-", "_": " "
 
 _IRREGULAR_PLURALS = dict(
     pair.split("/")
-    for pair in set_of(
+    for pair in word_set(
         "men/man women/woman people/person children/child feet/foot teeth/tooth geese/goose mice/mouse knives/knife "
         "wives/wife leaves/leaf loaves/loaf shelves/shelf scarves/scarf wolves/wolf calves/calf halves/half "
         "hooves/hoof elves/elf lenses/lens gases/gas axes/axe toes/toe canoes/canoe cookies/cookie "
@@ -28,7 +28,7 @@ _IRREGULAR_PLURALS = dict(
         "tvs/tv cds/cd pcs/pc"
     )
 )
-NO_SINGULAR = set_of(
+NO_SINGULAR = word_set(
     "aircraft binoculars canvas christmas clothes deer fish glasses goggles headphones jeans leggings lens news "
     "pajamas pants pliers pyjamas scissors series shears sheep shorts species stairs sunglasses tights tongs "
     "trousers tweezers"
@@ -36,7 +36,7 @@ NO_SINGULAR = set_of(
 """Words that end like a plural, or are one, and have no other singular."""
 
 
-def clauses(text: str) -> list[list[str]]:
+def split_clauses(text: str) -> list[list[str]]:
     """Split a text at punctuation marks into lists of lower-cased words.
 
     "&" becomes "and", HTML entities are decoded, and HTML tags and web addresses count as punctuation.
@@ -50,20 +50,20 @@ def clauses(text: str) -> list[list[str]]:
     return [words for piece in text.split(",") if (words := [word for word in piece.split() if _has_letter(word)])]
 
 
-def words_of(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Return the lower-cased words without punctuation; hyphens and apostrophes inside a word are kept."""
-    return [word for clause in clauses(text) for word in clause]
+    return [word for clause in split_clauses(text) for word in clause]
 
 
-def normalized(text: str) -> str:
+def normalize_text(text: str) -> str:
     """Normalize case, punctuation and plural.
 
     Names are compared with each other, and queries with their caption, in this form.
     """
-    return " ".join(map(singular, words_of(text)))
+    return " ".join(map(singular, split_words(text)))
 
 
-def without_sense(name: str) -> str:
+def strip_sense(name: str) -> str:
     """Remove the part in brackets from a name, such as LVIS's "bow_(weapon)"; keep a name that is only such a part."""
     return re.sub(r"\([^()]*\)", " ", name).strip(" _") or name
 

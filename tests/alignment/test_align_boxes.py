@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.ops import box_iou
 
-from ovd.alignment.boxes import boxes_of_step, random_boxes
+from ovd.alignment.boxes import random_boxes, sample_boxes
 from ovd.alignment.proposals import DetectorProposals, EdgeProposals, candidate_boxes, edge_contrast, edge_density
 from ovd.config.alignment import AlignBoxes
 
@@ -43,7 +43,7 @@ def test_boxes_of_a_step_depend_on_the_image_and_the_step_alone():
     sizes = torch.tensor([[90, 80], [90, 80], [70, 60]])
 
     def draw(rows: slice, step: int) -> list[torch.Tensor]:
-        return boxes_of_step(
+        return sample_boxes(
             sizes[rows], IMAGE_IDS[rows], found[rows], options, sides_px=(10.0, 50.0), seeds=(0, step)
         )  # fmt: skip
 
@@ -54,7 +54,7 @@ def test_boxes_of_a_step_depend_on_the_image_and_the_step_alone():
     for one, other in zip(whole[1:], draw(slice(1, 3), 5), strict=True):
         assert torch.equal(one, other)
     assert not torch.equal(whole[2], draw(slice(3), 6)[2])
-    blank = boxes_of_step(sizes[:1], (), [found[2]], options, sides_px=(10.0, 50.0), seeds=(0, 0))
+    blank = sample_boxes(sizes[:1], (), [found[2]], options, sides_px=(10.0, 50.0), seeds=(0, 0))
     assert [tuple(of_image.shape) for of_image in blank] == [(0, 4)]
 
 

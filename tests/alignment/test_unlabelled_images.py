@@ -7,7 +7,7 @@ import pytest
 from small_alignment import small_align_config, write_images
 from small_run import source_of
 
-from ovd.alignment.images import images_of_folder, images_of_shards
+from ovd.alignment.images import images_from_folder, images_from_shards
 from ovd.build.alignment import load_unlabelled_images
 from ovd.config.alignment import AlignData
 from ovd.config_files import parse_config
@@ -22,7 +22,7 @@ from ovd.data.world.settings import Settings
 def test_a_folder_gives_all_images_below_it_in_the_order_of_their_paths(tmp_path):
     folder = write_images(tmp_path / "images", 7)
     (folder / "notes.txt").write_text("no image")
-    images = images_of_folder(folder)
+    images = images_from_folder(folder)
     assert len(images) == 7
     paths = [images.encoded(number) for number in range(7)]
     assert paths == sorted(path for path in folder.rglob("*.png"))
@@ -31,27 +31,27 @@ def test_a_folder_gives_all_images_below_it_in_the_order_of_their_paths(tmp_path
     assert part.record(1).id == 5
     assert part.fingerprint == images.fingerprint
     (folder / "0.png").write_bytes((folder / "1.png").read_bytes())
-    assert images_of_folder(folder).fingerprint != images.fingerprint
+    assert images_from_folder(folder).fingerprint != images.fingerprint
 
 
 @pytest.mark.parametrize("name", ["empty", "missing"])
 def test_a_folder_without_images_names_the_fix(name, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=rf"{name}: no images .* set data\.source\.images to the folder"):
-        images_of_folder(tmp_path / name)
+        images_from_folder(tmp_path / name)
 
 
 def test_shards_give_their_images_and_a_part_of_them_the_first(tmp_path):
     write_pair_shards(tmp_path, (pair_scene(k, "pairs", Settings()) for k in range(5)), pairs_per_shard=3)
-    images, shards = images_of_shards(tmp_path), PairShards(tmp_path)
+    images, shards = images_from_shards(tmp_path), PairShards(tmp_path)
     assert len(images) == 5
     assert images.encoded(4) == shards.image(4)
     assert read_image(images.encoded(0)).shape == (192, 192, 3)
     assert shards.location(4) in str(images.record(4).path)
-    assert len(images_of_shards(tmp_path, 1)) == 3
+    assert len(images_from_shards(tmp_path, 1)) == 3
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match=r"no \.tar shards"):
-        images_of_shards(tmp_path / "none")
+        images_from_shards(tmp_path / "none")
 
 
 def test_a_training_set_gives_its_images_and_none_of_its_labels(miniature_world):

@@ -67,7 +67,7 @@ CHANGES: list[Callable[[Any], object]] = [
 def test_a_change_is_seen(change: Callable[[Any], object]) -> None:
     net = make_net()
     assert same_as_unfolded(net)
-    assert net[0].frozen.kept is not None
+    assert net[0].frozen.cached is not None
     change(net)
     assert same_as_unfolded(net)
 
@@ -97,12 +97,12 @@ def test_only_what_learns_gets_a_gradient() -> None:
     net(torch.randn(1, 3, 9, 9)).sum().backward()
     assert net[1].bias.grad is not None
     assert net[0].weight.grad is None
-    assert net[0].frozen.kept is None
+    assert net[0].frozen.cached is None
     net.requires_grad_(False)
     x = torch.randn(1, 3, 9, 9, requires_grad=True)
     net(x).sum().backward()  # gradients pass through frozen layers
     assert x.grad is not None
-    assert net[0].frozen.kept is not None
+    assert net[0].frozen.cached is not None
 
 
 def test_copies_are_without_what_is_kept() -> None:
@@ -111,7 +111,7 @@ def test_copies_are_without_what_is_kept() -> None:
     assert same_as_unfolded(net)
     assert set(net.state_dict()) == names
     copied = copy.deepcopy(net)
-    assert copied[0].frozen.kept is None
+    assert copied[0].frozen.cached is None
     nn.init.normal_(copied[0].weight)
     assert same_as_unfolded(copied)
     assert same_as_unfolded(net)

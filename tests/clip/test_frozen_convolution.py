@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovd.clip.frozen_convolution import FrozenWeights
-from ovd.clip.onednn import has_operations
+from ovd.clip.onednn import has_prepacked_ops
 from ovd.model.rounded_rows import RoundedRows
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -26,7 +26,7 @@ class Frozen(nn.Conv2d):
         self.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, added: Tensor | None = None, *, relu: bool = False) -> Tensor:
-        weights = self.frozen.of((self.weight,), lambda: (self.weight, self.bias))
+        weights = self.frozen.get_or_compute((self.weight,), lambda: (self.weight, self.bias))
         return self.frozen.convolve(self, x, weights, added, relu=relu)
 
 
@@ -91,13 +91,13 @@ def test_results_do_not_depend_on_the_shapes_before(num_shapes: int, dtype: torc
                 for _ in range(2):
                     assert torch.equal(net(random_map(*shape, dtype=dtype)), alone[SHAPES.index(shape)])
     kept = list(net.frozen._layouts.kept.values())
-    assert len(kept) == (min(num_shapes, 4) if has_operations(dtype) else 0)  # none for one cell or an empty batch
+    assert len(kept) == (min(num_shapes, 4) if has_prepacked_ops(dtype) else 0)  # none for one cell or an empty batch
     assert all(packed is not None for packed in kept)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_layout_is_made_for_a_shape_that_comes_again(dtype: torch.dtype) -> None:
-    if not has_operations(dtype):
+    if not has_prepacked_ops(dtype):
         pytest.skip("this CPU or torch has no operations for it")
     net = Frozen(32, 64, 3)
     with precision(dtype):
@@ -165,9 +165,9 @@ def test_copies_are_without_what_is_kept() -> None:
     net = Frozen(32, 64, 3, num_shapes=4)
     with low_precision():
         net(random_map(2, 32, 8, 8))
-    assert net.frozen.kept is not None
+    assert net.frozen.cached is not None
     for copied in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-        assert copied.frozen.kept is None
+        assert copied.frozen.cached is None
         assert not copied.frozen._layouts.kept
         assert copied.frozen.num_shapes == 4
 

@@ -14,7 +14,7 @@ from open_clip.constants import HF_SAFE_WEIGHTS_NAME
 from safetensors.torch import save_file
 
 from ovd.clip.load import CONFIG, TINY_CLIP, build_on_meta, build_untrained_tiny_clip, load_clip
-from ovd.clip.trained_with import normalization_of
+from ovd.clip.pretrained_settings import normalization_of
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 SMALL = "ViT-S-32-alt"

@@ -29,7 +29,7 @@ from ovd.data.formats.options import FormatOptions
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.engine.notes import NO_SAMPLES
-from ovd.evaluation.run import box_evaluator, evaluate_results_file
+from ovd.evaluation.run import build_box_evaluator, evaluate_results_file
 from ovd.jobs.train import train_from_config
 from ovd.structures import Detections
 
@@ -213,7 +213,7 @@ def test_the_same_boxes_give_the_same_metrics(format, engine, pictures):
         path = WRITERS[name](pictures, BOXES)
         index = load_evaluation_index(path, pictures.parent if name == "yolo" else pictures, name, report=DataReport())
         assert index.truth is not None
-        evaluator = box_evaluator(index.truth, name, (2, 0, 1), engine=engine)
+        evaluator = build_box_evaluator(index.truth, name, (2, 0, 1), engine=engine)
         rng = np.random.default_rng(0)
         for image in range(len(SIZES)):
             own = [box for box in BOXES if box.image == image]

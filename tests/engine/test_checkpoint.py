@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ovd.engine import checkpoint
 from ovd.engine.checkpoint import SaveError
 from ovd.engine.ema import Ema
-from ovd.engine.notes import Averaged, EarlyStopNotes, Notes, SampleCounts
+from ovd.engine.notes import AveragedCheckpoints, EarlyStopNotes, Notes, SampleCounts
 from ovd.engine.optim import build_optimizer
 from ovd.engine.parameter_groups import GroupSpec, parameter_groups
 from ovd.engine.train_state import TrainState
@@ -34,7 +34,7 @@ NOTES = Notes(
     init_sha256="def",
     calibration={"threshold": 0.25},
     early_stop=EarlyStopNotes(((1, 0.5), (2, 0.25)), is_over=True),
-    ensemble=Averaged("a", "b", 0.5, "12", "34"),
+    ensemble=AveragedCheckpoints("a", "b", 0.5, "12", "34"),
     has_clip=True,
     before={"point": 0.75},
 )
@@ -99,8 +99,8 @@ def assert_same_bits(first: Run, second: Run) -> None:
 
 
 def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
-    whole, first = Run(), Run()
-    whole.train(7)
+    check_all_files, first = Run(), Run()
+    check_all_files.train(7)
     first.train(3)
     folder = first.save(tmp_path, notes=NOTES)
     assert folder == tmp_path / "step-000003"
@@ -116,7 +116,7 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     resumed.restore(saved)
     assert_same_bits(first, resumed)
     resumed.train(4)
-    assert_same_bits(whole, resumed)
+    assert_same_bits(check_all_files, resumed)
 
 
 def test_fused_adamw_state_survives_with_steps_and_layout(tmp_path):
@@ -321,11 +321,11 @@ def test_an_evaluation_needs_and_reads_the_averaged_weights_alone(tmp_path, monk
         return sha256_of(path)
 
     monkeypatch.setattr(checkpoint, "sha256_of", notice)
-    saved = checkpoint.latest(tmp_path, whole=False)
+    saved = checkpoint.latest(tmp_path, check_all_files=False)
     assert saved is not None
     assert saved.step == (2 if name in ("model.safetensors", "optimizer.safetensors") else 1)
     assert not {"model.safetensors", "optimizer.safetensors"} & read
-    assert checkpoint.read(saved.folder, whole=False) == saved
+    assert checkpoint.read(saved.folder, check_all_files=False) == saved
 
 
 def test_all_damaged_stops_instead_of_starting_over(tmp_path):

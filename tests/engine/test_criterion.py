@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from ovd.config.training import PairsConfig, TrainSection
-from ovd.engine.step import Criterion, Matching, Part
+from ovd.engine.step import BatchPart, Criterion, Matching
 from ovd.engine.step_texts import StepTexts
 from ovd.model.assign import assign_fcos
 from ovd.model.fcos_head import make_points
@@ -47,11 +47,16 @@ def test_boxes_of_pairs_count_in_the_box_loss_if_they_are_to(box_loss, images, b
 
 def test_the_first_steps_of_a_task_aligned_assignment_are_atss():
     criterion = Criterion(TrainSection(steps=9, assignment="task_aligned", atss_steps=3), None)
-    assert [criterion.rule(step) for step in (0, 2, 3, 8)] == ["atss", "atss", "task_aligned", "task_aligned"]
-    assert Criterion(TrainSection(steps=9, assignment="fcos", atss_steps=3), None).rule(0) == "fcos"
+    assert [criterion.assignment_rule(step) for step in (0, 2, 3, 8)] == [
+        "atss",
+        "atss",
+        "task_aligned",
+        "task_aligned",
+    ]
+    assert Criterion(TrainSection(steps=9, assignment="fcos", atss_steps=3), None).assignment_rule(0) == "fcos"
 
 
-def part_of(batch: Batch, points: Points) -> Part:
+def part_of(batch: Batch, points: Points) -> BatchPart:
     """Make a part with random predictions and two texts, one of a class and one of the pair."""
     generator = torch.Generator().manual_seed(0)
     count = len(points.centers)
@@ -64,7 +69,7 @@ def part_of(batch: Batch, points: Points) -> Part:
     mask = torch.ones(2, 2, dtype=torch.bool)
     texts = StepTexts(ids, rows, mask, mask, of_pairs=torch.tensor([False, True]))
     classifier = TextClassifier(rows, ids, torch.tensor(5.0), torch.tensor(-1.0))
-    return Part(batch, texts, predictions, points, classifier, Compute(torch.device("cpu"), low_precision=False))
+    return BatchPart(batch, texts, predictions, points, classifier, Compute(torch.device("cpu"), low_precision=False))
 
 
 def test_the_image_label_loss_has_its_weight_and_is_the_mean_over_all_pairs(batch, points):

@@ -18,13 +18,13 @@ from ovd.clip.load import TINY_CLIP, Clip
 from ovd.config.training import ClipConfig, TrainConfig
 from ovd.data.report import DataReport
 from ovd.engine.notes import NO_SAMPLES
-from ovd.engine.step import Criterion, Part, backward, set_initial_bias
+from ovd.engine.step import BatchPart, Criterion, backward, set_initial_bias
 from ovd.engine.step_dump import StepDump
 from ovd.engine.step_texts import StepTexts
 from ovd.fault import Fault
 from ovd.jobs.replay_step import replay_step
 from ovd.jobs.train import train_from_config
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.detector import Detector
 from ovd.model.losses import detection_losses
@@ -156,7 +156,7 @@ def test_a_blank_image_of_a_rank_without_images_has_no_region(step):
     )
     texts, points = step.texts.of_images(slice(0, 1)), step.detector.points(blank.images)
     classifier = step.detector.classifier(texts.embeddings, texts.class_ids)
-    part = Part(blank, texts, step.detector(blank.images), points, classifier, FLOAT32)
+    part = BatchPart(blank, texts, step.detector(blank.images), points, classifier, FLOAT32)
     criterion = Criterion(step.config.train, None, step.teacher)
     matching = criterion.match_by_annotations(points, blank, step=0)
     assert matching is not None
@@ -165,7 +165,7 @@ def test_a_blank_image_of_a_rank_without_images_has_no_region(step):
 
 def assert_original(teacher: CropEncoder) -> None:
     """Check that a teacher's trunk and projection are those of the tiny CLIP as loaded."""
-    original = backbone_of(configured_clip(ClipConfig()).model.visual).state_dict()
+    original = backbone_from_visual(configured_clip(ClipConfig()).model.visual).state_dict()
     held = teacher.backbone.state_dict()
     assert held.keys() == original.keys()
     assert [name for name, tensor in original.items() if not torch.equal(held[name].cpu(), tensor)] == []

@@ -15,7 +15,7 @@ from ovd.build.model_card import metrics_of
 from ovd.build.trained import load_detector
 from ovd.config.training import TrainConfig
 from ovd.engine.checkpoint import latest
-from ovd.engine.early_stop import averaged_step
+from ovd.engine.early_stop import step_of_average
 from ovd.engine.notes import EarlyStopNotes
 from ovd.files import write_json
 from ovd.jobs.run_folder import is_finished
@@ -72,7 +72,7 @@ def test_the_best_average_is_the_result(stopped, tmp_path, miniature_world, eval
     assert is_finished(found, config)
     assert found.notes.early_stop == EarlyStopNotes(((1, 0.1), (2, 0.5), (3, 0.4), (4, 0.5)), is_over=True)
     assert not found.attached()
-    assert averaged_step(found.notes, found.step) == 2
+    assert step_of_average(found.notes, found.step) == 2
     write_json(config.output / "metrics.json", {"metrics": {"AP": 0.5}})
     assert metrics_of(load_detector(config.output)) == {"metrics": {"AP": 0.5}}  # the metrics on a model card
     assert metrics_of(load_detector(config.output / "step-000003")) is None

@@ -17,7 +17,7 @@ from ovd.config.training import TrainConfig
 from ovd.engine import checkpoint
 from ovd.engine.ema import Ema
 from ovd.engine.ensemble import interpolate, save_ensemble
-from ovd.engine.notes import Averaged, EarlyStopNotes, Notes
+from ovd.engine.notes import AveragedCheckpoints, EarlyStopNotes, Notes
 from ovd.engine.train_state import TrainState
 from ovd.engine.weights_file import load_weights
 from ovd.files import sha256_of
@@ -77,7 +77,7 @@ def test_an_ensemble_is_the_mean_of_the_averaged_weights(tmp_path):
     saved = checkpoint.read(folder)
     assert saved.config == CONFIG | {"output": str(tmp_path / "c")}
     assert saved.notes.text_tower == "abc"
-    assert saved.notes.ensemble == Averaged(
+    assert saved.notes.ensemble == AveragedCheckpoints(
         first=str(first.folder),
         first_sha256=sha256_of(first.weights),
         second=str(second.folder),

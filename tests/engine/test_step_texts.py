@@ -102,7 +102,7 @@ def test_texts_of_pairs_are_negatives_where_they_mean_no_class_that_is_there(tmp
     images = [annotated([2]), annotated([4, 5]), annotated([])]
     pairs = [pair([same_as_2], (same_as_2,)), pair([like_4], (like_4,))]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(ovd.model.federated, "NEAREST_CLASSES", 1)
+        patched.setattr(ovd.model.federated, "NUM_NEAREST_CLASSES", 1)
         texts = of.sample(batch(images, pairs), torch.Generator().manual_seed(0))
     assert texts.class_ids.tolist() == [*range(6), *sorted([same_as_2, like_4])]
     assert texts.mask[:3, :6].all()

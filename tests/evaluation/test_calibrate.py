@@ -15,7 +15,15 @@ from ovd.data.index import AnnotationIndex, Labels
 from ovd.data.loading.loader import Loading
 from ovd.data.report import DataReport
 from ovd.evaluation import calibrate as module
-from ovd.evaluation.calibrate import BIASES, MIN_RIGHT, Judged, best_threshold, calibrate, fit_map, judge
+from ovd.evaluation.calibrate import (
+    BIASES,
+    MIN_RIGHT,
+    JudgedDetections,
+    best_threshold,
+    calibrate,
+    fit_map,
+    judge_detections,
+)
 from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.query_texts import QueryTexts
@@ -53,7 +61,7 @@ def verdict(box: list[float], of_class: int, labels: Labels, *, is_exhaustive: b
         torch.tensor([0.123, *(score for _, _, score in others)]),
         torch.tensor([of_class, *(other for _, other, _ in others)]),
     )
-    judged = judge(found, labels, num_classes=NUM_CLASSES, is_exhaustive=is_exhaustive)
+    judged = judge_detections(found, labels, num_classes=NUM_CLASSES, is_exhaustive=is_exhaustive)
     own = judged.scores == torch.tensor(0.123)
     if not own.any():
         return False, 0.0
@@ -124,14 +132,14 @@ def test_in_an_exhaustive_set_every_other_box_is_wrong() -> None:
 
 def test_an_image_without_detections_has_none_to_judge() -> None:
     none = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-    judged = judge(none, labels_of(), num_classes=NUM_CLASSES, is_exhaustive=False)
+    judged = judge_detections(none, labels_of(), num_classes=NUM_CLASSES, is_exhaustive=False)
     assert len(judged.scores) == len(judged.right) == len(judged.weights) == 0
 
 
 # --- the map
 
 
-def simulated(score_map: ScoreMap, count: int = 40_000, *, seed: int = 0) -> tuple[Judged, torch.Tensor]:
+def simulated(score_map: ScoreMap, count: int = 40_000, *, seed: int = 0) -> tuple[JudgedDetections, torch.Tensor]:
     """Draw detections of 30 classes that are right as often as a score map says, most with low scores; return them and
     the nearness of each class."""
     generator = torch.Generator().manual_seed(seed)
@@ -139,7 +147,7 @@ def simulated(score_map: ScoreMap, count: int = 40_000, *, seed: int = 0) -> tup
     scores = torch.rand(count, generator=generator) ** 2
     classes = torch.randint(0, 30, (count,), generator=generator)
     right = torch.rand(count, generator=generator) < score_map(scores, nearness[classes])
-    return Judged(scores, classes, right, torch.ones(count, dtype=torch.float64)), nearness
+    return JudgedDetections(scores, classes, right, torch.ones(count, dtype=torch.float64)), nearness
 
 
 @pytest.mark.parametrize(
@@ -178,7 +186,7 @@ def test_few_detections_of_unequal_weights_have_the_most_likely_map_too() -> Non
     scores = torch.tensor([*heavy, *wrong, *right])
     is_right = torch.tensor([False] * 4 + [True] * 4 + [False] * len(wrong) + [True] * len(right))
     weights = torch.tensor([37.5] * len(heavy) + [1.0] * (len(wrong) + len(right)), dtype=torch.float64)
-    judged = Judged(scores, torch.zeros(len(scores), dtype=torch.int64), is_right, weights)
+    judged = JudgedDetections(scores, torch.zeros(len(scores), dtype=torch.int64), is_right, weights)
     found = fit_map(judged, torch.ones(1))
     assert found.slope > 5
 
@@ -191,12 +199,12 @@ def test_few_detections_of_unequal_weights_have_the_most_likely_map_too() -> Non
             assert cost(replace(found, **{name: getattr(found, name) + step})) > cost(found)
 
 
-def weighted(judged: Judged, which: torch.Tensor) -> tuple[Judged, Judged]:
+def weighted(judged: JudgedDetections, which: torch.Tensor) -> tuple[JudgedDetections, JudgedDetections]:
     """Return the detections twice: those in `which` once with a weight of 3, and once repeated three times."""
     weights = torch.where(which, 3.0, 1.0).double()
     repeated = torch.arange(len(which)).repeat_interleave(weights.long())
     parts = {name: getattr(judged, name)[repeated] for name in ("scores", "classes", "right", "weights")}
-    return replace(judged, weights=weights), Judged(**parts)
+    return replace(judged, weights=weights), JudgedDetections(**parts)
 
 
 def test_a_detection_of_weight_three_counts_as_three() -> None:
@@ -222,7 +230,7 @@ def test_a_map_never_turns_the_order_of_scores_round(seed: int, count: int, tilt
     right = torch.rand(count, generator=generator) < (tilt * (scores - scores.mean())).sigmoid()
     classes = torch.randint(0, 5, (count,), generator=generator)
     weights = torch.rand(count, generator=generator, dtype=torch.float64) + 0.1
-    found = fit_map(Judged(scores, classes, right, weights), torch.linspace(0, 1, 5))
+    found = fit_map(JudgedDetections(scores, classes, right, weights), torch.linspace(0, 1, 5))
     assert found.weights.isfinite().all()
     assert found.slope >= 0
     assert found.curve >= 0
@@ -233,7 +241,7 @@ def test_a_map_never_turns_the_order_of_scores_round(seed: int, count: int, tilt
 def test_scores_that_are_lower_where_right_get_a_flat_map_at_the_share_of_right_ones() -> None:
     scores = torch.linspace(0.1, 0.9, 900)
     right = torch.arange(900) < 300
-    judged = Judged(scores, torch.zeros(900, dtype=torch.int64), right, torch.ones(900, dtype=torch.float64))
+    judged = JudgedDetections(scores, torch.zeros(900, dtype=torch.int64), right, torch.ones(900, dtype=torch.float64))
     found = fit_map(judged, torch.ones(1))
     assert (found.slope, found.curve) == (0, 0)
     torch.testing.assert_close(found(scores, torch.ones(900)), torch.full((900,), 1 / 3), atol=1e-3, rtol=0)
@@ -242,7 +250,7 @@ def test_scores_that_are_lower_where_right_get_a_flat_map_at_the_share_of_right_
 def test_scores_that_tell_right_from_wrong_get_a_finite_and_steep_map() -> None:
     scores = torch.cat([torch.linspace(0.01, 0.4, 200), torch.linspace(0.6, 0.99, 50)])
     classes, weights = torch.zeros(250, dtype=torch.int64), torch.ones(250, dtype=torch.float64)
-    found = fit_map(Judged(scores, classes, scores > 0.5, weights), torch.ones(1))
+    found = fit_map(JudgedDetections(scores, classes, scores > 0.5, weights), torch.ones(1))
     assert found.weights.isfinite().all()
     p = found(scores, torch.ones(250))
     assert p[:200].max() < 0.1
@@ -255,7 +263,7 @@ def test_the_term_for_distance_needs_right_detections_of_names_that_are_far(num_
     far_and_right = ((nearness[judged.classes] < 1) & judged.right).nonzero()[:, 0]
     kept = torch.ones(5000, dtype=torch.bool)
     kept[far_and_right[num_far:]] = False
-    fewer = Judged(*(getattr(judged, name)[kept] for name in ("scores", "classes", "right", "weights")))
+    fewer = JudgedDetections(*(getattr(judged, name)[kept] for name in ("scores", "classes", "right", "weights")))
     assert (fit_map(fewer, nearness).distance != 0) == (num_far >= MIN_RIGHT)
 
 
@@ -431,7 +439,7 @@ def test_calibrated_scores_add_up_to_the_number_of_right_boxes(inference, index,
     assert calibrated.threshold == found.threshold
     expected = right = 0.0
     for row, (_, detections) in enumerate(calibrated.dataset(QueryTexts(text), index, LOADING)):
-        judged = judge(detections, index.record(row).labels, num_classes=len(text), is_exhaustive=False)
+        judged = judge_detections(detections, index.record(row).labels, num_classes=len(text), is_exhaustive=False)
         expected += float((judged.weights * judged.scores).sum())
         right += float((judged.weights * judged.right).sum())
     assert right > 0

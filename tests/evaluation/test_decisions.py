@@ -10,7 +10,7 @@ import pytest
 from ovd.choices import Frequency
 from ovd.data.category import Category
 from ovd.data.truth import JudgedImage, Truth
-from ovd.evaluation.decisions import FLOOR, DecisionEvaluator
+from ovd.evaluation.decisions import MIN_DECISION_SCORE, DecisionEvaluator
 from ovd.evaluation.results import Results
 
 NUM_IMAGES, NUM_CLASSES = 24, 5
@@ -113,7 +113,7 @@ def reference(truth: Truth, results: Results, classes: list[int], thresholds: tu
             if in_crowd and not true:
                 continue
             chosen = (results.image_ids == image.id) & (results.category_ids == category)
-            chosen &= results.scores >= max(thresholds[row % 2], FLOOR)
+            chosen &= results.scores >= max(thresholds[row % 2], MIN_DECISION_SCORE)
             boxes = [results.boxes_xywh[k].tolist() for k in np.argsort(-results.scores, kind="stable") if chosen[k]]
             table[int(bool(true)), int(bool(boxes))] += 1
             if true and not in_crowd and category not in image.not_exhaustive_category_ids:
@@ -191,7 +191,7 @@ def test_perfect_detections_and_none():
     found = DecisionEvaluator(truth, perfect, base=everything).decide(everything, (0.5, 0.5))
     assert (found.pmF1, found.IL_MCC, found.absent_per_image) == (1.0, 1.0, 0.0)
     nothing = DecisionEvaluator(truth, perfect.take(np.zeros(real.sum(), bool)), base=everything)
-    assert nothing.thresholds() == (FLOOR, FLOOR)
+    assert nothing.thresholds() == (MIN_DECISION_SCORE, MIN_DECISION_SCORE)
     assert vars(nothing.decide(everything, (0.5, 0.5))) == dict.fromkeys(vars(found), 0.0)
     assert nothing.reliability(everything).recall == 0
 
@@ -205,7 +205,7 @@ def test_a_truth_without_boxes_or_images():
     evaluator = DecisionEvaluator(no_boxes, results, base=everything)
     found = evaluator.decide(everything, evaluator.thresholds())
     assert (found.cgF1, found.pmF1, found.IL_MCC) == (None, 0, None)
-    kept = results.take(results.scores >= FLOOR)
+    kept = results.take(results.scores >= MIN_DECISION_SCORE)
     pairs = set(zip(kept.image_ids.tolist(), kept.category_ids.tolist(), strict=True))
     assert evaluator.decide(everything, (0.0, 0.0)).absent_per_image == pytest.approx(len(pairs) / NUM_IMAGES)
     assert evaluator.reliability(everything).brier == pytest.approx((kept.scores**2).mean())
@@ -227,7 +227,7 @@ def test_calibration_equals_a_loop_and_sees_overconfidence(federated):
         return known and not truth.crowd[own].any() and category not in images[image].not_exhaustive_category_ids
 
     counted = [counts(*pair) for pair in zip(results.image_ids.tolist(), results.category_ids.tolist(), strict=True)]
-    kept = results.take((results.scores >= FLOOR) & np.array(counted))
+    kept = results.take((results.scores >= MIN_DECISION_SCORE) & np.array(counted))
     right = np.array(
         [
             any(
@@ -311,10 +311,10 @@ def test_a_detection_at_the_threshold_is_reported():
 
 def test_a_detection_at_the_floor_takes_part_and_none_below_whatever_the_threshold():
     truth, everything = every_image_has_one(1), np.ones(1, bool)
-    scores = np.where(np.arange(20) < 10, FLOOR, 0.99 * FLOOR)
+    scores = np.where(np.arange(20) < 10, MIN_DECISION_SCORE, 0.99 * MIN_DECISION_SCORE)
     results = Results(truth.image_ids, truth.category_ids, truth.boxes_xywh, scores)
     evaluator = DecisionEvaluator(truth, results, base=everything)
-    for threshold in (0.0, FLOOR):
+    for threshold in (0.0, MIN_DECISION_SCORE):
         verdicts = evaluator.verdicts((threshold, threshold))
         assert verdicts.reported.image_ids.tolist() == list(range(10))
         assert verdicts.is_right.all()

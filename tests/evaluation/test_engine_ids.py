@@ -9,7 +9,7 @@ import pytest
 from ovd.choices import Engine
 from ovd.data.annotations import load_truth
 from ovd.evaluation.results import Results
-from ovd.evaluation.run import box_evaluator
+from ovd.evaluation.run import build_box_evaluator
 
 SHIFTS = (0, 2**53, 2**63 - 40, -(2**63))
 
@@ -29,7 +29,7 @@ def metrics(path: Path, shift: int, *, federated: bool, engine: Engine) -> dict[
     }  # fmt: skip
     path.write_text(json.dumps(content))
     truth = load_truth(path, format="lvis" if federated else "coco")
-    evaluator = box_evaluator(truth, "lvis" if federated else "coco", (), engine=engine)
+    evaluator = build_box_evaluator(truth, "lvis" if federated else "coco", (), engine=engine)
     rows = np.arange(1, 25)
     image_ids = np.array([shift + (7, 8, 9)[row % 3] for row in rows.tolist()], np.int64)
     category_ids = np.array([shift + 4 + row % 2 for row in rows.tolist()], np.int64)

@@ -25,7 +25,7 @@ from ovd.evaluation.confusions import Confusion, most_confused, names_at_true_bo
 from ovd.evaluation.decisions import DecisionEvaluator
 from ovd.evaluation.html_report import report_data, write_html_report
 from ovd.evaluation.lvis import LVISEvaluator
-from ovd.evaluation.report_pictures import _Tally, chosen_images
+from ovd.evaluation.report_pictures import _ImageCounts, choose_images
 from ovd.evaluation.results import Results
 from ovd.evaluation.results_file import write_results
 from ovd.evaluation.run import evaluate_results_file, measure_results
@@ -143,10 +143,10 @@ def test_a_class_has_the_curve_of_an_evaluation_of_it_alone(federated):
 def test_worst_and_best_images_share_none():
     counts = np.array([[0, 0, 3], [0, 2, 2], [4, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 0]]).T
     every = np.ones(6, bool)
-    assert chosen_images(_Tally(*counts), every) == {"worst": [1, 0, 4], "best": [2, 3]}
-    assert chosen_images(_Tally(*counts), np.arange(6) > 1) == {"worst": [4, 3], "best": [2]}
-    assert chosen_images(_Tally(*counts[:, :1]), every[:1]) == {"worst": [0], "best": []}
-    assert chosen_images(_Tally(*counts[:, 5:]), every[:1]) == {"worst": [], "best": []}
+    assert choose_images(_ImageCounts(*counts), every) == {"worst": [1, 0, 4], "best": [2, 3]}
+    assert choose_images(_ImageCounts(*counts), np.arange(6) > 1) == {"worst": [4, 3], "best": [2]}
+    assert choose_images(_ImageCounts(*counts[:, :1]), every[:1]) == {"worst": [0], "best": []}
+    assert choose_images(_ImageCounts(*counts[:, 5:]), every[:1]) == {"worst": [], "best": []}
 
 
 def test_groups_of_a_benchmark_have_curves_and_classes_their_group():

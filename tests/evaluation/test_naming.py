@@ -21,12 +21,12 @@ from ovd.data.report import DataReport
 from ovd.evaluation.groups import group_average_precision
 from ovd.evaluation.lvis import LVISEvaluator
 from ovd.evaluation.naming import mean_over_boxes, measure_naming
-from ovd.evaluation.naming_figures import GroupNaming, NamingReport
 from ovd.evaluation.naming_report import draw_naming, format_naming, write_naming
+from ovd.evaluation.naming_results import GroupNaming, NamingReport
 from ovd.evaluation.report import ClassRow
 from ovd.inference import Inference
 from ovd.model.assign import nearest_matched_points
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 from ovd.model.crop_encoder import CropEncoder, View
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
@@ -65,7 +65,7 @@ def run_with(detector: Detector, size: int) -> Inference:
 
 
 def make_crops(clip) -> CropEncoder:
-    backbone = backbone_of(copy.deepcopy(clip.model.visual))
+    backbone = backbone_from_visual(copy.deepcopy(clip.model.visual))
     normalization = Normalization(clip.mean, clip.std)
     return CropEncoder(
         backbone, normalization, views=[View(CROP_SIDE, 1.0)], compute=Compute(torch.device("cpu"), False)
@@ -82,7 +82,7 @@ def measure(
     **options,
 ) -> NamingReport:
     defaults = {"crops": make_crops(clip), "max_images": NUM_IMAGES}
-    clip_backbone = backbone_of(clip.model.visual)
+    clip_backbone = backbone_from_visual(clip.model.visual)
     return measure_naming(run_with(detector, size), clip_backbone, text, index, loading, **{**defaults, **options})
 
 
@@ -475,7 +475,7 @@ def test_a_bias_towards_trained_names_is_taken_off_for_the_detector_alone(tiny_c
     for bias in (0.0, 3.0):
         inference = run_with(detector, SIZE)
         inference.calibration = ScoreCalibration(bias, score_map, 0.5, inference.options, text[::2])
-        clip_backbone = backbone_of(copy.deepcopy(tiny_clip.model.visual))
+        clip_backbone = backbone_from_visual(copy.deepcopy(tiny_clip.model.visual))
         reports.append(
             measure_naming(inference, clip_backbone, text, index, LOADING, crops=crops, max_images=NUM_IMAGES)
         )

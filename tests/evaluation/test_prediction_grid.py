@@ -13,7 +13,7 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.evaluation import prediction_grid
 from ovd.evaluation.coco import COCOEvaluator
-from ovd.evaluation.prediction_grid import PREDICTION_GRID, chosen_rows, to_detections, write_prediction_grid
+from ovd.evaluation.prediction_grid import PREDICTION_GRID, choose_rows, to_detections, write_prediction_grid
 from ovd.evaluation.run import measure_results, write_measures
 from ovd.visualize.boxes import GRID_PX
 
@@ -40,10 +40,10 @@ def test_the_same_images_are_drawn_every_time_and_only_those_with_a_box(index, m
     with_box = [row for row, image in enumerate(index.image_ids) if (truth.image_ids[~truth.crowd] == image).any()]
     assert 3 < len(with_box) < len(index)
     monkeypatch.setattr(prediction_grid, "NUM_IMAGES", len(with_box) + 3)
-    assert chosen_rows(truth, index) == with_box
+    assert choose_rows(truth, index) == with_box
     monkeypatch.setattr(prediction_grid, "NUM_IMAGES", 3)
-    assert chosen_rows(truth, index) == [with_box[0], with_box[(len(with_box) - 1) // 2], with_box[-1]]
-    assert chosen_rows(truth.only(np.zeros(0, np.int64), np.zeros(0, np.int64)), index) == []
+    assert choose_rows(truth, index) == [with_box[0], with_box[(len(with_box) - 1) // 2], with_box[-1]]
+    assert choose_rows(truth.only(np.zeros(0, np.int64), np.zeros(0, np.int64)), index) == []
 
 
 def test_boxes_are_drawn_but_for_those_of_a_negative_side() -> None:
@@ -66,7 +66,7 @@ def test_what_is_drawn_is_what_the_decisions_found_and_missed(index, tmp_path, m
     measures = measure_results(evaluator, exhaustive=None)
     write_measures(measures, tmp_path, index=index)
     verdicts, truth = measures.decisions.verdicts, measures.truth
-    readable = [row for row in chosen_rows(truth, index) if row != 2]
+    readable = [row for row in choose_rows(truth, index) if row != 2]
     assert len(drawn) == len(readable)
     for row, (detections, missed) in zip(readable, drawn, strict=True):
         here = truth.image_ids[verdicts.true_rows] == index.image_ids[row]

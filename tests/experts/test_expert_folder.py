@@ -46,13 +46,13 @@ def test_what_is_written_is_read_from_the_folder_or_its_run(folder: Path) -> Non
 
 def test_names_are_those_of_the_description_with_their_text_rows(folder: Path) -> None:
     names = read_expert(folder).names
-    assert (names.names, names.margin, names.answers) == (("red ring",), 0.1, None)
+    assert (names.names, names.margin, names.learned_text) == (("red ring",), 0.1, None)
     assert torch.equal(names.text, CONTENT["expert.text"])
     assert torch.equal(names.base_text, CONTENT["expert.base_text"])
     write_expert(folder / "expert", EXPERT, CONTENT | {"expert.answers": torch.ones(2, 2)})
-    answers = read_expert(folder).names.answers
-    assert answers is not None
-    assert torch.equal(answers, torch.ones(2, 2))
+    learned_text = read_expert(folder).names.learned_text
+    assert learned_text is not None
+    assert torch.equal(learned_text, torch.ones(2, 2))
 
 
 def test_a_folder_without_an_expert(tmp_path: Path) -> None:

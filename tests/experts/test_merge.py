@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
-from ovd.experts.merge import PLACE_IOU, merge
+from ovd.experts.merge import SAME_PLACE_IOU, merge
 from ovd.structures import Detections
 
 PLACE, NEARLY, ELSEWHERE = [0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]
@@ -91,7 +91,7 @@ def test_no_answer_of_the_base_changes_and_removing_an_expert_changes_no_other(b
     for name in ("boxes", "scores", "classes"):
         assert torch.equal(getattr(both, name)[without], getattr(alone, name))
     dropped = len(one.scores) + len(base.scores) - len(alone.scores)
-    covered = (box_iou(base.boxes, one.boxes) >= PLACE_IOU) & (base.scores[:, None] >= one.scores)
+    covered = (box_iou(base.boxes, one.boxes) >= SAME_PLACE_IOU) & (base.scores[:, None] >= one.scores)
     assert dropped == int(covered.any(dim=0).sum())
 
 
@@ -100,8 +100,8 @@ def test_a_box_that_was_dropped_drops_no_other() -> None:
     place."""
     base = found(([0, 0, 10, 10], 0.9, 0), ([0, 4, 10, 14], 0.7, 0))
     expert = found(([0, 2, 10, 12], 0.8, 1))
-    assert (box_iou(base.boxes, expert.boxes) >= PLACE_IOU).all()
-    assert box_iou(base.boxes[:1], base.boxes[1:]).item() < PLACE_IOU
+    assert (box_iou(base.boxes, expert.boxes) >= SAME_PLACE_IOU).all()
+    assert box_iou(base.boxes[:1], base.boxes[1:]).item() < SAME_PLACE_IOU
     assert listed(merged(base, expert, same_place="surer")[0]) == [(0.9, 0), (0.7, 0)]
 
 

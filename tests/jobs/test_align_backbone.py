@@ -30,7 +30,7 @@ from ovd.data.report import DataError, DataReport
 from ovd.engine.notes import Notes
 from ovd.jobs.align_backbone import align_backbone, format_report
 from ovd.model.backbone import Backbone
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 from ovd.structures import Batch
 from ovd.text.encoder import text_tower_fingerprint
 
@@ -79,7 +79,7 @@ def test_mean_of_the_dense_feature_still_is_the_pooled_embedding(whole_run):
     model = load_clip(str(whole_run)).model
     pixels = torch.randn(2, 3, 96, 160, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        dense, pooled = backbone_of(model.visual).dense(pixels), model.encode_image(pixels)
+        dense, pooled = backbone_from_visual(model.visual).dense(pixels), model.encode_image(pixels)
     torch.testing.assert_close(dense.mean((2, 3)), pooled, atol=1e-5 * float(pooled.abs().max()), rtol=1e-4)
 
 
@@ -286,7 +286,7 @@ def test_every_family_is_aligned_and_keeps_its_properties(family, images, tmp_pa
     torch.testing.assert_close(dense, pooled[:, :, None, None].expand_as(dense), atol=1e-5 * scale, rtol=1e-4)
     if family in AVERAGE_POOLING:
         pixels = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-        backbone = backbone_of(visual)
+        backbone = backbone_from_visual(visual)
         with torch.no_grad():
             mean, whole = backbone.dense(pixels).mean((2, 3)), backbone.encode(pixels)
         torch.testing.assert_close(mean, whole, atol=1e-5 * float(whole.abs().max()), rtol=1e-4)

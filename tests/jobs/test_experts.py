@@ -181,7 +181,7 @@ def test_scores_are_probabilities_if_those_of_all_who_answer_are(start, experts)
     assert not predictor.is_calibrated
     calibration: Any = SimpleNamespace(threshold_for=lambda options: 0.3)
     assert isinstance(predictor._inference, ExpertInference)
-    *others, last = predictor._inference._answerers
+    *others, last = predictor._inference._inferences
     for answerer in others:
         answerer.calibration = calibration
     assert not predictor.is_calibrated
@@ -192,7 +192,7 @@ def test_scores_are_probabilities_if_those_of_all_who_answer_are(start, experts)
 def test_a_prefilter_is_of_all_who_answer(start, experts) -> None:
     predictor = Predictor.load(start, experts=experts[:2], prefilter=0.2)
     assert isinstance(predictor._inference, ExpertInference)
-    assert [answerer.options.prefilter for answerer in predictor._inference._answerers] == [0.2] * 3
+    assert [answerer.options.prefilter for answerer in predictor._inference._inferences] == [0.2] * 3
 
 
 def test_each_image_with_queries_of_its_own_as_a_batch_or_alone(start, experts) -> None:

@@ -20,7 +20,7 @@ from ovd.config.training import EvalSection, TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
 from ovd.engine.ensemble import save_ensemble
-from ovd.evaluation.note import NOTE, write_note
+from ovd.evaluation.note import NOTE_FILE, write_note
 from ovd.experts.group import NO_EXPERTS
 from ovd.files import sha256_of
 from ovd.jobs import fine_tune as module
@@ -60,7 +60,7 @@ def test_fine_tuning_tells_what_is_gained_and_lost(start, miniature_world, tmp_p
     otherwise = config.model_copy(update={"train": config.train.model_copy(update={"backbone_rate": 0.5})})
     with pytest.raises(ValueError, match=r"other settings: train\.backbone_rate was 0\.1, is 0\.5"):
         fine_tune(otherwise, weight=0.25)
-    (tmp_path / "tuned" / "eval-new-after" / NOTE).write_text("{}")  # as if it were the note of another detector
+    (tmp_path / "tuned" / "eval-new-after" / NOTE_FILE).write_text("{}")  # as if it were the note of another detector
     assert fine_tune(config, weight=0.25) == outcomes
     assert capsys.readouterr().out.count(f"tuned on {layout.val_annotations}") == 1
     content = json.loads(layout.train_annotations.read_text())
@@ -189,7 +189,7 @@ def test_a_start_that_was_trained_again_is_evaluated_again(miniature_world, tmp_
     for options in (EvalSection(max_detections=1), EvalSection(max_detections=1)):  # evaluated once for new settings
         found = _evaluate(config, run, index, folder, NO_EXPERTS, options)
     assert found == {"AP": pytest.approx(0.3)}
-    evaluated = folder / NOTE
+    evaluated = folder / NOTE_FILE
     evaluated.write_text(evaluated.read_text()[:14])  # cut short by a kill
     assert _evaluate(config, run, index, folder, NO_EXPERTS, options) == {"AP": pytest.approx(0.4)}
     assert index.truth is not None

@@ -48,7 +48,7 @@ def test_a_detector_with_kernels_is_the_same(places, untrained_clip, monkeypatch
     fused = copy.deepcopy(plain)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     expected, gradients = outputs_and_gradients(plain, images)
-    monkeypatch.setattr(kernels, "applies_to", lambda x: True)
+    monkeypatch.setattr(kernels, "supports", lambda x: True)
     found, found_gradients = outputs_and_gradients(fused, images)
     for name in expected:
         torch.testing.assert_close(
@@ -81,7 +81,7 @@ def test_clips_resnet_with_kernels_is_the_same(size, monkeypatch):
     found = {}
     for with_kernels in (False, True):
         if with_kernels:
-            monkeypatch.setattr(kernels, "applies_to", lambda x: True)
+            monkeypatch.setattr(kernels, "supports", lambda x: True)
         backbone.zero_grad()
         output = backbone(images.contiguous(memory_format=torch.channels_last))
         torch.testing.assert_close(output.last, expected, rtol=1e-3, atol=1e-4)

@@ -13,11 +13,11 @@ pytest.importorskip("triton")
 
 from ovd.kernels.bias_relu import BiasRelu
 from ovd.kernels.focal import FocalLoss
-from ovd.kernels.fold import Fold
+from ovd.kernels.fold import FoldNorm
 from ovd.kernels.group_norm import GroupNormRelu
 from ovd.kernels.neighbors import WeightedNeighbors
-from ovd.kernels.pool import Halve
-from ovd.kernels.rows import UnitRows
+from ovd.kernels.pool import AvgPool2x2
+from ovd.kernels.rows import NormalizeRows
 from ovd.model.focal import ALPHA
 from ovd.model.neighbors import _WeightedNeighbors
 from ovd.model.similarity import EPSILON
@@ -39,7 +39,7 @@ def gradients(output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("shape", [(2, 3, 5, 24), (7, 1), (0, 8)])
 def test_unit_rows(dtype, shape):
     x = random(*shape).to(dtype).requires_grad_()
-    unit = UnitRows.apply(x, 1e-12)
+    unit = NormalizeRows.apply(x, 1e-12)
     reference = F.normalize(x.float(), dim=-1)
     assert unit.dtype == dtype
     relative, absolute = (1e-2, 2e-2) if dtype == torch.bfloat16 else (1e-5, 1e-6)
@@ -47,14 +47,14 @@ def test_unit_rows(dtype, shape):
     (measured,), (expected,) = gradients(unit, x), gradients(reference, x)
     torch.testing.assert_close(measured, expected, rtol=relative, atol=absolute)
     # The gradient of a sum is a single number expanded to all elements.
-    sums = UnitRows.apply(x, 1e-12).sum(), F.normalize(x.float(), dim=-1).sum()
+    sums = NormalizeRows.apply(x, 1e-12).sum(), F.normalize(x.float(), dim=-1).sum()
     (measured,), (expected,) = (torch.autograd.grad(total, x) for total in sums)
     torch.testing.assert_close(measured, expected, rtol=relative, atol=absolute)
 
 
 def test_a_row_of_zeros_stays_zero():
     x = torch.zeros(2, 4, device=DEVICE, requires_grad=True)
-    unit = UnitRows.apply(x, 1e-12)
+    unit = NormalizeRows.apply(x, 1e-12)
     assert torch.equal(unit, torch.zeros_like(x))
     unit.sum().backward()
     assert x.grad is not None
@@ -223,7 +223,7 @@ def test_focal_loss_of_embeddings_that_are_too_short_to_be_scaled():
 @pytest.mark.parametrize("shape", [(2, 40, 6, 8), (1, 70, 5, 7), (1, 3, 2, 67), (1, 4, 1, 1)])
 def test_halving(shape):
     x = random(*shape).contiguous(memory_format=torch.channels_last).requires_grad_()
-    measured = Halve.apply(x)
+    measured = AvgPool2x2.apply(x)
     assert measured.is_contiguous(memory_format=torch.channels_last)
     if min(shape[2:]) < 2:  # torch refuses such a map
         assert measured.numel() == 0
@@ -245,7 +245,7 @@ def test_a_folded_norm(shape, memory_format):
             tensor.copy_(random(shape[0], seed=number + 1).abs() + 0.1)
     x = random(2, shape[1], 5, 5, seed=7).double()  # float64, since a GPU's float32 convolution rounds its inputs
     fixed = (norm.running_mean, norm.running_var, norm.eps, torch.float32)
-    folded, bias = Fold.apply(weight, norm.weight, norm.bias, *fixed)
+    folded, bias = FoldNorm.apply(weight, norm.weight, norm.bias, *fixed)
     measured = F.conv2d(x, folded.double(), bias.double())
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     offset = norm.bias.double() - norm.running_mean.double() * scale

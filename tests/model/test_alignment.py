@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ovd.clip.load import Clip, load_clip
 from ovd.jobs.align_backbone import align_backbone
 from ovd.model.backbone_convolution import TimmConvolutionBackbone
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 from ovd.model.detector import Detector
 
 IMAGE_SIZES = [(96, 128), (64, 64), (160, 96)]
@@ -150,7 +150,7 @@ def test_mean_of_the_dense_feature_is_the_pooled_embedding(untrained_clip):
     tiny backbone."""
     images = torch.randn(2, 3, 96, 160)
     with torch.no_grad():
-        dense = backbone_of(untrained_clip.model.visual).dense(images)
+        dense = backbone_from_visual(untrained_clip.model.visual).dense(images)
         pooled = untrained_clip.model.encode_image(images)
     torch.testing.assert_close(dense.mean((2, 3)), pooled, atol=1e-5, rtol=1e-4)
 

@@ -133,7 +133,7 @@ def test_images_of_a_batch_are_matched_alike_however_many_at_a_time(monkeypatch,
     corners = torch.rand(5, 2, 2, generator=generator) * 40
     boxes = torch.cat([corners, corners + 10 + 50 * torch.rand(5, 2, 2, generator=generator)], dim=2).tolist()
     targets = tuple(make_targets(boxes[row][: row % 3], boxes[row][:1]) for row in range(5))
-    monkeypatch.setattr("ovd.model.assign.PAIRS_AT_A_TIME", pairs_at_a_time)
+    monkeypatch.setattr("ovd.model.assign.MAX_PAIRS_PER_CHUNK", pairs_at_a_time)
     found = assign_fcos(points, targets, sizes=sizes)
     assert found.matched.shape == (5, len(points.centers))
     for row, (target, size) in enumerate(zip(targets, sizes.tolist(), strict=True)):

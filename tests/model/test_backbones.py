@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ovd.build.learner import check_deterministic
 from ovd.model.backbone_convolution import TimmConvolutionBackbone
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 from ovd.model.backbone_transformer import TransformerBackbone
 from ovd.model.resample import resample_dense
 
@@ -125,7 +125,7 @@ def over_locations(pool, last: Tensor) -> Tensor:
 
 
 def test_dense_feature_is_the_families_formula_on_the_librarys_own_features(visual, family):
-    backbone = backbone_of(copy.deepcopy(visual))
+    backbone = backbone_from_visual(copy.deepcopy(visual))
     for size in sizes(family):
         images = normal_images(*size)
         with torch.no_grad():
@@ -141,7 +141,7 @@ def test_fresh_detector_says_at_every_point_what_the_dense_feature_says(visual, 
     torch.manual_seed(1)
     text_dim = dense_reference(visual, family, normal_images(*sizes(family)[0])).shape[1]
     detector = detector_around(
-        backbone_of(copy.deepcopy(visual)), "pyramid", "head",
+        backbone_from_visual(copy.deepcopy(visual)), "pyramid", "head",
         text_dim=text_dim, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25),
     ).train()  # fmt: skip
     for sides in sizes(family):
@@ -161,7 +161,7 @@ def test_fresh_detector_says_at_every_point_what_the_dense_feature_says(visual, 
 
 
 def test_pooling_the_whole_map_gives_the_librarys_embedding(visual, family):
-    backbone = backbone_of(copy.deepcopy(visual))
+    backbone = backbone_from_visual(copy.deepcopy(visual))
     for size in sizes(family):
         if family == "clip_resnet" and size[0] != size[1]:
             continue  # the library runs CLIP's ResNets at their native size only
@@ -173,7 +173,7 @@ def test_pooling_the_whole_map_gives_the_librarys_embedding(visual, family):
 
 
 def test_mean_of_the_dense_feature_is_the_pooled_embedding_where_clip_takes_the_mean(visual, family):
-    backbone = backbone_of(copy.deepcopy(visual))
+    backbone = backbone_from_visual(copy.deepcopy(visual))
     images = normal_images(*sizes(family)[1])
     with torch.no_grad():
         mean, pooled = backbone.dense(images).mean((2, 3)), backbone.encode(images)
@@ -191,7 +191,7 @@ def test_spatially_constant_last_map_gives_the_pooled_embedding_everywhere(visua
 
 
 def test_one_image_equals_the_same_image_in_a_batch(visual, family):
-    backbone = backbone_of(copy.deepcopy(visual))
+    backbone = backbone_from_visual(copy.deepcopy(visual))
     images = normal_images(*sizes(family)[1], batch=2)
     with torch.no_grad():
         together, alone = backbone(images), backbone(images[1:])
@@ -202,7 +202,7 @@ def test_one_image_equals_the_same_image_in_a_batch(visual, family):
 
 
 def test_layers_and_projection_hold_every_parameter_once(visual, family):
-    backbone = backbone_of(copy.deepcopy(visual))
+    backbone = backbone_from_visual(copy.deepcopy(visual))
     layers, projection = backbone.layers(), backbone.projection_parameters()
     listed = [id(parameter) for layer in (*layers, projection) for parameter in layer]
     assert len(listed) == len(set(listed))
@@ -214,7 +214,7 @@ def test_layers_and_projection_hold_every_parameter_once(visual, family):
 def test_recomputed_activations_give_the_same_gradients(visual, family):
     images, gradients = normal_images(*sizes(family)[1]), []
     for recomputes in (False, True):
-        backbone = backbone_of(copy.deepcopy(visual))
+        backbone = backbone_from_visual(copy.deepcopy(visual))
         if recomputes:
             backbone.checkpoint_activations()
         output = backbone(images)
@@ -241,7 +241,7 @@ class Operations(TorchDispatchMode):
 
 
 def test_same_bits_on_a_gpu_are_refused_where_a_resampling_has_a_gradient(visual, family):
-    backbone, resamples = backbone_of(copy.deepcopy(visual)), []
+    backbone, resamples = backbone_from_visual(copy.deepcopy(visual)), []
     for _ in range(2):
         with Operations() as found:
             backbone.dense(normal_images(*sizes(family)[1])).sum().backward()
@@ -262,12 +262,12 @@ def test_the_librarys_own_forward_pass_gives_the_same_afterwards(visual, family)
     images = normal_images(side, side)
     with torch.no_grad():
         before = model(images)
-        backbone_of(model)
+        backbone_from_visual(model)
         torch.testing.assert_close(model(images), before, atol=1e-5 * float(before.abs().max()), rtol=1e-4)
 
 
 def test_training_mode_has_no_stochastic_depth_of_the_models_own_config(visual, family):
-    backbone = backbone_of(copy.deepcopy(visual))
+    backbone = backbone_from_visual(copy.deepcopy(visual))
     images = normal_images(*sizes(family)[1])
     with torch.no_grad():
         expected = backbone.eval().dense(images)
@@ -277,14 +277,14 @@ def test_training_mode_has_no_stochastic_depth_of_the_models_own_config(visual, 
 def test_stochastic_depth_has_the_rate_that_is_set():
     """Stochastic depth has the given rate: rates rise evenly, and every block of a transformer is dropped as a whole,
     once."""
-    convolutional = backbone_of(random_visual("convnext"))
+    convolutional = backbone_from_visual(random_visual("convnext"))
     convolutional.set_drop_path(0.6)
     rates = [module.drop_prob for module in convolutional.modules() if isinstance(module, DropPath)]
     assert rates == pytest.approx([0.6 * number / 11 for number in range(12)])
 
     images = normal_images(64, 96, batch=4)
     for family in ("vit", "eva01"):
-        backbone = backbone_of(random_visual(family))
+        backbone = backbone_from_visual(random_visual(family))
         assert isinstance(backbone, TransformerBackbone)
         backbone.set_drop_path(0.6)
         torch.manual_seed(0)
@@ -299,7 +299,7 @@ def test_stochastic_depth_has_the_rate_that_is_set():
 
 
 def test_what_the_tiny_net_lacks_is_refused_with_the_setting(untrained_clip):
-    backbone = backbone_of(untrained_clip.model.visual)
+    backbone = backbone_from_visual(untrained_clip.model.visual)
     with pytest.raises(ValueError, match=r"TinyNet has no .* leave detector\.drop_path at 0"):
         backbone.set_drop_path(0.1)
     with pytest.raises(ValueError, match=r"TinyNet cannot .* set detector\.recompute=false"):
@@ -307,7 +307,7 @@ def test_what_the_tiny_net_lacks_is_refused_with_the_setting(untrained_clip):
 
 
 def test_stochastic_depth_acts_in_training_only(visual, family):
-    backbone = backbone_of(copy.deepcopy(visual))
+    backbone = backbone_from_visual(copy.deepcopy(visual))
     if family == "clip_resnet":
         with pytest.raises(ValueError, match="no stochastic depth"):
             backbone.set_drop_path(0.5)
@@ -323,7 +323,7 @@ def test_stochastic_depth_acts_in_training_only(visual, family):
 
 
 def check_a_narrow_image_in_low_precision(visual: Any, height: int, width: int) -> None:
-    backbone = backbone_of(copy.deepcopy(visual)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    backbone = backbone_from_visual(copy.deepcopy(visual)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = normal_images(height, width, batch=2).to(memory_format=torch.channels_last)
     with torch.no_grad():
         exact = backbone(images)
@@ -354,14 +354,14 @@ def test_narrow_images_have_the_features_of_float32_in_a_net_with_strided_convol
 
 def test_unknown_backbones_are_refused():
     with pytest.raises(ValueError, match="Linear is not a supported backbone"):
-        backbone_of(nn.Linear(1, 1))
+        backbone_from_visual(nn.Linear(1, 1))
     model = _build_vision_tower(DIM, CLIPVisionCfg(**FAMILIES["convnext"]))
     with pytest.raises(ValueError, match=r"detector\.window is for transformers"):
-        backbone_of(model, window=7)
+        backbone_from_visual(model, window=7)
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "maxvit_rmlp_pico_rw_256"])
 def test_nets_of_a_fixed_size_are_refused_by_name(name: str) -> None:
     config = CLIPVisionCfg(timm_model_name=name, timm_pool="", timm_proj="linear", image_size=224)
     with pytest.raises(ValueError, match="is not a supported backbone"):
-        backbone_of(_build_vision_tower(32, config))
+        backbone_from_visual(_build_vision_tower(32, config))

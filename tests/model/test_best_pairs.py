@@ -45,15 +45,15 @@ def assert_equal(found: Pairs, expected: Pairs) -> None:
     assert (torch.minimum(steps[:-1], steps[1:])[differ] < 1e-6).all()
 
 
-def split(monkeypatch: pytest.MonkeyPatch, at_a_time: int) -> None:
-    """Let points be scored `at_a_time` at a time."""
-    monkeypatch.setattr(pair_scores, "points_at_a_time", lambda num_classes, device: at_a_time)
+def split(monkeypatch: pytest.MonkeyPatch, chunk_size: int) -> None:
+    """Let points be scored `chunk_size` at a time."""
+    monkeypatch.setattr(pair_scores, "points_per_chunk", lambda num_classes, device: chunk_size)
 
 
 @pytest.fixture(params=["exact cosines", "rough cosines"])
 def cosines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Choose the cosines of a CPU without or with fast bfloat16, independent of the one in use."""
-    monkeypatch.setattr(pair_scores, "pays_off", lambda points, classifier: request.param == "rough cosines")
+    monkeypatch.setattr(pair_scores, "rough_is_faster", lambda points, classifier: request.param == "rough cosines")
     for limit in ("FEW_PAIRS", "FEW_COMPETING_PAIRS"):  # even though there are few pairs here
         monkeypatch.setattr(f"ovd.model.best_pairs.{limit}", 0)
 
@@ -63,12 +63,12 @@ def cosines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("lowers", [False, True])
 @pytest.mark.parametrize("competition", [0.0, 15.0])
 @pytest.mark.parametrize(("count", "above"), [(1, 0.0), (20, 0.0), (200, 0.3), (10_000, 0.05)])
-@pytest.mark.parametrize("at_a_time", [7, 1000])
-def test_equals_a_full_sort(num_classes, lowers, competition, count, above, at_a_time, monkeypatch):
-    split(monkeypatch, at_a_time)
+@pytest.mark.parametrize("chunk_size", [7, 1000])
+def test_equals_a_full_sort(num_classes, lowers, competition, count, above, chunk_size, monkeypatch):
+    split(monkeypatch, chunk_size)
     options = DetectionOptions(competition=competition, candidates=count, score_threshold=above)
     points, scoring = make_points(60, hidden=9), Scoring(make_classifier(num_classes, lowers=lowers), options)
-    assert_equal(best_pairs(points, scoring), full_sort(scoring.of(points).all(), count, above))
+    assert_equal(best_pairs(points, scoring), full_sort(scoring.pair_scores(points).all_scores(), count, above))
 
 
 @pytest.mark.usefixtures("cosines")
@@ -77,19 +77,19 @@ def test_where_probabilities_round_to_0_and_1_no_high_score_is_missed(scale, mon
     split(monkeypatch, 64)
     points, scoring = make_points(200), Scoring(make_classifier(500, scale=scale), DetectionOptions(candidates=50))
     found = best_pairs(points, scoring)
-    torch.testing.assert_close(found.scores, full_sort(scoring.of(points).all(), 50, 0.0).scores)
+    torch.testing.assert_close(found.scores, full_sort(scoring.pair_scores(points).all_scores(), 50, 0.0).scores)
 
 
 @pytest.mark.usefixtures("cosines")
 @pytest.mark.parametrize("competition", [0.0, 15.0])
 def test_few_pairs_are_scored(competition, monkeypatch):
-    scored, score = [], PairScores.of
+    scored, score = [], PairScores.scores_of_pairs
 
     def counted(self: PairScores, rows: Tensor, classes: Tensor) -> Tensor:
         scored.append(len(rows))
         return score(self, rows, classes)
 
-    monkeypatch.setattr(PairScores, "of", counted)
+    monkeypatch.setattr(PairScores, "scores_of_pairs", counted)
     split(monkeypatch, 100)
     scoring = Scoring(make_classifier(600), DetectionOptions(competition=competition, candidates=100))
     assert len(best_pairs(make_points(400), scoring)) == 100
@@ -109,9 +109,9 @@ def test_only_hidden_points_have_no_pairs(monkeypatch):
 def test_the_bound_on_cosines_leaves_no_pair_out_and_few_in(scale, competition, count):
     classifier = make_classifier(300, scale=scale, lowers=True)
     scores = PairScores(make_points(200, hidden=9), classifier, DetectionOptions(competition=competition))
-    score = scores.all().flatten().topk(count).values[-1]
-    passed = scores.cosines >= scores.cosines_needed(score)[:, None]
-    wanted = (scores.all() >= score) & (scores.all() > 0)
+    score = scores.all_scores().flatten().topk(count).values[-1]
+    passed = scores.cosines >= scores.min_cosines(score)[:, None]
+    wanted = (scores.all_scores() >= score) & (scores.all_scores() > 0)
     assert not (wanted & ~passed).any()
     assert int(passed.sum()) <= 10 * max(count, 100)
 
@@ -128,14 +128,14 @@ def test_rough_cosines_are_within_their_bounds(dtype, lowers, dim):
     noise = torch.randn(300, dim, generator=generator)
     embeddings = torch.cat([noise, text[:200] + 1e-3 * noise[:200], -text[:200]])
     embeddings = (embeddings * 10 ** torch.randn(len(embeddings), 1, generator=generator)).to(dtype)
-    rough = RoughCosines.of(embeddings, lengths(embeddings), classifier)
+    rough = RoughCosines.compute(embeddings, lengths(embeddings), classifier)
     exact = F.normalize(embeddings.double(), dim=1) @ text.double().T - (0 if lowered is None else lowered.double())
     assert (rough.values[:, 500:] == -torch.inf).all()
     values = rough.values[:, :500].float()
-    assert (rough.exact_at_least(values) <= exact).all()
-    assert float((exact - rough.exact_at_least(values)).max()) < 0.04
+    assert (rough.exact_lower_bounds(values) <= exact).all()
+    assert float((exact - rough.exact_lower_bounds(values)).max()) < 0.04
     for cosine in (-1.0, -0.3, 0.0, 0.02, 0.9):
-        passes = values >= rough.values_needed(torch.full((len(embeddings),), cosine))[:, None]
+        passes = values >= rough.min_values(torch.full((len(embeddings),), cosine))[:, None]
         assert (passes | (exact < cosine)).all()
         assert (exact[passes] > cosine - 0.04).all()
     rows, classes = torch.randint(500, (2, 40), generator=generator)

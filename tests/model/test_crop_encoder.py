@@ -6,7 +6,7 @@ import torch
 from random_images import coarse_noise
 from torch.nn import functional as F
 
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 from ovd.model.crop_encoder import CropEncoder, View
 from ovd.model.crops import square_crops
 from ovd.model.normalization import Normalization
@@ -24,7 +24,7 @@ def padded_pair(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def make_encoder(clip, *views: tuple[int, float], low_precision: bool = False) -> CropEncoder:
-    backbone = backbone_of(copy.deepcopy(clip.model.visual))
+    backbone = backbone_from_visual(copy.deepcopy(clip.model.visual))
     normalization = Normalization(clip.mean, clip.std)
     return CropEncoder(
         backbone,
@@ -43,7 +43,7 @@ def encode(clip, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def test_embeddings_are_those_of_clip_for_the_slices(tiny_clip, monkeypatch):
-    monkeypatch.setattr("ovd.model.crop_encoder.CROPS_AT_A_TIME", 2)
+    monkeypatch.setattr("ovd.model.crop_encoder.MAX_CROPS_PER_BATCH", 2)
     images, sizes = padded_pair()
     boxes = [
         torch.tensor([[8.0, 4.0, 40.0, 36.0], [58.0, 20.0, 90.0, 52.0]]),
@@ -113,7 +113,7 @@ def test_crops_are_made_and_encoded_in_parts_of_bounded_size(tiny_clip, monkeypa
     images, sizes = images[[0, 1, 1]], sizes[[0, 1, 1]]
     encoder = make_encoder(tiny_clip, (32, 1.2), (64, 1.0))
     expected = encoder(images, sizes, boxes)
-    monkeypatch.setattr("ovd.model.crop_encoder.PIXELS_AT_A_TIME", 3 * 32**2)
+    monkeypatch.setattr("ovd.model.crop_encoder.MAX_PIXELS_PER_BATCH", 3 * 32**2)
     shapes, whole = [], encoder.backbone.encode
 
     def encode_seen(crops: torch.Tensor) -> torch.Tensor:

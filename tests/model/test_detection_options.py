@@ -14,7 +14,7 @@ from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.pair_scores import ScoreEnsemble
-from ovd.model.postprocess import PLACE_IOU, postprocess
+from ovd.model.postprocess import SECOND_LOOK_NMS_IOU, postprocess
 from ovd.model.similarity import TextClassifier, unit_embeddings
 from ovd.structures import Detections, Predictions
 
@@ -57,7 +57,7 @@ def detect(
         original_sizes=torch.tensor(ORIGINAL_SIZES[:num_images])[images],
         options=options,
         ensemble=ensemble,
-        look=look,
+        embed_crops=look,
     )
 
 
@@ -120,7 +120,7 @@ def reference(
     if options.second_look is not None and len(rows) > 1:
         ranked = sorted(points, key=lambda point: (-max(scores[point]), point))[: options.candidates]
         ranked = [point for point in ranked if max(scores[point]) > options.score_threshold]
-        points = suppress(ranked, PLACE_IOU, boxes.__getitem__, lambda *_: True)
+        points = suppress(ranked, SECOND_LOOK_NMS_IOU, boxes.__getitem__, lambda *_: True)
         weight = options.second_look.weight
         for point in points[: options.second_look.crops]:
             crop = embedding_of(boxes[point])
@@ -273,7 +273,7 @@ def test_the_best_boxes_are_looked_at_and_no_more() -> None:
     for few, many in zip(asked[3], asked[1000], strict=True):
         assert all(box in many for box in few)
         assert len(many) > 10
-        assert max(iou(one, other) for row, one in enumerate(many) for other in many[:row]) <= PLACE_IOU
+        assert max(iou(one, other) for row, one in enumerate(many) for other in many[:row]) <= SECOND_LOOK_NMS_IOU
     (plain,) = detect(predictions, text, DetectionOptions(), images=slice(1))
     best = (plain.boxes[0] / torch.tensor([3.0, 3.125, 3.0, 3.125])).tolist()
     assert any(box == pytest.approx(best, abs=1e-3) for box in asked[3][0])

@@ -7,7 +7,7 @@ from small_detector import build_detector
 from ovd.model.fcos_head import make_points
 from ovd.model.fpn import FeaturePyramid
 from ovd.model.gates import GatedProjection, GatedShortcuts, PlainProjection, ShortcutFilter
-from ovd.model.neighbors import WIDEST_BAND, add_neighbors
+from ovd.model.neighbors import MAX_BAND_WIDTH, add_weighted_neighbors
 from ovd.model.resample import resample_dense
 from ovd.model.t_head import TaskAlignedHead
 
@@ -207,19 +207,19 @@ def test_the_filter_equals_padding_and_shifting_with_its_gradients(height, width
 @torch.no_grad()
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(
-    ("height", "width", "size"), [(5, 7, 3), (1, 1, 3), (2, 1, 5), (1, 9, 5), (9, 1, 3), (3, WIDEST_BAND + 1, 3)]
+    ("height", "width", "size"), [(5, 7, 3), (1, 1, 3), (2, 1, 5), (1, 9, 5), (9, 1, 3), (3, MAX_BAND_WIDTH + 1, 3)]
 )
 def test_in_low_precision_the_filter_differs_by_rounding_alone(batch, height, width, size):
     generator = torch.Generator().manual_seed(0)
     shortcut = torch.randn(batch, height, width, 8, generator=generator).bfloat16().permute(0, 3, 1, 2)
     weights = (0.3 * torch.randn(batch, size * size, height, width, generator=generator)).bfloat16()
-    found = add_neighbors(shortcut, weights, size)
+    found = add_weighted_neighbors(shortcut, weights, size)
     assert found.dtype == torch.bfloat16
-    expected = add_neighbors(shortcut.float(), weights.float(), size)
+    expected = add_weighted_neighbors(shortcut.float(), weights.float(), size)
     torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.05)
     for row in range(batch):
-        assert torch.equal(add_neighbors(shortcut[row : row + 1], weights[row : row + 1], size)[0], found[row])
-    assert torch.equal(add_neighbors(shortcut, torch.zeros_like(weights), size), shortcut)
+        assert torch.equal(add_weighted_neighbors(shortcut[row : row + 1], weights[row : row + 1], size)[0], found[row])
+    assert torch.equal(add_weighted_neighbors(shortcut, torch.zeros_like(weights), size), shortcut)
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 2), (2, 16), (16, 4), (1, 1)])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ovd.choices import NegativeRule
 from ovd.model import federated
-from ovd.model.federated import class_mask, needed_classes, sample_class_ids, text_mask
+from ovd.model.federated import class_mask, required_classes, sample_class_ids, text_mask
 from ovd.structures import Targets
 
 NUM_CLASSES = 30
@@ -49,12 +49,12 @@ def test_sampled_rows(
     power: float,
     seed: int,
 ) -> None:
-    needed = needed_classes(targets, negatives=negatives)
+    required = required_classes(targets, negatives=negatives)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(federated, "POWER", power)
+        patch.setattr(federated, "SAMPLING_POWER", power)
         sampled, again = (
             sample_class_ids(
-                needed,
+                required,
                 counts,
                 negatives=negatives,
                 sampled_classes=sampled_classes,
@@ -89,33 +89,33 @@ def test_sampled_rows(
     targets=batches,
     counts=image_counts,
     negatives=rules,
-    left_out=st.sets(st.integers(0, NUM_CLASSES - 1), max_size=NUM_CLASSES - 1),
+    excluded=st.sets(st.integers(0, NUM_CLASSES - 1), max_size=NUM_CLASSES - 1),
     sampled_classes=st.integers(0, 40),
 )
 def test_classes_that_are_left_out_are_never_scored_and_all_others_are_as_before(
     targets: tuple[Targets, ...],
     counts: torch.Tensor,
     negatives: NegativeRule,
-    left_out: set[int],
+    excluded: set[int],
     sampled_classes: int,
 ) -> None:
-    needed = needed_classes(targets, negatives=negatives)
-    mask = torch.tensor([row in left_out for row in range(NUM_CLASSES)])
+    required = required_classes(targets, negatives=negatives)
+    mask = torch.tensor([row in excluded for row in range(NUM_CLASSES)])
     sampled = sample_class_ids(
-        needed,
+        required,
         counts,
         negatives=negatives,
         sampled_classes=sampled_classes,
-        left_out=mask,
+        excluded=mask,
         generator=torch.Generator().manual_seed(0),
     ).tolist()
-    others = set(range(NUM_CLASSES)) - left_out
+    others = set(range(NUM_CLASSES)) - excluded
     assert sampled == sorted(set(sampled))
     assert set(sampled) <= others
     if negatives == "all":
         assert set(sampled) == others
         return
-    wanted = set(needed.tolist()) - left_out
+    wanted = set(required.tolist()) - excluded
     drawable = {row for row in others - wanted if counts[row] > 0} if negatives == "sampled" else set()
     num_drawn = min(sampled_classes, len(drawable))
     if not wanted and num_drawn == 0:  # at least one row is always scored
@@ -134,7 +134,7 @@ def test_a_batch_without_objects_scores_the_most_frequent_class_that_is_not_left
         torch.tensor([5, 9, 3]),
         negatives=negatives,
         sampled_classes=0,
-        left_out=torch.tensor([False, True, False]),
+        excluded=torch.tensor([False, True, False]),
         generator=torch.Generator(),
     )
     assert found.tolist() == [0]

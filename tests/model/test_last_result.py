@@ -11,16 +11,16 @@ def test_it_is_computed_once_for_the_same_tensors_and_again_for_others() -> None
     result = LastResult[int]()
 
     def of(*sources: torch.Tensor) -> int:
-        return result.of(sources, lambda: calls.append(sources) or len(calls))  # type: ignore[func-returns-value]
+        return result.get_or_compute(sources, lambda: calls.append(sources) or len(calls))  # type: ignore[func-returns-value]
 
     assert [of(one), of(one), of(other), of(one, other), of(one)] == [1, 1, 2, 3, 4]
 
 
 def test_what_was_written_to_counts_as_another() -> None:
     rows, result = torch.zeros(2), LastResult[float]()
-    assert result.of([rows], lambda: float(rows.sum())) == 0
+    assert result.get_or_compute([rows], lambda: float(rows.sum())) == 0
     rows.copy_(torch.ones(2))
-    assert result.of([rows], lambda: float(rows.sum())) == 2
+    assert result.get_or_compute([rows], lambda: float(rows.sum())) == 2
 
 
 def test_nothing_is_kept_of_what_learns_or_has_no_version() -> None:
@@ -29,7 +29,7 @@ def test_nothing_is_kept_of_what_learns_or_has_no_version() -> None:
         inferred = torch.zeros(2)
     for source in (learned, inferred):
         numbers = iter((1, 2))
-        assert [result.of([source], lambda: next(numbers)) for _ in range(2)] == [1, 2]  # noqa: B023
+        assert [result.get_or_compute([source], lambda: next(numbers)) for _ in range(2)] == [1, 2]  # noqa: B023
 
 
 def test_what_learned_meanwhile_is_computed_again() -> None:
@@ -37,7 +37,7 @@ def test_what_learned_meanwhile_is_computed_again() -> None:
     scale, result = torch.zeros(2), LastResult[float]()
 
     def total() -> float:
-        return result.of([scale], lambda: float(scale.detach().sum()))
+        return result.get_or_compute([scale], lambda: float(scale.detach().sum()))
 
     assert total() == 0
     scale.requires_grad_(True)

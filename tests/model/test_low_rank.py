@@ -6,8 +6,8 @@ import pytest
 import torch
 from small_backbones import FAMILIES, SLOW, random_visual
 
-from ovd.model.backbone_families import backbone_of
-from ovd.model.low_rank import LowRank, adapters_of, add_adapters, add_stored, with_adapter_names
+from ovd.model.backbone_families import backbone_from_visual
+from ovd.model.low_rank import LowRank, adapters_of, add_adapters, add_stored_adapter, with_adapter_names
 from ovd.model.shared_layers import shared_parameters
 
 CASES = [
@@ -18,7 +18,7 @@ CASES = [
 @torch.no_grad()
 @pytest.mark.parametrize("family", CASES)
 def test_fresh_adapters_change_nothing_and_others_are_a_sum_of_weights(family: str) -> None:
-    plain, adapted = backbone_of(random_visual(family)), backbone_of(random_visual(family))
+    plain, adapted = backbone_from_visual(random_visual(family)), backbone_from_visual(random_visual(family))
     weights = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
     images = torch.randn(1, 3, *2 * (2 * plain.size_divisor,), generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
@@ -34,7 +34,7 @@ def test_fresh_adapters_change_nothing_and_others_are_a_sum_of_weights(family: s
         adapter.up.copy_(0.05 * torch.randn(adapter.up.shape))
     state = adapted.state_dict()
     for name, parameter in plain.named_parameters():
-        parameter.copy_(add_stored(name, parameter.data, state))
+        parameter.copy_(add_stored_adapter(name, parameter.data, state))
     assert torch.equal(adapted.dense(images), plain.dense(images))
     renamed = with_adapter_names(weights, adapted)
     assert renamed.keys() == state.keys()
@@ -45,7 +45,7 @@ def test_fresh_adapters_change_nothing_and_others_are_a_sum_of_weights(family: s
 @pytest.mark.parametrize("family", CASES)
 def test_every_adapter_gets_a_gradient(family: str) -> None:
     """Every adapter gets a gradient, which data parallelism waits for."""
-    backbone = backbone_of(random_visual(family)).requires_grad_(False)
+    backbone = backbone_from_visual(random_visual(family)).requires_grad_(False)
     add_adapters(backbone, shared_parameters(backbone, 0), rank=2)
     output = backbone(torch.randn(1, 3, *2 * (2 * backbone.size_divisor,)))
     maps = (backbone.project_locations(output.last), *output.features)
@@ -62,7 +62,7 @@ def test_a_rank_beyond_the_weights_is_theirs() -> None:
 
 
 def test_only_the_weights_that_are_named_get_adapters() -> None:
-    backbone = backbone_of(random_visual("convnext"))
+    backbone = backbone_from_visual(random_visual("convnext"))
     below, own = backbone.layers()[:2], backbone.layers()[2:]
     add_adapters(backbone, chain.from_iterable(below), rank=2)
     weights = {id(parameter) for parameter in chain.from_iterable(below) if parameter.ndim > 1}

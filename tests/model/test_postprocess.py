@@ -10,7 +10,7 @@ from torchvision.ops import nms
 from ovd.model import similarity
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.pair_scores import PairScores, PointPredictions, ScoreEnsemble
-from ovd.model.postprocess import _best_kept, postprocess
+from ovd.model.postprocess import _best_after_nms, postprocess
 from ovd.model.similarity import TextClassifier
 from ovd.structures import Detections, Predictions
 
@@ -140,7 +140,7 @@ def test_the_best_kept_are_those_of_all_boxes(side: float, count: int) -> None:
     corners = torch.rand(400, 2, generator=generator, dtype=torch.float64) * 100
     boxes = torch.cat([corners, corners + side], dim=1)
     scores = torch.rand(400, generator=generator, dtype=torch.float64).sort(descending=True).values
-    assert torch.equal(_best_kept(boxes, scores, 0.5, count), nms(boxes, scores, 0.5)[:count])
+    assert torch.equal(_best_after_nms(boxes, scores, 0.5, count), nms(boxes, scores, 0.5)[:count])
 
 
 def test_ties_are_in_order_of_point_and_class() -> None:
@@ -252,7 +252,7 @@ def test_the_score_ensemble_is_exact_where_probabilities_are_below_those_of_floa
     classifier = TextClassifier(torch.eye(2), torch.arange(2), torch.tensor(200.0), torch.tensor(-60.0))
     for weight in (0.0, 0.3, 0.65, 1.0):
         ensemble = ScoreEnsemble(torch.full((2,), weight), clip_scale=100.0)
-        scores = PairScores(points, classifier, DetectionOptions(), ensemble).all()[0].tolist()
+        scores = PairScores(points, classifier, DetectionOptions(), ensemble).all_scores()[0].tolist()
         length = math.hypot(1.0, 0.25)
         for name, (cosine, of_clip) in enumerate(((1 / length, 0.6), (-0.25 / length, 0.8))):
             detected = -math.log1p(math.exp(60 - 200 * cosine))

@@ -9,7 +9,7 @@ from torch import Tensor
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.pair_scores import PointPredictions
 from ovd.model.postprocess import postprocess
-from ovd.model.prefilter import FEWEST_NAMES, SAMPLED_NAMES, promising_points
+from ovd.model.prefilter import MIN_NAMES, NUM_SAMPLED_NAMES, prefilter_points
 from ovd.model.similarity import TextClassifier, unit_embeddings
 from ovd.structures import Detections, Predictions
 
@@ -48,7 +48,7 @@ def found_by(predictions: Predictions, classifier: TextClassifier, **options: fl
 @pytest.mark.parametrize("lowers", [False, True])
 @pytest.mark.parametrize("competition", [0.0, 20.0])
 def test_what_is_kept_is_found_as_without_it(lowers: bool, competition: float) -> None:
-    classifier = make_classifier(FEWEST_NAMES + 3, lowers=lowers)
+    classifier = make_classifier(MIN_NAMES + 3, lowers=lowers)
     predictions, _ = make_predictions(classifier, objects=20)
     exact = found_by(predictions, classifier, competition=competition)
     found = found_by(predictions, classifier, competition=competition, prefilter=0.2)
@@ -64,11 +64,11 @@ def test_what_is_kept_is_found_as_without_it(lowers: bool, competition: float) -
 
 @pytest.mark.parametrize("hidden", [0, 150])
 def test_points_are_chosen_by_their_scores_and_stay_in_order(hidden: int) -> None:
-    classifier = make_classifier(FEWEST_NAMES + 500)
+    classifier = make_classifier(MIN_NAMES + 500)
     predictions, objects = make_predictions(classifier, objects=30)
     predictions.quality[0, :hidden] = -torch.inf  # as in the padding
     image = PointPredictions(predictions.embeddings[0], predictions.boxes[0], predictions.quality[0], dense=None)
-    chosen = promising_points(image, classifier, 0.25)
+    chosen = prefilter_points(image, classifier, 0.25)
     assert len(chosen) == POINTS // 4
     assert (chosen.diff() > 0).all()
     assert torch.isin(objects[objects >= hidden], chosen).all()
@@ -80,22 +80,22 @@ def test_they_are_the_points_that_score_best_for_their_best_sampled_name(
     monkeypatch, lowers: bool, share: float
 ) -> None:
     monkeypatch.setattr("ovd.model.prefilter.fast_low_precision", lambda _: False)
-    classifier = make_classifier(FEWEST_NAMES, lowers=lowers)
+    classifier = make_classifier(MIN_NAMES, lowers=lowers)
     predictions, _ = make_predictions(classifier, objects=30)
     predictions.embeddings[0, 7] = 0
     image = PointPredictions(predictions.embeddings[0], predictions.boxes[0], predictions.quality[0], dense=None)
-    sampled = slice(0, None, FEWEST_NAMES // SAMPLED_NAMES)
+    sampled = slice(0, None, MIN_NAMES // NUM_SAMPLED_NAMES)
     embeddings = image.embeddings.double()
     cosines = embeddings @ classifier.text[sampled].double().T / embeddings.norm(dim=1).clamp(min=1e-9)[:, None]
     if classifier.name_penalty is not None:
         cosines -= classifier.name_penalty[sampled]
     scores = (50 * cosines.amax(dim=1) - 45).sigmoid() * image.quality.double().sigmoid()
     expected = scores.argsort(descending=True)[: math.ceil(share * POINTS)]
-    assert promising_points(image, classifier, share).tolist() == sorted(expected.tolist())
+    assert prefilter_points(image, classifier, share).tolist() == sorted(expected.tolist())
 
 
 def test_a_small_vocabulary_keeps_all_points() -> None:
-    classifier = make_classifier(FEWEST_NAMES - 1)
+    classifier = make_classifier(MIN_NAMES - 1)
     predictions, _ = make_predictions(classifier, objects=20)
     exact, found = found_by(predictions, classifier), found_by(predictions, classifier, prefilter=0.01)
     assert torch.equal(found.boxes, exact.boxes)

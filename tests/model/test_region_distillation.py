@@ -9,7 +9,7 @@ import torch
 from plain_iou import iou
 from torch.nn import functional as F
 
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 from ovd.model.crop_encoder import CropEncoder, View
 from ovd.model.normalization import Normalization
 from ovd.model.region_distillation import Regions, region_loss, select_regions
@@ -90,13 +90,13 @@ def test_selection_equals_plain_loops(seed, options):
     for image in range(3):
         kept, pairs = reference(predictions, image, classifier, points, options)
         torch.testing.assert_close(found.boxes[image], torch.tensor(kept).reshape(-1, 4))
-        of_image = found.rows // num_points == image
-        point = found.rows[of_image] % num_points
-        assert list(zip(point.tolist(), (found.box[of_image] - first).tolist(), strict=True)) == pairs
+        of_image = found.point_rows // num_points == image
+        point = found.point_rows[of_image] % num_points
+        assert list(zip(point.tolist(), (found.box_rows[of_image] - first).tolist(), strict=True)) == pairs
         assert len(kept) > 1 or image == 2
         first += len(kept)
     assert len(found.boxes[2]) == 0
-    assert first < len(found.box) or options.points == 1  # some box has several points
+    assert first < len(found.box_rows) or options.points == 1  # some box has several points
 
 
 @pytest.mark.parametrize("num_classes", [0, 5])
@@ -106,7 +106,7 @@ def test_nothing_is_selected_without_classes_or_without_a_box_that_scores_enough
         make_predictions(0), make_classifier(num_classes), points=make_points(), sizes=SIZES, options=options
     )
     assert [len(boxes) for boxes in found.boxes] == [0, 0, 0]
-    assert len(found.rows) == len(found.box) == 0
+    assert len(found.point_rows) == len(found.box_rows) == 0
 
 
 def test_predictions_that_are_not_numbers_are_not_selected():
@@ -117,14 +117,14 @@ def test_predictions_that_are_not_numbers_are_not_selected():
     found = select_regions(
         broken, make_classifier(), points=make_points(), sizes=SIZES, options=RegionOptions(min_score=0.0)
     )
-    point = found.rows % len(make_points().centers)
+    point = found.point_rows % len(make_points().centers)
     assert len(point) > 0
     assert ((point % 2 != 0) & (point % 3 != 0)).all()
 
 
 def make_teacher(clip, **changes) -> CropEncoder:
     options = {"views": [View(32, 1.0)], "compute": Compute(torch.device("cpu"), False), **changes}
-    backbone = backbone_of(copy.deepcopy(clip.model.visual))
+    backbone = backbone_from_visual(copy.deepcopy(clip.model.visual))
     return CropEncoder(backbone, Normalization(clip.mean, clip.std), **options)
 
 

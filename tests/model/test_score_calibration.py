@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovd.model.detection_options import DetectionOptions
-from ovd.model.score_calibration import EPSILON, MEANING, ScoreCalibration, ScoreMap, nearness_to
+from ovd.model.score_calibration import EPSILON, SCORE_SETTINGS, ScoreCalibration, ScoreMap, nearness_to
 from ovd.model.similarity import unit_embeddings
 
 OTHER_VALUES: dict[str, Any] = {
@@ -98,7 +98,7 @@ def test_nearness_of_a_text_opposite_to_all_trained_ones_is_zero() -> None:
 
 
 def test_every_setting_that_scores_depend_on_is_tried_below() -> None:
-    assert set(OTHER_VALUES) == set(MEANING)
+    assert set(OTHER_VALUES) == set(SCORE_SETTINGS)
 
 
 @pytest.mark.parametrize(("name", "value"), OTHER_VALUES.items())
@@ -115,7 +115,7 @@ def test_a_map_does_not_apply_with_another_value_of_a_setting(name: str, value: 
 @pytest.mark.parametrize("probability", [0.0, 0.05, 0.3, 0.9])
 def test_a_least_score_leaves_out_no_detection_above_a_probability(score_map: ScoreMap, probability: float) -> None:
     nearness = torch.tensor([0.2, 0.9, 0.5])
-    least = score_map.least_score(probability, nearness)
+    least = score_map.min_score(probability, nearness)
     scores = torch.linspace(0, 1, 20_001)
     is_above = torch.stack([score_map(scores, near.expand(len(scores))) > probability for near in nearness]).any(dim=0)
     assert not is_above[scores < least].any()
@@ -124,7 +124,7 @@ def test_a_least_score_leaves_out_no_detection_above_a_probability(score_map: Sc
 
 
 def test_no_score_reaches_a_probability_of_one() -> None:
-    assert ScoreMap(1.3, 0.2, -0.7, -1.9).least_score(1.0, torch.tensor([0.5])) == 1
+    assert ScoreMap(1.3, 0.2, -0.7, -1.9).min_score(1.0, torch.tensor([0.5])) == 1
 
 
 def test_settings_that_only_leave_out_boxes_do_not_matter() -> None:

@@ -23,7 +23,7 @@ from ovd.data.report import DataReport
 from ovd.inference import ImageBatch, Inference
 from ovd.jobs.evaluate import detect_all
 from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 from ovd.model.crop_encoder import View
 from ovd.model.detection_options import DetectionOptions, SecondLookOptions
 from ovd.model.query_texts import QueryTexts
@@ -70,7 +70,7 @@ def test_it_is_clip_before_training_and_is_never_trained(trained, tiny_clip):
     assert look is not None
     assert look.views == (View(64, 1.1),)
     for parameter, original in zip(
-        look.backbone.parameters(), backbone_of(tiny_clip.model.visual).parameters(), strict=True
+        look.backbone.parameters(), backbone_from_visual(tiny_clip.model.visual).parameters(), strict=True
     ):
         assert torch.equal(parameter, original)
         assert not parameter.requires_grad

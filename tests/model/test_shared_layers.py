@@ -8,7 +8,7 @@ from small_backbones import FAMILIES, SLOW, random_visual
 from small_detector import detector_around
 from torch import nn
 
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 from ovd.model.detector import Detector
 from ovd.model.shared_layers import copy_sharing_layers, shared_parameters
 
@@ -18,7 +18,7 @@ CASES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW | LARGE els
 
 
 def detector_of(family: str) -> Detector:
-    backbone = backbone_of(random_visual(family))
+    backbone = backbone_from_visual(random_visual(family))
     with torch.no_grad():
         dim = backbone.dense(torch.zeros(1, 3, 2 * backbone.size_divisor, 2 * backbone.size_divisor)).shape[1]
     torch.manual_seed(1)

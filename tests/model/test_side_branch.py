@@ -5,13 +5,13 @@ import torch
 from small_backbones import random_visual
 from small_detector import detector_around
 
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 from ovd.model.side_branch import SideBranch
 
 
 @pytest.mark.parametrize("family", ["clip_resnet", "vit"])
 def test_a_fresh_branch_changes_no_prediction_and_gets_gradients(family: str) -> None:
-    backbone = backbone_of(random_visual(family))
+    backbone = backbone_from_visual(random_visual(family))
     side = 4 * backbone.size_divisor
     with torch.no_grad():
         dim = backbone.dense(torch.zeros(1, 3, side, side)).shape[1]

@@ -43,7 +43,7 @@ def test_levels_large_and_small_are_those_of_one_at_a_time(height: int, low_prec
     levels = [torch.randn(2, 32, height >> level, 24 >> level, requires_grad=True) for level in range(4)]
     assert len({is_small(level) for level in levels}) == (1 if height == 8 else 2)
     with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
-        measured = convolution.of_levels(levels)
+        measured = convolution.forward_levels(levels)
         expected = [convolution(level) for level in levels]
     torch.testing.assert_close(measured, expected, rtol=1e-2, atol=1e-2 if low_precision else 1e-5)
     inputs = (*levels, *convolution.parameters())

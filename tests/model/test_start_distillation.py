@@ -12,7 +12,7 @@ from ovd.config_files import ConfigError
 from ovd.jobs.train import train_from_config
 from ovd.model.assign import assign_atss, assign_fcos
 from ovd.model.fcos_head import make_points
-from ovd.model.start_distillation import SURE_QUALITY, free_points, start_losses
+from ovd.model.start_distillation import SURE_QUALITY, start_distillation_losses, unannotated_points
 from ovd.structures import Assignment, Predictions, Targets
 
 NAMES = ("keep_class", "keep_quality", "keep_box")
@@ -30,7 +30,7 @@ def predictions(seed: int, num_points: int = 6) -> Predictions:
 def test_an_unchanged_detector_has_no_loss_and_no_gradient() -> None:
     start = predictions(0)
     now = Predictions(*(getattr(start, name).clone().requires_grad_() for name in ("embeddings", "boxes", "quality")))
-    losses = start_losses(now, start, torch.ones(2, 6, dtype=torch.bool))
+    losses = start_distillation_losses(now, start, torch.ones(2, 6, dtype=torch.bool))
     assert tuple(losses) == NAMES
     for loss in losses.values():
         assert loss.item() == pytest.approx(0, abs=1e-6)
@@ -44,7 +44,7 @@ def test_an_unchanged_detector_has_no_loss_and_no_gradient() -> None:
 def test_losses_are_means_over_the_free_points_computed_one_by_one() -> None:
     now, start = predictions(1), predictions(2)
     free = torch.rand(2, 6, generator=torch.Generator().manual_seed(3)) < 0.6
-    found = start_losses(now, start, free)
+    found = start_distillation_losses(now, start, free)
     distances, divergences, boxes, weights = [], [], [], []
     for image, point in free.nonzero().tolist():
         one, other = now.embeddings[image, point], start.embeddings[image, point]
@@ -67,7 +67,7 @@ def test_losses_are_means_over_the_free_points_computed_one_by_one() -> None:
 def test_without_free_points_the_losses_are_zero_with_a_gradient() -> None:
     now = predictions(1)
     now = replace(now, embeddings=now.embeddings.requires_grad_())
-    losses = start_losses(now, predictions(2), torch.zeros(2, 6, dtype=torch.bool))
+    losses = start_distillation_losses(now, predictions(2), torch.zeros(2, 6, dtype=torch.bool))
     assert [loss.item() for loss in losses.values()] == [0, 0, 0]
     losses["keep_class"].backward()
 
@@ -77,18 +77,19 @@ def test_one_box_that_is_half_sure_counts_half() -> None:
     free = torch.zeros(2, 6, dtype=torch.bool)
     free[1, 4] = True
     expected = 0.5 * generalized_box_iou_loss(now.boxes[1, 4], start.boxes[1, 4])
-    assert start_losses(now, start, free)["keep_box"].item() == pytest.approx(expected.item(), abs=1e-5)
+    assert start_distillation_losses(now, start, free)["keep_box"].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_two_parts_divided_by_their_joint_points_are_one_batch(monkeypatch) -> None:
     now, start = predictions(1), predictions(2)
     free = torch.rand(2, 6, generator=torch.Generator().manual_seed(3)) < 0.6
-    whole = start_losses(now, start, free)
+    whole = start_distillation_losses(now, start, free)
     sure = free & (start.quality.sigmoid() > SURE_QUALITY)
     joint = torch.stack([free.sum().float(), start.quality.sigmoid()[sure].sum()])
     monkeypatch.setattr("ovd.model.start_distillation.sum_over_ranks", lambda _: joint)
     parts = [
-        start_losses(now.of_images(only), start.of_images(only), free[only]) for only in (slice(0, 1), slice(1, 2))
+        start_distillation_losses(now.of_images(only), start.of_images(only), free[only])
+        for only in (slice(0, 1), slice(1, 2))
     ]
     for name in NAMES:
         assert (parts[0][name] + parts[1][name]).item() == pytest.approx(whole[name].item(), abs=1e-6)
@@ -99,14 +100,14 @@ def test_matched_ignored_and_unmatched_center_points_are_not_free() -> None:
     ignored, unmatched_center = no.clone(), no.clone()
     ignored[0, 1], unmatched_center[0, 2] = True, True
     assignment = Assignment(torch.tensor([[0, -1, -1, -1]]), ignored, unmatched_center)
-    assert free_points(assignment).tolist() == [[False, False, False, True]]
+    assert unannotated_points(assignment).tolist() == [[False, False, False, True]]
 
 
 @pytest.mark.parametrize("assign", [assign_fcos, assign_atss])
 def test_padding_is_not_free(assign) -> None:
     points = make_points((32, 64), [8, 16], torch.device("cpu"))
     sizes = torch.tensor([[32, 40]])
-    free = free_points(assign(points, (Targets.empty(),), sizes=sizes))
+    free = unannotated_points(assign(points, (Targets.empty(),), sizes=sizes))
     assert torch.equal(free, ~points.in_padding(sizes))
     assert not free.all()
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ovd.model.t_head import TaskAlignedHead, TaskDecomposition, interpolate_at, look_up, move_sides
+from ovd.model.t_head import TaskAlignedHead, TaskDecomposition, move_sides, sample_bilinearly, sample_sides
 
 
 def test_no_offset_looks_nowhere_else():
     distances = torch.rand(2, 4, 5, 7)
-    torch.testing.assert_close(look_up(distances, torch.zeros(2, 8, 5, 7)), distances)
+    torch.testing.assert_close(sample_sides(distances, torch.zeros(2, 8, 5, 7)), distances)
 
 
 def between(values: list[float], position: float) -> float:
@@ -26,7 +26,7 @@ def test_sides_are_looked_up_bilinearly_and_not_beyond_the_border(size):
     generator = torch.Generator().manual_seed(0)
     distances = torch.rand(2, 4, height, width, generator=generator)
     offsets = 3 * torch.randn(2, 8, height, width, generator=generator)
-    found = look_up(distances, offsets)
+    found = sample_sides(distances, offsets)
     for image in range(2):
         for side in range(4):
             cells = distances[image, side].tolist()
@@ -44,8 +44,8 @@ def test_samples_with_a_gradient_of_the_same_bits_are_those_of_grid_sample(size)
     maps = torch.rand(8, height, width, generator=generator, dtype=torch.float64).requires_grad_()
     offsets = (3 * torch.randn(2, 8, height, width, generator=generator, dtype=torch.float64)).requires_grad_()
     moved = offsets.reshape(8, 2, height, width)
-    found = interpolate_at(maps, torch.arange(width) + moved[:, 0], torch.arange(height)[:, None] + moved[:, 1])
-    expected = look_up(maps.view(2, 4, height, width), offsets).view_as(found)
+    found = sample_bilinearly(maps, torch.arange(width) + moved[:, 0], torch.arange(height)[:, None] + moved[:, 1])
+    expected = sample_sides(maps.view(2, 4, height, width), offsets).view_as(found)
     torch.testing.assert_close(found, expected)
     slope = torch.randn(found.shape, generator=generator, dtype=torch.float64)
     given = torch.autograd.grad(found, (maps, offsets), slope)

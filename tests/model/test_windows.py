@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ovd.export.tracing import write_onnx
 from ovd.model.backbone import Backbone
-from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_families import backbone_from_visual
 from ovd.model.backbone_transformer import TransformerBackbone, join_windows, split_windows
 
 STARTS = {
@@ -65,12 +65,12 @@ def test_the_class_token_becomes_the_mean_of_its_copies():
 @torch.no_grad()
 def test_a_window_at_least_as_large_as_the_grid_changes_nothing(name):
     model, images = random_visual(name), normal_images(96, 128)
-    plain = backbone_of(copy.deepcopy(model)).dense(images)
+    plain = backbone_from_visual(copy.deepcopy(model)).dense(images)
     scale = float(plain.abs().max())
     for window in (8, 9, 64):
-        windowed = backbone_of(copy.deepcopy(model), window=window).dense(images)
+        windowed = backbone_from_visual(copy.deepcopy(model), window=window).dense(images)
         torch.testing.assert_close(windowed, plain, atol=1e-5 * scale, rtol=1e-4)
-    smaller = backbone_of(copy.deepcopy(model), window=7, global_blocks=0).dense(images)
+    smaller = backbone_from_visual(copy.deepcopy(model), window=7, global_blocks=0).dense(images)
     assert (smaller - plain).abs().max() > 1e-3
 
 
@@ -79,7 +79,7 @@ def test_a_window_at_least_as_large_as_the_grid_changes_nothing(name):
 def test_a_block_that_attends_to_all_is_among_those_before_the_dense_feature(name, num_global):
     torch.manual_seed(0)
     model = _build_vision_tower(DIM, CLIPVisionCfg(**FAMILIES[name])).eval()
-    backbone = backbone_of(model, window=2, global_blocks=num_global)
+    backbone = backbone_from_visual(model, window=2, global_blocks=num_global)
     assert isinstance(backbone, TransformerBackbone)
     whole = []
 
@@ -100,7 +100,7 @@ def test_windows_keep_what_lies_elsewhere_out():
     outside its window."""
     torch.manual_seed(0)
     model = _build_vision_tower(DIM, CLIPVisionCfg(**FAMILIES["vit"])).eval()
-    backbone = backbone_of(model, window=2)
+    backbone = backbone_from_visual(model, window=2)
     assert isinstance(backbone, TransformerBackbone)
     backbone._blocks = backbone._blocks[:1] + backbone._blocks[-1:]
     images = normal_images(96, 96)
@@ -124,7 +124,7 @@ class Dense(nn.Module):
 @pytest.mark.parametrize("window", [3, 50])
 def test_an_exported_graph_has_windows_for_images_of_any_size(window: int, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    backbone = backbone_of(random_visual("vit"), window=window)
+    backbone = backbone_from_visual(random_visual("vit"), window=window)
     axes = {0: "batch", 2: "height", 3: "width"}
     with unchecked():
         write_onnx(

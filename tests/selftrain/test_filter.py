@@ -14,13 +14,13 @@ from torchvision.ops import box_iou
 from ovd.config.training import BoxFilters
 from ovd.data.index import Ragged
 from ovd.selftrain.filter import (
-    best_of_group,
+    best_of_groups,
     best_of_image,
     filter_labels,
+    has_max_relative_area,
+    has_min_score,
+    has_min_side,
     paired_iou,
-    relative_area_at_most,
-    score_at_least,
-    side_at_least_px,
     text_in_caption,
 )
 from ovd.selftrain.labels import ShardLabels
@@ -145,9 +145,9 @@ def test_predicates_of_single_boxes_may_be_applied_in_any_order(rows, filters):
     shard = shard_of(rows)
     mask, _ = filter_labels(shard, filters.model_copy(update={"keep": "all", "caption_match": False}))
     backwards = (
-        relative_area_at_most(shard, filters.max_relative_area)
-        & side_at_least_px(shard, filters.min_size_px)
-        & score_at_least(shard, filters.min_score)
+        has_max_relative_area(shard, filters.max_relative_area)
+        & has_min_side(shard, filters.min_size_px)
+        & has_min_score(shard, filters.min_score)
     )
     assert (mask == backwards).all()
 
@@ -189,7 +189,7 @@ def test_the_best_of_each_group_are_those_of_sorting_it(members, count):
     for group in set(groups.tolist()):
         rows = [row for row in range(len(members)) if groups[row] == group]
         expected |= set(sorted(rows, key=lambda row: -scores[row])[:count])
-    assert set(np.flatnonzero(best_of_group(groups, scores, count=count)).tolist()) == expected
+    assert set(np.flatnonzero(best_of_groups(groups, scores, count=count)).tolist()) == expected
 
 
 def test_boxes_are_compared_row_by_row():

@@ -16,8 +16,8 @@ from ovd.data.index import Ragged
 from ovd.data.pairs.pair import Pair
 from ovd.data.pairs.tar import PairShards
 from ovd.data.pairs.write import write_pair_shards
-from ovd.selftrain.kept_labels import KeptLabels
-from ovd.selftrain.labelled_pairs import LabelledPairs, limit_per_text, read_kept_labels
+from ovd.selftrain.filtered_labels import FilteredLabels
+from ovd.selftrain.labelled_pairs import LabelledPairs, limit_boxes_per_text, read_filtered_labels
 from ovd.selftrain.labels import ShardLabels, write_labels
 from ovd.selftrain.ledger import LabelCounts, Ledger
 from ovd.text.bank import TextBank
@@ -62,8 +62,8 @@ def everything(labels: list[ShardLabels]) -> list[np.ndarray]:
     return [np.ones(len(of_shard.scores.values), bool) for of_shard in labels]
 
 
-def kept_of(labels: list[ShardLabels], masks: list[np.ndarray]) -> list[KeptLabels]:
-    return [KeptLabels.of(of_shard, mask) for of_shard, mask in zip(labels, masks, strict=True)]
+def kept_of(labels: list[ShardLabels], masks: list[np.ndarray]) -> list[FilteredLabels]:
+    return [FilteredLabels.from_labels(of_shard, mask) for of_shard, mask in zip(labels, masks, strict=True)]
 
 
 def test_pairs_with_a_kept_box_with_their_own_pixels_boxes_and_texts(parts):
@@ -95,7 +95,10 @@ def test_where_all_images_were_asked_for_the_same_classes_only_those_that_were_f
     ]
     masks = everything(labels)
     masks[0][3] = False  # drop the dog of pair 1
-    kept = [KeptLabels.of(of_shard, mask, only_found=True) for of_shard, mask in zip(labels, masks, strict=True)]
+    kept = [
+        FilteredLabels.from_labels(of_shard, mask, only_box_texts=True)
+        for of_shard, mask in zip(labels, masks, strict=True)
+    ]
     (cat, dog), (bird, _) = texts.ids(0).tolist(), texts.ids(1).tolist()
     for with_boxes in (True, False):
         pairs = LabelledPairs(shards, kept, texts, with_boxes=with_boxes, box_counts={})
@@ -103,7 +106,7 @@ def test_where_all_images_were_asked_for_the_same_classes_only_those_that_were_f
         found = [pairs.record(row).labels.image_texts.tolist() for row in range(len(pairs))]
         assert found == [[dog], [cat], [bird], [bird]]
     assert [of_shard.pair_counts.tolist() for of_shard in kept] == [[1, 1], [2, 0]]
-    limited, _ = limit_per_text(kept, texts, 1)
+    limited, _ = limit_boxes_per_text(kept, texts, 1)
     assert limited[1].num_texts().tolist() == [1, 1, 0]  # a box that the limit removes still counts as found
 
 
@@ -121,7 +124,7 @@ def test_the_ledger_says_whether_a_text_must_have_been_found_and_where_boxes_may
         sha256 = write_labels(files[-1], of_shard, index=index, variants=variants, text_tower="t", settings={})
         settings = {"text_tower": "t", "queries": queries} | ({"max_boxes": max_boxes} if max_boxes else {})
         Ledger(name, "", sha256, settings, LabelCounts(3, 3, 0, 0, 2, 0, {}), {}).write(files[-1])
-    kept, _ = read_kept_labels(files, BoxFilters(keep="all", min_score=min_score), shards)
+    kept, _ = read_filtered_labels(files, BoxFilters(keep="all", min_score=min_score), shards)
     if min_score < 0.5:  # all boxes score 0.5
         of_pairs = [of_shard.texts(pair).tolist() for of_shard in kept for pair in range(3)]
         assert of_pairs == [[0, 1], [], [] if queries == "classes" else [1], [0], [1], [0, 1]]
@@ -160,7 +163,7 @@ def test_what_is_not_kept_is_not_held(parts):
 
 def test_the_limit_per_text_holds_over_shards_whatever_row_the_text_has_there(parts):
     _, labels, texts = parts
-    kept, num_removed = limit_per_text(kept_of(labels, everything(labels)), texts, 2)
+    kept, num_removed = limit_boxes_per_text(kept_of(labels, everything(labels)), texts, 2)
     assert num_removed == 2
     # All scores are equal, so the first two boxes of each text stay: dog, cat, dog; bird, cat, (cat), bird, (cat).
     assert [of_shard.box_texts.values.tolist() for of_shard in kept] == [[1, 0, 1], [0, 1, 0]]
@@ -190,7 +193,7 @@ def test_the_fingerprint_tells_labels_apart(parts):
 @settings(deadline=None)
 def test_lists_that_repeat_are_held_once(queries):
     labels = shard_labels([f"{row}" for row in range(len(queries))], ["a", "b", "c"], queries, [[] for _ in queries])
-    kept = KeptLabels.of(labels, np.zeros(0, bool))
+    kept = FilteredLabels.from_labels(labels, np.zeros(0, bool))
     assert [kept.texts(pair).tolist() for pair in range(len(queries))] == queries
     assert kept.num_texts().tolist() == list(map(len, queries))
     assert len(kept.text_lists.offsets) - 1 == len(list(itertools.groupby(queries)))

@@ -31,7 +31,7 @@ from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.selftrain.labels import TeacherBoxes, read_labels
 from ovd.selftrain.ledger import LabelCounts
-from ovd.selftrain.pseudo_label import label_shards, shards_of_worker, worker_of
+from ovd.selftrain.pseudo_label import label_shards, resolve_worker, shards_of_worker
 from ovd.selftrain.teacher import OvdTeacher, TextVariants
 from ovd.text.bank import TextBank
 from ovd.text.encoder import encode_classes, encode_tokens
@@ -523,12 +523,12 @@ def test_shards_that_are_given_are_labelled_in_their_order_in_the_folder(tmp_pat
 
 def test_workers_are_numbered_by_arguments_then_by_the_environment():
     torchrun = {"RANK": "3", "WORLD_SIZE": "8"}
-    assert worker_of(1, 2, torchrun) == (1, 2)
-    assert worker_of(None, None, torchrun) == (3, 8)
-    assert worker_of(None, None, {}) == (0, 1)
+    assert resolve_worker(1, 2, torchrun) == (1, 2)
+    assert resolve_worker(None, None, torchrun) == (3, 8)
+    assert resolve_worker(None, None, {}) == (0, 1)
     for rank, world, environment in ((1, None, {}), (None, 2, torchrun), (None, None, {"RANK": "1"})):
         with pytest.raises(ValueError, match=r"both"):
-            worker_of(rank, world, environment)
+            resolve_worker(rank, world, environment)
 
 
 @pytest.mark.parametrize(

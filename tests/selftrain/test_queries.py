@@ -12,8 +12,8 @@ from ovd.choices import QuerySource
 from ovd.data.world.build import pair_scene
 from ovd.data.world.glyphs import load_glyphs
 from ovd.data.world.settings import Settings
-from ovd.selftrain.queries import SOURCES, caption_queries, ngram_queries, noun_queries
-from ovd.selftrain.words import normalized, without_sense, words_of
+from ovd.selftrain.queries import QUERY_SOURCES, caption_queries, ngram_queries, noun_queries
+from ovd.selftrain.words import normalize_text, split_words, strip_sense
 
 # Words that the rules treat specially, mixed with arbitrary ones.
 KNOWN_WORDS = (
@@ -27,7 +27,7 @@ captions = st.text(max_size=60) | st.lists(words, max_size=14).map(" ".join)
 @pytest.mark.parametrize("caption", ["", " \n\t ", "...", "—", "🎉 !", "' - '", "\u2764\ufe0f", "\u20e3"])
 def test_a_caption_without_words_asks_for_nothing(caption):
     assert caption_queries(caption) == ngram_queries(caption) == noun_queries(caption) == ()
-    assert normalized(caption) == ""
+    assert normalize_text(caption) == ""
 
 
 def test_the_whole_caption_keeps_its_spelling():
@@ -127,13 +127,13 @@ def test_noun_phrases(caption, expected):
     ],
 )
 def test_plain_plurals(plurals, singulars):
-    assert normalized(plurals) == singulars
+    assert normalize_text(plurals) == singulars
     assert noun_queries(plurals.replace(" ", ", ")) == tuple(singulars.split())
 
 
 def test_nearly_every_name_of_lvis_is_found_in_a_caption(shared_data):
     names = [row["name"] for row in json.loads((shared_data / "lvis_v1_train_cat_info.json").read_text())]
-    names = [" ".join(without_sense(name).replace("_", " ").lower().split()) for name in names]
+    names = [" ".join(strip_sense(name).replace("_", " ").lower().split()) for name in names]
     lost = [name for name in names if name not in noun_queries(f"a {name} on the table")]
     assert len(names) == 1203
     # Colors are dropped from phrases, even where they are part of a kind's name.
@@ -148,13 +148,13 @@ def test_after_a_singular_article_nothing_is_made_singular():
 @given(captions)
 @settings(deadline=None)
 def test_queries_are_distinct_nonempty_words_of_the_caption(caption):
-    found_in = f" {normalized(caption)} "
+    found_in = f" {normalize_text(caption)} "
     for queries in (ngram_queries(caption), noun_queries(caption)):
         assert len(set(queries)) == len(queries)
         for query in queries:
             assert query
-            assert query == " ".join(words_of(query))
-            assert f" {normalized(query)} " in found_in
+            assert query == " ".join(split_words(query))
+            assert f" {normalize_text(query)} " in found_in
 
 
 def test_the_world_s_captions_ask_for_what_they_name():
@@ -178,8 +178,8 @@ def test_the_world_s_captions_ask_for_what_they_name():
 
 
 def test_every_source_of_a_caption_is_there_and_says_whether_templates_are_put_around_it() -> None:
-    assert SOURCES.keys() | {"classes"} == set(get_args(QuerySource))
-    assert {name for name, source in SOURCES.items() if not source.are_names} == {"caption"}
+    assert QUERY_SOURCES.keys() | {"classes"} == set(get_args(QuerySource))
+    assert {name for name, source in QUERY_SOURCES.items() if not source.are_names} == {"caption"}
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ from itertools import chain
 from ovd.config.labelling import LabelOptions
 from ovd.data.pairs.pair import caption_fault
 from ovd.fault import Fault
-from ovd.selftrain.queries import SOURCES
+from ovd.selftrain.queries import QUERY_SOURCES
 
 MAX_CAPTION_CHARACTERS = 1_000
 """Largest length of a caption; longer ones are skipped, since they are texts of pages rather than captions."""
 
 
 @dataclass(frozen=True)
-class AskedQueries:
+class PairQueries:
     """The queries of each of N pairs."""
 
     queries: tuple[tuple[str, ...], ...]
@@ -24,11 +24,11 @@ class AskedQueries:
     """Reason why a pair has no queries; None if it has some."""
 
     @classmethod
-    def of(cls, captions: Sequence[str], options: LabelOptions) -> "AskedQueries":
+    def from_captions(cls, captions: Sequence[str], options: LabelOptions) -> "PairQueries":
         """Make the queries from `options.queries`: the captions, parts of them, or the same classes for all pairs."""
         if options.queries == "classes":
             return cls((options.classes,) * len(captions), (None,) * len(captions))
-        queries_of = SOURCES[options.queries].queries_of
+        queries_of = QUERY_SOURCES[options.queries].queries_of
         queries, reasons = [], []
         for caption in captions:
             fault = _fault(caption)

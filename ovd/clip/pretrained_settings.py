@@ -10,7 +10,7 @@ def _other_activation(name: str) -> str:
     return name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
 
 
-def tag_needs_quick(name: str, tag: str) -> bool | None:
+def tag_needs_quick_gelu(name: str, tag: str) -> bool | None:
     """Whether a tag's weights were trained with QuickGELU; None if the model exists with one activation only.
 
     Raises:

@@ -7,7 +7,7 @@ from ovd.evaluation.groups import Group
 
 
 @dataclass(frozen=True)
-class Shares:
+class NamingShares:
     """Share of boxes that are named right, or a difference of two shares, for each way to name a box."""
 
     naming_before: float
@@ -20,12 +20,12 @@ class Shares:
     """Share named right by the detector's class embedding at the box's point."""
 
 
-WAYS = tuple(field.name for field in fields(Shares))
+NAMING_METHODS = tuple(field.name for field in fields(NamingShares))
 """Ways to name a box, in the order of all columns, rows and bars."""
 
 
 @dataclass(frozen=True)
-class Cosines:
+class MeanCosines:
     """Mean cosines at a number of points."""
 
     cosine: float
@@ -39,8 +39,8 @@ class BoxNaming:
     """Naming of true boxes, at one point each."""
 
     count: int
-    shares: Shares
-    cosines: Cosines
+    shares: NamingShares
+    cosines: MeanCosines
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class PointNaming:
     """Share of points that CLIP's dense feature names right."""
     after: float
     """Share of points that the detector's class embedding names right."""
-    cosines: Cosines
+    cosines: MeanCosines
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class NamingReport:
     """Number of boxes that no point is matched to, as they are too small or covered by smaller ones; they count nowhere
     else."""
     crop_side_px: int
-    rare_among_rare: Shares | None = None
+    rare_among_rare: NamingShares | None = None
     """Share of rare boxes named right if only the rare names may be chosen; None without a rare box."""
-    base_bias: Shares | None = None
+    base_bias: NamingShares | None = None
     """`rare_among_rare` minus the share among all names: rare boxes that would be named right without base names."""
     confusions: tuple[Confusion, ...] = ()
     """Wrong names that the detector gives most often, at most `MAX_CONFUSIONS`."""

@@ -7,18 +7,18 @@ import open_clip
 import pytest
 import torch
 
-from ovd.clip import kept_words
-from ovd.clip.kept_words import KeptWords, keep_few_words
+from ovd.clip import word_cache
+from ovd.clip.word_cache import BoundedWordCache, bound_word_cache
 
 TEXTS = [f"{first}{second} zebra <end_of_text>" for first in "abcdefgh" for second in "qrstuvwx"]
 
 
 def test_tokens_are_the_same_and_few_words_are_kept(tiny_clip, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_words, "WORDS_KEPT", 20)
+    monkeypatch.setattr(word_cache, "MAX_CACHED_WORDS", 20)
     tokenizer = copy.deepcopy(tiny_clip.tokenizer)
     tokenizer.cache = {word: word for word in ("<start_of_text>", "<end_of_text>")}
     usual = copy.deepcopy(tokenizer)
-    keep_few_words(tokenizer)
+    bound_word_cache(tokenizer)
     for _ in range(2):
         assert torch.equal(tokenizer(TEXTS), usual(TEXTS))
     assert len(tokenizer.cache) == 20 < len(usual.cache)
@@ -26,12 +26,12 @@ def test_tokens_are_the_same_and_few_words_are_kept(tiny_clip, monkeypatch: pyte
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda words: pickle.loads(pickle.dumps(words))])
 def test_a_copy_is_bounded_too(copied, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_words, "WORDS_KEPT", 2)
-    words = copied(KeptWords({"a": "a</w>"}))
+    monkeypatch.setattr(word_cache, "MAX_CACHED_WORDS", 2)
+    words = copied(BoundedWordCache({"a": "a</w>"}))
     words["b"], words["c"] = "b</w>", "c</w>"
     assert words == {"a": "a</w>", "b": "b</w>"}
 
 
 def test_every_clip_has_it_whose_tokenizer_needs_it(tiny_clip) -> None:
-    assert isinstance(tiny_clip.tokenizer.cache, KeptWords)
-    keep_few_words(open_clip.tokenizer.HFTokenizer)  # other tokenizers are left alone
+    assert isinstance(tiny_clip.tokenizer.cache, BoundedWordCache)
+    bound_word_cache(open_clip.tokenizer.HFTokenizer)  # other tokenizers are left alone

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ovd.data.loading.buckets import Shape
 from ovd.data.loading.padding import pad_images
-from ovd.engine.step import of_one_size
+from ovd.engine.step import pad_to_common_size
 from ovd.structures import Batch, Targets
 
 SHAPES = ((64, 32), (32, 64), (48, 48), (64, 64))
@@ -36,8 +36,8 @@ def on_all_ranks(batches: list[Batch]) -> list[Batch]:
         patch.setattr("ovd.engine.step.world_size", lambda: len(batches))
         patch.setattr("ovd.engine.step.largest_over_ranks", largest)
         for batch in batches:  # collect all ranks' requests, which need no answer
-            of_one_size(batch)
-        return [of_one_size(batch) for batch in batches]
+            pad_to_common_size(batch)
+        return [pad_to_common_size(batch) for batch in batches]
 
 
 @settings(deadline=None)

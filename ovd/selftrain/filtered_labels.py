@@ -10,7 +10,7 @@ from ovd.selftrain.labels import ShardLabels
 
 
 @dataclass(frozen=True)
-class KeptLabels:
+class FilteredLabels:
     """The part of a shard's labels that training needs, for its N pairs and Q texts.
 
     It has no strings, and only the boxes that pass the filters: every rank keeps it in memory for the whole data set,
@@ -34,16 +34,18 @@ class KeptLabels:
     """Row of each box's text, int32."""
 
     @classmethod
-    def of(cls, labels: ShardLabels, mask: Bool[np.ndarray, " M"], *, only_found: bool = False) -> "KeptLabels":
+    def from_labels(
+        cls, labels: ShardLabels, mask: Bool[np.ndarray, " M"], *, only_box_texts: bool = False
+    ) -> "FilteredLabels":
         """Reduce a shard's labels to the part that training needs.
 
         Args:
             mask: which of the M boxes are kept.
-            only_found: whether the texts of a pair are only those of its kept boxes, instead of all its queries.
+            only_box_texts: whether the texts of a pair are only those of its kept boxes, instead of all its queries.
         """
         boxes = labels.boxes.select(mask)
         box_texts = Ragged(labels.box_texts.values[mask].astype(np.int32), boxes.offsets)
-        texts = _found(box_texts, len(labels.texts)) if only_found else labels.queries
+        texts = _texts_of_boxes(box_texts, len(labels.texts)) if only_box_texts else labels.queries
         text_lists, list_of_pair = _without_repeats(texts)
         return cls(
             image_sizes=labels.image_sizes.astype(np.int32),
@@ -55,7 +57,7 @@ class KeptLabels:
             box_texts=box_texts,
         )
 
-    def select(self, mask: Bool[np.ndarray, " K"]) -> "KeptLabels":
+    def select(self, mask: Bool[np.ndarray, " K"]) -> "FilteredLabels":
         """Select boxes; the pairs keep all their texts, since the objects of removed boxes were found, too."""
         boxes = self.boxes.select(mask)
         return replace(
@@ -77,7 +79,7 @@ class KeptLabels:
         return len(self.image_sizes)
 
 
-def _found(box_texts: Ragged, num_texts: int) -> Ragged:
+def _texts_of_boxes(box_texts: Ragged, num_texts: int) -> Ragged:
     """Return the distinct texts of each image's boxes, ascending."""
     combinations = np.unique(box_texts.images_of_values() * num_texts + box_texts.values)
     images, texts = np.divmod(combinations, max(1, num_texts))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
-def may_be_kept(sources: Sequence[Tensor]) -> bool:
+def is_cacheable(sources: Sequence[Tensor]) -> bool:
     """Whether a result computed from these tensors may be kept for the next call.
 
     It may not if one of them learns, since fused optimizers do not increase its version (ovd's own step does, compiled
@@ -17,18 +17,18 @@ def may_be_kept(sources: Sequence[Tensor]) -> bool:
 
 
 @dataclass(frozen=True)
-class Sources:
+class TensorSnapshot:
     """Tensors that a result was computed from, with their states at that time."""
 
     tensors: tuple[Tensor, ...]
     states: list[tuple[int, int]]
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> "Sources":
+    def take(cls, tensors: Sequence[Tensor]) -> "TensorSnapshot":
         """Record these tensors with their present states."""
         return cls(tuple(tensors), _states(tensors))
 
-    def are(self, tensors: Sequence[Tensor]) -> bool:
+    def matches(self, tensors: Sequence[Tensor]) -> bool:
         """Whether these are the same tensors, not moved or written to since."""
         return (
             len(self.tensors) == len(tensors)

@@ -1,4 +1,4 @@
-"""The teacher's answers for image-text pairs, and the labels and counts of a shard that are made from them."""
+"""The teacher's results for image-text pairs, and the labels and counts of a shard that are made from them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ NO_BOXES = TeacherBoxes(np.empty((0, 4), np.float32), np.empty(0, np.float32), n
 
 
 @dataclass(frozen=True)
-class PairAnswer:
-    """The teacher's answer for one pair."""
+class PairResult:
+    """The teacher's result for one pair."""
 
     key: str
     reason: Fault | None
@@ -32,47 +32,47 @@ class PairAnswer:
     """Whether the teacher found more boxes than are kept."""
 
 
-def to_labels(answers: Sequence[PairAnswer], texts: tuple[str, ...]) -> ShardLabels:
-    """Convert the answers for a shard's pairs to its labels.
+def to_labels(results: Sequence[PairResult], texts: tuple[str, ...]) -> ShardLabels:
+    """Convert the results for a shard's pairs to its labels.
 
     Args:
-        texts: the distinct queries of the answers.
+        texts: the distinct queries of the results.
     """
     row = {text: row for row, text in enumerate(texts)}
-    queries = [np.array([row[text] for text in answer.queries], np.int64) for answer in answers]
+    queries = [np.array([row[text] for text in result.queries], np.int64) for result in results]
     return ShardLabels(
-        keys=tuple(answer.key for answer in answers),
-        reasons=tuple(answer.reason for answer in answers),
-        image_sizes=np.array([answer.image_size for answer in answers], np.int64).reshape(-1, 2),
+        keys=tuple(result.key for result in results),
+        reasons=tuple(result.reason for result in results),
+        image_sizes=np.array([result.image_size for result in results], np.int64).reshape(-1, 2),
         texts=texts,
         queries=_ragged(queries, np.empty(0, np.int64)),
-        boxes=_ragged([answer.found.boxes for answer in answers], NO_BOXES.boxes),
-        scores=_ragged([answer.found.scores for answer in answers], NO_BOXES.scores),
+        boxes=_ragged([result.found.boxes for result in results], NO_BOXES.boxes),
+        scores=_ragged([result.found.scores for result in results], NO_BOXES.scores),
         box_texts=_ragged(
-            [of_one[answer.found.texts] for of_one, answer in zip(queries, answers, strict=True)], NO_BOXES.texts
+            [of_one[result.found.texts] for of_one, result in zip(queries, results, strict=True)], NO_BOXES.texts
         ),
     )
 
 
-def count_answers(answers: Sequence[PairAnswer], num_texts: int, num_long_texts: int) -> LabelCounts:
+def count_results(results: Sequence[PairResult], num_texts: int, num_long_texts: int) -> LabelCounts:
     """Count the pairs, boxes and texts of a shard."""
-    num_boxes = [len(answer.found.scores) for answer in answers]
+    num_boxes = [len(result.found.scores) for result in results]
     return LabelCounts(
-        pairs=len(answers),
+        pairs=len(results),
         pairs_with_boxes=sum(count > 0 for count in num_boxes),
-        capped_pairs=sum(answer.is_capped for answer in answers),
+        capped_pairs=sum(result.is_capped for result in results),
         boxes=sum(num_boxes),
         texts=num_texts,
         long_texts=num_long_texts,
-        reasons=dict(sorted(Counter(answer.reason.code for answer in answers if answer.reason).items())),
+        reasons=dict(sorted(Counter(result.reason.code for result in results if result.reason).items())),
     )
 
 
-def first_left_out(answers: Sequence[PairAnswer]) -> dict[str, list[str]]:
+def first_skipped(results: Sequence[PairResult]) -> dict[str, list[str]]:
     """List the first pairs that were not labelled, with their reasons, by the code of the reason."""
     report = DataReport(stops=False)
-    for answer in answers:
-        count_image(report, answer.key, answer.reason)
+    for result in results:
+        count_image(report, result.key, result.reason)
     return {finding.code: records for finding, records in report.first_records().items()}
 
 
