@@ -359,7 +359,7 @@ def image_row(what: str, content: Callable[[], bytes], *, with_range: bool = Fal
         path.write_bytes(content())
         decoded = decode_image(path, expected_size=(20, 30))
         values = f" from {decoded.pixels.min()} to {decoded.pixels.max()}" if with_range else ""
-        return f"RGB{values}" + "".join(f"; {fault.code} repaired ({fault.words})" for fault in decoded.repairs())
+        return f"RGB{values}" + "".join(f"; {fault.code} repaired ({fault.message})" for fault in decoded.repairs())
 
     return what, run
 

@@ -54,7 +54,7 @@ class TrainedDetector:
     """Run or checkpoint folder that the detector was loaded from, as it was given."""
 
     @property
-    def shown_name(self) -> str:
+    def display_name(self) -> str:
         """Name in messages: the detector's folder, which may be elsewhere than its config says."""
         return str(self.folder or self.config.output)
 

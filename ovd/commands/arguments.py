@@ -60,7 +60,7 @@ def add_expert_options(parser: ArgumentParser) -> None:
 
 
 def add_detector_options(parser: ArgumentParser) -> None:
-    """Add the options that `load_asked` reads besides the run: experts, image size and device."""
+    """Add the options that `load_requested_detector` reads besides the run: experts, image size and device."""
     add_expert_options(parser)
     parser.add_argument("--size", type=positive_number, help="longest image side in pixels (default: as trained)")
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
@@ -78,7 +78,7 @@ def expert_group(arguments: Namespace) -> ExpertGroup:
     return ExpertGroup(tuple(arguments.expert), arguments.same_place or "base_stays", arguments.nearest)
 
 
-def load_asked(arguments: Namespace) -> "TrainedDetector":
+def load_requested_detector(arguments: Namespace) -> "TrainedDetector":
     """Load the detector that a command line names (`add_detector_options`).
 
     Raises:

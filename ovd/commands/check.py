@@ -76,6 +76,6 @@ def main() -> None:
             format_options(arguments),
             with_images=not arguments.no_images,
         )
-    print(checked.words)
+    print(checked.summary)
     if not checked.is_sound:
         raise SystemExit(EXIT_BAD_INPUT)

@@ -42,9 +42,9 @@ def main() -> None:
     config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before imports that take seconds
     from ovd.jobs.predict_cost import Hardware, predict_cost
 
-    hardware = Hardware.of_config(
+    hardware = Hardware.from_config(
         config, gpus=arguments.gpus, peak_tflops=arguments.peak_tflops, utilization=arguments.utilization
     )
     predicted = predict_cost(config, hardware, height=arguments.height)
     print(f"{arguments.config}: {config.clip.name}, {predicted.height} x {predicted.width} px")
-    print(predicted.words)
+    print(predicted.summary)

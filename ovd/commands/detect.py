@@ -32,7 +32,7 @@ from ovd.choices import DetectionForm
 from ovd.cli import EXIT_BAD_INPUT
 from ovd.commands.arguments import (
     add_detector_options,
-    load_asked,
+    load_requested_detector,
     number_between_0_and_1,
     number_from_0_to_1,
     positive_number,
@@ -119,23 +119,23 @@ def main() -> None:
     refuse_missing_run(arguments.run)
     import torch
 
-    from ovd.jobs.detect import read_examples
+    from ovd.jobs.detect import preload_examples
     from ovd.jobs.detect_output import output_for
-    from ovd.jobs.detect_queries import Search, detect_queries
-    from ovd.jobs.queries import with_examples
+    from ovd.jobs.detect_queries import DetectJob, detect_queries
+    from ovd.jobs.queries import add_examples
     from ovd.predictor import Predictor
 
     asked, sources = asked_classes(arguments), find_media(arguments.sources)
     if arguments.track and not any(map(is_video, sources)):
         raise ValueError("--track needs a video, and no source is one")
-    queries = with_examples(asked, arguments.prompt)
-    read_examples([query.prompt for query in queries])
+    queries = add_examples(asked, arguments.prompt)
+    preload_examples([query.prompt for query in queries])
     output = output_for(arguments.write, arguments.output, sources, [query.name for query in queries])
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    predictor = Predictor(load_asked(arguments), size=arguments.size, prefilter=arguments.prefilter)
+    predictor = Predictor(load_requested_detector(arguments), size=arguments.size, prefilter=arguments.prefilter)
     is_data = arguments.write == "lines" and arguments.output is None  # standard output has JSON lines alone
-    search = Search(
+    search = DetectJob(
         sources,
         queries,
         output,
@@ -146,8 +146,8 @@ def main() -> None:
         prints_boxes=not is_data,
     )
     result = detect_queries(predictor, search)
-    print(result.words, file=sys.stderr if is_data else sys.stdout)
-    for line in result.unread():
+    print(result.summary, file=sys.stderr if is_data else sys.stdout)
+    for line in result.unread_lines():
         print(line, file=sys.stderr)
-    if result.has_read_nothing:
+    if result.has_no_readable_source:
         raise SystemExit(EXIT_BAD_INPUT)

@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from ovd.choices import ExportFormatName
-from ovd.commands.arguments import add_detector_options, load_asked, number_from_0_to_1, positive_number, whole_number
+from ovd.commands.arguments import (
+    add_detector_options,
+    load_requested_detector,
+    number_from_0_to_1,
+    positive_number,
+    whole_number,
+)
 from ovd.data.export.boxes import check_files, check_names
 from ovd.data.export.label_studio import LOCAL_FILES
 from ovd.data.images.files import images_at, name_below
@@ -88,17 +94,17 @@ def main() -> None:
         copy_images=arguments.copy_images,
         image_url=arguments.image_url,
     )
-    output.make_room()
+    output.prepare_folder()
     root, paths = images_at(arguments.images, recursive=arguments.recursive)
     check_files([name_below(root, path) for path in paths], arguments.to)
 
     import torch
 
     from ovd.data.loading.loader import Loading
-    from ovd.jobs.label import Labelling, label_into_files
+    from ovd.jobs.label import LabelJob, label_into_files
 
     torch.set_num_threads(arguments.threads)
-    labelling = Labelling(
+    labelling = LabelJob(
         root,
         paths,
         queries,
@@ -108,4 +114,4 @@ def main() -> None:
         overlapping=arguments.overlapping,
         size=arguments.size,
     )
-    print(label_into_files(load_asked(arguments), labelling).words)
+    print(label_into_files(load_requested_detector(arguments), labelling).summary)

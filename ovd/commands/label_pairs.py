@@ -107,7 +107,7 @@ def label_request(arguments: argparse.Namespace, options: LabelOptions) -> "Labe
     )
 
 
-def label_here(arguments: argparse.Namespace, options: LabelOptions) -> str:
+def label_locally(arguments: argparse.Namespace, options: LabelOptions) -> str:
     """Label the shards of this process, and return a summary."""
     import torch
 
@@ -156,5 +156,5 @@ def main() -> None:
         raise ValueError("--workers needs --ray; without it, start one process for each --rank of --world")
     refuse_missing_run(arguments.run)
     options = label_options(arguments)
-    done = label_here(arguments, options) if arguments.ray is None else label_on_cluster(arguments, options)
+    done = label_locally(arguments, options) if arguments.ray is None else label_on_cluster(arguments, options)
     print(f"{arguments.output}: {done}")

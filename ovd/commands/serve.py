@@ -15,7 +15,13 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from ovd.commands.arguments import add_detector_options, load_asked, number_above_0, number_from_0, positive_number
+from ovd.commands.arguments import (
+    add_detector_options,
+    load_requested_detector,
+    number_above_0,
+    number_from_0,
+    positive_number,
+)
 from ovd.files import refuse_missing_run
 from ovd.serve.hosts import host_name, is_address, is_loopback, known_hosts
 from ovd.serve.limits import Limits
@@ -112,7 +118,7 @@ def main() -> None:
         waiting=arguments.waiting,
         answer_seconds=arguments.seconds,
     )
-    trained = load_asked(arguments)
+    trained = load_requested_detector(arguments)
     answerer = Answerer(trained, size=arguments.size)
     answerer.warm_up()
     settings = Settings(

@@ -41,6 +41,6 @@ def main() -> None:
         images, annotations = number_of(part.num_images, "image"), number_of(part.num_annotations, "annotation")
         print(f"{part.file}: {images}, {annotations}")
     for part in parts:
-        if part.only_here:
-            classes = number_of(len(part.only_here), "class", "classes")
-            warn(f"{part.file} alone has objects of {classes}: {first_of(part.only_here)}")
+        if part.exclusive_classes:
+            classes = number_of(len(part.exclusive_classes), "class", "classes")
+            warn(f"{part.file} alone has objects of {classes}: {first_of(part.exclusive_classes)}")

@@ -18,12 +18,12 @@ from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.metric_records import METRICS_FILE, read_records
 from ovd.engine.notes import Notes
 from ovd.files import sha256_of, write_json
-from ovd.jobs.can_run import check_warmup
+from ovd.jobs.prerequisites import check_warmup
 from ovd.jobs.resume import check_same_data, check_same_run
 from ovd.jobs.run_folder import latest_of_all_ranks, open_run_folder
 from ovd.precision import describe_machine, on_device
 
-FREE_ON_RESUME = (
+MUTABLE_ON_RESUME = (
     "output", "weights", "clip.activation", "data.workers", "train.save_every", "train.keep_checkpoints",
 )  # fmt: skip
 
@@ -48,7 +48,7 @@ def align_backbone(config: AlignConfig, *, command: str) -> dict[str, Any]:
         check_warmup(config)
         found = latest_of_all_ranks(config.output)
         if found is not None:
-            check_same_run(found.config, config, free=FREE_ON_RESUME)
+            check_same_run(found.config, config, free=MUTABLE_ON_RESUME)
         with open_run_folder(config, found):
             return _align(config, found, command)
 

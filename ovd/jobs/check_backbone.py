@@ -25,7 +25,7 @@ class Agreement:
     width: int
     dense_mean: float
     """Cosine between an image's mean dense feature and its pooled embedding, averaged over the images."""
-    dense_least: float
+    dense_min: float
     """Lowest of these cosines."""
     others_mean: float
     """Cosine between the pooled embeddings of two different images, averaged over the images."""
@@ -65,6 +65,6 @@ def measure_agreement(clip: Clip, folder: Path, *, count: int) -> Agreement:
         height,
         width,
         dense_mean=of_dense.mean().item(),
-        dense_least=of_dense.min().item(),
+        dense_min=of_dense.min().item(),
         others_mean=of_others.mean().item(),
     )

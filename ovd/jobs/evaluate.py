@@ -74,14 +74,14 @@ def detect_all(
     return evaluator
 
 
-def claim_folder(output: Path, options: Mapping[str, str]) -> None:
+def prepare_output(output: Path, options: Mapping[str, str]) -> None:
     """Make the folder of an evaluation and note its options there, so that it can be repeated after an interruption.
 
     The weights that were noted for an earlier evaluation stay noted, as its files stay, until the files of this one are
     written.
 
     Args:
-        options: options that identify the run and the data set (`EvaluationSubject.noted`).
+        options: options that identify the run and the data set (`EvaluationSubject.recorded_options`).
 
     Raises:
         ValueError: the folder holds an evaluation with other options, or a results file that is not from the evaluation
@@ -96,7 +96,7 @@ def claim_folder(output: Path, options: Mapping[str, str]) -> None:
 
 
 def _check_same(output: Path, before: EvaluationNote, options: Mapping[str, str]) -> None:
-    """Check that the evaluation in a folder may be replaced by one with these options; see `claim_folder`."""
+    """Check that the evaluation in a folder may be replaced by one with these options; see `prepare_output`."""
     results = output / "results.json"
     if not any((output / name).exists() for name in (results.name, "metrics.json")):
         return  # an earlier evaluation stopped before its results, for example at a missing image

@@ -36,7 +36,7 @@ from ovd.model.shared_layers import shared_parameters
 from ovd.model.similarity import with_offsets
 from ovd.text.names import name_key
 
-NAMES_SHOWN = 8
+MAX_NAMES_SHOWN = 8
 
 
 def save_expert(
@@ -133,7 +133,7 @@ def describe_expert(folder: Path) -> str:
     )
     calibrated = "calibrated" if found.calibration is not None else "not calibrated"
     return (
-        f"{folder}: {len(found.names)} names ({first_of(found.names, NAMES_SHOWN)})\n"
+        f"{folder}: {len(found.names)} names ({first_of(found.names, MAX_NAMES_SHOWN)})\n"
         f"  of {found.base}, weights sha256 {found.base_sha256[:16]}; {found.own_layers} backbone layers of its own"
         f"{f', adapters of rank {found.rank}' if found.rank else ''}; "
         f"{size:.1f} MB; {calibrated}{measured}"
@@ -150,7 +150,7 @@ def check_expert(run: Path, folder: Path) -> None:
     build_inference(load_detector(run, experts=ExpertGroup((folder,))))
 
 
-def format_answerers(run: Path, folders: Sequence[Path], names: Sequence[str]) -> str:
+def format_routing(run: Path, folders: Sequence[Path], names: Sequence[str]) -> str:
     """Format a table of who answers each query, by default and with `nearest`, and its cosine with the nearest names.
 
     Raises:
@@ -164,14 +164,14 @@ def format_answerers(run: Path, folders: Sequence[Path], names: Sequence[str]) -
     base = load_detector(run, experts=ExpertGroup(tuple(folders)))
     experts = [read_expert(folder).names for folder in folders]
     text = evaluation_text(base.config, base.clip, names)
-    answerers = [str(run), *map(str, folders)]
+    detectors = [str(run), *map(str, folders)]
     by_mode = [route(text, experts, nearest=nearest) for nearest in (False, True)]
     rows_of_table: list[tuple[str, ...]] = [
         ("query", "answered by", "with --nearest", "cosine with the nearest name of each")
     ]
     for row, name in enumerate(names):
         by = [
-            " and ".join(answerer for answerer, rows in zip(answerers, routed, strict=True) if row in rows.tolist())
+            " and ".join(detector for detector, rows in zip(detectors, routed, strict=True) if row in rows.tolist())
             for routed in by_mode
         ]
         nearnesses = [

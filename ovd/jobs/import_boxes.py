@@ -22,7 +22,7 @@ class ImportedFile:
     report: DataReport
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """Summary in a few lines, for people to read."""
         counts = ", ".join(
             number_of(len(self.boxes.content[many]), one, many)

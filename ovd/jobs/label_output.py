@@ -63,7 +63,7 @@ class LabelOutput:
         base = self.path if is_folder(self.format) else self.path.with_suffix("")
         return base.with_name(f"{base.name}{ending}")
 
-    def make_room(self) -> None:
+    def prepare_folder(self) -> None:
         """Check that no output file exists, and make the folder for them.
 
         Report and review page may exist beside the journal of an interrupted labelling; they are written again.
@@ -120,13 +120,13 @@ class WrittenLabels:
     kept: LabelledSet
     report: DataReport
     output: LabelOutput
-    limit: str
+    threshold_text: str
     """Threshold of the boxes kept, in words."""
     num_shown: int
     """Number of boxes on the review page."""
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """Summary in a few lines, for people to read."""
         return printable("\n".join(self._lines()))
 
@@ -142,7 +142,7 @@ class WrittenLabels:
         without = sum(len(image.boxes) == 0 for image in kept.images)
         boxes = f"{number_of(kept.num_boxes, 'box', 'boxes')} of {number_of(len(counts), 'class', 'classes')}"
         yield (
-            f"{output.path}: {number_of(len(kept.images), 'image')}, {boxes} with a {self.limit}, "
+            f"{output.path}: {number_of(len(kept.images), 'image')}, {boxes} with a {self.threshold_text}, "
             f"{number_of(without, 'image')} without any{unread}; file names start at {kept.root}"
         )
         if output.review is not None:

@@ -12,7 +12,7 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.verdict import evaluation_verdict, training_verdict
 from ovd.distributed import device_of_rank, world_size
-from ovd.jobs.can_run import check_can_run
+from ovd.jobs.prerequisites import check_prerequisites
 from ovd.jobs.resume import find_run
 from ovd.jobs.training_sets import load_training_sets, warn_of_absent_classes, warn_of_trained_images
 from ovd.jobs.training_setup import set_up
@@ -34,7 +34,7 @@ def preflight(config: TrainConfig, *, resume: bool = False, strict_resume: bool 
     Raises:
         ValueError: the training would stop before its first step; the message is the training's own.
     """
-    check_can_run(config)
+    check_prerequisites(config)
     found = find_run(config, resume=resume, strict_resume=strict_resume)
     device_of_rank(config.train.device)
     torch.set_num_threads(config.train.threads)
@@ -75,7 +75,7 @@ def preflight(config: TrainConfig, *, resume: bool = False, strict_resume: bool 
             "(train.calibration)"
         )
     warn_of_absent_classes(config, trained)
-    print("\n".join(verdict.words for verdict in verdicts))
+    print("\n".join(verdict.summary for verdict in verdicts))
     return not any(verdict.stops for verdict in verdicts)
 
 

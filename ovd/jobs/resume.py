@@ -14,12 +14,12 @@ from ovd.engine.checkpoint import Checkpoint
 from ovd.files import sha256_of
 from ovd.jobs.run_folder import latest_of_all_ranks
 
-FREE_ON_RESUME = (
+MUTABLE_ON_RESUME = (
     "output", "bank.cache", "eval.", "data.workers", "data.source.val_", "train.save_every", "train.keep_checkpoints",
     "train.eval_every", "train.wandb", "clip.activation",
 )  # fmt: skip
 
-_OF_EVALUATIONS = ("eval.", "data.source.val_", "train.eval_every")
+_EVALUATION_KEYS = ("eval.", "data.source.val_", "train.eval_every")
 
 
 def find_run(config: TrainConfig, *, resume: bool, strict_resume: bool = False) -> Checkpoint | None:
@@ -43,7 +43,7 @@ def find_run(config: TrainConfig, *, resume: bool, strict_resume: bool = False) 
 
 
 def check_same_run(
-    stored: dict[str, Any], config: TrainConfig | AlignConfig, *, free: tuple[str, ...] = FREE_ON_RESUME
+    stored: dict[str, Any], config: TrainConfig | AlignConfig, *, free: tuple[str, ...] = MUTABLE_ON_RESUME
 ) -> None:
     """Check that a resume continues the same run; a setting that was unknown when it started counts as its default.
 
@@ -54,7 +54,7 @@ def check_same_run(
         ValueError: other settings differ; the message names them.
     """
     if isinstance(config, TrainConfig) and config.train.patience:  # patience compares evaluations
-        free = tuple(name for name in free if name not in _OF_EVALUATIONS)
+        free = tuple(name for name in free if name not in _EVALUATION_KEYS)
     then = parse_config(stored, type(config), f"{config.output}, as it was started")
     before, now = flatten(then.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
     if different := differences(before, now, free=free):

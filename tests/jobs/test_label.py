@@ -20,7 +20,7 @@ from ovd.data.loading.loader import Loading
 from ovd.data.report import DataReport
 from ovd.fault import Fault
 from ovd.jobs.label_images import Thresholds, batches_of_like_shape, label_images
-from ovd.jobs.label_journal import Answer, LabelJournal
+from ovd.jobs.label_journal import LabelJournal, SelectedDetections
 from ovd.jobs.label_output import LabelledSets, LabelOutput
 from ovd.predictor import Predictor
 from ovd.structures import Detections
@@ -92,11 +92,11 @@ def test_batches_hold_images_of_one_padded_shape_and_each_image_once():
 def test_candidates_are_below_the_threshold_and_at_a_place_of_their_own():
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 10, 10], [50, 50, 60, 60], [80, 80, 90, 90], [0, 0, 10, 9]])
     found = Detections(boxes, torch.tensor([0.9, 0.5, 0.45, 0.2, 0.1]), torch.tensor([0, 1, 1, 1, 0]))
-    least = {"anchor": 0.6, "gear": 0.5}
-    answer = Thresholds(least).choose(found)
+    min_scores = {"anchor": 0.6, "gear": 0.5}
+    answer = Thresholds(min_scores).select(found)
     assert answer.kept.scores.tolist() == pytest.approx([0.9])
     assert answer.below.scores.tolist() == pytest.approx([0.45])
-    answer = Thresholds(least, overlapping=True).choose(found)
+    answer = Thresholds(min_scores, overlapping=True).select(found)
     assert answer.kept.scores.tolist() == pytest.approx([0.9, 0.5])
 
 
@@ -266,21 +266,21 @@ def test_files_lie_beside_the_labels_and_none_may_exist_unless_a_labelling_goes_
     folder = LabelOutput(tmp_path / "labels.v2", "yolo", "ovd", review_boxes=5)
     assert folder.review == tmp_path / "labels.v2.review.html"
     assert LabelOutput(folder.path, "yolo", "ovd").review is None
-    file.make_room()
+    file.prepare_folder()
     for name in ("my.tasks.config.xml", *names[::2]):
         (tmp_path / "new" / name).touch()
         with pytest.raises(ValueError, match=f"{name} exists"):
-            file.make_room()
+            file.prepare_folder()
         (tmp_path / "new" / name).unlink()
     for name in names:
         (tmp_path / "new" / name).touch()
-    file.make_room()
+    file.prepare_folder()
     file.path.touch()
     with pytest.raises(ValueError, match=r"my\.tasks\.json exists"):
-        file.make_room()
+        file.prepare_folder()
 
 
-ANSWER = Answer(Detections(torch.rand(2, 4), torch.rand(2), torch.tensor([0, 0])), Detections.empty())
+ANSWER = SelectedDetections(Detections(torch.rand(2, 4), torch.rand(2), torch.tensor([0, 0])), Detections.empty())
 
 
 def test_a_journal_that_was_removed_while_its_lock_was_waited_for_is_not_taken(tmp_path, monkeypatch):
@@ -300,21 +300,21 @@ def test_an_image_that_has_changed_is_labelled_again_and_repairs_are_kept(tmp_pa
     monkeypatch.setattr("ovd.files.LOCK_PATIENCE_S", 0)
     path, settings = tmp_path / "partial", {"names": ["anchor"]}
     with LabelJournal(path, settings) as journal:
-        assert not journal.goes_on
+        assert not journal.is_resumed
         journal.add("a.png", [3, 17], ANSWER)
         journal.add_repaired([Fault("F9", "a.png: without its end")])
         with pytest.raises(ValueError, match="another process is labelling into this"):
             LabelJournal(path, settings)
     with LabelJournal(path, settings) as journal:
-        assert journal.goes_on
+        assert journal.is_resumed
         assert journal.repaired == [Fault("F9", "a.png: without its end")]
-        before = journal.answer("a.png", [3, 17])
+        before = journal.find("a.png", [3, 17])
         assert before is not None
         for name in ("boxes", "scores", "classes"):
             assert torch.equal(getattr(before.kept, name), getattr(ANSWER.kept, name))
             assert len(getattr(before.below, name)) == 0
-        assert journal.answer("a.png", [3, 18]) is None
-        assert journal.answer("b.png", [3, 17]) is None
+        assert journal.find("a.png", [3, 18]) is None
+        assert journal.find("b.png", [3, 17]) is None
 
 
 @pytest.mark.parametrize(
@@ -343,5 +343,5 @@ def test_what_is_no_journal_of_this_call_stays_and_is_named(content, words, tmp_
 def test_a_journal_whose_first_line_was_cut_begins_again(tmp_path):
     (tmp_path / "partial").write_text('{"ovd lab')
     with LabelJournal(tmp_path / "partial", {}) as journal:
-        assert not journal.goes_on
+        assert not journal.is_resumed
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from ovd.config.training import TrainConfig
 from ovd.config_files import RENAMED, ConfigError
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
-from ovd.jobs.resume import FREE_ON_RESUME, check_same_run, find_run
+from ovd.jobs.resume import MUTABLE_ON_RESUME, check_same_run, find_run
 from ovd.jobs.run_folder import open_run_folder
 
 
@@ -32,7 +32,7 @@ def test_the_page_lists_the_settings_that_may_change_in_a_resumed_run():
     listed = re.search(r"These may differ: (.*?);", page, re.DOTALL)
     assert listed is not None
     names = {name.rstrip("*") for name in re.findall(r"`([^`]+)`", listed[1])}
-    assert names == {*FREE_ON_RESUME} - {"output"}  # a run that was moved
+    assert names == {*MUTABLE_ON_RESUME} - {"output"}  # a run that was moved
 
 
 def test_every_setting_that_differs_is_named():

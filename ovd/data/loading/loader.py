@@ -150,7 +150,7 @@ class EvalLoader:
         """
         for rows, loaded in zip(self._batches, self._load(), strict=True):
             for fault in loaded.skipped:
-                raise DataError(fault.code, f"{fault.words}; evaluation needs every image of {self._index.path}")
+                raise DataError(fault.code, f"{fault.message}; evaluation needs every image of {self._index.path}")
             yield loaded, torch.from_numpy(self._index.image_sizes[rows])
 
 
