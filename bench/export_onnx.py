@@ -38,7 +38,7 @@ from small_export import (
 
 from ovd.build.text import evaluation_text
 from ovd.build.trained import build_inference, load_detector
-from ovd.data.images.files import images_below
+from ovd.data.images.files import find_images
 from ovd.data.images.read import read_image
 from ovd.export.detector import export_detector
 from ovd.export.smaller import calibration_images, quantize, to_half
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=5, help="images that are timed (%(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
-    paths = images_below(arguments.images)
+    paths = find_images(arguments.images)
     chosen = np.linspace(0, len(paths) - 1, min(arguments.count, len(paths))).astype(int)
     images = [read_image(paths[row]) for row in chosen]
     with tempfile.TemporaryDirectory() as folder:

@@ -122,23 +122,23 @@ class BatchDetector(ABC):
         Norms average over the padding. An image therefore has the same detections as alone only in a batch of images
         with the same padded shape (`EvalLoader`).
         """
-        return self._detect_any([ImageQueries(slice(None), queries)], batch)
+        return self._detect_groups([ImageQueries(slice(None), queries)], batch)
 
     def detect_each(self, queries: Sequence[QueryTexts], batch: ImageBatch) -> tuple[Detections, ...]:
         """Detect as `detect` does, with separate queries for each image; an image without queries is skipped."""
-        asked = [ImageQueries(slice(row, row + 1), of_image) for row, of_image in enumerate(queries)]
-        return self._detect_any(asked, batch)
+        groups = [ImageQueries(slice(row, row + 1), of_image) for row, of_image in enumerate(queries)]
+        return self._detect_groups(groups, batch)
 
     @torch.no_grad()
-    def _detect_any(self, asked: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
+    def _detect_groups(self, groups: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
         """Detect in a batch, which may be empty; images without queries get no detections."""
-        asked = [of_images for of_images in asked if len(of_images.queries) > 0]
-        if not asked or len(batch) == 0:
+        groups = [of_images for of_images in groups if len(of_images.queries) > 0]
+        if not groups or len(batch) == 0:
             return (Detections.empty(),) * len(batch)
-        return self._detect(asked, batch.to(self.device))
+        return self._detect(groups, batch.to(self.device))
 
     @abstractmethod
-    def _detect(self, asked: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
+    def _detect(self, groups: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
         """Detect for at least one query of at least one image; tensors are on the detector's device."""
 
     def image(self, queries: QueryTexts, image: UInt8[np.ndarray, "H W 3"]) -> Detections:
@@ -227,10 +227,10 @@ class Inference(BatchDetector):
         outside = self.detector.points(images).in_padding(sizes)
         return replace(predictions, quality=predictions.quality.masked_fill(outside, -torch.inf))
 
-    def _detect(self, asked: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
+    def _detect(self, groups: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
         found = [Detections.empty()] * len(batch)
         predictions = self.predict(batch.images, batch.sizes)
-        for of_images in asked:
+        for of_images in groups:
             rows = of_images.images
             found[rows] = self.detections(predictions.of_images(rows), batch.of_images(rows), of_images.queries)
         return tuple(found)
@@ -247,17 +247,17 @@ class Inference(BatchDetector):
         with on_device(self.device), autocast(self.device, False):
             # The calibration was fitted to the detector's own scores, so it does not apply to a score ensemble.
             if self.calibration is None or self.threshold is None or queries.ensemble is not None:
-                return self._uncalibrated(predictions, batch, queries, self.options)
-            return self._calibrated(self.calibration, predictions, batch, queries)
+                return self._detect_uncalibrated(predictions, batch, queries, self.options)
+            return self._detect_calibrated(self.calibration, predictions, batch, queries)
 
-    def _calibrated(
+    def _detect_calibrated(
         self, calibration: ScoreCalibration, predictions: Predictions, batch: ImageBatch, queries: QueryTexts
     ) -> tuple[Detections, ...]:
         """Post-process predictions into detections whose scores are probabilities."""
         nearness, options = self._nearness(queries.text, calibration), self.options
-        found = self._uncalibrated(predictions, batch, queries, calibration.options_before(options, nearness))
+        found = self._detect_uncalibrated(predictions, batch, queries, calibration.options_before(options, nearness))
         return tuple(
-            _mapped(
+            _rescore(
                 item,
                 calibration.score_map(item.scores, nearness[item.classes]),
                 above=options.score_threshold,
@@ -266,7 +266,7 @@ class Inference(BatchDetector):
             for item in found
         )
 
-    def _uncalibrated(
+    def _detect_uncalibrated(
         self, predictions: Predictions, batch: ImageBatch, queries: QueryTexts, options: DetectionOptions
     ) -> tuple[Detections, ...]:
         """Post-process predictions into detections on the CPU, whose scores are not mapped to probabilities."""
@@ -283,7 +283,7 @@ class Inference(BatchDetector):
         return tuple(Detections(item.boxes.cpu(), item.scores.cpu(), item.classes.cpu()) for item in found)
 
 
-def _mapped(found: Detections, scores: Float[Tensor, " K"], *, above: float, limit: int) -> Detections:
+def _rescore(found: Detections, scores: Float[Tensor, " K"], *, above: float, limit: int) -> Detections:
     """Rescore detections: at most `limit` of those with scores above `above`, best first."""
     scores, order = scores.sort(descending=True, stable=True)
     order = order[scores > above][:limit]

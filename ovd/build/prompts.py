@@ -29,7 +29,7 @@ from ovd.model.crop_options import CropOptions
 from ovd.model.query_texts import QueryTexts
 from ovd.model.similarity import unit_embeddings
 from ovd.shapes import UInt8
-from ovd.text.names import are_among, name_key
+from ovd.text.names import isin_names, name_key
 from ovd.warn import warn
 
 EXAMPLE_VIEWS = ((1.0, 1.0), (1.3, 1.0))
@@ -167,7 +167,7 @@ class PromptEncoder:
         experts = map(read_expert, self._trained.experts.folders)
         known = [form for expert in experts for form in expert.description.forms]
         for prompt in mixed:
-            if any(are_among(prompt.texts, known)):
+            if any(isin_names(prompt.texts, known)):
                 warn(
                     f"{prompt.name!r} is asked for by more than its name, so that the detector answers in "
                     "place of the expert that knows the name"

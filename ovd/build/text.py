@@ -20,7 +20,7 @@ from ovd.model.query_texts import QueryTexts
 from ovd.model.similarity import with_offsets
 from ovd.text.bank import TextBank, build_bank
 from ovd.text.encoder import encode_classes, text_tower_fingerprint, text_tower_on
-from ovd.text.names import are_among, name_key
+from ovd.text.names import isin_names, name_key
 from ovd.text.pair_texts import PairTexts
 from ovd.text.prompts import TEMPLATES
 
@@ -182,7 +182,7 @@ def _with_names_of_experts(
     """
     for folder in trained.experts.folders:
         expert = read_expert(folder)
-        known = torch.tensor(are_among(names, expert.description.forms), dtype=torch.bool)
+        known = torch.tensor(isin_names(names, expert.description.forms), dtype=torch.bool)
         unknown_rows = (known & ~expert.names.are_own(text)).nonzero().squeeze(1).tolist()
         if unknown_rows:
             alone = evaluation_text(trained.config, trained.clip, [names[row] for row in unknown_rows])

@@ -27,7 +27,7 @@ from ovd.commands.arguments import (
 )
 from ovd.data.export.boxes import check_files, check_names
 from ovd.data.export.label_studio import LOCAL_FILES
-from ovd.data.images.files import images_at, name_below
+from ovd.data.images.files import collect_images, name_below
 from ovd.files import refuse_missing_run
 from ovd.jobs.label_output import LabelOutput
 
@@ -95,7 +95,7 @@ def main() -> None:
         image_url=arguments.image_url,
     )
     output.prepare_folder()
-    root, paths = images_at(arguments.images, recursive=arguments.recursive)
+    root, paths = collect_images(arguments.images, recursive=arguments.recursive)
     check_files([name_below(root, path) for path in paths], arguments.to)
 
     import torch

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ovd.commands.arguments import number_from_0_to_1
-from ovd.files import make_folder_of, write_json
+from ovd.files import make_parent_folder, write_json
 from ovd.jobs.label_quality import label_quality
 from ovd.selftrain.quality import format_quality
 
@@ -34,7 +34,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     if arguments.output is not None:
-        make_folder_of(arguments.output)
+        make_parent_folder(arguments.output)
     found = label_quality(arguments.labels, arguments.pairs, arguments.annotations, thresholds=arguments.thresholds)
     print(format_quality(found.rows))
     print(f"{found.num_pairs} pairs; {found.num_left_out} more left out, whose true objects are not known")

@@ -14,7 +14,7 @@ from ovd.data.pairs.pair import caption_fault
 from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataReport
 from ovd.fault import Fault
-from ovd.number_of import number_of
+from ovd.format_count import format_count
 from ovd.progress import progress
 from ovd.shapes import Int64
 from ovd.threads import map_ahead
@@ -112,10 +112,10 @@ def describe(index: AnnotationIndex, report: DataReport, usable: AnnotationIndex
     sides = f", {index.image_sizes.min()} to {index.image_sizes.max()} px a side" if len(index) else ""
     empty = int((np.diff(index.boxes.offsets) == 0).sum())
     objects, crowds = len(index.boxes.values), len(index.crowd_boxes.values)
-    classes = f"{number_of(len(counts), 'class', 'classes')}{f' ({groups})' if groups else ''}"
+    classes = f"{format_count(len(counts), 'class', 'classes')}{f' ({groups})' if groups else ''}"
     lines = [
-        f"{number_of(len(index), 'image')}{sides}, {empty:,} of them without objects",
-        f"{number_of(objects, 'object')} and {number_of(crowds, 'crowd region')}",
+        f"{format_count(len(index), 'image')}{sides}, {empty:,} of them without objects",
+        f"{format_count(objects, 'object')} and {format_count(crowds, 'crowd region')}",
         f"{classes}, {without:,} of them without objects",
         "",
         *describe_findings(report),

@@ -19,7 +19,7 @@ from ovd.data.formats.options import NO_OPTIONS, FormatOptions
 from ovd.data.formats.table import AnnotationTable, ReadRequest, available_part, checked_areas, clean_boxes, with_images
 from ovd.data.formats.via import read_via
 from ovd.data.report import DataReport
-from ovd.files import make_folder_of, refuse_existing, write_json
+from ovd.files import make_parent_folder, refuse_existing, write_json
 
 ROBOFLOW_NAME = "_annotations.coco.json"
 
@@ -98,7 +98,7 @@ def write_boxes(path: Path, imported: ImportedBoxes) -> None:
         ValueError: the file exists, or its folder cannot be made or written to.
     """
     refuse_existing(path)
-    make_folder_of(path)
+    make_parent_folder(path)
     write_json(path, imported.content, indent=None)
 
 

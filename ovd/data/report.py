@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from ovd.fault import Fault
 from ovd.files import write_json
-from ovd.number_of import number_of
+from ovd.format_count import format_count
 from ovd.warn import warn
 
 if TYPE_CHECKING:  # imports torch, which evaluating a results file does not need
@@ -126,7 +126,7 @@ class DataReport:
         finding = Finding(code, "left out at this size")
         self._counts[finding] += count
         are = "is" if count == 1 else "are"
-        warn(f"{number_of(count, 'object')} {are} left out at this size; the first: {first[0]}", code=code)
+        warn(f"{format_count(count, 'object')} {are} left out at this size; the first: {first[0]}", code=code)
         for where in first:
             self._keep(finding, where)
 

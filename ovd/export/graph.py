@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from ovd.boxes import clip_boxes, has_area
-from ovd.export.suppression import keeps
+from ovd.export.suppression import nms_mask
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.pair_scores import all_scores, sigmoid
@@ -43,7 +43,7 @@ class DetectionGraph(nn.Module):
         has_map = calibration is not None and calibration.applies_to(options)
         self.score_map = calibration.score_map if has_map and calibration is not None else None
         # Threshold for scores before the map, which suppression works on; `score_threshold` is for scores after it.
-        self.least_score = 0.0 if has_map else options.score_threshold
+        self.min_score = 0.0 if has_map else options.score_threshold
         trained_text = torch.zeros(0, 0) if calibration is None else calibration.trained_text.float()
         self.register_buffer("trained_text", trained_text, persistent=False)
 
@@ -106,7 +106,7 @@ class DetectionGraph(nn.Module):
             scores = torch.where(classes == scores.argmax(dim=2, keepdim=True), scores, NOTHING)
         pairs = scores.flatten(1)
         values, order = pairs.topk(_smaller(self.options.candidates, pairs.shape[1]), dim=1)
-        values = torch.where(values > self.least_score, values, NOTHING)
+        values = torch.where(values > self.min_score, values, NOTHING)
         return _gather(boxes, points.gather(1, order // num_classes)), values, order % num_classes
 
     def _suppressed(
@@ -119,12 +119,12 @@ class DetectionGraph(nn.Module):
         """Return the scores after suppression; suppressed boxes score `NOTHING`."""
         options = self.options
         if options.one_name_per_place is not None:
-            kept = keeps(boxes, scores[:, None], iou=options.one_name_per_place, score_threshold=0.0)
+            kept = nms_mask(boxes, scores[:, None], iou=options.one_name_per_place, score_threshold=0.0)
             scores = torch.where(kept, scores, NOTHING)
         # One row per class, so that each class is suppressed by itself.
         by_class = (text[:, 0] * 0 + NOTHING)[None, :, None].expand(scores.shape[0], -1, scores.shape[1])
         by_class = by_class.scatter(1, classes[:, None], scores[:, None])
-        kept = keeps(boxes, by_class, iou=options.nms_iou, score_threshold=self.least_score)
+        kept = nms_mask(boxes, by_class, iou=options.nms_iou, score_threshold=self.min_score)
         return torch.where(kept, scores, NOTHING)
 
 

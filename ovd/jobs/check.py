@@ -11,7 +11,7 @@ from ovd.data.formats.options import FormatOptions
 from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataReport
 from ovd.data.verdict import evaluation_verdict, training_verdict
-from ovd.number_of import number_of
+from ovd.format_count import format_count
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def check_shards(folder: Path) -> DatasetCheck:
     shards = PairShards(folder)
     check_pairs(shards, report)
     lines = [
-        f"{number_of(len(shards), 'pair')} in {number_of(len(shards.file_names), 'shard')}",
+        f"{format_count(len(shards), 'pair')} in {format_count(len(shards.file_names), 'shard')}",
         f"{shards.describe_rejected()}; {shards.num_undecodable_captions:,} captions not in UTF-8",
         *describe_findings(report),
     ]

@@ -10,9 +10,9 @@ from ovd.data.images.media import Picture, is_video, pictures_of
 from ovd.data.images.video import describe_video
 from ovd.data.report import DataReport
 from ovd.extras import optional
+from ovd.format_count import format_count
 from ovd.jobs.picture_detections import DetectionOutput, PictureDetections
 from ovd.jobs.track import Tracker, tracking_package
-from ovd.number_of import number_of
 from ovd.progress import progress
 from ovd.structures import Detections
 
@@ -87,7 +87,7 @@ def _detect_in_each(
 
 def _close_after_an_error(output: DetectionOutput, report: DataReport) -> None:
     """Close the output after an error and print where its files are; print a second error instead of raising it."""
-    found = f"what was found in {number_of(report.num_used(), 'picture')}"
+    found = f"what was found in {format_count(report.num_used(), 'picture')}"
     try:
         output.close()
     except Exception as error:

@@ -9,7 +9,7 @@ from ovd.choices import DetectionForm
 from ovd.data.coco_annotation import coco_annotation
 from ovd.data.images.files import is_image_name
 from ovd.data.images.media import is_video
-from ovd.files import make_folder_of, write_json
+from ovd.files import make_parent_folder, write_json
 from ovd.jobs.picture_detections import DetectionOutput, PictureDetections, json_line
 from ovd.jobs.picture_files import PictureFiles
 
@@ -62,7 +62,7 @@ def _new_file(path: Path) -> Path:
         raise ValueError(f"--output {path} is no file; --write lines without --output writes to standard output")
     if path.exists():
         raise ValueError(f"{path} exists; delete it, or name another file with --output")
-    make_folder_of(path)
+    make_parent_folder(path)
     return path
 
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from ovd.data.images.media import Picture
 from ovd.data.report import DataReport
+from ovd.format_count import format_count
 from ovd.jobs.detect import detect_in_sources
 from ovd.jobs.picture_detections import DetectionOutput
 from ovd.jobs.queries import Query
-from ovd.number_of import number_of
 from ovd.predictor import Predictor
 from ovd.structures import Detections
 from ovd.visualize.boxes import choose_shown
@@ -52,7 +52,7 @@ class DetectResult:
     def summary(self) -> str:
         """Summary in one line, for people to read."""
         num_boxes, (best, of_best) = self.report.num_used("box"), self.best
-        text = f"{number_of(num_boxes, 'object')} with a {self.threshold_text}{self.where}"
+        text = f"{format_count(num_boxes, 'object')} with a {self.threshold_text}{self.where}"
         if num_boxes == 0 and best > 0:
             text += f"; the best box has {best:.2f}, {of_best} (--threshold)"
         return text

@@ -37,7 +37,7 @@ from ovd.model.crop_options import CropOptions
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.query_texts import QueryTexts
 from ovd.onnx.session import DetectionSession
-from ovd.text.names import are_among
+from ovd.text.names import isin_names
 from ovd.warn import warn
 
 NAMING_IMAGES = 300
@@ -207,7 +207,7 @@ def _measured(
             title=config.output.name,
             index=index,
             naming=None if naming is None else naming.confusions,
-            is_trained=are_among((category.name for category in measures.truth.categories), trained.classes),
+            is_trained=isin_names((category.name for category in measures.truth.categories), trained.classes),
         )
         write_html_report(data, output)
     write_note(output, note)

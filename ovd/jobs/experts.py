@@ -28,7 +28,7 @@ from ovd.experts.folder import (
 from ovd.experts.group import ExpertGroup
 from ovd.experts.names import fit_margin, route
 from ovd.files import sha256_of
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 from ovd.metric import per_cent
 from ovd.model.low_rank import adapters_of, with_adapter_names
 from ovd.model.score_calibration import nearness_to
@@ -96,7 +96,7 @@ def _own_tensors(base: TrainedDetector, tuned: TrainedDetector, num_own: int) ->
     if changed:
         raise ExpertError(
             f"{tuned.config.output} cannot be an expert of {base.config.output}: training changed "
-            f"{len(changed)} shared tensors, {first_of(changed)}"
+            f"{len(changed)} shared tensors, {join_first(changed)}"
         )
     return own
 
@@ -133,7 +133,7 @@ def describe_expert(folder: Path) -> str:
     )
     calibrated = "calibrated" if found.calibration is not None else "not calibrated"
     return (
-        f"{folder}: {len(found.names)} names ({first_of(found.names, MAX_NAMES_SHOWN)})\n"
+        f"{folder}: {len(found.names)} names ({join_first(found.names, MAX_NAMES_SHOWN)})\n"
         f"  of {found.base}, weights sha256 {found.base_sha256[:16]}; {found.own_layers} backbone layers of its own"
         f"{f', adapters of rank {found.rank}' if found.rank else ''}; "
         f"{size:.1f} MB; {calibrated}{measured}"

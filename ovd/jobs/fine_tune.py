@@ -24,12 +24,12 @@ from ovd.evaluation.note import EvaluationNote, read_note
 from ovd.experts.folder import read_expert, write_description
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.files import sha256_of, write_json
-from ovd.first_of import first_of
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.experts import save_expert
 from ovd.jobs.resume import check_same_data, check_same_run, check_same_start
 from ovd.jobs.run_folder import is_finished, latest_of_all_ranks
 from ovd.jobs.train import train_from_config
+from ovd.join_first import join_first
 from ovd.metric import per_cent
 from ovd.selftrain.labels import label_files
 from ovd.selftrain.ledger import labels_fingerprint
@@ -206,7 +206,7 @@ def _evaluate_expert(validation: _Validation, start: TrainedDetector, index: Ann
     forms = [form for category in index.categories for form in (category.name, *category.synonyms)]
     shared = list(dict.fromkeys(form for form in forms if name_key(form) in known))
     if shared and is_main():
-        print(f"the expert answers {len(shared)} of the detector's own words from now on: {first_of(shared)}")
+        print(f"the expert answers {len(shared)} of the detector's own words from now on: {join_first(shared)}")
     outcomes = (
         validation.outcome("before", config.init_from),
         validation.outcome("expert", config.init_from, experts=experts),

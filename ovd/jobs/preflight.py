@@ -16,7 +16,7 @@ from ovd.jobs.prerequisites import check_prerequisites
 from ovd.jobs.resume import find_run
 from ovd.jobs.training_sets import load_training_sets, warn_of_absent_classes, warn_of_trained_images
 from ovd.jobs.training_setup import set_up
-from ovd.text.names import are_among
+from ovd.text.names import isin_names
 
 _NUM_NAMED = 10
 
@@ -91,7 +91,7 @@ def describe_vocabulary(training: AnnotationIndex, validation: AnnotationIndex) 
 
 
 def _missing(names: Sequence[str], others: Sequence[str]) -> list[str]:
-    return sorted(name for name, occurs in zip(names, are_among(names, others), strict=True) if not occurs)
+    return sorted(name for name, occurs in zip(names, isin_names(names, others), strict=True) if not occurs)
 
 
 def _named(names: list[str]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ovd.build.prompts import Example, Prompt
 from ovd.data.formats.text_files import read_lines
-from ovd.number_of import number_of
+from ovd.format_count import format_count
 from ovd.text.names import name_key
 from ovd.warn import warn
 
@@ -115,7 +115,7 @@ def deduplicate(queries: Sequence[Query]) -> list[Query]:
             raise ValueError(f"{before.name!r} and {query.name!r} are one name with two minimum scores; give it once")
     if num_repeats := len(queries) - len(first):
         are = "is" if num_repeats == 1 else "are"
-        warn(f"{number_of(num_repeats, 'name')} {are} given twice, and asked for once")
+        warn(f"{format_count(num_repeats, 'name')} {are} given twice, and asked for once")
     return list(first.values())
 
 

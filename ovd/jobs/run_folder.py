@@ -8,7 +8,7 @@ import yaml
 
 from ovd.config.alignment import AlignConfig
 from ovd.config.training import TrainConfig
-from ovd.distributed import all_gather, barrier, device_of_rank, failing_together, is_main, world_size
+from ovd.distributed import all_gather, barrier, device_of_rank, is_main, raise_on_all_ranks, world_size
 from ovd.engine.checkpoint import MANIFEST, Checkpoint, latest
 from ovd.engine.early_stop import ended_early
 from ovd.files import atomic_write, folder_lock
@@ -26,7 +26,7 @@ def latest_of_all_ranks(run: Path, *, strict: bool = False) -> Checkpoint | None
     Raises:
         ValueError: as raised by `latest`, or the ranks see different checkpoints.
     """
-    with failing_together():
+    with raise_on_all_ranks():
         found = latest(run, strict=strict)
     seen = all_gather(None if found is None else (found.folder.name, found.fingerprint()))
     if len(set(seen)) > 1:
@@ -49,7 +49,7 @@ def open_run_folder(config: TrainConfig | AlignConfig, found: Checkpoint | None)
     barrier()  # every rank must have checked whether there is a run
     content, file = config.model_dump(mode="json"), config.output / "config.yaml"
     with ExitStack() as held:
-        with failing_together():
+        with raise_on_all_ranks():
             if is_main():
                 if file.exists() and not _is_of_a_run(file):
                     raise ValueError(f"{file} was written by hand and would be replaced; keep it, or change output")
@@ -61,7 +61,7 @@ def open_run_folder(config: TrainConfig | AlignConfig, found: Checkpoint | None)
                 ranks = f", one of {world_size()} ranks" if world_size() > 1 else ""
                 print(f"{config.output}: {describe_machine(device_of_rank(config.train.device))}{ranks}")
         barrier()
-        with failing_together():
+        with raise_on_all_ranks():
             if not file.exists():
                 raise ValueError(f"{config.output}, which rank 0 made, is not there; it has to be on a shared disk")
         yield

@@ -9,7 +9,7 @@ from typing import Any
 from ovd.data.annotations import load_truth
 from ovd.data.formats.options import FormatOptions
 from ovd.data.split import draw_parts
-from ovd.files import make_folder_of, refuse_existing, write_json
+from ovd.files import make_parent_folder, refuse_existing, write_json
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def split_annotations(
         refuse_existing(file)
         if not rows:
             raise ValueError(f"{file} would have none of the {len(images)} images; give another --share")
-        make_folder_of(file)
+        make_parent_folder(file)
     in_first, in_second = (set[int]().union(*(classes[row] for row in rows)) for rows in drawn)
     return (
         _write_part(first, content, drawn[0], exclusive_ids=in_first - in_second),

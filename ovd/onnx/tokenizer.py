@@ -16,7 +16,7 @@ from ovd.text.clean import clean
 END_OF_WORD = "</w>"
 SPECIAL = ("<start_of_text>", "<end_of_text>")
 ENDINGS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
-WORDS_KEPT = 2**16
+MAX_CACHED_WORDS = 2**16
 
 
 class Tokenizer:
@@ -35,7 +35,7 @@ class Tokenizer:
         self._ranks = {pair: rank for rank, pair in enumerate(pairs)}
         self._letters = {ord_: letter for letter, ord_ in bytes_as_letters.items()}
         self._context_length = context_length
-        self._ids_of = lru_cache(WORDS_KEPT)(self._encode_word)
+        self._ids_of = lru_cache(MAX_CACHED_WORDS)(self._encode_word)
 
     def __call__(self, texts: Sequence[str]) -> Int64[np.ndarray, "N L"]:
         start, end = (self._ids[token] for token in SPECIAL)

@@ -23,7 +23,7 @@ from ovd.data.pairs.manifest import ManifestEntry, list_shards
 from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataReport
 from ovd.fault import Fault
-from ovd.files import remove_abandoned, sha256_of
+from ovd.files import remove_stale_temporaries, sha256_of
 from ovd.progress import progress
 from ovd.selftrain.asked_queries import MAX_CAPTION_CHARACTERS, AskedQueries
 from ovd.selftrain.decoded_pairs import DecodedPair, batches_of_shards, count_image, decode_ahead
@@ -82,7 +82,7 @@ def label_shards(
     labeller = _ShardLabeller(output, teacher, texts, options)
     listed = shards_of_worker(folder) if listed is None else listed
     output.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(output)
+    remove_stale_temporaries(output)
 
     sha256 = {name: entry.sha256 if entry else sha256_of(folder / name) for name, entry in listed.items()}
     report = DataReport() if report is None else report

@@ -24,7 +24,7 @@ from ovd.data.loading.transforms import eval_transform
 from ovd.inference import ImageBatch
 from ovd.model.query_texts import QueryTexts
 from ovd.structures import Detections
-from ovd.text.names import clean_name, prompts_of, with_equal_tokens
+from ovd.text.names import build_prompts, clean_name, find_equal_tokens
 from ovd.text.prompts import TEMPLATES
 
 EXAMPLE_SIDE = 1024
@@ -110,8 +110,8 @@ class Answerer:
         context_length = tokenizer([""]).shape[1]
         long = [name for name in names if len(name.encode()) > context_length // 2]  # shorter ones are not cut
         templates = TEMPLATES[self._trained.config.bank.templates]
-        tokens = [tokenizer(prompts_of(name, (), 0, templates)).numpy().tobytes() for name in long]
-        if pairs := with_equal_tokens(long, tokens):
+        tokens = [tokenizer(build_prompts(name, (), 0, templates)).numpy().tobytes() for name in long]
+        if pairs := find_equal_tokens(long, tokens):
             raise ValueError(f"{pairs[0][0]!r} and {pairs[0][1]!r} are too long for the detector to tell them apart")
 
     def prepare(self, content: bytes, *, max_pixels: int) -> PreparedImage:

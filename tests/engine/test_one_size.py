@@ -34,7 +34,7 @@ def on_all_ranks(batches: list[Batch]) -> list[Batch]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ovd.engine.step.world_size", lambda: len(batches))
-        patch.setattr("ovd.engine.step.largest_over_ranks", largest)
+        patch.setattr("ovd.engine.step.max_over_ranks", largest)
         for batch in batches:  # what each rank asks for does not depend on the answer
             of_one_size(batch)
         return [of_one_size(batch) for batch in batches]

@@ -15,7 +15,7 @@ from run_files import bytes_of
 
 from ovd.build.trained import build_inference, load_detector
 from ovd.commands import check, label
-from ovd.data.images.files import images_at
+from ovd.data.images.files import collect_images
 from ovd.data.loading.loader import Loading
 from ovd.data.report import DataReport
 from ovd.fault import Fault
@@ -50,7 +50,7 @@ def photos(miniature_world, tmp_path_factory) -> Path:
 
 
 def labels_of(start: Path, photos: Path, report: DataReport, batch_size: int, journal: Path) -> LabelledSets:
-    root, paths = images_at([str(photos)], recursive=True)
+    root, paths = collect_images([str(photos)], recursive=True)
     trained = load_detector(start)
     inference, thresholds = build_inference(trained), Thresholds(dict.fromkeys(NAMES, LOW))
     with LabelJournal(journal, {}) as empty:
@@ -101,17 +101,17 @@ def test_candidates_are_below_the_threshold_and_at_a_place_of_their_own():
 
 
 def test_images_in_folders_below_are_named_where_they_are_left_out(photos, capsys):
-    images_at([str(photos)], recursive=False)
+    collect_images([str(photos)], recursive=False)
     words = f"warning: {photos}: 1 image in folders below it is left out; the first: {photos}/deeper/6.png"
     assert capsys.readouterr().err == f"{words} (--recursive takes them, too)\n"
-    images_at([str(photos)], recursive=True)
-    images_at([str(photos / "deeper")], recursive=False)
+    collect_images([str(photos)], recursive=True)
+    collect_images([str(photos / "deeper")], recursive=False)
     assert capsys.readouterr().err == ""
 
 
 def test_folders_files_and_patterns(photos, tmp_path):
     def names(*sources: str, recursive: bool = False) -> list[str]:
-        root, paths = images_at([str(photos / source) for source in sources], recursive=recursive)
+        root, paths = collect_images([str(photos / source) for source in sources], recursive=recursive)
         return [str(path.relative_to(root)) for path in paths]
 
     top = [f"{row}.png" for row in range(6)]
@@ -124,7 +124,7 @@ def test_folders_files_and_patterns(photos, tmp_path):
             names(source)
     (tmp_path / "empty" / "deeper").mkdir(parents=True)
     with pytest.raises(ValueError, match="--recursive"):
-        images_at([str(tmp_path / "empty")], recursive=False)
+        collect_images([str(tmp_path / "empty")], recursive=False)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path | float) -> None:
@@ -297,7 +297,7 @@ def test_a_journal_that_was_removed_while_its_lock_was_waited_for_is_not_taken(t
 
 
 def test_an_image_that_has_changed_is_labelled_again_and_repairs_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("ovd.files.LOCK_PATIENCE_S", 0)
+    monkeypatch.setattr("ovd.files.LOCK_TIMEOUT_S", 0)
     path, settings = tmp_path / "partial", {"names": ["anchor"]}
     with LabelJournal(path, settings) as journal:
         assert not journal.is_resumed

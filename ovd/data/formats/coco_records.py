@@ -22,7 +22,7 @@ from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationTable, Federate
 from ovd.data.formats.text_files import finite_number, whole_characters
 from ovd.data.report import DataError, DataReport
 from ovd.files import GZIP
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 from ovd.shapes import Float64, Int64
 from ovd.text.names import name_key
 
@@ -222,7 +222,7 @@ class Source:
             raise DataError(
                 "F3",
                 f"{self.path}: {len(unknown)} references to unknown images or categories: "
-                f"{first_of(unknown, _NUM_NAMED, separator='; ')}",
+                f"{join_first(unknown, _NUM_NAMED, separator='; ')}",
             )
 
     def boxes(

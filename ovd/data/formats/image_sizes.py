@@ -19,7 +19,7 @@ import numpy as np
 from ovd.data.formats.image_names import check_images_exist
 from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
 from ovd.data.report import SIZES_FROM_IMAGES, DataError, DataReport, are_too_many
-from ovd.number_of import number_of
+from ovd.format_count import format_count
 from ovd.shapes import Bool, Int64
 
 TOLERANCE_PX = 1.0
@@ -55,7 +55,7 @@ def fill_sizes(
     paths = [request.images / files[row] for row in missing.tolist()]
     found, found_sizes = readable_sizes(paths, report, stops=request.is_for_evaluation, num_images=len(files))
     if not request.options.sizes_from_images:
-        images = f"{number_of(len(missing), 'image')} {'has' if len(missing) == 1 else 'have'}"
+        images = f"{format_count(len(missing), 'image')} {'has' if len(missing) == 1 else 'have'}"
         where = f"{request.annotations}: {images} no height and width; they are read from the images"
         report.repaired("F12", where)
     filled = sizes.copy()

@@ -11,7 +11,7 @@ from ovd.data.formats.drawn_shapes import around_ellipse, around_points
 from ovd.data.formats.json_object import is_number, read_json_object
 from ovd.data.formats.named_objects import NamedImage, NamedObject, table_of_images
 from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
-from ovd.data.images.files import files_below, without_drawn
+from ovd.data.images.files import find_files, without_drawn
 from ovd.data.report import DataError, DataReport
 
 _NUM_POINTS = {"rectangle": (2, 4), "mask": (2,), "circle": (2,), "rotation": (4,)}
@@ -46,7 +46,7 @@ def read_labelme(request: ReadRequest, report: DataReport) -> AnnotationTable:
         DataError: F1 no folder, no JSON files in it, or one that is not LabelMe's; F2 a duplicate image; F6 a shape
             that is not finite points, or of an unknown type.
     """
-    paths = without_drawn(sorted(files_below(request.annotations, _is_annotation)))
+    paths = without_drawn(sorted(find_files(request.annotations, _is_annotation)))
     if not paths:
         is_folder = request.annotations.is_dir()
         reason = "no .json file in this folder" if is_folder else "this is no folder; give that of the .json files"

@@ -13,7 +13,7 @@ from ovd.data.formats.csv_lines import csv_lines
 from ovd.data.formats.drawn_shapes import Box
 from ovd.data.formats.table import AnnotationTable, ReadRequest
 from ovd.data.formats.text_files import finite_numbers
-from ovd.data.images.files import images_below, readable_sizes
+from ovd.data.images.files import find_images, readable_sizes
 from ovd.data.report import DataError, DataReport
 
 _SIDES = ("XMin", "YMin", "XMax", "YMax")
@@ -111,7 +111,7 @@ def _rows_of_files(
 
 def _files_by_stem(folder: Path) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = {}
-    for image in images_below(folder):
+    for image in find_images(folder):
         files.setdefault(image.stem, []).append(image)
     return files
 

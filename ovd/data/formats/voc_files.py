@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovd.data.formats.text_files import read_lines
-from ovd.data.images.files import READ_SUFFIXES, files_below, images_below, is_image_name
+from ovd.data.images.files import READ_SUFFIXES, find_files, find_images, is_image_name
 from ovd.data.report import DataError, DataReport
 
 
@@ -32,7 +32,7 @@ def xml_files(annotations: Path, report: DataReport) -> list[XmlFile]:
         DataError: F1 there is no XML file, or a name has none.
     """
     if annotations.is_dir():
-        paths = [path.relative_to(annotations) for path in sorted(files_below(annotations, _is_annotation))]
+        paths = [path.relative_to(annotations) for path in sorted(find_files(annotations, _is_annotation))]
         paths = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
         if not paths:
             raise DataError("F1", f"{annotations}: no .xml file in this folder")
@@ -116,7 +116,7 @@ class ImageFolder:
         assert self._root is not None
         if folder not in self._listed:
             by_stem: dict[str, list[str]] = defaultdict(list)
-            below = images_below(self._root) if self._anywhere else _images_in(self._root / folder)
+            below = find_images(self._root) if self._anywhere else _images_in(self._root / folder)
             for image in below:
                 by_stem[image.stem].append(image.relative_to(self._root).as_posix())
             self._listed[folder] = by_stem

@@ -12,9 +12,9 @@ from ovd.data.formats.box_form import notice_doubles
 from ovd.data.formats.table import LARGEST_COORDINATE, ROUNDING_PX, AnnotationTable, ReadRequest
 from ovd.data.formats.text_files import finite_number, finite_numbers, read_lines
 from ovd.data.formats.yolo_listing import Listing, list_images
-from ovd.data.images.files import files_below, is_image_name, readable_sizes
+from ovd.data.images.files import find_files, is_image_name, readable_sizes
 from ovd.data.report import DataError, DataReport
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 
 _NUM_NAMED = 20
 
@@ -135,7 +135,7 @@ def _notice_odd_labels(listing: Listing, report: DataReport) -> None:
         for path in sorted(orphans):
             _notice_orphan(path, folders, report)
     for images, labels in listing.folders:
-        for path in sorted(files_below(labels, lambda name: name.endswith(".txt"))):
+        for path in sorted(find_files(labels, lambda name: name.endswith(".txt"))):
             images_folder = images / path.relative_to(labels).parent
             if path.parent not in image_folders and not images_folder.is_dir():
                 _notice_orphan(path, {images_folder}, report)
@@ -202,7 +202,7 @@ def _box(numbers: list[float], where: str) -> tuple[float, float, float, float]:
 def _refuse_unknown_classes(path: Path, rows: Sequence[_Row], names: Mapping[int, str]) -> None:
     unknown = [f"{row.path}: line {row.line} is of class {row.class_id}" for row in rows if row.class_id not in names]
     if unknown:
-        named = first_of(unknown, _NUM_NAMED, separator="; ")
+        named = join_first(unknown, _NUM_NAMED, separator="; ")
         raise DataError("F3", f"{path}: {len(unknown)} objects of classes without a name: {named}")
 
 
