@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovd.build.detector import build_detector, configured_clip
+from ovd.build.detector import build_detector, load_configured_clip
 from ovd.build.trained import TrainedDetector, build_own_inference
 from ovd.clip.load import Clip, load_clip
 from ovd.config.labelling import LabelOptions
@@ -138,7 +138,7 @@ def fresh_detector(path: Path, device: torch.device) -> Fresh:
     config = load_config(path, overrides, TrainConfig)
     compute = Compute.configured("auto", device)
     torch.manual_seed(0)
-    clip = configured_clip(config.clip)
+    clip = load_configured_clip(config.clip)
     detector = compute.place(build_detector(config, clip)).eval()
     return Fresh(config, detector, clip.dim, compute, torch.Generator().manual_seed(0))
 

@@ -23,7 +23,7 @@ from measured import results_file
 from rows import ROWS, Row
 
 from ovd.precision import BF16_INSTRUCTIONS, describe_machine
-from ovd.visualize.palette import LINES
+from ovd.visualize.palette import PALETTE
 
 ROOT = Path(__file__).parents[1]
 JSON, TABLE, PICTURE = (ROOT / "docs" / f"benchmarks.{kind}" for kind in ("json", "md", "png"))
@@ -148,7 +148,7 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(9.5, sum(heights)), layout="constrained")
     panels = figure.subplots(len(kinds), height_ratios=heights)
     for panel, devices, of_kind in zip(panels, kinds, labels, strict=True):
-        for device, marker, color in zip(devices, "o^s", LINES, strict=False):
+        for device, marker, color in zip(devices, "o^s", PALETTE, strict=False):
             found = [(shares[device, label], place) for place, label in enumerate(of_kind) if (device, label) in shares]
             panel.plot([], [], marker, color=color, markersize=5, label=DEVICE_WORDS[device])
             for share, place in found:
@@ -157,7 +157,7 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter("{x:g}")
         left, right = panel.get_xlim()
-        panel.axvspan(left, 1, color=LINES[2], alpha=0.08, linewidth=0)
+        panel.axvspan(left, 1, color=PALETTE[2], alpha=0.08, linewidth=0)
         panel.axvline(1, color="black", linewidth=1)
         panel.set_xlim(left, right)
         panel.set_yticks(range(len(of_kind)), of_kind, fontsize=8)

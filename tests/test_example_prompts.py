@@ -10,7 +10,7 @@ from small_export import unchecked
 from small_trained import small_trained
 from torch.nn import functional as F
 
-from ovd.build.detector import untouched_clip
+from ovd.build.detector import load_original_clip
 from ovd.build.prompts import EXAMPLE_VIEWS, Example, Prompt, PromptEncoder
 from ovd.build.text import evaluation_text
 from ovd.build.trained import TrainedDetector
@@ -38,7 +38,7 @@ def encoder(trained) -> PromptEncoder:
 
 def by_clip(trained: TrainedDetector, pixels: np.ndarray, box: tuple[float, ...]) -> torch.Tensor:
     """The mean unit embedding of open_clip's own image side of the views of a box."""
-    clip = untouched_clip(trained.config)
+    clip = load_original_clip(trained.config)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))
     image = ((torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std)[None]
     with torch.no_grad():

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ovd.build.detector import build_detector, configured_clip
+from ovd.build.detector import build_detector, load_configured_clip
 from ovd.build.trained import TrainedDetector
 from ovd.choices import DataFormatName
 from ovd.cli import error_line, run_tool
@@ -430,7 +430,7 @@ def predictor_rows() -> Iterator[Row]:
         "data": {"size": 64},
     }
     config = parse_config({"output": "untrained", **sections}, TrainConfig, "a small config")
-    clip = configured_clip(config.clip)
+    clip = load_configured_clip(config.clip)
     predictor = Predictor(TrainedDetector(build_detector(config, clip).eval(), config, clip, ()))
     image = Image.new("RGB", (30, 20), "white")
 

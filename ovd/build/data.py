@@ -151,13 +151,13 @@ def check_all_exist(index: AnnotationIndex, source: WorldData | FileData, *, all
             index.path, index.image_files, index.images_root, all_needed=all_needed, has_option=has_option
         )
     except DataError as error:
-        raise DataError(error.code, f"{error}{_of_missing_folder(index.images_root, source)}") from None
+        raise DataError(error.code, f"{error}{_missing_folder_hint(index.images_root, source)}") from None
     if num_missing and is_main():
         where = f"{num_missing} of its {len(index):,} images are missing, and will be left out and counted"
         warn(f"{index.path}: {where}", code="F8")
 
 
-def _of_missing_folder(root: Path | None, source: WorldData | FileData) -> str:
+def _missing_folder_hint(root: Path | None, source: WorldData | FileData) -> str:
     """Return the end of an error message: the image folder as the config has it; empty if the folder exists."""
     if root is None or root.is_dir() or isinstance(source, WorldData):
         return ""

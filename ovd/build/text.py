@@ -117,7 +117,7 @@ def text_of_names(
     trained: TrainedDetector, names: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None
 ) -> Float[Tensor, "C D"]:
     """Return one unit row per name as a detector uses it: `evaluation_text`, moved by its learned offset."""
-    return _with_learned_names(trained, names, evaluation_text(trained.config, trained.clip, names, synonyms))
+    return _add_name_offsets(trained, names, evaluation_text(trained.config, trained.clip, names, synonyms))
 
 
 def queries_of_names(
@@ -137,8 +137,8 @@ def queries_of_index(
     """
     if clip_text is None:
         clip_text = evaluation_text(trained.config, trained.clip, index.names, index.synonyms)
-    text = _with_learned_names(trained, index.names, clip_text)
-    return QueryTexts(_with_names_of_experts(trained, index.names, text), score_ensemble(trained, index.names))
+    text = _add_name_offsets(trained, index.names, clip_text)
+    return QueryTexts(_use_expert_names(trained, index.names, text), score_ensemble(trained, index.names))
 
 
 def score_ensemble(trained: TrainedDetector, asked: Sequence[str | Sequence[str]]) -> ScoreEnsemble | None:
@@ -157,7 +157,7 @@ def score_ensemble(trained: TrainedDetector, asked: Sequence[str | Sequence[str]
     return ScoreEnsemble(weights, trained.clip.model.logit_scale.exp().item())
 
 
-def _with_learned_names(
+def _add_name_offsets(
     trained: TrainedDetector, names: Sequence[str], text: Float[Tensor, "C D"]
 ) -> Float[Tensor, "C D"]:
     """Move unit rows of names by the offsets that the detector has learned for its trained names (`expert.learn`)."""
@@ -169,7 +169,7 @@ def _with_learned_names(
     return with_offsets(text, ids, offsets.detach().cpu())
 
 
-def _with_names_of_experts(
+def _use_expert_names(
     trained: TrainedDetector, names: Sequence[str], text: Float[Tensor, "C D"]
 ) -> Float[Tensor, "C D"]:
     """Replace rows of a data set's classes so that experts recognize those that have one of their names.

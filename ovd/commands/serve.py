@@ -107,8 +107,8 @@ def main() -> None:
     if missing := [package for package in _PACKAGES if find_spec(package) is None]:
         raise ValueError(f"ovd serve needs {', '.join(missing)}: pip install 'ovd[serve]'")
     refuse_missing_run(arguments.run)
-    from ovd.serve.answerer import Answerer
     from ovd.serve.app import build_app
+    from ovd.serve.detection_service import DetectionService
     from ovd.serve.server import address, open_socket, run_server
 
     limits = Limits(
@@ -119,11 +119,11 @@ def main() -> None:
         answer_seconds=arguments.seconds,
     )
     trained = load_requested_detector(arguments)
-    answerer = Answerer(trained, size=arguments.size)
-    answerer.warm_up()
+    service = DetectionService(trained, size=arguments.size)
+    service.warm_up()
     settings = Settings(
         model=arguments.run.resolve().name,
-        threshold=answerer.inference.shown_threshold,
+        threshold=service.inference.shown_threshold,
         hosts=known_hosts(arguments.host, more=arguments.allow_host),
         any_address=not is_loopback(arguments.host),
         batch=arguments.batch,
@@ -132,6 +132,6 @@ def main() -> None:
     )
     write_line = partial(print, flush=True)
     listening = open_socket(arguments.host, arguments.port)
-    write_line(f"{arguments.run} on {answerer.inference.device}: {address(listening)} (Ctrl-C ends)")
-    run_server(build_app(answerer, settings, write_line=write_line), listening, limits)
+    write_line(f"{arguments.run} on {service.inference.device}: {address(listening)} (Ctrl-C ends)")
+    run_server(build_app(service, settings, write_line=write_line), listening, limits)
     write_line("stopped")

@@ -8,7 +8,7 @@ import torch
 from ovd.alignment.data import alignment_data
 from ovd.alignment.train import align
 from ovd.build.alignment import build_distillation, load_unlabelled_images
-from ovd.build.detector import configured_clip
+from ovd.build.detector import load_configured_clip
 from ovd.build.trained import weights_file
 from ovd.clip.save import save_aligned
 from ovd.config.alignment import AlignConfig
@@ -64,7 +64,7 @@ def _align(config: AlignConfig, found: Checkpoint | None, command: str) -> dict[
     if found is not None:
         check_same_data(found.notes.data, data_of_run, config.output)
     torch.manual_seed(config.train.seed)  # CLIP's weights may be random
-    clip = configured_clip(config.clip)
+    clip = load_configured_clip(config.clip)
     teacher = clip.visual_for_crops()
     distillation = build_distillation(config, clip)
     data = alignment_data(images, config, report, size_divisor=distillation.size_divisor)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ovd.build.crops import build_crop_encoder
 from ovd.build.data import evaluation_loading, load_validation_index
-from ovd.build.detector import untouched_clip
+from ovd.build.detector import load_original_clip
 from ovd.build.text import evaluation_text, queries_of_index
 from ovd.build.trained import TrainedDetector, build_inference
 from ovd.choices import Engine
@@ -224,9 +224,9 @@ def naming_of(
             (`queries_of_index`).
     """
     config = trained.config
-    untouched = untouched_clip(config)
+    original_clip = load_original_clip(config)
     options = CropOptions(views=((1.0, 1.0),))
-    crops = build_crop_encoder(untouched, options, inference.compute, section="naming")
+    crops = build_crop_encoder(original_clip, options, inference.compute, section="naming")
     # Naming needs no scores, and so neither the detection options nor the second look.
     naming_inference = replace(inference, options=DetectionOptions(), second_look=None, calibration=trained.calibration)
     clip_text = None
@@ -234,7 +234,7 @@ def naming_of(
         clip_text = evaluation_text(config, trained.clip, index.names, index.synonyms)
     return measure_naming(
         naming_inference,
-        backbone_of(untouched.model.visual),
+        backbone_of(original_clip.model.visual),
         text,
         index,
         evaluation_loading(config),

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ovd.build.experts import own_layers
+from ovd.build.experts import num_own_layers
 from ovd.build.text import evaluation_text
 from ovd.build.trained import TrainedDetector, build_inference, load_detector
 from ovd.config.training import TrainConfig
@@ -53,7 +53,7 @@ def save_expert(
     """
     assert config.expert is not None
     assert base.weights is not None
-    num_own = own_layers(config.expert, tuned.detector.backbone)
+    num_own = num_own_layers(config.expert, tuned.detector.backbone)
     text, of_name = _own_text(base, index)
     base_text = evaluation_text(base.config, base.clip, base.classes)
     tensors = _own_tensors(base, tuned, num_own) | {TEXT: text, BASE_TEXT: base_text}

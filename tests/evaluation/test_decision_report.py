@@ -22,7 +22,7 @@ from ovd.evaluation.groups import base_and_novel
 from ovd.evaluation.results import Results
 from ovd.evaluation.results_file import write_results
 from ovd.evaluation.run import evaluate_results_file
-from ovd.visualize.palette import GROUPS
+from ovd.visualize.palette import GROUP_COLORS
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +282,7 @@ def test_the_reliability_plot_has_a_curve_for_each_group_and_the_diagonal():
         np.testing.assert_array_equal(line.get_xdata(), item.reliability.scores)
         np.testing.assert_array_equal(line.get_ydata(), item.reliability.outcomes)
         assert str(line.get_label()).startswith(f"{item.group}, ECE")
-        assert line.get_color() == GROUPS[item.group]
+        assert line.get_color() == GROUP_COLORS[item.group]
     nothing = measure_decisions(truth, results.take(np.zeros(0, np.int64)), groups)
     labels = [str(line.get_label()) for line in draw_reliability(nothing).axes[0].get_lines()]
     assert labels[1:] == ["all (no detection)", "base (no detection)", "rare (no detection)"]

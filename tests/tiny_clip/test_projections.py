@@ -14,7 +14,7 @@ from ovd.data.world.scene import draw_scene
 from ovd.data.world.settings import Settings
 from ovd.tiny_clip.canonical import participation_ratio
 from ovd.tiny_clip.pretrain import normalize
-from ovd.tiny_clip.respread import pair_features, respread
+from ovd.tiny_clip.projections import pair_features, solve_projections
 
 NUM_PAIRS = 640
 
@@ -70,7 +70,7 @@ def test_respread_widens_a_collapsed_space_and_keeps_pairs_together(tiny_clip, p
         return participation_ratio(texts), loss.item()
 
     dimensions_before, loss_before = dimensions_and_loss()
-    respread(collapsed, features, features)
+    solve_projections(collapsed, features, features)
     dimensions, loss = dimensions_and_loss()
     assert dimensions_before < 6
     assert dimensions > 20
