@@ -36,7 +36,7 @@ from ovd.build.text import build_class_bank, build_text_sampler, queries_of_name
 from ovd.build.trained import TrainedDetector, initialize, load_detector
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
-from ovd.data.formats.known import FORMATS
+from ovd.data.formats.registry import FORMATS
 from ovd.data.index import AnnotationIndex
 from ovd.data.loading.padding import pad_images
 from ovd.distributed import world_size

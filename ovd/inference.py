@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ovd.data.index import AnnotationIndex
-from ovd.data.loading.loader import EvalLoader, Loading
+from ovd.data.loading.loader import EvalLoader, LoaderOptions
 from ovd.data.loading.padding import pad_images
 from ovd.data.loading.transforms import eval_transform
 from ovd.distributed import pins_memory
@@ -148,7 +148,7 @@ class BatchDetector(ABC):
         return self.detect(queries, ImageBatch(padded, sizes, torch.tensor([image.shape[:2]])))[0]
 
     def dataset(
-        self, queries: QueryTexts, index: AnnotationIndex, loading: Loading
+        self, queries: QueryTexts, index: AnnotationIndex, loading: LoaderOptions
     ) -> Iterator[tuple[int, Detections]]:
         """Yield image id and detections for every image of a data set, grouped by padded shape.
 
@@ -159,7 +159,7 @@ class BatchDetector(ABC):
             found = self.detect(queries, ImageBatch(batch.images, batch.sizes, original_sizes))
             yield from zip(batch.image_ids, found, strict=True)
 
-    def batches(self, index: AnnotationIndex, loading: Loading) -> EvalLoader:
+    def batches(self, index: AnnotationIndex, loading: LoaderOptions) -> EvalLoader:
         """Return a loader of all images of a data set, resized and padded, with their heights and widths before that.
 
         Raises:

@@ -439,8 +439,8 @@ class FakePredictor(Predictor):
 
 def test_the_lowest_minimum_starts_a_track_and_what_is_written_is_counted(runs, monkeypatch, capsys):
     given, report = {}, DataReport(stops=False)
-    report.used()
-    report.used(3, unit="box")
+    report.count_used()
+    report.count_used(3, unit="box")
 
     def detect_in_sources(*_: object, track_above: float) -> DataReport:
         given["track_above"] = track_above

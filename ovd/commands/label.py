@@ -100,7 +100,7 @@ def main() -> None:
 
     import torch
 
-    from ovd.data.loading.loader import Loading
+    from ovd.data.loading.loader import LoaderOptions
     from ovd.jobs.label import LabelJob, label_into_files
 
     torch.set_num_threads(arguments.threads)
@@ -109,7 +109,7 @@ def main() -> None:
         paths,
         queries,
         output,
-        Loading(arguments.batch_size, arguments.workers),
+        LoaderOptions(arguments.batch_size, arguments.workers),
         threshold=arguments.threshold,
         overlapping=arguments.overlapping,
         size=arguments.size,

@@ -65,7 +65,9 @@ def check_images(
     is_lost = ~is_usable[index.boxes.images_of_values()]
     if left_out is not None:
         is_lost[left_out] = False
-    report.left_out_with_images(int(is_lost.sum()) + int((~is_usable[index.crowd_boxes.images_of_values()]).sum()))
+    report.count_left_out_with_images(
+        int(is_lost.sum()) + int((~is_usable[index.crowd_boxes.images_of_values()]).sum())
+    )
     return usable
 
 
@@ -140,8 +142,8 @@ def _count(found: Found, report: DataReport) -> bool:
     """Count the faults of a sample, and return whether it can be used."""
     for kind, fault in found:
         if kind == "skipped":
-            report.skipped(*fault)
+            report.count_skipped(*fault)
             return False
-        report.repaired(*fault)
-    report.used()
+        report.count_repaired(*fault)
+    report.count_used()
     return True

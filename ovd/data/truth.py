@@ -13,7 +13,7 @@ from ovd.shapes import Bool, Float64, Int64
 
 
 @dataclass(frozen=True)
-class JudgedImage:
+class TruthImage:
     """One image of a ground truth; the two tuples are LVIS's federated labels, empty for other formats."""
 
     id: int
@@ -31,7 +31,7 @@ class Truth:
     path: Path
     is_federated: bool
     """Whether images carry federated labels and there are no crowds, as in LVIS."""
-    images: tuple[JudgedImage, ...]
+    images: tuple[TruthImage, ...]
     categories: tuple[Category, ...]
     image_ids: Int64[np.ndarray, " R"]
     category_ids: Int64[np.ndarray, " R"]

@@ -7,7 +7,7 @@ import numpy as np
 
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
-from ovd.data.loading.loader import Loading
+from ovd.data.loading.loader import LoaderOptions
 from ovd.distributed import gather, on_any_rank, raise_on_all_ranks, rank, world_size
 from ovd.engine.signals import Stopped, StopRequest
 from ovd.evaluation.evaluator import BoxEvaluator
@@ -26,7 +26,7 @@ class DatasetDetector(Protocol):
     def threshold(self) -> float | None: ...
 
     def dataset(
-        self, queries: QueryTexts, index: AnnotationIndex, loading: Loading
+        self, queries: QueryTexts, index: AnnotationIndex, loading: LoaderOptions
     ) -> Iterator[tuple[int, Detections]]: ...
 
 
@@ -34,7 +34,7 @@ def detect_in_dataset(
     inference: DatasetDetector,
     queries: QueryTexts,
     index: AnnotationIndex,
-    loading: Loading,
+    loading: LoaderOptions,
     *,
     engine: Engine,
     stop: StopRequest | None = None,

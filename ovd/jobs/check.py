@@ -6,8 +6,8 @@ from pathlib import Path
 from ovd.choices import DataFormatName
 from ovd.data.annotations import load_for_both
 from ovd.data.check import check_images, check_pairs, describe, describe_findings
-from ovd.data.formats.known import FORMATS
 from ovd.data.formats.options import FormatOptions
+from ovd.data.formats.registry import FORMATS
 from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataReport
 from ovd.data.verdict import evaluation_verdict, training_verdict

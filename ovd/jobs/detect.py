@@ -77,12 +77,12 @@ def _detect_in_each(
                 if tracker is not None:
                     found = PictureDetections(picture, *tracker.update(found.detections))
                 output.add(found)
-                report.used()
-                report.used(len(found.detections.scores), unit="box")
+                report.count_used()
+                report.count_used(len(found.detections.scores), unit="box")
         except ImageError as error:
             if len(sources) == 1:
                 raise
-            report.skipped(error.code, str(error))
+            report.count_skipped(error.code, str(error))
 
 
 def _close_after_an_error(output: DetectionOutput, report: DataReport) -> None:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovd.choices import DataFormatName, SamePlace
-from ovd.data.formats.known import FORMATS
 from ovd.data.formats.options import NO_OPTIONS, FormatOptions
+from ovd.data.formats.registry import FORMATS
 
 
 @dataclass(frozen=True)

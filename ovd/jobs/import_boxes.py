@@ -53,7 +53,7 @@ def import_into_file(
     make_parent_folder(output)
     imported = import_boxes(annotations, images, format, report, options=options, crowds_as_objects=crowds_as_objects)
     write_boxes(output, imported)
-    report.used(len(imported.content["images"]))
+    report.count_used(len(imported.content["images"]))
     report.write(report_file)
     if not imported.content["annotations"]:
         warn(f"{annotations} has no box to import")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ovd.build.trained import TrainedDetector, build_inference
-from ovd.data.loading.loader import Loading
+from ovd.data.loading.loader import LoaderOptions
 from ovd.data.report import DataReport
 from ovd.engine.checkpoint import MANIFEST
 from ovd.experts.folder import DESCRIPTION, find_expert
@@ -31,7 +31,7 @@ class LabelJob:
     queries: Sequence[Query]
     """Queries by class name, each name once."""
     output: LabelOutput
-    loading: Loading
+    loading: LoaderOptions
     threshold: float | None = None
     """Score threshold of queries without their own; None for the detector's."""
     overlapping: bool = False

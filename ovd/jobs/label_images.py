@@ -13,8 +13,8 @@ from ovd.build.trained import TrainedDetector
 from ovd.data.export.boxes import SMALLEST_EXPORTED_PX
 from ovd.data.export.labelled_set import LabelledImage, LabelledSet
 from ovd.data.images.files import ImageFiles, name_below, readable_sizes
-from ovd.data.loading.buckets import batches_of_like_shape
-from ovd.data.loading.loader import Loading, image_loader
+from ovd.data.loading.buckets import batches_by_padded_shape
+from ovd.data.loading.loader import LoaderOptions, image_loader
 from ovd.data.report import DataReport
 from ovd.distributed import pins_memory
 from ovd.inference import BatchDetector, ImageBatch
@@ -61,7 +61,7 @@ def label_images(
     thresholds: Thresholds,
     report: DataReport,
     journal: LabelJournal,
-    loading: Loading,
+    loading: LoaderOptions,
 ) -> LabelledSets:
     """Detect boxes of named classes in images.
 
@@ -85,9 +85,9 @@ def label_images(
     stats = [stat_of(path) for path in files.paths]  # before any image is read, so that later changes show
     before = (journal.find(name, stat) for name, stat in zip(file_names, stats, strict=True))
     found = {image: selected for image, selected in enumerate(before) if selected is not None}
-    report.used(len(found))
+    report.count_used(len(found))
     for fault in journal.repaired:
-        report.repaired(*fault)
+        report.count_repaired(*fault)
 
     def detect(batch: Batch) -> Sequence[Detections]:
         original_sizes = torch.from_numpy(files.sizes[list(batch.image_ids)])
@@ -97,7 +97,7 @@ def label_images(
     size, divisor = inference.size, inference.detector.size_divisor
     batches = image_loader(
         files,
-        batches_of_like_shape(files.sizes, loading.batch_size, size=size, divisor=divisor, only=left),
+        batches_by_padded_shape(files.sizes, loading.batch_size, size=size, divisor=divisor, only=left),
         size=size,
         workers=loading.workers,
         size_divisor=divisor,
@@ -144,10 +144,10 @@ def _labelled(found: Detections, file: str, height: int, width: int, report: Dat
     """Return the image with the boxes that are large enough for every format; count them in `report`, if given."""
     large = (found.boxes[:, 2:] - found.boxes[:, :2] >= SMALLEST_EXPORTED_PX).all(dim=1)
     if report is not None:
-        report.used(int(large.sum()), unit="box")
+        report.count_used(int(large.sum()), unit="box")
         for box in found.boxes[~large].tolist():
             rounded = [round(value, 1) for value in box]
-            report.skipped("F4", f"{file}: a side of the box {rounded} is under {SMALLEST_EXPORTED_PX:g} px")
+            report.count_skipped("F4", f"{file}: a side of the box {rounded} is under {SMALLEST_EXPORTED_PX:g} px")
     return LabelledImage(
         file,
         height,

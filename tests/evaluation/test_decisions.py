@@ -9,7 +9,7 @@ import pytest
 
 from ovd.choices import Frequency
 from ovd.data.category import Category
-from ovd.data.truth import JudgedImage, Truth
+from ovd.data.truth import Truth, TruthImage
 from ovd.evaluation.decisions import FLOOR, DecisionEvaluator
 from ovd.evaluation.results import Results
 
@@ -49,7 +49,7 @@ def make_truth(seed: int = 0, *, federated: bool = False) -> Truth:
         path=Path("truth.json"),
         is_federated=federated,
         images=tuple(
-            JudgedImage(10 * row + 3, negatives[row] if federated else (), incomplete[row]) for row in range(NUM_IMAGES)
+            TruthImage(10 * row + 3, negatives[row] if federated else (), incomplete[row]) for row in range(NUM_IMAGES)
         ),
         categories=tuple(
             Category(2 * row + 1, f"class {row}", (), FREQUENCIES[row % 3], 1) for row in range(NUM_CLASSES)
@@ -254,7 +254,7 @@ def every_image_has_one(num_absent: int) -> Truth:
     corners = np.tile([10.0, 10.0, 20.0, 20.0], (20, 1))
     return replace(
         make_truth(),
-        images=tuple(JudgedImage(row, (), ()) for row in range(20 + num_absent)),
+        images=tuple(TruthImage(row, (), ()) for row in range(20 + num_absent)),
         categories=(Category(1, "apple", (), None, 20),),
         image_ids=np.arange(20),
         category_ids=np.ones(20, np.int64),
@@ -327,7 +327,7 @@ def test_a_large_set_is_judged_in_seconds():
     boxes = np.concatenate([rng.uniform(0, 400, (len(true_images), 2)), rng.uniform(20, 200, (len(true_images), 2))], 1)
     truth = replace(
         make_truth(),
-        images=tuple(JudgedImage(row, (), ()) for row in range(num_images)),
+        images=tuple(TruthImage(row, (), ()) for row in range(num_images)),
         categories=tuple(Category(row, f"class {row}", (), None, 1) for row in range(num_classes)),
         image_ids=true_images,
         category_ids=rng.integers(0, num_classes, len(true_images)),

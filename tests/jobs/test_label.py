@@ -16,10 +16,10 @@ from run_files import bytes_of
 from ovd.build.trained import build_inference, load_detector
 from ovd.commands import check, label
 from ovd.data.images.files import collect_images
-from ovd.data.loading.loader import Loading
+from ovd.data.loading.loader import LoaderOptions
 from ovd.data.report import DataReport
 from ovd.fault import Fault
-from ovd.jobs.label_images import Thresholds, batches_of_like_shape, label_images
+from ovd.jobs.label_images import Thresholds, batches_by_padded_shape, label_images
 from ovd.jobs.label_journal import LabelJournal, SelectedDetections
 from ovd.jobs.label_output import LabelledSets, LabelOutput
 from ovd.predictor import Predictor
@@ -55,7 +55,7 @@ def labels_of(start: Path, photos: Path, report: DataReport, batch_size: int, jo
     inference, thresholds = build_inference(trained), Thresholds(dict.fromkeys(NAMES, LOW))
     with LabelJournal(journal, {}) as empty:
         return label_images(
-            trained, inference, root, paths, thresholds, report, empty, Loading(batch_size=batch_size, workers=0)
+            trained, inference, root, paths, thresholds, report, empty, LoaderOptions(batch_size=batch_size, workers=0)
         )
 
 
@@ -80,13 +80,13 @@ def test_boxes_are_those_of_the_predictor_whatever_the_batch(start, photos, tmp_
 def test_batches_hold_images_of_one_padded_shape_and_each_image_once():
     rng = np.random.default_rng(0)
     sizes = rng.integers(40, 900, (60, 2))
-    batches = batches_of_like_shape(sizes, 4, size=256, divisor=64)
+    batches = batches_by_padded_shape(sizes, 4, size=256, divisor=64)
     assert sorted(row for batch in batches for row in batch) == list(range(60))
     for batch in batches:
         assert len(batch) <= 4
         resized = np.maximum(1, (sizes[batch] * 256 / sizes[batch].max(axis=1, keepdims=True)).round())
         assert len(np.unique(np.ceil(resized / 64), axis=0)) == 1
-    assert batches_of_like_shape(np.zeros((0, 2), np.int64), 4, size=256, divisor=64) == []
+    assert batches_by_padded_shape(np.zeros((0, 2), np.int64), 4, size=256, divisor=64) == []
 
 
 def test_candidates_are_below_the_threshold_and_at_a_place_of_their_own():

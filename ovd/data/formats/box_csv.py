@@ -131,4 +131,4 @@ def _notice_without_row(table: AnnotationTable, root: Path, report: DataReport) 
     without = [image for image in below if os.path.normpath(image) not in named]
     if without:
         where = f"{len(without):,} of {len(below):,} images in {root} have no row, and are left out: the first is"
-        report.noticed("F8", f"{table.path}: {where} {without[0].relative_to(root)}")
+        report.count_noticed("F8", f"{table.path}: {where} {without[0].relative_to(root)}")

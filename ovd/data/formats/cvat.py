@@ -104,7 +104,7 @@ def _object(shape: Element, where: str, report: DataReport, label: str | None = 
     where = f"{where}: <{shape.tag}>"
     label = (label or shape.get("label") or "").strip()
     if shape.tag in _WITHOUT_BOX:
-        report.skipped("F4", f"{where} {label!r} has no box")
+        report.count_skipped("F4", f"{where} {label!r} has no box")
         return None
     if not label:
         raise DataError("F1", f"{where} has no label")

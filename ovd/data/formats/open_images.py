@@ -57,7 +57,7 @@ def read_open_images(request: ReadRequest, report: DataReport) -> AnnotationTabl
     position = {wanted[image]: row for row, image in enumerate(kept.tolist())}
     num_rows = len(rows)
     rows = [row for row in rows if row.image in position]
-    report.skipped_with_images(num_rows - len(rows))
+    report.count_skipped_with_images(num_rows - len(rows))
     image_of_object = np.array([position[row.image] for row in rows], np.int64)
     boxes = np.array([row.box for row in rows], np.float64).reshape(-1, 4) * sizes[image_of_object][:, [1, 0, 1, 0]]
     boxes_xywh = to_xywh(boxes)
@@ -105,7 +105,7 @@ def _rows_of_files(
     if absent:
         num_images = len(absent) + len({row.image for row in rows})
         where = f"{len(absent):,} of {num_images:,} images are not in {request.images}, and left out"
-        report.repaired("F8", f"{path}: {where}")
+        report.count_repaired("F8", f"{path}: {where}")
     return rows
 
 

@@ -111,7 +111,7 @@ def _notice_zeros(path: Path, boxes: Float64[np.ndarray, "M 4"], report: DataRep
     count = int(((boxes[:, :2] < 0) & (boxes[:, :2] >= -1)).any(axis=1).sum())
     if count:
         words = "corners at 0, though VOC's pixels count from 1: if these count from 0, zero_based=true says so (tools:"
-        report.noticed("F5", f"{path}: {count:,} of {len(boxes):,} objects have {words} --zero-based)")
+        report.count_noticed("F5", f"{path}: {count:,} of {len(boxes):,} objects have {words} --zero-based)")
 
 
 def _class_names(images: Sequence[NamedImage], source: Path) -> list[str]:

@@ -48,7 +48,7 @@ def xml_files(annotations: Path, report: DataReport) -> list[XmlFile]:
         if is_image_name(name) and not _exists(folder / f"{name}.xml"):
             name = os.path.splitext(name)[0]
         if (first := line_of.setdefault(name, number)) != number:
-            report.repaired("F2", f"{annotations}: line {number} is {name!r}, as line {first}; it is taken once")
+            report.count_repaired("F2", f"{annotations}: line {number} is {name!r}, as line {first}; it is taken once")
             continue
         path = folder / f"{name}.xml"
         if not _exists(path):
@@ -99,7 +99,7 @@ class ImageFolder:
             found = _only(last or own, file.path)
             if stated and _stem(stated) != stem:
                 where = f"{file.path}: <filename> is {stated!r}; the image of the XML file's name is taken, {found}"
-                report.noticed("F8", where)
+                report.count_noticed("F8", where)
             return found
         name = stated or stem
         if is_image_name(name):

@@ -69,7 +69,7 @@ def read_yolo(request: ReadRequest, report: DataReport) -> AnnotationTable:
     image_of_object = np.repeat(np.arange(len(kept)), [len(rows) for rows in rows_of_image]).astype(np.int64)
     rows = [row for of_image in rows_of_image for row in of_image]
     unread = set(range(len(listing.images))) - set(kept.tolist())
-    report.skipped_with_images(sum(len(_read_labels(listing.labels[image])) for image in unread))
+    report.count_skipped_with_images(sum(len(_read_labels(listing.labels[image])) for image in unread))
     _refuse_unknown_classes(annotations, rows, listing.names)
     fractions = np.array([row.box for row in rows], dtype=np.float64).reshape(-1, 4)
     boxes = np.concatenate([fractions[:, :2] - fractions[:, 2:] / 2, fractions[:, 2:]], axis=1)
@@ -126,7 +126,9 @@ def _notice_odd_labels(listing: Listing, report: DataReport) -> None:
             continue
         first = image_of_label.setdefault(label, image)
         if first is not image:
-            report.noticed("F2", f"{label}: is the label file of {first} and of {image}; its objects count in both")
+            report.count_noticed(
+                "F2", f"{label}: is the label file of {first} and of {image}; its objects count in both"
+            )
         image_folders.setdefault(label.parent, set()).add(image.parent)
     for folder, folders in image_folders.items():
         names = {name for each in folders if each.is_dir() for name in os.listdir(each) if is_image_name(name)}
@@ -146,14 +148,14 @@ def _notice_unlabelled(path: Path, listing: Listing, kept: Sequence[int], report
     without = [listing.images[image] for image in kept if listing.labels[image] is None]
     if without:
         where = f"{len(without):,} of {len(kept):,} images have no label file, and are taken as without objects"
-        report.noticed("F1", f"{path}: {where}; the first: {without[0]}")
+        report.count_noticed("F1", f"{path}: {where}; the first: {without[0]}")
 
 
 def _notice_orphan(path: Path, folders: Collection[Path], report: DataReport) -> None:
     """Count a label file whose image is in none of the folders."""
     if num_rows := _num_rows(path):
         places = " or ".join(str(each) for each in sorted(folders))
-        report.noticed("F8", f"{path}: its image is not in {places}; its {num_rows} objects are left out")
+        report.count_noticed("F8", f"{path}: its image is not in {places}; its {num_rows} objects are left out")
 
 
 def _num_rows(path: Path) -> int:

@@ -37,7 +37,7 @@ def is_image_name(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(READ_SUFFIXES + _OTHER_SUFFIXES)
 
 
-def without_drawn(files: Iterable[Path]) -> list[Path]:
+def exclude_drawn(files: Iterable[Path]) -> list[Path]:
     """Return the files without those that `ovd detect` wrote; a warning counts these."""
     found = list(files)
     drawn = list(filter(is_drawn, found))
@@ -48,9 +48,9 @@ def without_drawn(files: Iterable[Path]) -> list[Path]:
 
 
 def filter_by_name(paths: Iterable[Path], is_wanted: Callable[[str], bool]) -> list[Path]:
-    """Return the files whose names are wanted, sorted by path and filtered by `without_drawn`."""
+    """Return the files whose names are wanted, sorted by path and filtered by `exclude_drawn`."""
     # A broken link is kept, so that reading it reports what is wrong with it.
-    return without_drawn(sorted(path for path in paths if is_wanted(path.name) and not path.is_dir()))
+    return exclude_drawn(sorted(path for path in paths if is_wanted(path.name) and not path.is_dir()))
 
 
 def is_drawn(file: Path) -> bool:
@@ -59,8 +59,8 @@ def is_drawn(file: Path) -> bool:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Return all images that `find_files` finds in a folder, sorted by path and filtered by `without_drawn`."""
-    return without_drawn(sorted(find_files(folder, is_image_name)))
+    """Return all images that `find_files` finds in a folder, sorted by path and filtered by `exclude_drawn`."""
+    return exclude_drawn(sorted(find_files(folder, is_image_name)))
 
 
 def find_files(folder: Path, is_wanted: Callable[[str], bool]) -> list[Path]:
@@ -114,7 +114,7 @@ def collect_images(sources: Sequence[str], *, recursive: bool) -> tuple[Path, li
 
     Args:
         sources: files with any name; folders and patterns, of which files named as images are used, filtered by
-            `without_drawn`. An image of several sources is returned once.
+            `exclude_drawn`. An image of several sources is returned once.
         recursive: whether subfolders are searched, too; otherwise a warning gives the number of images in them, found
             among the first `MAX_ENTRIES_SEEN` files and folders.
 
@@ -205,12 +205,12 @@ def readable_sizes(
     positions, sizes = [], []
     for position, size in enumerate(sizes_of(paths)):
         if not isinstance(size, ImageError):
-            report.looked_at()
+            report.end_skip_streak()
             positions.append(position)
             sizes.append(size)
         elif stops:
             raise size
         else:
-            report.skipped(size.code, str(size))
+            report.count_skipped(size.code, str(size))
     report.raise_if_too_many(len(paths) if num_images is None else num_images)
     return np.array(positions, dtype=np.int64), np.array(sizes, dtype=np.int64).reshape(-1, 2)

@@ -38,7 +38,7 @@ def find_media(given: Sequence[str]) -> list[str]:
     Args:
         given: files; folders, for the images and videos in them and their subfolders, sorted by path; patterns such as
             `photos/*.jpg`, with `**` for any folders; `-` for an image on standard input. The files of folders and
-            patterns are filtered by `without_drawn`.
+            patterns are filtered by `exclude_drawn`.
 
     Raises:
         ValueError: a folder or a pattern has no image and no video, an input is an address such as https://..., or `-`
