@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measured import milliseconds, save, seconds_of, time_ratio
+from measured import measure_seconds, milliseconds, save, time_ratio
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # which build the small detectors
 
@@ -122,7 +122,7 @@ def latencies(
     predictors: dict[str, TorchPredictor | Predictor] = {"eager": torch_predictor}
     predictors |= {name: Predictor.load(path, threads=THREADS) for name, path in forms.items()}
     work = {name: partial(detect, predictor) for name, predictor in predictors.items()}
-    seconds = seconds_of(work, torch.device("cpu"))
+    seconds = measure_seconds(work, torch.device("cpu"))
     weights = torch_predictor._trained.weights
     sizes = {"eager": weights.stat().st_size if weights else 0} | {
         name: path.stat().st_size for name, path in forms.items()

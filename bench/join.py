@@ -36,7 +36,7 @@ DEVICE_WORDS = {
     "cuda": "GPU (cuda)",
 }
 """Labels of the devices in the picture."""
-LEAST_SHOWN = 0.2
+MIN_SHOWN = 0.2
 """Smallest ratio over its mark in the picture; a smaller one, such as 0, is drawn as an arrow there."""
 HEAD = """# Benchmarks
 
@@ -152,8 +152,8 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
             found = [(shares[device, label], place) for place, label in enumerate(of_kind) if (device, label) in shares]
             panel.plot([], [], marker, color=color, markersize=5, label=DEVICE_WORDS[device])
             for share, place in found:
-                shown = marker if share >= LEAST_SHOWN else "<"
-                panel.plot(max(share, LEAST_SHOWN), place, shown, color=color, markersize=5, alpha=0.8)
+                shown = marker if share >= MIN_SHOWN else "<"
+                panel.plot(max(share, MIN_SHOWN), place, shown, color=color, markersize=5, alpha=0.8)
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter("{x:g}")
         left, right = panel.get_xlim()

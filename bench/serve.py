@@ -35,7 +35,7 @@ from ovd.serve.detection_service import DetectionService
 
 NAMES = ("keyboard", "anchor", "a cat face", "umbrella", "coffee cup")
 BOUNDARY = "a9f3c1"
-MOST_PIXELS = 64_000_000
+MAX_PIXELS = 64_000_000
 GROWTH_ALLOWED = 0.03
 """Largest growth of the server's memory after the first round, as a share of it."""
 
@@ -109,7 +109,7 @@ class Plain:
         start, done = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
             files = [self.pictures[(done + i) % len(self.pictures)] for i in range(self.batch)]
-            prepared = [self.service.prepare(content, max_pixels=MOST_PIXELS) for content in files]
+            prepared = [self.service.prepare(content, max_pixels=MAX_PIXELS) for content in files]
             images, sizes = pad_images(
                 [picture.pixels for picture in prepared], divisor=self.inference.detector.size_divisor
             )
