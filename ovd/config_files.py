@@ -217,7 +217,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, free: tuple[str, ...] = ()) -> str:
+def describe_differences(before: Mapping[str, Any], now: Mapping[str, Any], *, free: tuple[str, ...] = ()) -> str:
     """Describe the changed settings as "NAME was VALUE, is VALUE; ..."; empty if there are none.
 
     Args:

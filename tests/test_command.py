@@ -328,11 +328,11 @@ def test_options_that_an_evaluation_cannot_use_are_refused(options, named, tmp_p
 
 
 def test_names_that_are_read_alike_are_asked_for_once(tmp_path, capsys):
-    from ovd.commands.detect import asked_classes
+    from ovd.commands.detect import requested_queries
 
     def asked(classes: str, *lines: str) -> list[Query]:
         (tmp_path / "words.txt").write_text("\n".join([*lines, "gear"]))
-        return asked_classes(Namespace(classes=classes, classes_file=tmp_path / "words.txt", prompt=[]))
+        return requested_queries(Namespace(classes=classes, classes_file=tmp_path / "words.txt", prompt=[]))
 
     assert asked("anchor, Anchor , hot_dog:0.3", "hot dog:0.3", "owl") == [
         Query("anchor"), Query("hot_dog", 0.3), Query("owl"), Query("gear")
@@ -343,12 +343,12 @@ def test_names_that_are_read_alike_are_asked_for_once(tmp_path, capsys):
 
 
 def test_words_too_long_for_the_name_of_a_file_are_asked_for(tmp_path, monkeypatch, capsys):
-    from ovd.commands.detect import asked_classes
+    from ovd.commands.detect import requested_queries
 
     monkeypatch.chdir(tmp_path)
     Path("gear").touch()
     words = ("word " * 60).strip()
-    asked = asked_classes(Namespace(classes=f"{words}, gear", classes_file=None, prompt=[]))
+    asked = requested_queries(Namespace(classes=f"{words}, gear", classes_file=None, prompt=[]))
     assert asked == [Query(words), Query("gear")]
     assert capsys.readouterr().err == "warning: gear is a file; names are read from it with --classes-file gear\n"
 

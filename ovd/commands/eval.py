@@ -23,7 +23,7 @@ from ovd.commands.arguments import (
     add_format_options,
     format_options,
     load_requested_detector,
-    positive_number,
+    positive_int,
 )
 from ovd.evaluation.note import EvaluationNote
 from ovd.evaluation.run import evaluate_results_file
@@ -49,7 +49,7 @@ def main() -> None:
                         "RUN/eval-NAMES with another data set, experts or size)")  # fmt: skip
     parser.add_argument("--html", action="store_true", help="also write report.html, one page that needs no network: "
                         "classes, curves, confused names, best and worst images")  # fmt: skip
-    parser.add_argument("--threads", type=positive_number, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--threads", type=positive_int, default=2, help="CPU threads (default: %(default)s)")
     arguments = parser.parse_args()
     if (arguments.run is None) == (arguments.results is None):
         parser.error("give either a RUN or --results FILE")
@@ -88,10 +88,10 @@ def main() -> None:
     from ovd.distributed import process_group  # here, since importing torch takes seconds
 
     with process_group():
-        evaluate_run_of(arguments, subject)
+        evaluate_from_arguments(arguments, subject)
 
 
-def evaluate_run_of(arguments: argparse.Namespace, subject: EvaluationSubject) -> None:
+def evaluate_from_arguments(arguments: argparse.Namespace, subject: EvaluationSubject) -> None:
     """Evaluate the run on the given data set, or on its validation set."""
     import torch  # here, since a results file needs none of these, which take seconds to import
 

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, get_args
 from ovd.choices import ExportFormatName
 from ovd.commands.arguments import (
     add_detector_options,
+    closed_fraction,
     load_requested_detector,
-    number_from_0_to_1,
-    positive_number,
-    whole_number,
+    nonnegative_int,
+    positive_int,
 )
 from ovd.data.export.boxes import check_files, check_names
 from ovd.data.export.label_studio import LOCAL_FILES
@@ -47,17 +47,17 @@ def _arguments() -> argparse.Namespace:
     add_detector_options(parser)
     parser.add_argument("--output", type=Path, required=True, help="file or folder to write; must not exist")
     parser.add_argument("--to", choices=get_args(ExportFormatName), default="coco", help="format (%(default)s)")
-    parser.add_argument("--threshold", type=number_from_0_to_1, help="minimum score (default: the detector's own)")
+    parser.add_argument("--threshold", type=closed_fraction, help="minimum score (default: the detector's own)")
     parser.add_argument("--overlapping", action="store_true", help="keep every box above the threshold (default: of "
                         "boxes that overlap by IoU 0.5 only the best, whatever their names)")  # fmt: skip
-    parser.add_argument("--review", type=whole_number, default=200, metavar="N",
+    parser.add_argument("--review", type=nonnegative_int, default=200, metavar="N",
                         help="boxes shown on the page to review; 0 for no page (%(default)s)")  # fmt: skip
     parser.add_argument("--copy-images", action="store_true", help="yolo: copy the images instead of linking to them")
     parser.add_argument("--image-url", default=LOCAL_FILES, metavar="PREFIX",
                         help="label_studio: what stands before an image's name (%(default)s)")  # fmt: skip
-    parser.add_argument("--batch-size", type=positive_number, default=8, help="images at a time (%(default)s)")
-    parser.add_argument("--workers", type=whole_number, default=2, help="processes that read images (%(default)s)")
-    parser.add_argument("--threads", type=positive_number, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive_int, default=8, help="images at a time (%(default)s)")
+    parser.add_argument("--workers", type=nonnegative_int, default=2, help="processes that read images (%(default)s)")
+    parser.add_argument("--threads", type=positive_int, default=2, help="CPU threads (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.copy_images and arguments.to != "yolo":
         parser.error("--copy-images needs --to yolo")
@@ -67,7 +67,7 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def asked_classes(arguments: argparse.Namespace) -> "list[Query]":
+def requested_queries(arguments: argparse.Namespace) -> "list[Query]":
     """Return the queries of --classes or --classes-file.
 
     Raises:
@@ -85,7 +85,7 @@ def asked_classes(arguments: argparse.Namespace) -> "list[Query]":
 
 def main() -> None:
     arguments = _arguments()
-    queries = asked_classes(arguments)
+    queries = requested_queries(arguments)
     output = LabelOutput(
         arguments.output,
         arguments.to,

@@ -18,9 +18,9 @@ from pathlib import Path
 from ovd.commands.arguments import (
     add_detector_options,
     load_requested_detector,
-    number_above_0,
-    number_from_0,
-    positive_number,
+    nonnegative_float,
+    positive_float,
+    positive_int,
 )
 from ovd.files import refuse_missing_run
 from ovd.serve.hosts import host_name, is_address, is_loopback, known_hosts
@@ -48,28 +48,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_detector_options(parser)
     parser.add_argument(
-        "--batch", type=positive_number, default=Settings.batch, help="largest batch of images (%(default)s)"
+        "--batch", type=positive_int, default=Settings.batch, help="largest batch of images (%(default)s)"
     )
     parser.add_argument(
-        "--gather-ms", type=number_from_0, default=Settings.gather_ms, help="time to fill a batch, in ms (%(default)s)"
+        "--gather-ms",
+        type=nonnegative_float,
+        default=Settings.gather_ms,
+        help="time to fill a batch, in ms (%(default)s)",
     )
     parser.add_argument(
-        "--megabytes", type=number_above_0, default=DEFAULTS.megabytes, help="largest picture file (%(default)s)"
+        "--megabytes", type=positive_float, default=DEFAULTS.megabytes, help="largest picture file (%(default)s)"
     )
     parser.add_argument(
-        "--megapixels", type=number_above_0, default=DEFAULTS.megapixels, help="largest picture (%(default)s)"
+        "--megapixels", type=positive_float, default=DEFAULTS.megapixels, help="largest picture (%(default)s)"
     )
     parser.add_argument(
-        "--names", type=positive_number, default=DEFAULTS.names, help="most names in a request (%(default)s)"
+        "--names", type=positive_int, default=DEFAULTS.names, help="most names in a request (%(default)s)"
     )
     parser.add_argument(
         "--waiting",
-        type=positive_number,
+        type=positive_int,
         default=DEFAULTS.waiting,
         help="length of the queue; beyond it 503 (%(default)s)",
     )
     parser.add_argument(
-        "--seconds", type=number_above_0, default=DEFAULTS.answer_seconds, help="time limit of a request (%(default)s)"
+        "--seconds", type=positive_float, default=DEFAULTS.answer_seconds, help="time limit of a request (%(default)s)"
     )
     return parser
 

@@ -26,8 +26,8 @@ from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.files import sha256_of, write_json
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.experts import save_expert
-from ovd.jobs.resume import check_same_data, check_same_run, check_same_start
-from ovd.jobs.run_folder import is_finished, latest_of_all_ranks
+from ovd.jobs.resume import check_same_data, check_same_init, check_same_run
+from ovd.jobs.run_folder import is_finished, latest_on_all_ranks
 from ovd.jobs.train import train_from_config
 from ovd.join_first import join_first
 from ovd.metric import per_cent
@@ -128,10 +128,10 @@ def _finish_training(config: TrainConfig) -> AnnotationIndex:
     Raises:
         ValueError: an earlier call had another config, another detector to start from or other boxes.
     """
-    found = latest_of_all_ranks(config.output)
+    found = latest_on_all_ranks(config.output)
     if found is not None:
         check_same_run(found.config, config)
-        check_same_start(found, config)
+        check_same_init(found, config)
     index = load_training_index(config)
     if found is not None and is_finished(found, config):
         trained_on, _ = hold_out(config, index)
@@ -232,7 +232,7 @@ def _average_weights(start: Path, after: Path, weight: float) -> Path:
         ValueError: the folder holds something else, or an average of other checkpoints or with another weight.
     """
     ensemble = after / "ensemble"
-    averaged = latest_of_all_ranks(ensemble)
+    averaged = latest_on_all_ranks(ensemble)
     if averaged is not None:
         sources = averaged.notes.ensemble
         if sources is None:

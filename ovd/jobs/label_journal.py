@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ovd.config_files import differences
+from ovd.config_files import describe_differences
 from ovd.fault import Fault
 from ovd.files import lock_file, unlock_file
 from ovd.structures import Detections
@@ -107,7 +107,7 @@ class LabelJournal:
     def _check_settings(self, before: Any) -> None:
         if not isinstance(before, dict) or _MARK not in before:
             raise ValueError("it has no settings")
-        if different := differences(before, self._settings):
+        if different := describe_differences(before, self._settings):
             raise _OtherSettingsError(
                 f"{self.path} is of an interrupted call with other settings ({different}); repeat these, or delete it"
             )

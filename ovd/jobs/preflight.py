@@ -15,7 +15,7 @@ from ovd.distributed import device_of_rank, world_size
 from ovd.jobs.prerequisites import check_prerequisites
 from ovd.jobs.resume import find_run
 from ovd.jobs.training_sets import load_training_sets, warn_of_absent_classes, warn_of_trained_images
-from ovd.jobs.training_setup import set_up
+from ovd.jobs.training_setup import build_training_setup
 from ovd.text.names import isin_names
 
 _NUM_NAMED = 10
@@ -35,13 +35,13 @@ def preflight(config: TrainConfig, *, resume: bool = False, strict_resume: bool 
         ValueError: the training would stop before its first step; the message is the training's own.
     """
     check_prerequisites(config)
-    found = find_run(config, resume=resume, strict_resume=strict_resume)
+    checkpoint = find_run(config, resume=resume, strict_resume=strict_resume)
     device_of_rank(config.train.device)
     torch.set_num_threads(config.train.threads)
     report, validation_report = DataReport(stops=False), DataReport(stops=False)
     sets = load_training_sets(config, report, validation_report)
     index, trained, held_out, validation = sets.whole, sets.trained, sets.held_out, sets.validation
-    setup = set_up(config, found, sets, verifies_labels=True)
+    setup = build_training_setup(config, checkpoint, sets, verifies_labels=True)
     if (pairs := setup.pairs) is not None:
         print(f"{len(pairs):,} image-text pairs with {len(pairs.texts):,} texts")
     setup.batches_from(0)

@@ -33,7 +33,7 @@ from ovd.jobs.resume import find_run
 from ovd.jobs.run_folder import is_finished, open_run_folder
 from ovd.jobs.training_picture import draw_first_batch
 from ovd.jobs.training_sets import load_training_sets, warn_of_absent_classes, warn_of_trained_images
-from ovd.jobs.training_setup import set_up
+from ovd.jobs.training_setup import build_training_setup
 from ovd.model.detector import Detector
 from ovd.precision import deterministic, on_device
 from ovd.selftrain.labelled_pairs import LabelledPairs
@@ -72,7 +72,7 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
         warn_of_absent_classes(config, index)
         if validation is not None:
             warn_of_trained_images(index, validation)
-    setup = set_up(config, found, sets)
+    setup = build_training_setup(config, found, sets)
     learner, start, pairs = setup.learner, setup.start, setup.pairs
     if pairs is not None and is_main():
         removed = ", ".join(f"{name} {count}" for name, count in pairs.box_counts.items() if count)

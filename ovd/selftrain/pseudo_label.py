@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from ovd.config.labelling import LabelOptions
-from ovd.config_files import differences
+from ovd.config_files import describe_differences
 from ovd.data.pairs.manifest import ManifestEntry, list_shards
 from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataReport
@@ -161,7 +161,7 @@ class _ShardLabeller:
         ledger = read_ledger(labels_file)
         before = {**ledger.settings, "shard_sha256": ledger.shard_sha256}
         now = {**self.settings, "shard_sha256": shard_sha256}
-        if different := differences(before, now):
+        if different := describe_differences(before, now):
             raise ValueError(f"{path} was made with other settings: {different}; give another --output")
         if not labels_file.exists() or sha256_of(labels_file) != ledger.labels_sha256:
             print(f"{labels_file} is missing or does not match its ledger; {shard} is labelled again")

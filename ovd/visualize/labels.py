@@ -16,7 +16,7 @@ from ovd.warn import warn
 
 MAX_CACHED_FONTS = 64
 """Number of sets of letters whose font is cached."""
-COVERED_BOX = 0.2
+COVERED_BOX_COST = 0.2
 """Cost of hiding a pixel of a box under a label; hiding a pixel of another label costs 1."""
 MARGIN_PX = 3
 _WARNED_LETTERS = set[str]()
@@ -142,7 +142,7 @@ def place_labels(
             ]
         )
         areas = np.concatenate([places, places + np.array([width, height], dtype=np.float64)], axis=1)
-        hidden = _overlaps(areas, placed).sum(axis=1) + COVERED_BOX * _overlaps(areas, boxes).sum(axis=1)
+        hidden = _overlaps(areas, placed).sum(axis=1) + COVERED_BOX_COST * _overlaps(areas, boxes).sum(axis=1)
         placed = np.concatenate([placed, areas[[int(hidden.argmin())]]])
     return [(x, y) for x, y, _, _ in placed.tolist()]
 

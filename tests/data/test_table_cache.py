@@ -67,7 +67,7 @@ def test_a_file_that_changed_is_read_anew_though_length_and_time_are_as_before(a
     assert len(num_read) == 2
 
 
-def test_a_kept_table_is_not_that_of_images_by_base_name(annotations):
+def test_a_cached_table_is_not_that_of_images_by_base_name(annotations):
     content, images = json.loads(annotations.read_text()), annotations.parent / "images"
     (images / "deep").mkdir(parents=True)
     for image in content["images"]:
@@ -82,7 +82,7 @@ def test_a_kept_table_is_not_that_of_images_by_base_name(annotations):
     assert found.image_files == tuple(f"deep/{image['id']}.jpg" for image in content["images"])
 
 
-def test_a_kept_table_that_is_damaged_is_not_used(annotations, num_read):
+def test_a_cached_table_that_is_damaged_is_not_used(annotations, num_read):
     expected = read(annotations)
     (file,) = (annotations.parent / "cache" / "annotations").iterdir()
     whole = file.read_bytes()

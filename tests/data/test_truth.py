@@ -28,7 +28,7 @@ def test_rows_are_those_of_a_search_whatever_the_gaps(known):
     expected = [known.index(identifier) for identifier in ids]
     assert truth.image_rows(ids).tolist() == truth.category_rows(ids).tolist() == expected
     assert truth.ids_of_images.tolist() == truth.ids_of_categories.tolist() == known
-    part = truth.only(np.array(known[1:], np.int64), np.array(known[:1], np.int64))
+    part = truth.restrict(np.array(known[1:], np.int64), np.array(known[:1], np.int64))
     assert (part.ids_of_images.tolist(), part.ids_of_categories.tolist()) == (known[1:], known[:1])
 
 

@@ -213,7 +213,7 @@ def test_an_own_threshold_below_the_floor_is_judged_at_and_low_scores_are_warned
 
 def test_a_table_has_a_dash_for_what_is_not_known():
     truth = make_truth()
-    none = truth.only(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    none = truth.restrict(np.zeros(0, np.int64), np.zeros(0, np.int64))
     nothing = replace(none, categories=truth.categories)
     report = measure_decisions(nothing, make_results(truth).take(np.zeros(0, np.int64)), {"all": np.ones(5, bool)})
     lines = format_decisions(report).splitlines()

@@ -152,7 +152,7 @@ def test_each_half_is_decided_at_the_threshold_that_is_best_on_the_other(federat
     for_even, for_odd = evaluator.thresholds()
     for half, threshold in ((1, for_even), (0, for_odd)):
         images = np.array([image.id for row, image in enumerate(truth.images) if row % 2 == half])
-        part = truth.only(images, np.array([category.id for category in truth.categories]))
+        part = truth.restrict(images, np.array([category.id for category in truth.categories]))
         own_results = results.take(np.isin(results.image_ids, images))
         own = DecisionEvaluator(part, own_results, base=base)
         tried = np.concatenate([[threshold], own_results.scores, np.linspace(0.05, 0.95, 20)])
@@ -197,7 +197,7 @@ def test_perfect_detections_and_none():
 
 def test_a_truth_without_boxes_or_images():
     truth = make_truth()
-    no_boxes = truth.only(np.array([image.id for image in truth.images]), np.zeros(0, np.int64))
+    no_boxes = truth.restrict(np.array([image.id for image in truth.images]), np.zeros(0, np.int64))
     no_boxes = replace(no_boxes, categories=truth.categories)
     results = make_results(truth)
     everything = np.ones(NUM_CLASSES, bool)

@@ -133,7 +133,7 @@ def test_a_class_has_the_curve_of_an_evaluation_of_it_alone(federated):
     for row, precision in zip(evaluation.classes, evaluation.class_precision, strict=True):
         assert precision.mean() == pytest.approx(row.AP50)
         alone = np.array([row.category_id])
-        only = truth.only(np.array([image.id for image in truth.images]), alone)
+        only = truth.restrict(np.array([image.id for image in truth.images]), alone)
         one = (LVISEvaluator if federated else COCOEvaluator)(only, ())
         results = make_results(truth)
         one.add_results(results.take(results.category_ids == row.category_id), source="results")

@@ -53,7 +53,7 @@ def test_features_are_those_before_the_projections(untrained_clip, pairs):
         torch.testing.assert_close(features.texts @ model.text_projection, expected)
 
 
-def test_respread_widens_a_collapsed_space_and_keeps_pairs_together(tiny_clip, pairs):
+def test_solved_projections_widen_a_collapsed_space_and_keep_pairs_together(tiny_clip, pairs):
     """Images and captions are projected into five dimensions; what the backbones know brings the others back."""
     collapsed = Clip(copy.deepcopy(tiny_clip.model), tiny_clip.tokenizer, tiny_clip.mean, tiny_clip.std, tiny_clip.dim)
     model = collapsed.model
