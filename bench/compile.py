@@ -13,8 +13,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from fresh import argument_parser, fresh_detector
-from measured import medians, save
+from inputs import argument_parser, build_bench_detector
+from measured import measure_medians, save
 
 from ovd.engine.step import Criterion, backward, set_initial_bias
 from ovd.inference import ImageBatch, Inference
@@ -30,11 +30,11 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1203, help="rows of a step and of detection (%(default)s)")
     arguments = parser.parse_args()
     device = arguments.device
-    fresh = fresh_detector(arguments.config, device)
-    config, plain, compute = fresh.config, fresh.detector, fresh.compute
-    batch = fresh.batch(arguments.batch_size, arguments.size, arguments.classes)
-    rows = fresh.text(arguments.classes)
-    texts = fresh.step_texts(rows, arguments.batch_size)
+    bench = build_bench_detector(arguments.config, device)
+    config, plain, compute = bench.config, bench.detector, bench.compute
+    batch = bench.batch(arguments.batch_size, arguments.size, arguments.classes)
+    rows = bench.text(arguments.classes)
+    texts = bench.step_texts(rows, arguments.batch_size)
     queries, images = QueryTexts(rows), ImageBatch(batch.images, batch.sizes, batch.sizes)
     set_initial_bias(plain, batch, rows, compute)
     options = DetectionOptions(score_threshold=0.0, nms_iou=0.6, max_detections=300, candidates=2000)
@@ -80,7 +80,7 @@ def compare(work: Callable[[bool], float], device: torch.device) -> dict[str, ob
     difference = abs(measured - expected) / abs(expected)
     if difference > LARGEST_DIFFERENCE:
         raise SystemExit(f"no ratio: compiled {measured}, else {expected}")
-    seconds = medians({"plain": partial(work, False), "compiled": partial(work, True)}, device)
+    seconds = measure_medians({"plain": partial(work, False), "compiled": partial(work, True)}, device)
     return {
         "ratio": round(seconds["plain"] / seconds["compiled"], 3),
         "plain_s": round(seconds["plain"], 4),

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from annotations import write_annotations
 from cost_page import write_page
-from fresh import fresh_detector, fresh_teacher, parse_with_sizes, write_scenes
-from measured import added_bytes, alone, save
+from inputs import build_bench_detector, build_bench_teacher, parse_with_sizes, write_scenes
+from measured import measure_added_bytes, run_in_subprocess, save
 from tqdm import tqdm
 from train_step import make_step
 
@@ -84,9 +84,9 @@ def training(setting: Setting, config: Path, device: torch.device, _: Path) -> C
 
 
 def detection(setting: Setting, config: Path, device: torch.device, _: Path) -> Callable[[], object]:
-    fresh = fresh_detector(config, device)
-    batch, text = fresh.batch(setting.batch, setting.side, 1), fresh.text(setting.classes)
-    inference = fresh.inference(size=setting.side, options=OPTIONS)
+    bench = build_bench_detector(config, device)
+    batch, text = bench.batch(setting.batch, setting.side, 1), bench.text(setting.classes)
+    inference = bench.inference(size=setting.side, options=OPTIONS)
     queries, images = QueryTexts(text), ImageBatch(batch.images, batch.sizes, batch.sizes)
     return lambda: inference.detect(queries, images)
 
@@ -96,11 +96,11 @@ def labelling(setting: Setting, _: Path, device: torch.device, folder: Path) -> 
     if not shards.exists():
         write_scenes(shards, setting.data)
     options = LabelOptions(queries="caption")
-    fresh = fresh_teacher(device, shards, options)
+    bench = build_bench_teacher(device, shards, options)
 
     def work() -> None:
         with tempfile.TemporaryDirectory(dir=folder) as output:
-            label_shards(shards, Path(output) / "labels", fresh.teacher, fresh.texts, options)
+            label_shards(shards, Path(output) / "labels", bench.teacher, bench.texts, options)
 
     return work
 
@@ -129,7 +129,7 @@ def measure(job: str, *settings) -> tuple[list[float], int]:
             if number > 0:
                 seconds.append(time.perf_counter() - start)
 
-    return seconds, added_bytes(work, device)
+    return seconds, measure_added_bytes(work, device)
 
 
 def main() -> None:
@@ -144,7 +144,7 @@ def main() -> None:
         for _ in range(ROUNDS):
             for row, column in points:
                 _, setting = series[row].points[column]
-                took, peak = alone(
+                took, peak = run_in_subprocess(
                     measure, series[row].job, setting, arguments.config, device, Path(folder), device=device
                 )
                 seconds[row, column] = seconds.get((row, column), []) + took

@@ -16,7 +16,7 @@ from measured import results_file
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 from ovd.cost import MEASURED_UTILIZATION, count_cost
-from ovd.visualize.palette import LINES
+from ovd.visualize.palette import PALETTE
 
 ROOT = Path(__file__).parents[1]
 POINTS, PAGE, PICTURE = (ROOT / "docs" / f"cost.{kind}" for kind in ("json", "md", "png"))
@@ -193,15 +193,15 @@ def _draw(results: list[dict[str, Any]]) -> None:
         for row, panel in zip(result["rows"], panels, strict=True):
             line = Line.through(row["x"], row["milliseconds"])
             for x, values in zip(row["x"], row["milliseconds"], strict=True):
-                panel.plot([x] * len(values), np.array(values) / 1000, "o", color=LINES[0], markersize=3, alpha=0.6)
+                panel.plot([x] * len(values), np.array(values) / 1000, "o", color=PALETTE[0], markersize=3, alpha=0.6)
             ends = np.array([0, max(row["x"])])
-            panel.plot(ends, (line.start + line.slope * ends) / 1000, color=LINES[1])
+            panel.plot(ends, (line.start + line.slope * ends) / 1000, color=PALETTE[1])
             panel.set(xlabel=AXES[row["by"]], ylabel="seconds")
             panel.set_title(TITLES[row["job"]], fontsize="medium")
             panel.set_ylim(bottom=0)
     marks = [
-        Line2D([], [], color=LINES[0], marker="o", linestyle="", label="measured"),
-        Line2D([], [], color=LINES[1], label="line through all points"),
+        Line2D([], [], color=PALETTE[0], marker="o", linestyle="", label="measured"),
+        Line2D([], [], color=PALETTE[1], label="line through all points"),
     ]
     parts.legend(handles=marks, loc="outside lower center", ncols=2, frameon=False)
     parts.savefig(PICTURE, dpi=110)

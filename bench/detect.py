@@ -11,8 +11,8 @@ the CPU. If their numbers of boxes differ, no ratio is given.
 from collections.abc import Callable
 
 import torch
-from fresh import Fresh, fresh_detector, parse_with_sizes
-from measured import milliseconds, save, seconds_of, time_ratio
+from inputs import BenchDetector, build_bench_detector, parse_with_sizes
+from measured import measure_seconds, milliseconds, save, time_ratio
 from peer import torchvision_fcos, torchvision_images
 from torch import Tensor
 
@@ -26,15 +26,17 @@ OPTIONS = DetectionOptions(score_threshold=0.0, nms_iou=0.6, max_detections=300,
 """Settings of our detection; torchvision takes 1,000 candidates from each of its five levels."""
 
 
-def make_forms(fresh: Fresh, num_classes: int, batch_size: int, size: int) -> dict[str, Callable[[], list[Tensor]]]:
+def make_forms(
+    bench: BenchDetector, num_classes: int, batch_size: int, size: int
+) -> dict[str, Callable[[], list[Tensor]]]:
     """Return our detection, our forward pass and torchvision's detection on the same images; each returns its boxes."""
     batch, text, compute = (
-        fresh.batch(batch_size, size, num_classes),
-        fresh.text(num_classes),
-        fresh.compute,
+        bench.batch(batch_size, size, num_classes),
+        bench.text(num_classes),
+        bench.compute,
     )
-    inference = fresh.inference(size=size, options=OPTIONS)
-    peer = torchvision_fcos(num_classes, size, fresh.device, fresh.compute.frozen_memory_format).eval()
+    inference = bench.inference(size=size, options=OPTIONS)
+    peer = torchvision_fcos(num_classes, size, bench.device, bench.compute.frozen_memory_format).eval()
     peer.score_thresh, peer.nms_thresh = OPTIONS.score_threshold, OPTIONS.nms_iou
     peer.detections_per_img = OPTIONS.max_detections
     given = torchvision_images(batch)
@@ -60,12 +62,12 @@ def main() -> None:
     device = arguments.device
     rows, ratio = [], {}
     for num_classes in CLASSES:
-        fresh = fresh_detector(arguments.config, device)
-        forms = make_forms(fresh, num_classes, arguments.batch_size, arguments.size)
+        bench = build_bench_detector(arguments.config, device)
+        forms = make_forms(bench, num_classes, arguments.batch_size, arguments.size)
         counts = {form: list(map(len, forms[form]())) for form in ("ours", "torchvision")}
         if counts["ours"] != counts["torchvision"]:
             raise SystemExit(f"no ratio: numbers of boxes are {counts}")
-        seconds = seconds_of(forms, device)
+        seconds = measure_seconds(forms, device)
         ratio[f"time, {num_classes:,} classes"] = time_ratio(seconds, "ours", "torchvision")
         rows.append({"classes": num_classes, "milliseconds": milliseconds(seconds)})
         print(rows[-1], flush=True)

@@ -67,7 +67,7 @@ def examples_of(world: Path, index: AnnotationIndex, rows: Sequence[int], seed: 
     return found
 
 
-def asked(
+def prompt_rows(
     prompts: PromptEncoder, text: Float[Tensor, "C D"], examples: dict[int, list[Example]], *, held_out: bool
 ) -> Iterator[tuple[str, Float[Tensor, "C D"]]]:
     """Yield the kinds of prompts with examples, each with its row per class."""
@@ -106,7 +106,7 @@ def measure(trained: TrainedDetector, *, draws: int, held_out: bool) -> dict[str
     print("by name", figures["by name"], flush=True)
     for draw in range(draws):
         examples = examples_of(draw_world(trained.config), index, novel, draw)
-        for way, rows in asked(PromptEncoder(trained), text, examples, held_out=held_out):
+        for way, rows in prompt_rows(PromptEncoder(trained), text, examples, held_out=held_out):
             figures.setdefault(way, []).append(novel_precision(trained, index, rows, novel))
             print(way, figures[way][-1], flush=True)
     return figures

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from fresh import Fresh, argument_parser, fresh_detector
-from measured import medians, save
+from inputs import BenchDetector, argument_parser, build_bench_detector
+from measured import measure_medians, save
 from torch import Tensor
 
 from ovd.engine.step import Criterion, backward, set_initial_bias
@@ -43,15 +43,15 @@ def main() -> None:
     parser = argument_parser(__doc__, config="configs/gated.yaml", batch_size=8)
     arguments = parser.parse_args()
     device = arguments.device
-    fresh = fresh_detector(arguments.config, device)
-    batch = fresh.batch(arguments.batch_size, arguments.size, NAMES)
-    rows = [fresh.text(NAMES) for _ in range(1 + max(NUM_EXPERTS))]
-    set_initial_bias(fresh.detector, batch, rows[0], fresh.compute)
+    bench = build_bench_detector(arguments.config, device)
+    batch = bench.batch(arguments.batch_size, arguments.size, NAMES)
+    rows = [bench.text(NAMES) for _ in range(1 + max(NUM_EXPERTS))]
+    set_initial_bias(bench.detector, batch, rows[0], bench.compute)
     result = {
         "machine": describe_machine(device),
         "settings": {name: str(value) for name, value in vars(arguments).items()},
-        "detection": time_detection(fresh, batch, rows),
-        "training": time_training(fresh, batch, rows[0]),
+        "detection": time_detection(bench, batch, rows),
+        "training": time_training(bench, batch, rows[0]),
         "peak_memory_MB": round(
             torch.cuda.max_memory_allocated(device) / 2**20
             if device.type == "cuda"
@@ -62,21 +62,21 @@ def main() -> None:
     save(f"experts_{arguments.config.stem}", result, device)
 
 
-def side_of(fresh: Fresh) -> SideBranch:
+def side_of(bench: BenchDetector) -> SideBranch:
     """Build a fresh side branch for an expert that learns."""
-    backbone = fresh.detector.backbone
-    return fresh.compute.place(SideBranch(backbone.channels, backbone.strides))
+    backbone = bench.detector.backbone
+    return bench.compute.place(SideBranch(backbone.channels, backbone.strides))
 
 
-def frozen_side_of(fresh: Fresh) -> SideBranch:
+def frozen_side_of(bench: BenchDetector) -> SideBranch:
     """Build a fresh side branch that only detects."""
-    return fresh.compute.freeze(side_of(fresh))
+    return bench.compute.freeze(side_of(bench))
 
 
-def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, object]:
+def time_detection(bench: BenchDetector, batch: Batch, rows: list[Tensor]) -> dict[str, object]:
     """Measure the milliseconds of each form, and the ratio of each number of experts to the sum of its parts."""
-    detector, compute, size = copy.deepcopy(fresh.detector), fresh.compute, batch.images.shape[-1]
-    fresh.compute.freeze(detector)  # as `build_own_inference` does; the fresh one trains afterwards
+    detector, compute, size = copy.deepcopy(bench.detector), bench.compute, batch.images.shape[-1]
+    bench.compute.freeze(detector)  # as `build_own_inference` does; the fresh one trains afterwards
     options = DetectionOptions(score_threshold=0.05, candidates=1000, max_detections=300)
 
     def inference_of(one) -> Inference:
@@ -87,7 +87,7 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
     def expert_of(number: int, *, shares: bool) -> Expert:
         own_layers = 0 if shares else len(detector.backbone.layers())
         copied, shared = copy_sharing_layers(detector, own_layers)
-        copied.side = frozen_side_of(fresh)
+        copied.side = frozen_side_of(bench)
         return Expert(str(number), ExpertNames((), rows[number], rows[0], 1.0), inference_of(copied), shared)
 
     images = ImageBatch(batch.images, batch.sizes, torch.full((len(batch.images), 2), size))
@@ -109,7 +109,7 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
         predictions = base.without_padding(predictions, batch.images, batch.sizes)
         return base.detections(predictions, ImageBatch(batch.images, batch.sizes, batch.sizes), of_base)
 
-    side = frozen_side_of(fresh)
+    side = frozen_side_of(bench)
 
     @torch.no_grad()
     def side_branch():
@@ -128,7 +128,7 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
             name = f"{count} experts" + ("" if shares else " that share no layers")
             grouped = ExpertInference(base, experts[:count], same_place="both")
             forms[name] = partial(grouped.detect, asked[count], images)
-    seconds = medians(forms, batch.images.device)
+    seconds = measure_medians(forms, batch.images.device)
     parts = {count: seconds["backbone"] + (count + 1) * seconds["pyramid, head and scoring"] for count in NUM_EXPERTS}
     return {
         "milliseconds": {name: round(1000 * value, 2) for name, value in seconds.items()},
@@ -140,16 +140,16 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
     }
 
 
-def time_training(fresh: Fresh, batch: Batch, text: Tensor) -> dict[str, object]:
+def time_training(bench: BenchDetector, batch: Batch, text: Tensor) -> dict[str, object]:
     """Measure the milliseconds of a step by number of own layers, and their ratio to a full step."""
-    criterion = Criterion(fresh.config.train.model_copy(update={"region_distillation": None}), None)
-    texts = fresh.step_texts(text, len(batch.images))
+    criterion = Criterion(bench.config.train.model_copy(update={"region_distillation": None}), None)
+    texts = bench.step_texts(text, len(batch.images))
     forms: dict[str, Callable[[], object]] = {}
     for form, trained in {**TRAINED, "full": None}.items():
-        learner = copy.deepcopy(fresh.detector).train()
+        learner = copy.deepcopy(bench.detector).train()
         if trained is not None:
             own_layers, rank = trained
-            learner.side = side_of(fresh)
+            learner.side = side_of(bench)
             shared = shared_parameters(
                 learner.backbone, len(learner.backbone.layers()) if own_layers is None else own_layers
             )
@@ -163,11 +163,11 @@ def time_training(fresh: Fresh, batch: Batch, text: Tensor) -> dict[str, object]
 
         def step(learner=learner, optimizer=optimizer) -> None:
             optimizer.zero_grad(set_to_none=True)
-            backward(learner, learner, batch, texts, criterion, step=0, compute=fresh.compute)
+            backward(learner, learner, batch, texts, criterion, step=0, compute=bench.compute)
             optimizer.step()
 
         forms[form] = step
-    seconds = medians(forms, batch.images.device)
+    seconds = measure_medians(forms, batch.images.device)
     return {
         "milliseconds": {name: round(1000 * value, 1) for name, value in seconds.items()},
         "ratio to full": {name: round(value / seconds["full"], 3) for name, value in seconds.items()},

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measured import milliseconds, save, seconds_of, time_ratio
+from measured import measure_seconds, milliseconds, save, time_ratio
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # which build the small detectors
 
@@ -38,7 +38,7 @@ from small_export import (
 
 from ovd.build.text import evaluation_text
 from ovd.build.trained import build_inference, load_detector
-from ovd.data.images.files import images_below
+from ovd.data.images.files import find_images
 from ovd.data.images.read import read_image
 from ovd.export.detector import export_detector
 from ovd.export.smaller import calibration_images, quantize, to_half
@@ -122,7 +122,7 @@ def latencies(
     predictors: dict[str, TorchPredictor | Predictor] = {"eager": torch_predictor}
     predictors |= {name: Predictor.load(path, threads=THREADS) for name, path in forms.items()}
     work = {name: partial(detect, predictor) for name, predictor in predictors.items()}
-    seconds = seconds_of(work, torch.device("cpu"))
+    seconds = measure_seconds(work, torch.device("cpu"))
     weights = torch_predictor._trained.weights
     sizes = {"eager": weights.stat().st_size if weights else 0} | {
         name: path.stat().st_size for name, path in forms.items()
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=5, help="images that are timed (%(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
-    paths = images_below(arguments.images)
+    paths = find_images(arguments.images)
     chosen = np.linspace(0, len(paths) - 1, min(arguments.count, len(paths))).astype(int)
     images = [read_image(paths[row]) for row in chosen]
     with tempfile.TemporaryDirectory() as folder:

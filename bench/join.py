@@ -23,7 +23,7 @@ from measured import results_file
 from rows import ROWS, Row
 
 from ovd.precision import BF16_INSTRUCTIONS, describe_machine
-from ovd.visualize.palette import LINES
+from ovd.visualize.palette import PALETTE
 
 ROOT = Path(__file__).parents[1]
 JSON, TABLE, PICTURE = (ROOT / "docs" / f"benchmarks.{kind}" for kind in ("json", "md", "png"))
@@ -36,7 +36,7 @@ DEVICE_WORDS = {
     "cuda": "GPU (cuda)",
 }
 """Labels of the devices in the picture."""
-LEAST_SHOWN = 0.2
+MIN_SHOWN = 0.2
 """Smallest ratio over its mark in the picture; a smaller one, such as 0, is drawn as an arrow there."""
 HEAD = """# Benchmarks
 
@@ -149,16 +149,16 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(9.5, sum(heights)), layout="constrained")
     panels = figure.subplots(len(kinds), height_ratios=heights)
     for panel, devices, of_kind in zip(panels, kinds, labels, strict=True):
-        for device, marker, color in zip(devices, "o^s", LINES, strict=False):
+        for device, marker, color in zip(devices, "o^s", PALETTE, strict=False):
             found = [(shares[device, label], place) for place, label in enumerate(of_kind) if (device, label) in shares]
             panel.plot([], [], marker, color=color, markersize=5, label=DEVICE_WORDS[device])
             for share, place in found:
-                shown = marker if share >= LEAST_SHOWN else "<"
-                panel.plot(max(share, LEAST_SHOWN), place, shown, color=color, markersize=5, alpha=0.8)
+                shown = marker if share >= MIN_SHOWN else "<"
+                panel.plot(max(share, MIN_SHOWN), place, shown, color=color, markersize=5, alpha=0.8)
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter("{x:g}")
         left, right = panel.get_xlim()
-        panel.axvspan(left, 1, color=LINES[2], alpha=0.08, linewidth=0)
+        panel.axvspan(left, 1, color=PALETTE[2], alpha=0.08, linewidth=0)
         panel.axvline(1, color="black", linewidth=1)
         panel.set_xlim(left, right)
         panel.set_yticks(range(len(of_kind)), of_kind, fontsize=8)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Bool
-from measured import resident_bytes, save, seconds_of, time_ratio
+from measured import measure_seconds, resident_bytes, save, time_ratio
 from torchvision.ops import box_iou
 
 from ovd.config.training import BoxFilters
@@ -111,7 +111,7 @@ def main() -> None:
             raise SystemExit("no ratio: the loop keeps other boxes")
         forms = {"filter_s": lambda: filter_labels(labels, FILTERS), "pair_by_pair_s": lambda: pair_by_pair(labels)}
         device = torch.device("cpu")
-        raw = seconds_of(forms, device, rounds=ROUNDS)
+        raw = measure_seconds(forms, device, rounds=ROUNDS)
 
         before, start = resident_bytes(), time.perf_counter()
         shards = open_labelled_shards(folder, files)

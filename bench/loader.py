@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 from annotations import HEIGHT_PX, WIDTH_PX, write_annotations
-from measured import milliseconds, save, seconds_of, time_ratio
+from measured import measure_seconds, milliseconds, save, time_ratio
 from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -122,7 +122,7 @@ def main() -> None:
         path = index.encoded(0)
         if not np.array_equal(read_image(path), decoded(path)):
             raise SystemExit("no ratio: decoded pixels differ")
-        seconds = seconds_of(make_forms(index), torch.device("cpu"), rounds=ROUNDS)
+        seconds = measure_seconds(make_forms(index), torch.device("cpu"), rounds=ROUNDS)
         kilobytes = sum(index.encoded(image).stat().st_size for image in range(len(index))) / len(index) / 1000
     result = {
         "machine": describe_machine(torch.device("cpu")),

@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from measured import added_bytes, alone, milliseconds, save, seconds_of, time_ratio
+from measured import measure_added_bytes, measure_seconds, milliseconds, run_in_subprocess, save, time_ratio
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
@@ -103,7 +103,7 @@ def difference(case: Case) -> float:
 def peak_bytes(points: int, classes: int, dtype: str, device: torch.device, form: str) -> int:
     """Return the peak memory in bytes that a form adds to this process."""
     Case(FEW_POINTS, classes, dtype, device).forms()[form]()
-    return added_bytes(Case(points, classes, dtype, device).forms()[form], device)
+    return measure_added_bytes(Case(points, classes, dtype, device).forms()[form], device)
 
 
 def main() -> None:
@@ -125,11 +125,11 @@ def main() -> None:
             forms = case.forms()
             if "torchvision" in forms and (found := difference(case)) > LARGEST_DIFFERENCE[dtype]:
                 raise SystemExit(f"no ratio: at {classes} classes in {dtype} ours differs by {found}")
-            seconds = seconds_of(forms, arguments.device, rounds=ROUNDS)
+            seconds = measure_seconds(forms, arguments.device, rounds=ROUNDS)
             peak = (
                 {}
                 if arguments.no_memory
-                else {form: alone(peak_bytes, *settings, form, device=arguments.device) for form in forms}
+                else {form: run_in_subprocess(peak_bytes, *settings, form, device=arguments.device) for form in forms}
             )
             row = f"{classes:,} classes, {dtype}"
             ratio |= {f"time of {form}, {row}": time_ratio(seconds, "ours", form) for form in forms if form != "ours"}

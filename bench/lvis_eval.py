@@ -19,7 +19,7 @@ import hotcoco
 import numpy as np
 import torch
 from annotations import detections_of, write_annotations
-from measured import milliseconds, save, seconds_of, time_ratio
+from measured import measure_seconds, milliseconds, save, time_ratio
 
 from ovd.data.annotations import load_truth
 from ovd.evaluation.lvis import MAX_PER_IMAGE, LVISEvaluator
@@ -29,7 +29,7 @@ from ovd.precision import describe_machine
 ROOT = Path(__file__).parents[1]
 ROUNDS = 5
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
-ALONE = """
+HOTCOCO_SCRIPT = """
 import json, sys
 import hotcoco
 truth = hotcoco.COCO(sys.argv[1])
@@ -41,7 +41,7 @@ print(json.dumps(evaluation.get_results()))
 """
 
 
-def ours(annotations: Path, results: Path, output: Path) -> dict[str, float]:
+def evaluate_with_ovd(annotations: Path, results: Path, output: Path) -> dict[str, float]:
     command = [sys.executable, str(ROOT / "tools" / "eval.py"), "--results", str(results), "--format", "lvis"]
     subprocess.run(
         [*command, "--annotations", str(annotations), "--output", str(output)], check=True, capture_output=True
@@ -49,8 +49,8 @@ def ours(annotations: Path, results: Path, output: Path) -> dict[str, float]:
     return json.loads((output / "metrics.json").read_text())["metrics"]
 
 
-def alone(annotations: Path, results: Path) -> dict[str, float]:
-    command = [sys.executable, "-c", ALONE, str(annotations), str(results)]
+def evaluate_with_hotcoco(annotations: Path, results: Path) -> dict[str, float]:
+    command = [sys.executable, "-c", HOTCOCO_SCRIPT, str(annotations), str(results)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -64,7 +64,7 @@ def main() -> None:
         write_annotations(annotations, num_images, boxes_per_image=12, mask_numbers=40)
         detections = detections_of(annotations, MAX_PER_IMAGE)
         write_results(results, detections)
-        figures, expected = ours(annotations, results, output), alone(annotations, results)
+        figures, expected = evaluate_with_ovd(annotations, results, output), evaluate_with_hotcoco(annotations, results)
         differences = [abs(figures[name] - expected[name]) for name in NAMES]
         if max(differences) > 1e-9:
             raise SystemExit(f"no ratio: ours {figures}, hotcoco alone {expected}")
@@ -82,10 +82,10 @@ def main() -> None:
             evaluation.evaluate()
             evaluation.accumulate()
 
-        seconds = seconds_of(
+        seconds = measure_seconds(
             {
-                "from files": partial(ours, annotations, results, output),
-                "from files, hotcoco alone": partial(alone, annotations, results),
+                "from files": partial(evaluate_with_ovd, annotations, results, output),
+                "from files, hotcoco alone": partial(evaluate_with_hotcoco, annotations, results),
                 "from arrays": evaluator.evaluate,
                 "from arrays, hotcoco alone": engine_alone,
             },

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 FOLDER = Path(__file__).parent / "results"
 ROUNDS = 9
@@ -21,12 +21,12 @@ PRELOADED = ("ovd.jobs.train", "torchvision")
 """Modules that are imported before processes are started, since that takes seconds."""
 
 
-def medians(forms: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
-    """Return the median of `seconds_of` for each form."""
-    return {name: statistics.median(values) for name, values in seconds_of(forms, device).items()}
+def measure_medians(forms: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
+    """Return the median of `measure_seconds` for each form."""
+    return {name: statistics.median(values) for name, values in measure_seconds(forms, device).items()}
 
 
-def seconds_of(
+def measure_seconds(
     forms: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int = ROUNDS
 ) -> dict[str, list[float]]:
     """Return the seconds of each form in every round; forms take turns, after a round that is not counted.
@@ -61,18 +61,18 @@ def results_file(name: str, device: str) -> Path:
     return FOLDER / f"{name}{'' if device == 'cpu' else f'_{device}'}.json"
 
 
-def save(name: str, figures: Mapping[str, Any], device: torch.device) -> None:
+def save(name: str, results: Mapping[str, Any], device: torch.device) -> None:
     """Write the results of a script with the date, in place of earlier ones.
 
     Args:
         device: device of the results, which is part of the file's name.
     """
     FOLDER.mkdir(exist_ok=True)
-    content = {"date": datetime.date.today().isoformat(), **figures}
+    content = {"date": datetime.date.today().isoformat(), **results}
     results_file(name, device.type).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def alone(function: Callable[..., Found], *arguments: Any, device: torch.device) -> Found:
+def run_in_subprocess(function: Callable[..., Result], *arguments: Any, device: torch.device) -> Result:
     """Call a function of a script in a process of its own; on a GPU, whose memory torch counts, in this one."""
     if device.type == "cuda":
         return function(*arguments)
@@ -82,7 +82,7 @@ def alone(function: Callable[..., Found], *arguments: Any, device: torch.device)
         return pool.apply(function, arguments)
 
 
-def added_bytes(work: Callable[[], object], device: torch.device) -> int:
+def measure_added_bytes(work: Callable[[], object], device: torch.device) -> int:
     """Measure the peak memory in bytes that work adds to this process, or on a GPU to torch's memory.
 
     On a CPU, the process must not have held more memory before.

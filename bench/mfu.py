@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
-from fresh import Fresh, fresh_detector, own_step, parse_with_sizes
-from measured import medians, milliseconds, save, seconds_of
+from inputs import BenchDetector, build_bench_detector, build_training_step, parse_with_sizes
+from measured import measure_medians, measure_seconds, milliseconds, save
 from torch.autograd import DeviceType
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -35,19 +35,19 @@ LISTED = 25
 def main() -> None:
     arguments = parse_with_sizes(__doc__)
     device = arguments.device
-    fresh = fresh_detector(arguments.config, device)
-    batch = fresh.batch(arguments.batch_size, arguments.size, NUM_CLASSES)
-    step = own_step(fresh, batch, NUM_CLASSES)
+    bench = build_bench_detector(arguments.config, device)
+    batch = bench.batch(arguments.batch_size, arguments.size, NUM_CLASSES)
+    step = build_training_step(bench, batch, NUM_CLASSES)
     step()
 
     def forward() -> object:
-        with fresh.compute.autocast():
-            return fresh.detector(batch.images)
+        with bench.compute.autocast():
+            return bench.detector(batch.images)
 
-    raw = seconds_of({"step": step, "forward": forward, "optimizer": optimizer_step(fresh)}, device)
+    raw = measure_seconds({"step": step, "forward": forward, "optimizer": optimizer_step(bench)}, device)
     seconds = {name: statistics.median(values) for name, values in raw.items()}
-    peaks = measured_peaks(device, torch.bfloat16 if fresh.compute.low_precision else torch.float32)
-    flops = arguments.batch_size * count_cost(fresh.config, arguments.size, arguments.size).training_flops
+    peaks = measured_peaks(device, torch.bfloat16 if bench.compute.low_precision else torch.float32)
+    flops = arguments.batch_size * count_cost(bench.config, arguments.size, arguments.size).training_flops
     result = {
         "machine": describe_machine(device),
         "settings": {name: str(value) for name, value in vars(arguments).items()} | {"classes": NUM_CLASSES},
@@ -69,19 +69,19 @@ def main() -> None:
     save(f"mfu_{arguments.config.stem}", result, device)
 
 
-def optimizer_step(fresh: Fresh) -> Callable[[], object]:
+def optimizer_step(bench: BenchDetector) -> Callable[[], object]:
     """Return a function that clips constant gradients, takes a step of AdamW with `lr=0` and updates the average."""
-    parameters = [parameter for parameter in fresh.detector.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in bench.detector.parameters() if parameter.requires_grad]
     gradients = [torch.randn_like(parameter) for parameter in parameters]
-    optimizer = build_optimizer(build_groups(fresh.detector, fresh.config.train), lr=0.0)
-    average = Ema(fresh.detector, fresh.config.train.ema_decay)
+    optimizer = build_optimizer(build_groups(bench.detector, bench.config.train), lr=0.0)
+    average = Ema(bench.detector, bench.config.train.ema_decay)
 
     def work() -> None:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        step_if_finite(optimizer, {}, gradient_norm(parameters), max_norm=fresh.config.train.clip_norm)
+        step_if_finite(optimizer, {}, gradient_norm(parameters), max_norm=bench.config.train.clip_norm)
         optimizer.zero_grad()
-        average.update(fresh.detector)
+        average.update(bench.detector)
 
     return work
 
@@ -97,7 +97,7 @@ def measured_peaks(device: torch.device, dtype: torch.dtype) -> dict[str, float]
     )
     source = torch.randn(numbers, device=device)
     target = torch.empty_like(source)
-    seconds = medians(
+    seconds = measure_medians(
         {
             "products": lambda: left @ right,
             "convolutions": partial(F.conv2d, x, weight, padding=1),

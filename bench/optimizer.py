@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from measured import milliseconds, save, seconds_of, time_ratio
+from measured import measure_seconds, milliseconds, save, time_ratio
 from torch import nn
 
 from ovd.engine.ema import Ema
@@ -84,7 +84,7 @@ def main() -> None:
     check(learners)
     source = torch.randn(NUMBERS // 2 * sum(parameter.numel() for parameter in module.parameters()), device=device)
     target = torch.empty_like(source)
-    seconds = seconds_of({**forms, "floor": lambda: target.copy_(source)}, device)
+    seconds = measure_seconds({**forms, "floor": lambda: target.copy_(source)}, device)
     result = {
         "machine": describe_machine(device),
         "parameters": sum(parameter.numel() for parameter in module.parameters()),

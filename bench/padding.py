@@ -24,7 +24,7 @@ from ovd.precision import describe_machine
 
 NUM_IMAGES, BATCH_SIZE, LONGEST_SIDE, DIVISOR = 20_000, 16, 1333, 32
 NUM_GROUPS = (1, 2, 4, 6, 8, 12)
-MOST_SHAPES = 8
+MAX_SHAPES = 8
 
 
 def main() -> None:
@@ -53,8 +53,8 @@ def main() -> None:
             used += int(resized.prod(axis=1).sum())
         rows.append({"groups": num_groups, "padding": padded / used - 1, "shapes": len(seen)})
         print(f"{num_groups:3} groups  padding {100 * rows[-1]['padding']:6.1f} %  {len(seen):4} shapes")
-    fitting = min(row["padding"] for row in rows if row["shapes"] <= MOST_SHAPES)
-    ratio = {f"pixels of the images' own, {MOST_SHAPES} shapes": round(1 + fitting, 3)}
+    fitting = min(row["padding"] for row in rows if row["shapes"] <= MAX_SHAPES)
+    ratio = {f"pixels of the images' own, {MAX_SHAPES} shapes": round(1 + fitting, 3)}
     device = torch.device("cpu")
     save("padding", {"machine": describe_machine(device), "ratio": ratio, "rows": rows}, device)
 

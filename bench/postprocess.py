@@ -11,7 +11,7 @@ both find the same 300 boxes with the same names and scores, no ratio is given.
 import argparse
 
 import torch
-from measured import milliseconds, save, seconds_of, time_ratio
+from measured import measure_seconds, milliseconds, save, time_ratio
 from peer import torchvision_fcos
 from torch import Tensor
 from torch.nn import functional as F
@@ -105,7 +105,7 @@ def main() -> None:
     case = Case(arguments.images, device)
     check(case.ours(), case.torchvision())
     forms = {"ours": case.ours, "torchvision": case.torchvision, "product": case.product}
-    seconds = seconds_of(forms, device)
+    seconds = measure_seconds(forms, device)
     ratio = {f"time of {peer}": time_ratio(seconds, "ours", peer) for peer in ("product", "torchvision")}
     settings = {"images": arguments.images, "size": SIZE, "dim": DIM, "classes": NUM_CLASSES}
     result = {"machine": describe_machine(device), "settings": settings, "ratio": ratio}

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fresh import fresh_teacher, write_scenes
-from measured import save, seconds_of, time_ratio
+from inputs import build_bench_teacher, write_scenes
+from measured import measure_seconds, save, time_ratio
 
 from ovd.config.labelling import LabelOptions
 from ovd.data.images.read import read_image
@@ -49,8 +49,8 @@ def main() -> None:
         folder = Path(name)
         write_scenes(folder / "pairs", NUM_PAIRS)
         pairs = PairShards(folder / "pairs")
-        fresh = fresh_teacher(device, folder / "pairs", LABELS)
-        inference = fresh.inference
+        bench = build_bench_teacher(device, folder / "pairs", LABELS)
+        inference = bench.inference
         images = [torch.from_numpy(read_image(pairs[row].image)).permute(2, 0, 1) for row in range(NUM_PAIRS)]
         batches = [batch.to(device) for batch in torch.stack(images).split(LABELS.batch_size)]
 
@@ -66,7 +66,7 @@ def main() -> None:
         def end_to_end() -> None:
             nonlocal num_runs
             num_runs += 1
-            label_shards(folder / "pairs", folder / f"labels-{num_runs}", fresh.teacher, fresh.texts, LABELS)
+            label_shards(folder / "pairs", folder / f"labels-{num_runs}", bench.teacher, bench.texts, LABELS)
 
         naive_scores: list[np.ndarray] = []
 
@@ -75,7 +75,7 @@ def main() -> None:
             rows = []
             for position in range(NUM_PAIRS):
                 pair = pairs[position]
-                text = encode_tokens(fresh.clip, fresh.clip.tokenizer([pair.caption]))
+                text = encode_tokens(bench.clip, bench.clip.tokenizer([pair.caption]))
                 found = inference.image(QueryTexts(text), read_image(pair.image))
                 rows.append({name: part.tolist() for name, part in asdict(found).items()})
                 naive_scores.append(best_scores(found.scores.numpy()))
@@ -84,7 +84,7 @@ def main() -> None:
         jobs: dict[str, Callable[[], None]] = {
             "forward_s": forward, "end_to_end_s": end_to_end, "image_by_image_s": image_by_image
         }  # fmt: skip
-        raw = seconds_of(jobs, device, rounds=ROUNDS)
+        raw = measure_seconds(jobs, device, rounds=ROUNDS)
         shards = [read_labels(path) for path in sorted((folder / "labels-1").glob("*.safetensors"))]
         scores = [of_shard.scores[row] for of_shard in shards for row in range(len(of_shard.keys))]
         reasons = [reason for of_shard in shards for reason in of_shard.reasons]

@@ -10,8 +10,8 @@ each from images in memory to boxes.
 
 from functools import partial
 
-from fresh import argument_parser, fresh_detector
-from measured import medians, save
+from inputs import argument_parser, build_bench_detector
+from measured import measure_medians, save
 
 from ovd.build.crops import build_second_look
 from ovd.inference import ImageBatch
@@ -27,24 +27,24 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=287, help="names to detect (%(default)s)")
     parser.add_argument("--crops", type=int, default=20, help="boxes of an image to look at (%(default)s)")
     arguments = parser.parse_args()
-    fresh = fresh_detector(arguments.config, arguments.device)
-    config = fresh.config
-    batch = fresh.batch(arguments.batch_size, arguments.size, arguments.classes)
+    bench = build_bench_detector(arguments.config, arguments.device)
+    config = bench.config
+    batch = bench.batch(arguments.batch_size, arguments.size, arguments.classes)
     images = ImageBatch(batch.images, batch.sizes, batch.sizes)
-    queries = QueryTexts(fresh.text(arguments.classes))
+    queries = QueryTexts(bench.text(arguments.classes))
     options = DetectionOptions(
         score_threshold=0.0, nms_iou=0.6, max_detections=300, candidates=1000, competition=config.eval.competition
     )
-    forms = {"one pass": fresh.inference(size=arguments.size, options=options)}
+    forms = {"one pass": bench.inference(size=arguments.size, options=options)}
     for name, views in VIEWS.items():
         look = SecondLookOptions(crops=arguments.crops, views=views)
-        forms[name] = fresh.inference(
+        forms[name] = bench.inference(
             size=arguments.size,
             options=options.model_copy(update={"second_look": look}),
             second_look=build_second_look(config, look),
         )
     calls = {name: partial(one.detect, queries, images) for name, one in forms.items()}
-    seconds = medians(calls, arguments.device)
+    seconds = measure_medians(calls, arguments.device)
     result = {
         "machine": describe_machine(arguments.device),
         "settings": {name: str(value) for name, value in vars(arguments).items()},

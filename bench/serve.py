@@ -31,11 +31,11 @@ from ovd.data.loading.padding import pad_images
 from ovd.inference import ImageBatch
 from ovd.model.query_texts import QueryTexts
 from ovd.precision import describe_machine
-from ovd.serve.answerer import Answerer
+from ovd.serve.detection_service import DetectionService
 
 NAMES = ("keyboard", "anchor", "a cat face", "umbrella", "coffee cup")
 BOUNDARY = "a9f3c1"
-MOST_PIXELS = 64_000_000
+MAX_PIXELS = 64_000_000
 GROWTH_ALLOWED = 0.03
 """Largest growth of the server's memory after the first round, as a share of it."""
 
@@ -98,7 +98,7 @@ class Plain:
 
     def __init__(self, run: Path, pictures: list[bytes], batch: int):
         trained = load_detector(run)
-        self.answerer = Answerer(trained)
+        self.service = DetectionService(trained)
         self.inference = build_inference(trained)
         self.queries = QueryTexts(evaluation_text(trained.config, trained.clip, NAMES))
         self.pictures = pictures
@@ -109,7 +109,7 @@ class Plain:
         start, done = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
             files = [self.pictures[(done + i) % len(self.pictures)] for i in range(self.batch)]
-            prepared = [self.answerer.prepare(content, max_pixels=MOST_PIXELS) for content in files]
+            prepared = [self.service.prepare(content, max_pixels=MAX_PIXELS) for content in files]
             images, sizes = pad_images(
                 [picture.pixels for picture in prepared], divisor=self.inference.detector.size_divisor
             )

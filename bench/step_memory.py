@@ -7,8 +7,8 @@
 process of their own on a CPU, or to torch's memory on a GPU.
 """
 
-from fresh import parse_with_sizes
-from measured import alone, save
+from inputs import parse_with_sizes
+from measured import run_in_subprocess, save
 from train_step import peak_bytes
 
 from ovd.precision import describe_machine
@@ -21,7 +21,7 @@ def main() -> None:
     peaks = {}
     for num_classes in CLASSES:
         settings = (num_classes, arguments.config, arguments.batch_size, arguments.size, arguments.device)
-        peaks[num_classes] = alone(peak_bytes, "ours", *settings, device=arguments.device)
+        peaks[num_classes] = run_in_subprocess(peak_bytes, "ours", *settings, device=arguments.device)
         print(f"{num_classes:,} classes: {peaks[num_classes] / 2**20:,.0f} MiB", flush=True)
     ratio = {f"{count:,} classes": round(peaks[count] / peaks[CLASSES[0]], 3) for count in CLASSES[1:]}
     print(ratio)

@@ -13,9 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from fresh import fresh_detector, parse_with_sizes
-from fresh import own_step as step_of_fresh
-from measured import added_bytes, alone, milliseconds, save, seconds_of, time_ratio
+from inputs import build_bench_detector, build_training_step, parse_with_sizes
+from measured import measure_added_bytes, measure_seconds, milliseconds, run_in_subprocess, save, time_ratio
 from peer import torchvision_fcos, torchvision_step
 
 from ovd.precision import Compute, describe_machine
@@ -30,12 +29,12 @@ def make_step(
     form: str, num_classes: int, config: Path, batch_size: int, size: int, device: torch.device
 ) -> Callable[[], object]:
     """Return a function that takes a training step of a form."""
-    fresh = fresh_detector(config, device)
-    batch = fresh.batch(batch_size, size, num_classes)
+    bench = build_bench_detector(config, device)
+    batch = bench.batch(batch_size, size, num_classes)
     if form == "ours":
-        return step_of_fresh(fresh, batch, num_classes)
-    tuned = form == "tuned" and fresh.compute.low_precision
-    del fresh
+        return build_training_step(bench, batch, num_classes)
+    tuned = form == "tuned" and bench.compute.low_precision
+    del bench
     return torchvision_step(
         torchvision_fcos(num_classes, size, device, Compute(device, tuned).memory_format), batch, tuned=tuned
     )
@@ -49,7 +48,7 @@ def peak_bytes(form: str, *settings) -> int:
         for _ in range(STEPS_FOR_MEMORY):
             step()
 
-    return added_bytes(work, settings[-1])
+    return measure_added_bytes(work, settings[-1])
 
 
 def main() -> None:
@@ -60,8 +59,8 @@ def main() -> None:
     rows, ratio = [], {}
     for num_classes in CLASSES:
         settings = (num_classes, arguments.config, arguments.batch_size, arguments.size, device)
-        peak = {form: alone(peak_bytes, form, *settings, device=device) for form in compared}
-        seconds = seconds_of({form: make_step(form, *settings) for form in forms}, device, rounds=ROUNDS)
+        peak = {form: run_in_subprocess(peak_bytes, form, *settings, device=device) for form in compared}
+        seconds = measure_seconds({form: make_step(form, *settings) for form in forms}, device, rounds=ROUNDS)
         for peer in forms[1:]:
             ratio[f"time of {peer}, {num_classes:,} classes"] = time_ratio(seconds, "ours", peer)
         ratio[f"memory of tuned, {num_classes:,} classes"] = round(peak["ours"] / peak["tuned"], 3)

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from fresh import fresh_detector, parse_with_sizes
-from measured import milliseconds, save, seconds_of, time_ratio
+from inputs import build_bench_detector, parse_with_sizes
+from measured import measure_seconds, milliseconds, save, time_ratio
 
 from ovd.inference import ImageBatch
 from ovd.model.detection_options import DetectionOptions
@@ -32,13 +32,13 @@ ROUNDING = 1e-3
 def main() -> None:
     arguments = parse_with_sizes(__doc__)
     device = arguments.device
-    fresh = fresh_detector(arguments.config, device)
-    batch, text = fresh.batch(arguments.batch_size, arguments.size, 1), fresh.text(max(VOCABULARIES))
+    bench = build_bench_detector(arguments.config, device)
+    batch, text = bench.batch(arguments.batch_size, arguments.size, 1), bench.text(max(VOCABULARIES))
     images = ImageBatch(batch.images, batch.sizes, batch.sizes)
 
     def detect(count: int, prefilter: float | None) -> Callable[[], tuple[Detections, ...]]:
         options = OPTIONS.model_copy(update={"prefilter": prefilter})
-        inference = fresh.inference(size=arguments.size, options=options)
+        inference = bench.inference(size=arguments.size, options=options)
         return partial(inference.detect, QueryTexts(text[:count]), images)
 
     forms = {f"{count:,} names": detect(count, None) for count in VOCABULARIES}
@@ -46,7 +46,7 @@ def main() -> None:
     if (best.diff(dim=0) < -ROUNDING).any():
         raise SystemExit(f"no ratio: the best scores are {best}")
     forms |= {f"{count:,} names, prefilter": detect(count, PREFILTER) for count in PREFILTERED}
-    seconds = seconds_of(forms, device, rounds=ROUNDS)
+    seconds = measure_seconds(forms, device, rounds=ROUNDS)
     smallest, *larger = forms
     result = {
         "machine": describe_machine(device),

@@ -16,7 +16,7 @@ def clip_boxes(boxes: Float[Tensor, "*N 4"], size: Int[Tensor, "*#N 2"]) -> Floa
 
     torchvision's clip_boxes_to_image takes the size as Python numbers, which synchronizes if the size is on a GPU.
     """
-    return torch.minimum(boxes.clamp(min=0), _of_corners(size).to(boxes.dtype))
+    return torch.minimum(boxes.clamp(min=0), _as_corners(size).to(boxes.dtype))
 
 
 def has_area(boxes: Float[Tensor, "*N 4"]) -> Bool[Tensor, "*N"]:
@@ -31,11 +31,11 @@ def rescale_boxes(
 
     x and y have separate factors: rounding a resized image's sides to whole pixels changes its aspect ratio.
     """
-    from_xyxy, to_xyxy = (_of_corners(size).to(boxes.dtype) for size in (from_size, to_size))
+    from_xyxy, to_xyxy = (_as_corners(size).to(boxes.dtype) for size in (from_size, to_size))
     return boxes * to_xyxy / from_xyxy
 
 
-def _of_corners(size: Int[Tensor, "*N 2"]) -> Int[Tensor, "*N 4"]:
+def _as_corners(size: Int[Tensor, "*N 2"]) -> Int[Tensor, "*N 4"]:
     """Return (width, height, width, height). Indexing with a list of positions would synchronize with a GPU."""
     width_height = size.flip(-1)
     return torch.cat([width_height, width_height], dim=-1)

@@ -9,7 +9,7 @@ AssignmentRule = Literal["fcos", "atss", "task_aligned"]
 ClassSplit = Literal["base", "all"]
 """Classes of a data set to train on: the base classes, or all."""
 DataFormatName = Literal["lvis", "coco", "coco_zero_shot", "objects365", "voc", "yolo"]
-"""Annotation formats (data/formats/known.py has one record for each)."""
+"""Annotation formats (data/formats/supported.py has one record for each)."""
 ImportFormatName = Literal["coco", "voc", "yolo", "labelme", "cvat", "csv", "via", "open_images"]
 """Formats that `ovd import-boxes` reads (data/import_boxes.py)."""
 ExportFormatName = Literal["coco", "yolo", "voc", "label_studio"]

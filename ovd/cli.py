@@ -55,7 +55,7 @@ def run_tool(main: Callable[[], None]) -> None:
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("OVD_TRACEBACK"):
             raise
-        if isinstance(error, BrokenPipeError) and _is_read_no_further(sys.stdout.fileno()):  # by an unbuffered print
+        if isinstance(error, BrokenPipeError) and _is_pipe_closed(sys.stdout.fileno()):  # by an unbuffered print
             raise SystemExit(EXIT_BROKEN_PIPE) from None
         print(f"{error_line(error)} (OVD_TRACEBACK=1 shows where)", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT if isinstance(error, ValueError) else EXIT_RUN_TIME) from error
@@ -80,18 +80,18 @@ def _flush() -> None:
 def error_line(error: Exception) -> str:
     """Return the message that a tool prints for an error, with its code if it is one of docs/faults.md."""
     code = getattr(error, "code", None)
-    words = "another rank has stopped; its own words say why" if _is_of_another_rank(error) else str(error)
+    words = "another rank has stopped; its own words say why" if _is_lost_connection(error) else str(error)
     return f"error: {words}" if code is None else f"error[{code}]: {words}"
 
 
-def _is_read_no_further(pipe: int) -> bool:
+def _is_pipe_closed(pipe: int) -> bool:
     """Check whether the reading end of a pipe is closed."""
     poll = select.poll()
     poll.register(pipe, 0)
     return bool(poll.poll(0))
 
 
-def _is_of_another_rank(error: Exception) -> bool:
+def _is_lost_connection(error: Exception) -> bool:
     """Check whether an error means that torch.distributed lost another process."""
     return isinstance(error, RuntimeError) and any(
         words in str(error) for words in ("Connection closed by peer", "Connection reset by peer")

@@ -23,7 +23,7 @@ from ovd.section import Section
 
 MAX_BASE_DEPTH = 10
 
-RENAMED = {
+RENAMED_KEYS = {
     "bank.synonyms": "bank.num_synonyms",
     "data.colour": "data.color",
     "detector.freeze_tower": "detector.freeze_backbone",
@@ -81,9 +81,9 @@ def parse_config(values: dict[str, Any], kind: type[ConfigType], source: str) ->
         if tools:
             raise ConfigError(f"{source}: this is a config of {tools[0]}") from None
         problems = {".".join(map(str, problem["loc"])): _explain(problem, kind) for problem in error.errors()}
-        renamed = [f"{key} is now called {RENAMED[key]}" for key in problems if key in RENAMED]
+        renamed = [f"{key} is now called {RENAMED_KEYS[key]}" for key in problems if key in RENAMED_KEYS]
         lines = [f"keys of an earlier version: {'; '.join(renamed)}"] if renamed else []
-        lines += [problem for key, problem in problems.items() if key not in RENAMED]
+        lines += [problem for key, problem in problems.items() if key not in RENAMED_KEYS]
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
@@ -128,7 +128,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-OTHERS_WORDS = {
+KEYS_OF_OTHER_TRAINERS = {
     "lr": "train.learning_rate", "lr0": "train.learning_rate", "base_lr": "train.learning_rate",
     "epochs": "train.steps", "max_iter": "train.steps", "iterations": "train.steps",
     "imgsz": "data.size", "image_size": "data.size", "batch": "train.batch_size", "ims_per_batch": "train.batch_size",
@@ -136,7 +136,7 @@ OTHERS_WORDS = {
 }  # fmt: skip
 """Keys of this toolkit by the names of similar keys in other trainers."""
 
-_READS_OTHERWISE = re.compile(r"^[-+]?0[\d_]+$|^[-+]?\d[\d_]*(:\d+)+$|^[^'\"\[{]*\s#")
+_AMBIGUOUS_IN_YAML = re.compile(r"^[-+]?0[\d_]+$|^[-+]?\d[\d_]*(:\d+)+$|^[^'\"\[{]*\s#")
 """Pattern of override values that YAML reads in a way not meant on a command line: numbers with leading zeros or
 colons, and comments."""
 
@@ -153,7 +153,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         section = section[parent]
         if not isinstance(section, dict):
             raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
-    if _READS_OTHERWISE.search(text):
+    if _AMBIGUOUS_IN_YAML.search(text):
         raise ConfigError(
             f"override {override!r}: YAML takes numbers that begin with 0 or have colons for others, and what follows "
             " # for a comment; write numbers plainly, and put other text into quotes: key=\"'text'\""
@@ -188,7 +188,7 @@ def _explain(problem: Any, kind: type[BaseModel]) -> str:
     alike = [name for name in known if nearest and name.rsplit(".", 1)[-1] == nearest[0]]
     in_section = [name for name in alike if name.rpartition(".")[0] == section]  # several sections have a `seed`
     hint = next(iter(in_section or alike), None)
-    hint = next((name for name in known if name == OTHERS_WORDS.get(key)), hint)
+    hint = next((name for name in known if name == KEYS_OF_OTHER_TRAINERS.get(key)), hint)
     return f"unknown key {location}" + (f"; did you mean {hint}?" if hint else "")
 
 
@@ -217,7 +217,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, free: tuple[str, ...] = ()) -> str:
+def describe_differences(before: Mapping[str, Any], now: Mapping[str, Any], *, free: tuple[str, ...] = ()) -> str:
     """Describe the changed settings as "NAME was VALUE, is VALUE; ..."; empty if there are none.
 
     Args:

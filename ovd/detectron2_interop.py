@@ -31,12 +31,12 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from ovd.build.crops import build_second_look
-from ovd.build.detector import build_detector, configured_clip
+from ovd.build.detector import build_detector, load_configured_clip
 from ovd.build.text import build_class_bank, build_text_sampler, queries_of_names
 from ovd.build.trained import TrainedDetector, initialize, load_detector
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
-from ovd.data.formats.known import FORMATS
+from ovd.data.formats.supported import FORMATS
 from ovd.data.index import AnnotationIndex
 from ovd.data.loading.padding import pad_images
 from ovd.distributed import world_size
@@ -158,7 +158,7 @@ class OvdDetector(nn.Module):
         self._config = trained.config
         self._ensemble = queries.ensemble
         self._second_look = build_second_look(trained.config, trained.config.eval.second_look)
-        self._calibration = trained.used_calibration
+        self._calibration = trained.active_calibration
         self._text_sampler = text_sampler
         self._row_of_id = row_of_id
         self._is_bgr = is_bgr
@@ -310,7 +310,7 @@ class OvdDetector(nn.Module):
 def _new_detector(config: TrainConfig, classes: tuple[str, ...]) -> TrainedDetector:
     """Build a detector from a config, untrained or with the weights of `init_from`."""
     torch.manual_seed(config.train.seed)
-    clip = configured_clip(config.clip)
+    clip = load_configured_clip(config.clip)
     detector = build_detector(config, clip)
     if config.init_from is not None:
         initialize(detector, config.init_from, clip)

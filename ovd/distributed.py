@@ -20,17 +20,17 @@ Kind = TypeVar("Kind")
 
 TIMEOUT = timedelta(minutes=10)
 """Maximum time that a rank waits for the others. A dead rank is noticed at once, a hanging one after this time."""
-PATIENCE = timedelta(hours=12)
+BARRIER_TIMEOUT = timedelta(hours=12)
 """Maximum time that ranks wait for work of the main process alone (`main_first`, `barrier`)."""
 
-_patient: dist.ProcessGroup | None = None
-"""Process group of all ranks with `PATIENCE` as its timeout; None outside `process_group`."""
+_patient_group: dist.ProcessGroup | None = None
+"""Process group of all ranks with `BARRIER_TIMEOUT` as its timeout; None outside `process_group`."""
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
     """Initialize torch's process group if torchrun started several ranks, while the context is open."""
-    global _patient
+    global _patient_group
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
@@ -38,13 +38,13 @@ def process_group() -> Iterator[None]:
     if has_gpu:
         torch.cuda.set_device(local_rank())
     dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=TIMEOUT)
-    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    group = dist.new_group(backend="gloo", timeout=BARRIER_TIMEOUT)
     assert isinstance(group, dist.ProcessGroup)  # every rank is a member
-    _patient = group
+    _patient_group = group
     try:
         yield
     finally:
-        _patient = None
+        _patient_group = None
         dist.destroy_process_group()
 
 
@@ -101,17 +101,17 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return _reduce(tensor, dist.ReduceOp.SUM)
 
 
-def largest_over_ranks(tensor: Tensor) -> Tensor:
+def max_over_ranks(tensor: Tensor) -> Tensor:
     """Return the elementwise maximum of a tensor over all ranks."""
     return _reduce(tensor, dist.ReduceOp.MAX)
 
 
-def on_any_rank(is_so: bool) -> bool:
-    """Return whether `is_so` is true on at least one rank."""
-    return bool(largest_over_ranks(torch.tensor(int(is_so))))
+def on_any_rank(flag: bool) -> bool:
+    """Return whether `flag` is true on at least one rank."""
+    return bool(max_over_ranks(torch.tensor(int(flag))))
 
 
-def smallest_over_ranks(tensor: Tensor) -> Tensor:
+def min_over_ranks(tensor: Tensor) -> Tensor:
     """Return the elementwise minimum of a tensor over all ranks."""
     return _reduce(tensor, dist.ReduceOp.MIN)
 
@@ -140,7 +140,7 @@ def all_gather(value: Kind) -> list[Kind]:
 
 
 def broadcast(value: Kind) -> Kind:
-    """Return the main process's value, which must be picklable, on every rank; they wait for it up to `PATIENCE`."""
+    """Return the main process's picklable value on every rank; the ranks wait for it up to `BARRIER_TIMEOUT`."""
     barrier()
     return all_gather(value)[0]
 
@@ -155,7 +155,7 @@ def gather(value: Kind) -> list[Kind]:
 
 
 @contextmanager
-def failing_together() -> Iterator[None]:
+def raise_on_all_ranks() -> Iterator[None]:
     """Raise an error that occurs in this context on every rank, so that no rank waits for one that has stopped.
 
     Raises:
@@ -175,11 +175,11 @@ def failing_together() -> Iterator[None]:
         raise (ValueError if is_bad_input else RuntimeError)(f"rank {failed_rank}: {message}")
 
 
-def together(items: Iterator[Kind]) -> Iterator[Kind]:
+def raise_together(items: Iterator[Kind]) -> Iterator[Kind]:
     """Yield items, whose number is the same on every rank; an error of one rank is raised on all ranks."""
     end = object()
     while True:
-        with failing_together():
+        with raise_on_all_ranks():
             item = next(items, end)
         if item is end:
             return
@@ -200,8 +200,8 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
 def main_first() -> Iterator[None]:
     """Run the code inside this context on the main process first, then on the others, which find its files on disk.
 
-    The others wait up to `PATIENCE`. They also run the code after an error of the main process, so that bad input
-    raises the same error there.
+    The others wait up to `BARRIER_TIMEOUT`. They also run the code after an error of the main process, so that bad
+    input raises the same error there.
     """
     if not is_main():
         barrier()
@@ -213,6 +213,6 @@ def main_first() -> Iterator[None]:
 
 
 def barrier() -> None:
-    """Wait until every rank has reached this call, for up to `PATIENCE`."""
+    """Wait until every rank has reached this call, for up to `BARRIER_TIMEOUT`."""
     if dist.is_initialized():
-        dist.barrier(_patient)
+        dist.barrier(_patient_group)

@@ -17,7 +17,7 @@ GZIP = b"\x1f\x8b"
 
 LOCK = ".lock"
 """Name of the lock file in a folder, locked by the process that writes to the folder."""
-LOCK_PATIENCE_S = 8.0
+LOCK_TIMEOUT_S = 8.0
 """Seconds to wait for a lock. Workers of a killed process, which still hold it, notice its end within seconds."""
 
 
@@ -43,7 +43,7 @@ def refuse_missing_run(path: Path) -> None:
         raise ValueError(f"{path} does not exist; name the folder of a run (`make quickstart` makes runs/quickstart)")
 
 
-def make_folder_of(output: Path) -> None:
+def make_parent_folder(output: Path) -> None:
     """Create the parent folder of an output file.
 
     Raises:
@@ -105,7 +105,7 @@ def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
 
 
 @contextmanager
-def usual_permissions(path: Path) -> Iterator[None]:
+def default_permissions(path: Path) -> Iterator[None]:
     """Give the file written inside this context the usual permissions of new files.
 
     Without it, only the owner could read a file that safetensors writes.
@@ -124,7 +124,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
     systems without locks, nothing is locked.
 
     Raises:
-        ValueError: another process still holds the lock after `LOCK_PATIENCE_S`.
+        ValueError: another process still holds the lock after `LOCK_TIMEOUT_S`.
     """
     with (folder / LOCK).open("a+", encoding="utf-8") as lock:
         if not lock_file(lock):
@@ -144,9 +144,9 @@ def lock_file(file: IO[Any]) -> bool:
 
     Returns:
         True if the file is locked or its file system has no locks; False if another process still holds the lock after
-        `LOCK_PATIENCE_S`.
+        `LOCK_TIMEOUT_S`.
     """
-    end = time.monotonic() + LOCK_PATIENCE_S
+    end = time.monotonic() + LOCK_TIMEOUT_S
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -165,7 +165,7 @@ def unlock_file(file: IO[Any]) -> None:
         fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def remove_abandoned(folder: Path) -> None:
+def remove_stale_temporaries(folder: Path) -> None:
     """Remove temporary files of `atomic_write` left by dead processes of this machine."""
     temporary_name = re.compile(".*" + re.escape(_temporary_ending("PROCESS")).replace("PROCESS", r"(\d+)"))
     for path in folder.glob("*.tmp"):
@@ -185,7 +185,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_of(content: object) -> str:
+def short_hash(content: object) -> str:
     """Return a short hash of plain data for folder names, independent of the order of keys and of the process."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 

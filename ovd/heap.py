@@ -5,8 +5,8 @@ import os
 
 # Numbers of the parameters of glibc's mallopt, from malloc.h.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-LARGEST_PIECE = 2**30
-NEVER = 2**31 - 1
+MAX_HEAP_BLOCK_BYTES = 2**30
+NEVER_TRIM = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
@@ -22,5 +22,5 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library, or another system
         return
-    mallopt(MMAP_THRESHOLD, LARGEST_PIECE)
-    mallopt(TRIM_THRESHOLD, NEVER)
+    mallopt(MMAP_THRESHOLD, MAX_HEAP_BLOCK_BYTES)
+    mallopt(TRIM_THRESHOLD, NEVER_TRIM)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ovd.data.index import AnnotationIndex
-from ovd.data.loading.loader import EvalLoader, Loading
+from ovd.data.loading.loader import EvalLoader, LoaderOptions
 from ovd.data.loading.padding import pad_images
 from ovd.data.loading.transforms import eval_transform
 from ovd.distributed import pins_memory
@@ -122,23 +122,23 @@ class BatchDetector(ABC):
         Norms average over the padding. An image therefore has the same detections as alone only in a batch of images
         with the same padded shape (`EvalLoader`).
         """
-        return self._detect_any([ImageQueries(slice(None), queries)], batch)
+        return self._detect_groups([ImageQueries(slice(None), queries)], batch)
 
     def detect_each(self, queries: Sequence[QueryTexts], batch: ImageBatch) -> tuple[Detections, ...]:
         """Detect as `detect` does, with separate queries for each image; an image without queries is skipped."""
-        asked = [ImageQueries(slice(row, row + 1), of_image) for row, of_image in enumerate(queries)]
-        return self._detect_any(asked, batch)
+        groups = [ImageQueries(slice(row, row + 1), of_image) for row, of_image in enumerate(queries)]
+        return self._detect_groups(groups, batch)
 
     @torch.no_grad()
-    def _detect_any(self, asked: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
+    def _detect_groups(self, groups: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
         """Detect in a batch, which may be empty; images without queries get no detections."""
-        asked = [of_images for of_images in asked if len(of_images.queries) > 0]
-        if not asked or len(batch) == 0:
+        groups = [of_images for of_images in groups if len(of_images.queries) > 0]
+        if not groups or len(batch) == 0:
             return (Detections.empty(),) * len(batch)
-        return self._detect(asked, batch.to(self.device))
+        return self._detect(groups, batch.to(self.device))
 
     @abstractmethod
-    def _detect(self, asked: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
+    def _detect(self, groups: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
         """Detect for at least one query of at least one image; tensors are on the detector's device."""
 
     def image(self, queries: QueryTexts, image: UInt8[np.ndarray, "H W 3"]) -> Detections:
@@ -148,7 +148,7 @@ class BatchDetector(ABC):
         return self.detect(queries, ImageBatch(padded, sizes, torch.tensor([image.shape[:2]])))[0]
 
     def dataset(
-        self, queries: QueryTexts, index: AnnotationIndex, loading: Loading
+        self, queries: QueryTexts, index: AnnotationIndex, loading: LoaderOptions
     ) -> Iterator[tuple[int, Detections]]:
         """Yield image id and detections for every image of a data set, grouped by padded shape.
 
@@ -159,7 +159,7 @@ class BatchDetector(ABC):
             found = self.detect(queries, ImageBatch(batch.images, batch.sizes, original_sizes))
             yield from zip(batch.image_ids, found, strict=True)
 
-    def batches(self, index: AnnotationIndex, loading: Loading) -> EvalLoader:
+    def batches(self, index: AnnotationIndex, loading: LoaderOptions) -> EvalLoader:
         """Return a loader of all images of a data set, resized and padded, with their heights and widths before that.
 
         Raises:
@@ -229,10 +229,10 @@ class Inference(BatchDetector):
         outside = self.detector.points(images).in_padding(sizes)
         return replace(predictions, quality=predictions.quality.masked_fill(outside, -torch.inf))
 
-    def _detect(self, asked: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
+    def _detect(self, groups: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
         found = [Detections.empty()] * len(batch)
         predictions = self.predict(batch.images, batch.sizes)
-        for of_images in asked:
+        for of_images in groups:
             rows = of_images.images
             found[rows] = self.detections(predictions.of_images(rows), batch.of_images(rows), of_images.queries)
         return tuple(found)
@@ -249,17 +249,19 @@ class Inference(BatchDetector):
         with on_device(self.device), autocast(self.device, False):
             # The calibration was fitted to the detector's own scores, so it does not apply to a score ensemble.
             if self.calibration is None or self.threshold is None or queries.ensemble is not None:
-                return self._uncalibrated(predictions, batch, queries, self.options)
-            return self._calibrated(self.calibration, predictions, batch, queries)
+                return self._detect_uncalibrated(predictions, batch, queries, self.options)
+            return self._detect_calibrated(self.calibration, predictions, batch, queries)
 
-    def _calibrated(
+    def _detect_calibrated(
         self, calibration: ScoreCalibration, predictions: Predictions, batch: ImageBatch, queries: QueryTexts
     ) -> tuple[Detections, ...]:
         """Post-process predictions into detections whose scores are probabilities."""
         nearness, options = self._nearness(queries.text, calibration), self.options
-        found = self._uncalibrated(predictions, batch, queries, calibration.options_before_map(options, nearness))
+        found = self._detect_uncalibrated(
+            predictions, batch, queries, calibration.options_before_map(options, nearness)
+        )
         return tuple(
-            _mapped(
+            _rescore(
                 item,
                 calibration.score_map(item.scores, nearness[item.classes]),
                 above=options.score_threshold,
@@ -268,7 +270,7 @@ class Inference(BatchDetector):
             for item in found
         )
 
-    def _uncalibrated(
+    def _detect_uncalibrated(
         self, predictions: Predictions, batch: ImageBatch, queries: QueryTexts, options: DetectionOptions
     ) -> tuple[Detections, ...]:
         """Post-process predictions into detections on the CPU, whose scores are not mapped to probabilities."""
@@ -285,7 +287,7 @@ class Inference(BatchDetector):
         return tuple(Detections(item.boxes.cpu(), item.scores.cpu(), item.classes.cpu()) for item in found)
 
 
-def _mapped(found: Detections, scores: Float[Tensor, " K"], *, above: float, limit: int) -> Detections:
+def _rescore(found: Detections, scores: Float[Tensor, " K"], *, above: float, limit: int) -> Detections:
     """Rescore detections: at most `limit` of those with scores above `above`, best first."""
     scores, order = scores.sort(descending=True, stable=True)
     order = order[scores > above][:limit]

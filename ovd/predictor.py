@@ -30,7 +30,7 @@ from ovd.engine.checkpoint import CLIP_FOLDER
 from ovd.experts.group import ExpertGroup
 from ovd.model.query_texts import QueryTexts
 from ovd.structures import Detections
-from ovd.text.names import NAME_LISTS_KEPT, check_each_once, names_asked
+from ovd.text.names import MAX_CACHED_NAME_LISTS, as_query_tuple, check_unique_names
 from ovd.text.unit_rows import as_unit_rows
 
 
@@ -56,7 +56,7 @@ class Predictor(ModelHubMixin):
         self._trained = trained
         self._hub_mixin_config = {}  # written as config.json, by which the hub counts downloads
         self._inference = build_inference(trained, size=size, prefilter=prefilter)
-        self._queries_of = _kept_queries(trained)
+        self._queries_of = _cached_encoder(trained)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the cached text embeddings, for copies in other processes."""
@@ -64,7 +64,7 @@ class Predictor(ModelHubMixin):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._queries_of = _kept_queries(self._trained)
+        self._queries_of = _cached_encoder(self._trained)
 
     @property
     def threshold(self) -> float:
@@ -203,9 +203,9 @@ class Predictor(ModelHubMixin):
             ValueError: an image in memory has none of the accepted forms, there are no names, or a name is blank or
                 occurs twice.
         """
-        asked = names_asked(names, (str, Prompt))
-        check_each_once(map(_only_text, asked))
-        return self._inference.image(self._queries_of(asked), pixels_of(image))
+        queries = as_query_tuple(names, (str, Prompt))
+        check_unique_names(map(_only_text, queries))
+        return self._inference.image(self._queries_of(queries), pixels_of(image))
 
     def detect(self, image: AnyImage, text: Float[Tensor, "C D"] | np.ndarray) -> Detections:
         """Detect with given text embeddings, without score ensembling, which needs names.
@@ -222,9 +222,9 @@ class Predictor(ModelHubMixin):
         return self._inference.image(QueryTexts(rows), pixels_of(image))
 
 
-def _kept_queries(trained: TrainedDetector) -> Callable[[tuple[str | Prompt, ...]], QueryTexts]:
+def _cached_encoder(trained: TrainedDetector) -> Callable[[tuple[str | Prompt, ...]], QueryTexts]:
     """Return `PromptEncoder.queries` with a cache for the last few lists of names."""
-    return lru_cache(NAME_LISTS_KEPT)(PromptEncoder(trained).queries)
+    return lru_cache(MAX_CACHED_NAME_LISTS)(PromptEncoder(trained).queries)
 
 
 def _only_text(prompt: str | Prompt) -> str | None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def root_logger_left_alone() -> Iterator[None]:
+def preserve_root_logger() -> Iterator[None]:
     """Keep packages from configuring the root logger inside this context.
 
     The `basicConfig` of the program that uses ovd then still takes effect. Warnings of the packages are shown as

@@ -17,7 +17,7 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def no_number_is_a_truth_value(cls, values: Any) -> Any:
+    def refuse_bool_for_number(cls, values: Any) -> Any:
         """Refuse `true`, `on` and `yes` for a number: YAML reads them as booleans, which pydantic would take as 1."""
         for name, value in values.items() if isinstance(values, dict) else ():
             items = value if isinstance(value, list | tuple) else [value]
@@ -30,7 +30,7 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def a_path_may_begin_at_home(cls, value: Any) -> Any:
+    def expand_home(cls, value: Any) -> Any:
         """Expand a leading `~`, which a shell does not expand after `data.source.train_annotations=`."""
         return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 

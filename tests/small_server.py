@@ -11,8 +11,8 @@ import httpx2
 import numpy as np
 from encoded_images import encode
 
-from ovd.serve.answerer import Answerer
 from ovd.serve.app import build_app
+from ovd.serve.detection_service import DetectionService
 from ovd.serve.limits import Limits
 from ovd.serve.server import address, make_server, open_socket
 from ovd.serve.settings import Settings
@@ -39,7 +39,7 @@ class Running:
 
 @contextmanager
 def running(
-    answerer: Answerer,
+    answerer: DetectionService,
     settings: Settings,
     *,
     write_line: Callable[[str], None] | None = None,

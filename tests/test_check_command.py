@@ -14,7 +14,7 @@ from ovd.commands import check
 from ovd.data.annotations import load_annotations
 from ovd.data.check import check_images
 from ovd.data.formats.coco_json import read_coco_json
-from ovd.data.formats.known import FORMATS
+from ovd.data.formats.supported import FORMATS
 from ovd.data.formats.table import AnnotationTable
 from ovd.data.loading.small_objects import SampleSizes, count_small_objects, small_objects
 from ovd.data.report import DataReport

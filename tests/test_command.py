@@ -21,8 +21,8 @@ from ovd.clip.load import TINY_CLIP
 from ovd.data.report import DataReport
 from ovd.experts.group import NO_EXPERTS
 from ovd.jobs import detect_queries
-from ovd.jobs.evaluate import claim_folder
-from ovd.jobs.queries import Query, read_queries, split_query, with_examples
+from ovd.jobs.evaluate import prepare_output
+from ovd.jobs.queries import Query, add_examples, parse_query, read_queries
 from ovd.predictor import Predictor
 from ovd.structures import Detections
 
@@ -329,11 +329,11 @@ def test_options_that_an_evaluation_cannot_use_are_refused(options, named, tmp_p
 
 
 def test_names_that_are_read_alike_are_asked_for_once(tmp_path, capsys):
-    from ovd.commands.detect import asked_classes
+    from ovd.commands.detect import requested_queries
 
     def asked(classes: str, *lines: str) -> list[Query]:
         (tmp_path / "words.txt").write_text("\n".join([*lines, "gear"]))
-        return asked_classes(Namespace(classes=classes, classes_file=tmp_path / "words.txt", prompt=[]))
+        return requested_queries(Namespace(classes=classes, classes_file=tmp_path / "words.txt", prompt=[]))
 
     assert asked("anchor, Anchor , hot_dog:0.3", "hot dog:0.3", "owl") == [
         Query("anchor"), Query("hot_dog", 0.3), Query("owl"), Query("gear")
@@ -344,12 +344,12 @@ def test_names_that_are_read_alike_are_asked_for_once(tmp_path, capsys):
 
 
 def test_words_too_long_for_the_name_of_a_file_are_asked_for(tmp_path, monkeypatch, capsys):
-    from ovd.commands.detect import asked_classes
+    from ovd.commands.detect import requested_queries
 
     monkeypatch.chdir(tmp_path)
     Path("gear").touch()
     words = ("word " * 60).strip()
-    asked = asked_classes(Namespace(classes=f"{words}, gear", classes_file=None, prompt=[]))
+    asked = requested_queries(Namespace(classes=f"{words}, gear", classes_file=None, prompt=[]))
     assert asked == [Query(words), Query("gear")]
     assert capsys.readouterr().err == "warning: gear is a file; names are read from it with --classes-file gear\n"
 
@@ -440,16 +440,16 @@ class FakePredictor(Predictor):
 
 def test_the_lowest_minimum_starts_a_track_and_what_is_written_is_counted(runs, monkeypatch, capsys):
     given, report = {}, DataReport(stops=False)
-    report.used()
-    report.used(3, unit="box")
+    report.count_used()
+    report.count_used(3, unit="box")
 
-    def detect_in(*_: object, track_above: float) -> DataReport:
+    def detect_in_sources(*_: object, track_above: float) -> DataReport:
         given["track_above"] = track_above
         return report
 
     monkeypatch.setattr("ovd.build.trained.load_detector", lambda *_, **__: None)
     monkeypatch.setattr("ovd.predictor.Predictor", lambda *_, **__: FakePredictor([], is_calibrated=False))
-    monkeypatch.setattr(detect_queries, "detect_in", detect_in)
+    monkeypatch.setattr(detect_queries, "detect_in_sources", detect_in_sources)
     run(monkeypatch, "detect", "film.mp4", "--classes", "anchor:0.2, umbrella", "--track")
     assert given == {"track_above": 0.2}
     assert capsys.readouterr().out.startswith("3 objects with a score of at least 0.45, or the one after its name")
@@ -468,7 +468,7 @@ def test_the_lowest_minimum_starts_a_track_and_what_is_written_is_counted(runs, 
     ],
 )
 def test_a_minimum_score_has_a_point(query, name, minimum):
-    asked = split_query(query)
+    asked = parse_query(query)
     assert asked == Query(name, minimum)
     assert asked.threshold(0.45) == (0.45 if minimum is None else minimum)
 
@@ -476,27 +476,27 @@ def test_a_minimum_score_has_a_point(query, name, minimum):
 @pytest.mark.parametrize("query", ["anchor:1.5", "anchor:-0.1", ":0.5"])
 def test_a_minimum_score_is_from_0_to_1_and_has_a_name(query):
     with pytest.raises(ValueError, match=r"write it as NAME:0\.8"):
-        split_query(query)
+        parse_query(query)
 
 
 def test_an_evaluation_whose_folder_cannot_be_written_to_says_what_to_give(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file/eval cannot be made \(Not a directory\); give another --output"):
-        claim_folder(tmp_path / "file" / "eval", {})
+        prepare_output(tmp_path / "file" / "eval", {})
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(ValueError, match="eval cannot be written to; give another --output"):
-        claim_folder(tmp_path / "eval", {})
+        prepare_output(tmp_path / "eval", {})
     assert not list((tmp_path / "eval").iterdir())
 
 
 def test_an_evaluation_without_results_does_not_keep_its_folder_from_another(tmp_path):
-    claim_folder(tmp_path, {"images": "mistyped"})
-    claim_folder(tmp_path, {"images": "right"})
+    prepare_output(tmp_path, {"images": "mistyped"})
+    prepare_output(tmp_path, {"images": "right"})
     for name in ("results.json", "metrics.json"):
         (tmp_path / name).touch()
         with pytest.raises(ValueError, match="holds an evaluation with another images; give another --output"):
-            claim_folder(tmp_path, {"images": "others"})
-        claim_folder(tmp_path, {"images": "right"})
+            prepare_output(tmp_path, {"images": "others"})
+        prepare_output(tmp_path, {"images": "right"})
         (tmp_path / name).unlink()
 
 
@@ -586,7 +586,7 @@ def test_names_of_files_that_are_not_utf8_are_printed(tmp_path):
 
 def test_an_example_belongs_to_the_name_that_is_read_like_its_own():
     words = ["anchor=crop.png", "Gadget=a.png", "gadget=b.png"]
-    queries = with_examples([Query("Anchor", 0.5), Query("cat")], words)
+    queries = add_examples([Query("Anchor", 0.5), Query("cat")], words)
     assert [query.name for query in queries] == ["Anchor", "cat", "Gadget"]
     asked = [query.prompt for query in queries]
     assert [item if isinstance(item, str) else (item.name, item.texts, len(item.images)) for item in asked] == [

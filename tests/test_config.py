@@ -10,7 +10,7 @@ from ovd.config.alignment import AlignConfig
 from ovd.config.pretraining import PretrainConfig
 from ovd.config.tables import AblationConfig, FineTuningTable
 from ovd.config.training import GatedShortcutsConfig, NoShortcutsConfig, TrainConfig, WorldData
-from ovd.config_files import OTHERS_WORDS, RENAMED, ConfigError, flatten, load_config
+from ovd.config_files import KEYS_OF_OTHER_TRAINERS, RENAMED_KEYS, ConfigError, flatten, load_config
 from ovd.section import Section
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -143,7 +143,7 @@ def nested(key: str, value: object) -> dict:
     return value
 
 
-@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
 def test_a_key_of_an_earlier_version_is_refused_in_one_line_that_names_the_new_one(tmp_path, old, new):
     path = write(tmp_path, MINIMAL)
     assert new in flatten(load_config(path, [], TrainConfig).model_dump())
@@ -160,11 +160,11 @@ def test_a_key_of_an_earlier_version_is_refused_in_one_line_that_names_the_new_o
 def test_all_keys_of_an_earlier_version_stand_in_the_first_line_and_other_faults_below(tmp_path):
     path = write(tmp_path, MINIMAL)
     with pytest.raises(ConfigError) as error:
-        load_config(path, [*(f"{old}=1" for old in RENAMED), "train.stepz=3", "eval.batch_size=0"], TrainConfig)
+        load_config(path, [*(f"{old}=1" for old in RENAMED_KEYS), "train.stepz=3", "eval.batch_size=0"], TrainConfig)
     first, *others = str(error.value).splitlines()
     assert first.startswith(f"{path}: keys of an earlier version: ")
     assert sorted(first.split(": ", 2)[2].split("; ")) == [
-        f"{old} is now called {new}" for old, new in sorted(RENAMED.items())
+        f"{old} is now called {new}" for old, new in sorted(RENAMED_KEYS.items())
     ]
     assert sorted(others) == [
         f"{path}: eval.batch_size: Input should be greater than 0 (got 0)",
@@ -254,7 +254,7 @@ def test_a_kind_of_what_has_none_is_the_only_fault(tmp_path, key):
     assert line.startswith(f"{path}: unknown key {key}")
 
 
-@pytest.mark.parametrize(("key", "known"), OTHERS_WORDS.items())
+@pytest.mark.parametrize(("key", "known"), KEYS_OF_OTHER_TRAINERS.items())
 def test_keys_of_other_trainers_lead_to_those_of_this_one(tmp_path, key, known):
     section = known.split(".")[0]
     with pytest.raises(ConfigError, match=rf"unknown key {section}\.{key}; did you mean {known}\?"):

@@ -10,12 +10,12 @@ from small_export import unchecked
 from small_trained import small_trained
 from torch.nn import functional as F
 
-from ovd.build.detector import untouched_clip
+from ovd.build.detector import load_original_clip
 from ovd.build.prompts import EXAMPLE_VIEWS, Example, Prompt, PromptEncoder
 from ovd.build.text import evaluation_text
 from ovd.build.trained import TrainedDetector
 from ovd.data.images.image_file import ImageError
-from ovd.jobs.queries import Query, read_example, with_examples
+from ovd.jobs.queries import Query, add_examples, parse_example
 from ovd.model.crops import square_crops
 from ovd.predictor import Predictor
 
@@ -38,7 +38,7 @@ def encoder(trained) -> PromptEncoder:
 
 def by_clip(trained: TrainedDetector, pixels: np.ndarray, box: tuple[float, ...]) -> torch.Tensor:
     """Compute the mean unit embedding of a box's views with open_clip's own image encoder."""
-    clip = untouched_clip(trained.config)
+    clip = load_original_clip(trained.config)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))
     image = ((torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std)[None]
     with torch.no_grad():
@@ -139,19 +139,19 @@ def test_prompts_of_words_and_pictures_that_are_no_tuples():
     ],
 )
 def test_an_example_on_the_command_line(word, image, box):
-    name, example = read_example(word)
+    name, example = parse_example(word)
     assert (name, example.image, example.box) == ("my thing", image, box)
 
 
 @pytest.mark.parametrize("word", ["photo.jpg", "=photo.jpg", "x=", "x=a.jpg:1,2,3,b", "x=a.jpg:1,2,3"])
 def test_an_example_that_cannot_be_read(word):
     with pytest.raises(ValueError, match="--prompt"):
-        read_example(word)
+        parse_example(word)
 
 
 def test_a_name_with_examples_is_asked_by_both():
     words = ["umbrella=a.jpg", "new=b.jpg", "new=c.jpg"]
-    queries = with_examples([Query("anchor", 0.8), Query("umbrella")], words)
+    queries = add_examples([Query("anchor", 0.8), Query("umbrella")], words)
     prompts = [query.prompt for query in queries]
     assert prompts[0] == "anchor"
     assert isinstance(prompts[1], Prompt)

@@ -11,7 +11,7 @@ def test_a_fault_is_read_back_from_its_text():
     assert Fault.read(str(fault)) == fault
     assert str(fault.at("00000.tar")) == "F9 00000.tar: a b.png: cannot be decoded"
     code, words = fault
-    assert (code, words) == (fault.code, fault.words)
+    assert (code, words) == (fault.code, fault.message)
 
 
 @pytest.mark.parametrize("text", ["", "F9", " no code"])

@@ -8,20 +8,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ovd.files import folder_lock, hash_of, usual_permissions
+from ovd.files import default_permissions, folder_lock, short_hash
 
 
 def test_the_hash_that_names_folders_stays_and_knows_no_order_of_keys() -> None:
     content = {"seed": 1, "sizes": [0.5, None], "style": {"on": True, "of": "scenes"}}
-    assert hash_of(content) == "cf3af75078ba"
-    assert hash_of(dict(reversed(content.items()))) == hash_of(content)
-    assert hash_of(content | {"seed": 2}) != hash_of(content)
+    assert short_hash(content) == "cf3af75078ba"
+    assert short_hash(dict(reversed(content.items()))) == short_hash(content)
+    assert short_hash(content | {"seed": 2}) != short_hash(content)
 
 
 def test_tensors_get_the_permissions_of_new_files(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        with usual_permissions(tmp_path / "a.safetensors"):
+        with default_permissions(tmp_path / "a.safetensors"):
             save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors")
     finally:
         os.umask(before)
@@ -37,7 +37,7 @@ def _enter(folder: Path, answers) -> None:
 
 
 def test_a_folder_is_held_by_one_process_and_free_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ovd.files.LOCK_PATIENCE_S", 0)
+    monkeypatch.setattr("ovd.files.LOCK_TIMEOUT_S", 0)
     processes = multiprocessing.get_context("fork")
     answers = processes.Queue()
 

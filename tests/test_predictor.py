@@ -21,7 +21,7 @@ from ovd.build.trained import TrainedDetector, build_inference
 from ovd.data.annotations import load_annotations
 from ovd.data.images.image_file import ImageError
 from ovd.data.images.read import read_image
-from ovd.data.loading.loader import Loading
+from ovd.data.loading.loader import LoaderOptions
 from ovd.data.report import DataReport
 from ovd.inference import Inference
 from ovd.model.query_texts import QueryTexts
@@ -77,7 +77,7 @@ def test_an_evaluation_of_images_of_many_shapes_finds_what_is_found_in_each_alon
     index = load_annotations(tmp_path / "boxes.json", tmp_path, format="coco", report=DataReport())
     inference = build_inference(trained)
     queries = QueryTexts(evaluation_text(trained.config, trained.clip, NAMES))
-    found = dict(inference.dataset(queries, index, Loading(batch_size=4, workers=0)))
+    found = dict(inference.dataset(queries, index, LoaderOptions(batch_size=4, workers=0)))
     assert sorted(found) == list(range(len(sizes)))
     for number, path in enumerate(paths):
         alone = inference.image(queries, read_image(path))

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ovd.build.detector import build_detector, configured_clip
+from ovd.build.detector import build_detector, load_configured_clip
 from ovd.build.trained import TrainedDetector
 from ovd.choices import DataFormatName
 from ovd.cli import error_line, run_tool
@@ -46,7 +46,7 @@ from ovd.data.verdict import check_trainable
 from ovd.distributed import device_of_rank
 from ovd.evaluation.results import Results
 from ovd.evaluation.run import build_box_evaluator
-from ovd.number_of import number_of
+from ovd.format_count import format_count
 from ovd.predictor import Predictor
 
 TRAINING_SIZE = 64
@@ -96,9 +96,9 @@ def read_for_training(folder: Path, content: bytes, **options: Any) -> str:
 
 
 def summary(index: AnnotationIndex, report: DataReport, num_missing: int = 0) -> str:
-    counts = [number_of(len(index), "image"), number_of(len(index.boxes.values), "object")]
-    counts += [number_of(len(index.crowd_boxes.values), "crowd")] if len(index.crowd_boxes.values) else []
-    counts += [f"{number_of(num_missing, 'image')} missing"] if num_missing else []
+    counts = [format_count(len(index), "image"), format_count(len(index.boxes.values), "object")]
+    counts += [format_count(len(index.crowd_boxes.values), "crowd")] if len(index.crowd_boxes.values) else []
+    counts += [f"{format_count(num_missing, 'image')} missing"] if num_missing else []
     findings = [f"{finding} ({report.first_records()[finding][0]})" for finding in report.counts()]
     return ", ".join(counts) + "".join(f"; {finding}" for finding in findings)
 
@@ -361,7 +361,7 @@ def image_row(what: str, content: Callable[[], bytes], *, with_range: bool = Fal
         path.write_bytes(content())
         decoded = decode_image(path, expected_size=(20, 30))
         values = f" from {decoded.pixels.min()} to {decoded.pixels.max()}" if with_range else ""
-        return f"RGB{values}" + "".join(f"; {fault.code} repaired ({fault.words})" for fault in decoded.repairs())
+        return f"RGB{values}" + "".join(f"; {fault.code} repaired ({fault.message})" for fault in decoded.repairs())
 
     return what, run
 
@@ -432,7 +432,7 @@ def predictor_rows() -> Iterator[Row]:
         "data": {"size": 64},
     }
     config = parse_config({"output": "untrained", **sections}, TrainConfig, "a small config")
-    clip = configured_clip(config.clip)
+    clip = load_configured_clip(config.clip)
     predictor = Predictor(TrainedDetector(build_detector(config, clip).eval(), config, clip, ()))
     image = Image.new("RGB", (30, 20), "white")
 
@@ -456,7 +456,7 @@ def shard_row(what: str, members: list[str], *, pack: Callable[[bytes], bytes] =
         (folder / name).write_bytes(pack(file.getvalue()))
         shards = PairShards(folder)
         keys = ", ".join(f"`{shards.key(row)}`: {shards.caption(row)}" for row in range(len(shards)))
-        return f"{number_of(len(shards), 'pair')} ({keys}); {shards.describe_rejected()}"
+        return f"{format_count(len(shards), 'pair')} ({keys}); {shards.describe_rejected()}"
 
     return what, run
 

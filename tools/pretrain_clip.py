@@ -29,7 +29,7 @@ from ovd.text.encoder import encode_classes
 from ovd.text.prompts import SHORT_TEMPLATES
 from ovd.tiny_clip.canonical import participation_ratio
 from ovd.tiny_clip.pretrain import load_pairs, pretrain, zero_shot_accuracy
-from ovd.tiny_clip.respread import pair_features, respread
+from ovd.tiny_clip.projections import pair_features, solve_projections
 
 
 def training_hours(config: PretrainConfig) -> float:
@@ -67,7 +67,7 @@ def main() -> None:
         )
         for chosen in (slice(RESPREAD_PAIRS), slice(-HELD_OUT_PAIRS, None))
     )
-    respread(clip, features, held_out)
+    solve_projections(clip, features, held_out)
     folder = TINY_CLIP if arguments.install else config.output
     if not arguments.install:  # so that the folder can be given as `clip.name`
         for name in ("open_clip_config.json", "merges.txt.gz"):

@@ -45,7 +45,7 @@ from ovd.precision import describe_machine
 from ovd.predictor import Predictor
 from ovd.selftrain.pseudo_label import shards_of_worker
 from ovd.structures import Detections
-from ovd.visualize.boxes import MEANING_OF_RARE, choose_shown, draw_detections, write_grid
+from ovd.visualize.boxes import LEGEND_WITH_RARE, choose_shown, draw_detections, write_grid
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NUM_LABELLED_SHARDS = 1
@@ -118,7 +118,7 @@ def draw_examples(trained: TrainedDetector, index: AnnotationIndex, output: Path
         missed = missed_objects(truth, record.id, shown)
         return draw_detections(read_image(record.path), shown, names, missed=missed, rare=rare, in_grid=in_grid)
 
-    write_grid([draw(row, in_grid=True) for row in range(len(records))], output / "examples.png", MEANING_OF_RARE)
+    write_grid([draw(row, in_grid=True) for row in range(len(records))], output / "examples.png", LEGEND_WITH_RARE)
     first = records[0]
     shutil.copyfile(first.path, output / "example.jpg")
     draw(0, in_grid=False).save(output / "example.detections.jpg", **PICTURE)

@@ -20,7 +20,7 @@ from ovd.config.tables import FineTuningTable, LabelsConfig
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 from ovd.data.world.foreign import ForeignSettings, build_foreign, few_images
-from ovd.files import hash_of
+from ovd.files import short_hash
 from ovd.jobs.fine_tune import Outcome, fine_tune
 from ovd.jobs.train import train_from_config
 from ovd.metric import NO_TRUE_BOX, is_known
@@ -69,7 +69,7 @@ def row_hashes(table: FineTuningTable, folder: Path, start: RowStages) -> dict[s
         start: stages of the starting detector.
     """
     shared = [start.hash(), ForeignSettings(table.domain).key()]
-    hashes = {BEFORE: hash_of(shared)}
+    hashes = {BEFORE: short_hash(shared)}
     for name, row in table.rows.items():
         config = load_config(
             folder / row.config, ["output=.", "init_from=.", "train.seed=0", *row.overrides], TrainConfig
@@ -77,7 +77,7 @@ def row_hashes(table: FineTuningTable, folder: Path, start: RowStages) -> dict[s
         settings = changed_settings(config)
         settings = {key: value for key, value in settings.items() if not key.startswith("data.source.")}
         options = row.model_dump(mode="json", exclude={"config", "overrides", "title"}, exclude_defaults=True)
-        hashes[name] = hash_of([*shared, settings, options, REPLAY if row.replay else None])
+        hashes[name] = short_hash([*shared, settings, options, REPLAY if row.replay else None])
     return hashes
 
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import NullLocator
 from ovd.ablation.records import Record
 from ovd.ablation.statistics import estimate, metric_values, records_by_seed, row_estimate
 from ovd.visualize.figure import write_figure
-from ovd.visualize.palette import LINES
+from ovd.visualize.palette import PALETTE
 
 ROW_PANELS = {
     "APr": "APr: rare classes, not trained on",
@@ -79,7 +79,7 @@ def _draw_panel(axes: Axes, panel: Panel, rows: Sequence[str], seeds: Sequence[i
     places = range(len(rows))
     for number, seed in enumerate(seeds):
         values = [panel.values.get(row, {}).get(seed, np.nan) for row in rows]
-        color, marker = LINES[number % len(LINES)], "os^vX"[number % 5]
+        color, marker = PALETTE[number % len(PALETTE)], "os^vX"[number % 5]
         if joined:
             axes.plot(values, places, color=color, lw=0.8, alpha=0.4)
         axes.plot(values, places, marker, color=color, ms=5, label=f"seed {seed}")
@@ -112,7 +112,7 @@ def draw_lengths(records: Sequence[Record], titles: Mapping[str, str], image: Pa
     panels = figure.subplots(1, len(LENGTH_PANELS))
     for axes, (metric, title) in zip(panels, LENGTH_PANELS.items(), strict=True):
         for number, (row, name) in enumerate(titles.items()):
-            color, style = LINES[number % len(LINES)], ("-", "--", "-.", ":")[number % 4]
+            color, style = PALETTE[number % len(PALETTE)], ("-", "--", "-.", ":")[number % 4]
             row_records = [record for record in records if record.row == row]
             estimates = [row_estimate([r for r in row_records if r.steps == steps], row, metric) for steps in lengths]
             means = [np.nan if of_length is None else 100 * of_length.mean for of_length in estimates]

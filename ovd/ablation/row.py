@@ -24,7 +24,7 @@ from ovd.config.tables import AblationRow, LabelsConfig
 from ovd.config.training import TrainConfig, TrainSection, WorldData
 from ovd.config_files import ConfigError, flatten, load_config
 from ovd.data.world.build import TRANSFER_PARTS
-from ovd.files import hash_of, write_json
+from ovd.files import short_hash, write_json
 from ovd.jobs.align_backbone import align_backbone
 from ovd.jobs.calibrate import calibrate_detector
 from ovd.jobs.evaluate import detect_all, evaluate_run
@@ -68,7 +68,7 @@ class RowStages:
         content.append(self.labels.model_dump(mode="json", exclude_defaults=True) if self.labels else {})
         if self.align is not None:
             content.append(with_seed(self.align, 0, Path()).model_dump(mode="json"))
-        return hash_of(content)
+        return short_hash(content)
 
     def with_backbone(self, aligned: Path) -> "RowStages":
         """Return the stages after `align`, with the aligned CLIP model of a folder."""
@@ -143,7 +143,7 @@ def train_row(stages: RowStages, seed: int, runs: Path) -> TrainedRow:
     torch.set_num_threads(stages.final.train.threads)  # for the evaluation if an earlier call did all the training
     hours = 0.0
     if stages.align is not None:
-        aligned = runs / f"seed-{seed}" / f"aligned-{hash_of(flatten(stages.align.model_dump(mode='json')))}"
+        aligned = runs / f"seed-{seed}" / f"aligned-{short_hash(flatten(stages.align.model_dump(mode='json')))}"
         align = with_seed(stages.align, seed, aligned)
         hours += run_timed(aligned, "alignment", lambda: align_backbone(align, command="tools/ablate.py"))
         stages = stages.with_backbone(aligned)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from ovd.data.images.files import READ_SUFFIXES, images_below
+from ovd.data.images.files import READ_SUFFIXES, find_images
 from ovd.data.index import AnnotationIndex, ImageRecord, Labels
 from ovd.data.pairs.manifest import list_shards
 from ovd.data.pairs.tar import PairShards
@@ -52,7 +52,7 @@ def images_from_folder(folder: Path) -> UnlabelledImages:
     Raises:
         ValueError: there are none.
     """
-    files = images_below(folder)
+    files = find_images(folder)
     if not files:
         raise ValueError(
             f"{folder}: no images ({', '.join(READ_SUFFIXES)}) in this folder or below it; set data.source.images to "

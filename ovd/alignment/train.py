@@ -19,7 +19,7 @@ from ovd.config.alignment import AlignSection
 from ovd.data.report import DataReport
 from ovd.distributed import (
     data_parallel,
-    failing_together,
+    raise_on_all_ranks,
     sum_over_ranks,
     world_size,
 )
@@ -104,7 +104,7 @@ def align(
         before = dict(found.notes.before)
     checkpoints.notes = replace(notes, before=before)
     dense_feature = data_parallel(DenseFeature(student), distillation.compute.device)
-    with failing_together():
+    with raise_on_all_ranks():
         run_log = open_log(config.output, settings.steps, state.step, None, checkpoints.config)
     with run_log as log, StopRequest() as stop:
         num_steps_left = settings.steps - state.step

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ovd.build.detector import resolve_compute, untouched_clip
+from ovd.build.detector import load_original_clip, resolve_compute
 from ovd.clip.load import Clip
 from ovd.config.training import TrainConfig
 from ovd.model.backbone_families import backbone_from_visual
@@ -39,7 +39,7 @@ def build_second_look(config: TrainConfig, options: SecondLookOptions | None) ->
     """
     if options is None:
         return None
-    return build_crop_encoder(untouched_clip(config), options, resolve_compute(config), section=SECOND_LOOK)
+    return build_crop_encoder(load_original_clip(config), options, resolve_compute(config), section=SECOND_LOOK)
 
 
 def build_crop_encoder(clip: Clip, options: CropOptions, compute: Compute, *, section: str) -> CropEncoder:

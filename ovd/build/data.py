@@ -13,11 +13,11 @@ from ovd.choices import DataFormatName
 from ovd.config.training import FileData, TrainConfig, WorldData
 from ovd.data.annotations import exhaustive_truth, load_annotations
 from ovd.data.formats.image_names import check_images_exist
-from ovd.data.formats.known import FORMATS
 from ovd.data.formats.options import NO_OPTIONS, FormatOptions, SharedOptions
+from ovd.data.formats.supported import FORMATS
 from ovd.data.held_out import held_out_images, held_out_names
 from ovd.data.index import AnnotationIndex
-from ovd.data.loading.loader import Loading
+from ovd.data.loading.loader import LoaderOptions
 from ovd.data.loading.small_objects import count_small_objects
 from ovd.data.report import DataError, DataReport
 from ovd.data.verdict import check_trainable
@@ -133,9 +133,9 @@ def load_evaluation_index(
     return FORMATS[format].evaluation_split(index)
 
 
-def evaluation_loading(config: TrainConfig) -> Loading:
+def evaluation_loading(config: TrainConfig) -> LoaderOptions:
     """Return the batch size and number of workers with which an evaluation loads its images."""
-    return Loading(config.eval.batch_size, config.data.workers)
+    return LoaderOptions(config.eval.batch_size, config.data.workers)
 
 
 def check_all_exist(index: AnnotationIndex, source: WorldData | FileData, *, all_needed: bool) -> None:
@@ -151,13 +151,13 @@ def check_all_exist(index: AnnotationIndex, source: WorldData | FileData, *, all
             index.path, index.image_files, index.images_root, all_needed=all_needed, has_option=has_option
         )
     except DataError as error:
-        raise DataError(error.code, f"{error}{_of_missing_folder(index.images_root, source)}") from None
+        raise DataError(error.code, f"{error}{_missing_folder_hint(index.images_root, source)}") from None
     if num_missing and is_main():
         where = f"{num_missing} of its {len(index):,} images are missing, and will be left out and counted"
         warn(f"{index.path}: {where}", code="F8")
 
 
-def _of_missing_folder(root: Path | None, source: WorldData | FileData) -> str:
+def _missing_folder_hint(root: Path | None, source: WorldData | FileData) -> str:
     """Return the end of an error message: the image folder as the config has it; empty if the folder exists."""
     if root is None or root.is_dir() or isinstance(source, WorldData):
         return ""

@@ -5,7 +5,7 @@ from typing import Any, assert_never
 
 import torch
 
-from ovd.build.experts import own_layers
+from ovd.build.experts import num_own_layers
 from ovd.choices import Head
 from ovd.clip.load import Clip, build_on_meta, load_clip
 from ovd.config.alignment import AlignConfig
@@ -25,19 +25,19 @@ from ovd.model.t_head import TaskAlignedHead
 from ovd.precision import Compute
 
 
-def configured_clip(config: ClipConfig) -> Clip:
+def load_configured_clip(config: ClipConfig) -> Clip:
     """Load the CLIP model of a config."""
     return load_clip(**config.model_dump())
 
 
-def untouched_clip(config: TrainConfig) -> Clip:
+def load_original_clip(config: TrainConfig) -> Clip:
     """Load CLIP as it was before training, which changes the modules that a detector is built from.
 
     Leaves torch's global random state as it is.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.train.seed)  # as in training, in case the CLIP weights are random
-        return configured_clip(config.clip)
+        return load_configured_clip(config.clip)
 
 
 def resolve_device(config: TrainConfig | AlignConfig) -> torch.device:
@@ -71,7 +71,7 @@ def build_backbone(config: TrainConfig, visual: Any) -> Backbone:
         for parameter in chain.from_iterable(layers[: options.frozen_layers]):
             parameter.requires_grad_(False)
     if config.expert is not None:
-        shared = shared_parameters(backbone, own_layers(config.expert, backbone))
+        shared = shared_parameters(backbone, num_own_layers(config.expert, backbone))
         for parameter in shared:
             parameter.requires_grad_(False)
         if config.expert.rank:

@@ -29,7 +29,7 @@ from ovd.model.side_branch import SideBranch
 from ovd.warn import warn
 
 
-def own_layers(section: ExpertSection, backbone: Backbone) -> int:
+def num_own_layers(section: ExpertSection, backbone: Backbone) -> int:
     """Return the number of backbone layers that an expert owns."""
     return len(backbone.layers()) if section.own_layers == "all" else section.own_layers
 
@@ -81,7 +81,9 @@ def _load_expert(base: Inference, folder: Path, prefilter: float | None, options
         detector, shared = copy_sharing_layers(base.detector, num_own)
         if any(name.startswith("side.") for name in tensors):
             detector.side = base.compute.freeze(SideBranch(detector.backbone.channels, detector.backbone.strides))
-        load_own(detector, base.detector, tensors, folder, adapted=_adapted_names(base.detector, description))
+        load_own_parameters(
+            detector, base.detector, tensors, folder, adapted=_adapted_names(base.detector, description)
+        )
     if options is None:
         # Experts share the base detector's crop encoder, and so its options of the second look.
         options = config.eval.model_copy(
@@ -113,14 +115,14 @@ def _adapted_names(base: Detector, description: ExpertDescription) -> set[str]:
     return {name for name, parameter in base.named_parameters() if id(parameter) in below}
 
 
-def own_parameters(detector: Detector, base: Detector) -> dict[str, Tensor]:
+def unshared_parameters(detector: Detector, base: Detector) -> dict[str, Tensor]:
     """Return, by name, the parameters of a copy that it does not share with the base detector."""
     shared = {id(parameter) for parameter in base.parameters()}
     return {name: parameter for name, parameter in detector.named_parameters() if id(parameter) not in shared}
 
 
 @torch.no_grad()
-def load_own(
+def load_own_parameters(
     detector: Detector, base: Detector, tensors: Mapping[str, Tensor], folder: Path, *, adapted: Set[str]
 ) -> None:
     """Load an expert's own parameters into a copy of the base detector.
@@ -131,7 +133,7 @@ def load_own(
     Raises:
         ExpertError: a parameter is missing or has another shape.
     """
-    for name, parameter in own_parameters(detector, base).items():
+    for name, parameter in unshared_parameters(detector, base).items():
         if name in adapted:
             parameter.copy_(add_stored_adapter(name, parameter.cpu(), tensors))
             continue

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from ovd.build.crops import SECOND_LOOK, build_region_teacher, views_of
-from ovd.build.detector import build_detector, configured_clip, resolve_compute
-from ovd.build.trained import build_start
+from ovd.build.detector import build_detector, load_configured_clip, resolve_compute
+from ovd.build.trained import build_start_detector
 from ovd.clip.load import Clip
 from ovd.config.training import TrainConfig
 from ovd.engine.step import Criterion
@@ -37,7 +37,7 @@ def build_learner(config: TrainConfig, *, num_classes: int) -> Learner:
         ValueError: a setting does not fit the backbone or the device, or the starting detector does not fit the config.
     """
     compute = resolve_compute(config)
-    clip = configured_clip(config.clip)
+    clip = load_configured_clip(config.clip)
     # Built before the detector, whose backbone is CLIP's image side itself.
     teacher = build_region_teacher(config, clip, compute)
     detector = build_detector(config, clip, num_classes=num_classes)
@@ -45,7 +45,7 @@ def build_learner(config: TrainConfig, *, num_classes: int) -> Learner:
         check_deterministic(detector.backbone, compute.device)
     if config.eval.second_look is not None:  # used after training only, so checked now
         views_of(config.eval.second_look, clip.model.visual, detector.backbone.strides[-1], section=SECOND_LOOK)
-    start = build_start(config, compute)
+    start = build_start_detector(config, compute)
     return Learner(clip, detector, Criterion(config.train, config.data.pairs, teacher, start))
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ovd.build.detector import untouched_clip
+from ovd.build.detector import load_original_clip
 from ovd.build.model_card import METRICS, metrics_of
 from ovd.build.trained import TrainedDetector
 from ovd.clip.load import TINY_CLIP
@@ -96,4 +96,4 @@ def _save_clip(trained: TrainedDetector, folder: Path) -> None:
     if (Path(name) / WEIGHTS_FILE).is_file() and Path(name) != TINY_CLIP:
         copy_clip(Path(name), folder)
     else:
-        save_clip(untouched_clip(trained.config), name, folder)
+        save_clip(load_original_clip(trained.config), name, folder)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ovd.build.crops import build_crop_encoder
-from ovd.build.detector import resolve_compute, resolve_device, untouched_clip
+from ovd.build.detector import load_original_clip, resolve_compute, resolve_device
 from ovd.build.text import score_ensemble, text_of_names
 from ovd.build.trained import TrainedDetector
 from ovd.config.training import TrainConfig
@@ -29,7 +29,7 @@ from ovd.model.crop_options import CropOptions
 from ovd.model.query_texts import QueryTexts
 from ovd.model.similarity import unit_embeddings
 from ovd.shapes import UInt8
-from ovd.text.names import are_among, name_key
+from ovd.text.names import isin_names, name_key
 from ovd.warn import warn
 
 EXAMPLE_VIEWS = ((1.0, 1.0), (1.3, 1.0))
@@ -113,8 +113,8 @@ class PromptEncoder:
         whole = [Prompt(prompt, (prompt,)) if isinstance(prompt, str) else prompt for prompt in prompts]
         self._warn_of_experts(whole)
         encoded = self._encode_texts(tuple(text for prompt in whole for text in prompt.texts))
-        of_texts = encoded.split([len(prompt.texts) for prompt in whole])
-        return torch.stack([self._row(prompt, own) for prompt, own in zip(whole, of_texts, strict=True)])
+        text_rows = encoded.split([len(prompt.texts) for prompt in whole])
+        return torch.stack([self._row(prompt, own) for prompt, own in zip(whole, text_rows, strict=True)])
 
     def queries(self, prompts: tuple[str | Prompt, ...]) -> QueryTexts:
         """Return the detector's queries for names and prompts: their rows, and its score ensemble.
@@ -140,24 +140,24 @@ class PromptEncoder:
 
     def combine(
         self,
-        of_texts: Float[Tensor, "T D"],
-        of_examples: Float[Tensor, "E D"],
+        text_rows: Float[Tensor, "T D"],
+        example_rows: Float[Tensor, "E D"],
         share_of_images: float = SHARE_OF_IMAGES,
     ) -> Float[Tensor, " D"]:
         """Combine the names and examples of a class into its unit row.
 
         Args:
-            of_texts: unit rows of the class's names.
-            of_examples: unit rows of its examples (`encode`); there is at least one name or example.
+            text_rows: unit rows of the class's names.
+            example_rows: unit rows of its examples (`encode`); there is at least one name or example.
             share_of_images: weight of the examples if there are names as well.
         """
-        if not len(of_texts):
-            return self._moved(of_examples.mean(dim=0))
-        of_name = of_texts[0] if len(of_texts) == 1 else unit_embeddings(of_texts.mean(dim=0))
-        if not len(of_examples):
+        if not len(text_rows):
+            return self._to_text_space(example_rows.mean(dim=0))
+        of_name = text_rows[0] if len(text_rows) == 1 else unit_embeddings(text_rows.mean(dim=0))
+        if not len(example_rows):
             return of_name
-        of_images = self._moved(of_examples.mean(dim=0))
-        return unit_embeddings((1 - share_of_images) * of_name + share_of_images * of_images)
+        image_row = self._to_text_space(example_rows.mean(dim=0))
+        return unit_embeddings((1 - share_of_images) * of_name + share_of_images * image_row)
 
     def _warn_of_experts(self, prompts: Sequence[Prompt]) -> None:
         """Warn of prompts with an expert's name that the detector answers: experts know rows of single names only."""
@@ -167,7 +167,7 @@ class PromptEncoder:
         experts = map(read_expert, self._trained.experts.folders)
         known = [form for expert in experts for form in expert.description.names_and_synonyms]
         for prompt in mixed:
-            if any(are_among(prompt.texts, known)):
+            if any(isin_names(prompt.texts, known)):
                 warn(
                     f"{prompt.name!r} is asked for by more than its name, so that the detector answers in "
                     "place of the expert that knows the name"
@@ -176,17 +176,17 @@ class PromptEncoder:
     def _encode_texts(self, texts: tuple[str, ...]) -> Float[Tensor, "T D"]:
         return text_of_names(self._trained, texts)
 
-    def _row(self, prompt: Prompt, of_texts: Float[Tensor, "T D"]) -> Float[Tensor, " D"]:
-        of_examples = [self.encode(example) for example in prompt.images]
-        rows = torch.stack(of_examples) if of_examples else of_texts.new_zeros(0, of_texts.shape[1])
-        return self.combine(of_texts, rows, prompt.share_of_images)
+    def _row(self, prompt: Prompt, text_rows: Float[Tensor, "T D"]) -> Float[Tensor, " D"]:
+        example_rows = [self.encode(example) for example in prompt.images]
+        rows = torch.stack(example_rows) if example_rows else text_rows.new_zeros(0, text_rows.shape[1])
+        return self.combine(text_rows, rows, prompt.share_of_images)
 
-    def _moved(self, of_images: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
+    def _to_text_space(self, image_row: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
         """Move the mean row of examples among the rows of texts; without a known mean example, only normalize it."""
         mean_example, calibration = self._trained.mean_example, self._trained.calibration
         if mean_example is None or calibration is None:
-            return unit_embeddings(of_images)
-        return unit_embeddings(unit_embeddings(of_images) - mean_example + calibration.trained_text.mean(dim=0))
+            return unit_embeddings(image_row)
+        return unit_embeddings(unit_embeddings(image_row) - mean_example + calibration.trained_text.mean(dim=0))
 
     @cached_property
     def _crops(self) -> CropEncoder:
@@ -197,5 +197,5 @@ class PromptEncoder:
 def example_encoder(config: TrainConfig) -> CropEncoder:
     """Build the encoder of examples: the image side of a run's CLIP model, as it was before training."""
     return build_crop_encoder(
-        untouched_clip(config), CropOptions(views=EXAMPLE_VIEWS), resolve_compute(config), section="examples"
+        load_original_clip(config), CropOptions(views=EXAMPLE_VIEWS), resolve_compute(config), section="examples"
     )

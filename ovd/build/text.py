@@ -20,7 +20,7 @@ from ovd.model.query_texts import QueryTexts
 from ovd.model.similarity import add_name_offsets
 from ovd.text.bank import TextBank, build_bank
 from ovd.text.encoder import encode_classes, text_tower_fingerprint, text_tower_on
-from ovd.text.names import are_among, name_key
+from ovd.text.names import isin_names, name_key
 from ovd.text.pair_texts import PairTexts
 from ovd.text.prompts import TEMPLATES
 
@@ -117,7 +117,7 @@ def text_of_names(
     trained: TrainedDetector, names: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None
 ) -> Float[Tensor, "C D"]:
     """Return one unit row per name as a detector uses it: `evaluation_text`, moved by its learned offset."""
-    return _with_learned_names(trained, names, evaluation_text(trained.config, trained.clip, names, synonyms))
+    return _add_name_offsets(trained, names, evaluation_text(trained.config, trained.clip, names, synonyms))
 
 
 def queries_of_names(
@@ -137,8 +137,8 @@ def queries_of_index(
     """
     if clip_text is None:
         clip_text = evaluation_text(trained.config, trained.clip, index.names, index.synonyms)
-    text = _with_learned_names(trained, index.names, clip_text)
-    return QueryTexts(_with_names_of_experts(trained, index.names, text), score_ensemble(trained, index.names))
+    text = _add_name_offsets(trained, index.names, clip_text)
+    return QueryTexts(_use_expert_names(trained, index.names, text), score_ensemble(trained, index.names))
 
 
 def score_ensemble(trained: TrainedDetector, asked: Sequence[str | Sequence[str]]) -> ScoreEnsemble | None:
@@ -157,7 +157,7 @@ def score_ensemble(trained: TrainedDetector, asked: Sequence[str | Sequence[str]
     return ScoreEnsemble(weights, trained.clip.model.logit_scale.exp().item())
 
 
-def _with_learned_names(
+def _add_name_offsets(
     trained: TrainedDetector, names: Sequence[str], text: Float[Tensor, "C D"]
 ) -> Float[Tensor, "C D"]:
     """Move unit rows of names by the offsets that the detector has learned for its trained names (`expert.learn`)."""
@@ -169,7 +169,7 @@ def _with_learned_names(
     return add_name_offsets(text, ids, offsets.detach().cpu())
 
 
-def _with_names_of_experts(
+def _use_expert_names(
     trained: TrainedDetector, names: Sequence[str], text: Float[Tensor, "C D"]
 ) -> Float[Tensor, "C D"]:
     """Replace rows of a data set's classes so that experts recognize those that have one of their names.
@@ -182,7 +182,7 @@ def _with_names_of_experts(
     """
     for folder in trained.experts.folders:
         expert = read_expert(folder)
-        known = torch.tensor(are_among(names, expert.description.names_and_synonyms), dtype=torch.bool)
+        known = torch.tensor(isin_names(names, expert.description.names_and_synonyms), dtype=torch.bool)
         unknown_rows = (known & ~expert.names.are_own_names(text)).nonzero().squeeze(1).tolist()
         if unknown_rows:
             alone = evaluation_text(trained.config, trained.clip, [names[row] for row in unknown_rows])

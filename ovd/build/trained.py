@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ovd.build.crops import build_second_look
-from ovd.build.detector import build_detector, resolve_compute, untouched_clip
+from ovd.build.detector import build_detector, load_original_clip, resolve_compute
 from ovd.build.experts import add_experts, check_experts
 from ovd.clip.load import Clip
 from ovd.config.training import TrainConfig
@@ -54,19 +54,19 @@ class TrainedDetector:
     """Run or checkpoint folder that the detector was loaded from, as it was given."""
 
     @property
-    def shown_name(self) -> str:
+    def display_name(self) -> str:
         """Name in messages: the detector's folder, which may be elsewhere than its config says."""
         return str(self.folder or self.config.output)
 
     @property
-    def used_calibration(self) -> ScoreCalibration | None:
+    def active_calibration(self) -> ScoreCalibration | None:
         """Calibration of detections; None with `eval.ensemble`, since it is fitted to scores without CLIP's."""
         return self.calibration if self.config.eval.ensemble is None else None
 
     @property
     def threshold(self) -> float | None:
         """Calibrated score threshold for the config's post-processing; None if the calibration is not for that."""
-        return None if self.used_calibration is None else self.used_calibration.threshold_for(self.config.eval)
+        return None if self.active_calibration is None else self.active_calibration.threshold_for(self.config.eval)
 
 
 def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
@@ -123,10 +123,10 @@ def load_detector(
     config = parse_config(found.config_with_clip_path(), TrainConfig, f"{found.folder}/state.json")
     if device is not None:
         config = config.model_copy(update={"train": config.train.model_copy(update={"device": device})})
-    clip = untouched_clip(config)
+    clip = load_original_clip(config)
     check_text_tower(found, clip)
     classes = found.notes.classes
-    detector = _to_be_loaded(config, clip, num_classes=len(classes))
+    detector = _build_for_loading(config, clip, num_classes=len(classes))
     load_into(detector, found.weights)
     attached = found.attached()
     calibration = stored_calibration(found.notes, attached)
@@ -199,7 +199,7 @@ def initialize(detector: Detector, init_from: Path, clip: Clip) -> Path:
     return path
 
 
-def build_start(config: TrainConfig, compute: Compute) -> Detector | None:
+def build_start_detector(config: TrainConfig, compute: Compute) -> Detector | None:
     """Build the frozen starting detector of `train.start_distillation`; return None if that or `init_from` is not set.
 
     Raises:
@@ -207,13 +207,13 @@ def build_start(config: TrainConfig, compute: Compute) -> Detector | None:
     """
     if not config.train.start_distillation or config.init_from is None:
         return None
-    clip = untouched_clip(config)
-    detector = _to_be_loaded(config, clip)
+    clip = load_original_clip(config)
+    detector = _build_for_loading(config, clip)
     initialize(detector, config.init_from, clip)
     return compute.freeze(detector)
 
 
-def _to_be_loaded(config: TrainConfig, clip: Clip, *, num_classes: int = 0) -> Detector:
+def _build_for_loading(config: TrainConfig, clip: Clip, *, num_classes: int = 0) -> Detector:
     """Build a detector whose weights will be replaced; leaves torch's global random state as it is."""
     with torch.random.fork_rng(devices=[]):
         return build_detector(config, clip, num_classes=num_classes)
@@ -275,5 +275,5 @@ def build_own_inference(
         options=used,
         low_precision=compute.low_precision,
         second_look=build_second_look(config, used.second_look),
-        calibration=trained.used_calibration if options is None else trained.calibration,
+        calibration=trained.active_calibration if options is None else trained.calibration,
     )

@@ -21,7 +21,7 @@ from ovd.clip.load_errors import hub_errors, weights_errors
 from ovd.clip.pretrained_settings import check_activation, normalization_of, tag_needs_quick_gelu
 from ovd.clip.word_cache import bound_word_cache
 from ovd.precision import check_default_dtype
-from ovd.root_logger import root_logger_left_alone
+from ovd.root_logger import preserve_root_logger
 
 ASSETS = Path(__file__).parents[1] / "assets"
 TINY_CLIP = ASSETS / "tiny_clip"
@@ -64,7 +64,7 @@ BEFORE_ALIGNMENT = "image_side_before_alignment.safetensors"
 """File in an aligned model's folder with the weights of the image side that was its teacher."""
 
 
-@root_logger_left_alone()
+@preserve_root_logger()
 def load_clip(
     name: str,
     weights: str | None = None,
@@ -170,7 +170,7 @@ def _model_of_tag(name: str, tag: str) -> nn.Module:
         return open_clip.create_model(name, pretrained=tag)
 
 
-@root_logger_left_alone()
+@preserve_root_logger()
 def build_on_meta(name: str) -> tuple[nn.Module, int]:
     """Build a model on torch's meta device, without memory for weights; return it and D of its text-image space.
 
@@ -238,7 +238,7 @@ def _with_preprocessing(model: nn.Module, tokenizer, dim: int, before_alignment:
     return Clip(model.eval(), tokenizer, mean, std, dim, before_alignment)
 
 
-@root_logger_left_alone()
+@preserve_root_logger()
 def build_untrained_tiny_clip() -> Clip:
     """Build the tiny CLIP with random weights, for pretraining. Uses torch's global random state."""
     with _without_weights():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ovd.choices import WeightFormat
 from ovd.clip.load import BEFORE_ALIGNMENT, CONFIG, Clip, model_folder
-from ovd.files import usual_permissions, write_json
+from ovd.files import default_permissions, write_json
 
 WEIGHTS_FILE = "open_clip_model.safetensors"
 VISUAL = "visual."
@@ -89,7 +89,7 @@ def _write_folder(clip: Clip, name: str, folder: Path, weights: dict[str, dict[s
         _write_tokenizer(clip.tokenizer, name, config["model_cfg"], folder)
     for file_name, tensors in weights.items():
         temporary = folder / f"{file_name}.tmp"
-        with usual_permissions(temporary):
+        with default_permissions(temporary):
             save_file(tensors, temporary)
         temporary.replace(folder / file_name)
     write_json(folder / CONFIG, config)

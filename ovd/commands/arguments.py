@@ -60,9 +60,9 @@ def add_expert_options(parser: ArgumentParser) -> None:
 
 
 def add_detector_options(parser: ArgumentParser) -> None:
-    """Add the options that `load_asked` reads besides the run: experts, image size and device."""
+    """Add the options that `load_requested_detector` reads besides the run: experts, image size and device."""
     add_expert_options(parser)
-    parser.add_argument("--size", type=positive_number, help="longest image side in pixels (default: as trained)")
+    parser.add_argument("--size", type=positive_int, help="longest image side in pixels (default: as trained)")
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
 
 
@@ -78,7 +78,7 @@ def expert_group(arguments: Namespace) -> ExpertGroup:
     return ExpertGroup(tuple(arguments.expert), arguments.same_place or "base_stays", arguments.nearest)
 
 
-def load_asked(arguments: Namespace) -> "TrainedDetector":
+def load_requested_detector(arguments: Namespace) -> "TrainedDetector":
     """Load the detector that a command line names (`add_detector_options`).
 
     Raises:
@@ -94,7 +94,7 @@ def load_asked(arguments: Namespace) -> "TrainedDetector":
     return load_detector(arguments.run, arguments.device, experts=experts)
 
 
-def positive_number(text: str) -> int:
+def positive_int(text: str) -> int:
     """Parse an option that is a whole number of at least 1."""
     try:
         value = int(text)
@@ -105,29 +105,29 @@ def positive_number(text: str) -> int:
     return value
 
 
-def whole_number(text: str) -> int:
+def nonnegative_int(text: str) -> int:
     """Parse an option that is a whole number of at least 0."""
     if not text.isdecimal():
         raise ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
 
-def number_above_0(text: str) -> float:
+def positive_float(text: str) -> float:
     """Parse an option that is a number above 0, whole or not."""
     return _number(text, lambda value: 0 < value < math.inf, "a number above 0")
 
 
-def number_from_0(text: str) -> float:
+def nonnegative_float(text: str) -> float:
     """Parse an option that is a number of at least 0, whole or not."""
     return _number(text, lambda value: 0 <= value < math.inf, "a number of at least 0")
 
 
-def number_from_0_to_1(text: str) -> float:
+def closed_fraction(text: str) -> float:
     """Parse an option that is a score or a share, from 0 to 1."""
     return _number(text, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
-def number_between_0_and_1(text: str) -> float:
+def open_fraction(text: str) -> float:
     """Parse an option that is a share above 0 and below 1."""
     return _number(text, lambda value: 0 < value < 1, "a number between 0 and 1")
 

@@ -22,8 +22,8 @@ from typing import get_args
 from ovd.choices import DataFormatName, ImportFormatName
 from ovd.cli import EXIT_BAD_INPUT
 from ovd.commands.arguments import add_format_options, format_options
-from ovd.data.formats.known import FORMATS
 from ovd.data.formats.options import FormatOptions
+from ovd.data.formats.supported import FORMATS
 from ovd.jobs.check import check_annotations, check_shards
 
 
@@ -76,6 +76,6 @@ def main() -> None:
             format_options(arguments),
             with_images=not arguments.no_images,
         )
-    print(checked.words)
+    print(checked.summary)
     if not checked.is_sound:
         raise SystemExit(EXIT_BAD_INPUT)

@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 from ovd.cli import add_overrides, parse_with_overrides
-from ovd.commands.arguments import number_above_0, number_from_0_to_1, positive_number
+from ovd.commands.arguments import closed_fraction, positive_float, positive_int
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 
@@ -26,15 +26,15 @@ def main() -> None:
     add_overrides(parser, help="for example train.batch_size=32")
     parser.add_argument(
         "--height",
-        type=positive_number,
+        type=positive_int,
         help="in px (default: data.size, which batches of several images are padded to)",
     )
-    parser.add_argument("--gpus", type=positive_number, help="default: 8")
+    parser.add_argument("--gpus", type=positive_int, help="default: 8")
     parser.add_argument(
-        "--peak-tflops", type=number_above_0, help="peak per GPU in bf16 (989.0: H100 SXM), or of the CPU"
+        "--peak-tflops", type=positive_float, help="peak per GPU in bf16 (989.0: H100 SXM), or of the CPU"
     )
     parser.add_argument(
-        "--utilization", type=number_from_0_to_1, help="share of the peak that is reached, 0 to 1 (default: measured)"
+        "--utilization", type=closed_fraction, help="share of the peak that is reached, 0 to 1 (default: measured)"
     )
     arguments = parse_with_overrides(parser)
     if arguments.utilization == 0:
@@ -42,9 +42,9 @@ def main() -> None:
     config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before imports that take seconds
     from ovd.jobs.predict_cost import Hardware, predict_cost
 
-    hardware = Hardware.of_config(
+    hardware = Hardware.from_config(
         config, gpus=arguments.gpus, peak_tflops=arguments.peak_tflops, utilization=arguments.utilization
     )
     predicted = predict_cost(config, hardware, height=arguments.height)
     print(f"{arguments.config}: {config.clip.name}, {predicted.height} x {predicted.width} px")
-    print(predicted.words)
+    print(predicted.summary)

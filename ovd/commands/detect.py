@@ -32,10 +32,10 @@ from ovd.choices import DetectionForm
 from ovd.cli import EXIT_BAD_INPUT
 from ovd.commands.arguments import (
     add_detector_options,
-    load_asked,
-    number_between_0_and_1,
-    number_from_0_to_1,
-    positive_number,
+    closed_fraction,
+    load_requested_detector,
+    open_fraction,
+    positive_int,
 )
 from ovd.data.images.media import find_media, is_video
 from ovd.files import refuse_missing_run
@@ -45,7 +45,7 @@ if TYPE_CHECKING:  # imports torch, which takes seconds
     from ovd.jobs.queries import Query
 
 
-def asked_classes(arguments: argparse.Namespace) -> "list[Query]":
+def requested_queries(arguments: argparse.Namespace) -> "list[Query]":
     """Return the queries of --classes and --classes-file.
 
     Raises:
@@ -60,11 +60,11 @@ def asked_classes(arguments: argparse.Namespace) -> "list[Query]":
     for name in map(str.strip, (arguments.classes or "").split(",")):
         if os.path.isfile(name):  # False for words too long for a file name
             warn(f"{name} is a file; names are read from it with --classes-file {name}")
-    asked = read_queries(arguments.classes, arguments.classes_file)
-    if not asked:
+    queries = read_queries(arguments.classes, arguments.classes_file)
+    if not queries:
         where = arguments.classes_file or f"--classes {arguments.classes!r}"
         raise ValueError(f"{where} has no class name; write it as --classes 'umbrella, anchor'")
-    return asked
+    return queries
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,23 +82,21 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="trained detector (%(default)s)")
     add_detector_options(parser)
+    parser.add_argument("--threshold", type=closed_fraction, help="minimum score shown (default: the detector's own)")
     parser.add_argument(
-        "--threshold", type=number_from_0_to_1, help="minimum score shown (default: the detector's own)"
-    )
-    parser.add_argument(
-        "--top", type=positive_number, default=100, help="maximum number of boxes per picture (%(default)s)"
+        "--top", type=positive_int, default=100, help="maximum number of boxes per picture (%(default)s)"
     )
     parser.add_argument("--overlapping", action="store_true", help="show every box above the threshold (default: of "
                         "boxes that overlap by IoU 0.5 only the best, whatever their classes)")  # fmt: skip
     parser.add_argument("--track", action="store_true", help="number the objects of a video through its frames")
     parser.add_argument(
         "--prefilter",
-        type=number_between_0_and_1,
+        type=open_fraction,
         metavar="SHARE",
         help="score all names at this share of a picture's points only, such as 0.15: faster with tens of thousands of "
         "names, and nearly the same boxes (default: the run's eval.prefilter, or all points)",
     )
-    parser.add_argument("--threads", type=positive_number, help="CPU threads (default: torch's own choice)")
+    parser.add_argument("--threads", type=positive_int, help="CPU threads (default: torch's own choice)")
     parser.add_argument(
         "--write",
         choices=get_args(DetectionForm),
@@ -119,23 +117,23 @@ def main() -> None:
     refuse_missing_run(arguments.run)
     import torch
 
-    from ovd.jobs.detect import read_examples
+    from ovd.jobs.detect import preload_examples
     from ovd.jobs.detect_output import output_for
-    from ovd.jobs.detect_queries import Search, detect_queries
-    from ovd.jobs.queries import with_examples
+    from ovd.jobs.detect_queries import DetectJob, detect_queries
+    from ovd.jobs.queries import add_examples
     from ovd.predictor import Predictor
 
-    asked, sources = asked_classes(arguments), find_media(arguments.sources)
+    queries, sources = requested_queries(arguments), find_media(arguments.sources)
     if arguments.track and not any(map(is_video, sources)):
         raise ValueError("--track needs a video, and no source is one")
-    queries = with_examples(asked, arguments.prompt)
-    read_examples([query.prompt for query in queries])
+    queries = add_examples(queries, arguments.prompt)
+    preload_examples([query.prompt for query in queries])
     output = output_for(arguments.write, arguments.output, sources, [query.name for query in queries])
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    predictor = Predictor(load_asked(arguments), size=arguments.size, prefilter=arguments.prefilter)
+    predictor = Predictor(load_requested_detector(arguments), size=arguments.size, prefilter=arguments.prefilter)
     is_data = arguments.write == "lines" and arguments.output is None  # standard output has JSON lines alone
-    search = Search(
+    search = DetectJob(
         sources,
         queries,
         output,
@@ -146,8 +144,8 @@ def main() -> None:
         prints_boxes=not is_data,
     )
     result = detect_queries(predictor, search)
-    print(result.words, file=sys.stderr if is_data else sys.stdout)
-    for line in result.unread():
+    print(result.summary, file=sys.stderr if is_data else sys.stdout)
+    for line in result.unread_lines():
         print(line, file=sys.stderr)
-    if result.has_read_nothing:
+    if result.has_no_readable_source:
         raise SystemExit(EXIT_BAD_INPUT)

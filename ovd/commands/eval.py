@@ -18,13 +18,19 @@ from pathlib import Path
 from typing import get_args
 
 from ovd.choices import DataFormatName, Engine
-from ovd.commands.arguments import add_detector_options, add_format_options, format_options, load_asked, positive_number
+from ovd.commands.arguments import (
+    add_detector_options,
+    add_format_options,
+    format_options,
+    load_requested_detector,
+    positive_int,
+)
 from ovd.evaluation.note import EvaluationNote
 from ovd.evaluation.run import evaluate_results_file
 from ovd.files import refuse_missing_run
 from ovd.jobs.evaluation_subject import EvaluationSubject
 
-OF_A_RUN = ("expert", "same_place", "nearest", "onnx", "size", "device")
+RUN_OPTIONS = ("expert", "same_place", "nearest", "onnx", "size", "device")
 """Options that need a run, and cannot be used with a results file."""
 
 
@@ -43,14 +49,14 @@ def main() -> None:
                         "RUN/eval-NAMES with another data set, experts or size)")  # fmt: skip
     parser.add_argument("--html", action="store_true", help="also write report.html, one page that needs no network: "
                         "classes, curves, confused names, best and worst images")  # fmt: skip
-    parser.add_argument("--threads", type=positive_number, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--threads", type=positive_int, default=2, help="CPU threads (default: %(default)s)")
     arguments = parser.parse_args()
     if (arguments.run is None) == (arguments.results is None):
         parser.error("give either a RUN or --results FILE")
     if arguments.output is not None and arguments.output.exists() and not arguments.output.is_dir():
         parser.error(f"--output {arguments.output} is a file; give a folder")
     if arguments.results is not None:
-        if useless := [name for name in OF_A_RUN if getattr(arguments, name)]:
+        if useless := [name for name in RUN_OPTIONS if getattr(arguments, name)]:
             options = ", ".join("--" + name.replace("_", "-") for name in useless)
             parser.error(f"{options} cannot be used with --results: they need a RUN")
         if arguments.annotations is None or arguments.format is None:
@@ -82,24 +88,24 @@ def main() -> None:
     from ovd.distributed import process_group  # here, since importing torch takes seconds
 
     with process_group():
-        evaluate_run_of(arguments, subject)
+        evaluate_from_arguments(arguments, subject)
 
 
-def evaluate_run_of(arguments: argparse.Namespace, subject: EvaluationSubject) -> None:
+def evaluate_from_arguments(arguments: argparse.Namespace, subject: EvaluationSubject) -> None:
     """Evaluate the run on the given data set, or on its validation set."""
     import torch  # here, since a results file needs none of these, which take seconds to import
 
     from ovd.build.data import load_evaluation_index
     from ovd.distributed import is_main
-    from ovd.jobs.evaluate import claim_folder, evaluate_run
+    from ovd.jobs.evaluate import evaluate_run, prepare_output
 
     torch.set_num_threads(arguments.threads)
     output = arguments.output or arguments.run / subject.folder_name
-    trained = load_asked(arguments)
+    trained = load_requested_detector(arguments)
     index = None
     if subject.annotations is not None and subject.format is not None:
         index = load_evaluation_index(subject.annotations, subject.images, subject.format, options=subject.options)
-    claim_folder(output, subject.noted())
+    prepare_output(output, subject.recorded_options())
     evaluate_run(
         trained,
         output=output,
@@ -108,7 +114,7 @@ def evaluate_run_of(arguments: argparse.Namespace, subject: EvaluationSubject) -
         size=subject.size,
         html=arguments.html,
         onnx=subject.onnx,
-        note=EvaluationNote(options=subject.noted()),
+        note=EvaluationNote(options=subject.recorded_options()),
     )
     if not is_main():
         return

@@ -33,7 +33,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command in ("check", "who"):
         refuse_missing_run(arguments.run)
-    from ovd.jobs.experts import check_expert, describe_expert, format_answerers, remove_expert
+    from ovd.jobs.experts import check_expert, describe_expert, format_routing, remove_expert
     from ovd.jobs.queries import read_queries
 
     if arguments.command == "list":
@@ -45,6 +45,6 @@ def main() -> None:
             print(f"{folder}: whole, and an expert of {arguments.run}")
     elif arguments.command == "who":
         names = [query.name for query in read_queries(arguments.classes)]
-        print(format_answerers(arguments.run, arguments.experts, names))
+        print(format_routing(arguments.run, arguments.experts, names))
     else:
         print(f"removed {remove_expert(arguments.expert)}")

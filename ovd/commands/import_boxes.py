@@ -44,4 +44,4 @@ def main() -> None:
         options=format_options(arguments),
         crowds_as_objects=arguments.crowds_as_objects,
     )
-    print(imported.words)
+    print(imported.summary)

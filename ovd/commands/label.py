@@ -18,10 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from ovd.choices import ExportFormatName
-from ovd.commands.arguments import add_detector_options, load_asked, number_from_0_to_1, positive_number, whole_number
+from ovd.commands.arguments import (
+    add_detector_options,
+    closed_fraction,
+    load_requested_detector,
+    nonnegative_int,
+    positive_int,
+)
 from ovd.data.export.boxes import check_files, check_names
 from ovd.data.export.label_studio import LOCAL_FILES
-from ovd.data.images.files import images_at, name_below
+from ovd.data.images.files import collect_images, name_below
 from ovd.files import refuse_missing_run
 from ovd.jobs.label_output import LabelOutput
 
@@ -41,17 +47,17 @@ def _arguments() -> argparse.Namespace:
     add_detector_options(parser)
     parser.add_argument("--output", type=Path, required=True, help="file or folder to write; must not exist")
     parser.add_argument("--to", choices=get_args(ExportFormatName), default="coco", help="format (%(default)s)")
-    parser.add_argument("--threshold", type=number_from_0_to_1, help="minimum score (default: the detector's own)")
+    parser.add_argument("--threshold", type=closed_fraction, help="minimum score (default: the detector's own)")
     parser.add_argument("--overlapping", action="store_true", help="keep every box above the threshold (default: of "
                         "boxes that overlap by IoU 0.5 only the best, whatever their names)")  # fmt: skip
-    parser.add_argument("--review", type=whole_number, default=200, metavar="N",
+    parser.add_argument("--review", type=nonnegative_int, default=200, metavar="N",
                         help="boxes shown on the page to review; 0 for no page (%(default)s)")  # fmt: skip
     parser.add_argument("--copy-images", action="store_true", help="yolo: copy the images instead of linking to them")
     parser.add_argument("--image-url", default=LOCAL_FILES, metavar="PREFIX",
                         help="label_studio: what stands before an image's name (%(default)s)")  # fmt: skip
-    parser.add_argument("--batch-size", type=positive_number, default=8, help="images at a time (%(default)s)")
-    parser.add_argument("--workers", type=whole_number, default=2, help="processes that read images (%(default)s)")
-    parser.add_argument("--threads", type=positive_number, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive_int, default=8, help="images at a time (%(default)s)")
+    parser.add_argument("--workers", type=nonnegative_int, default=2, help="processes that read images (%(default)s)")
+    parser.add_argument("--threads", type=positive_int, default=2, help="CPU threads (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.copy_images and arguments.to != "yolo":
         parser.error("--copy-images needs --to yolo")
@@ -61,7 +67,7 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def asked_classes(arguments: argparse.Namespace) -> "list[Query]":
+def requested_queries(arguments: argparse.Namespace) -> "list[Query]":
     """Return the queries of --classes or --classes-file.
 
     Raises:
@@ -79,7 +85,7 @@ def asked_classes(arguments: argparse.Namespace) -> "list[Query]":
 
 def main() -> None:
     arguments = _arguments()
-    queries = asked_classes(arguments)
+    queries = requested_queries(arguments)
     output = LabelOutput(
         arguments.output,
         arguments.to,
@@ -88,24 +94,24 @@ def main() -> None:
         copy_images=arguments.copy_images,
         image_url=arguments.image_url,
     )
-    output.make_room()
-    root, paths = images_at(arguments.images, recursive=arguments.recursive)
+    output.prepare_folder()
+    root, paths = collect_images(arguments.images, recursive=arguments.recursive)
     check_files([name_below(root, path) for path in paths], arguments.to)
 
     import torch
 
-    from ovd.data.loading.loader import Loading
-    from ovd.jobs.label import Labelling, label_into_files
+    from ovd.data.loading.loader import LoaderOptions
+    from ovd.jobs.label import LabelJob, label_into_files
 
     torch.set_num_threads(arguments.threads)
-    labelling = Labelling(
+    labelling = LabelJob(
         root,
         paths,
         queries,
         output,
-        Loading(arguments.batch_size, arguments.workers),
+        LoaderOptions(arguments.batch_size, arguments.workers),
         threshold=arguments.threshold,
         overlapping=arguments.overlapping,
         size=arguments.size,
     )
-    print(label_into_files(load_asked(arguments), labelling).words)
+    print(label_into_files(load_requested_detector(arguments), labelling).summary)

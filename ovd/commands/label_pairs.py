@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from ovd.choices import QuerySource, Templates
-from ovd.commands.arguments import add_expert_options, expert_group, positive_number
+from ovd.commands.arguments import add_expert_options, expert_group, positive_int
 from ovd.config.labelling import LabelOptions
 from ovd.config_files import parse_config
 from ovd.files import refuse_missing_run
@@ -54,9 +54,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--max-boxes", type=int, default=DEFAULTS.max_boxes,
                         help="an image keeps so many boxes, the best ones, and beside them the best of each of its "
                         "texts (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--size", type=positive_number, help="longest image side in pixels (default: as trained)")
+    parser.add_argument("--size", type=positive_int, help="longest image side in pixels (default: as trained)")
     parser.add_argument("--batch-size", type=int, default=DEFAULTS.batch_size, help="default: %(default)s")
-    parser.add_argument("--shards", type=positive_number, metavar="N", help="label the first N shards only (default: "
+    parser.add_argument("--shards", type=positive_int, metavar="N", help="label the first N shards only (default: "
                         "all)")  # fmt: skip
     parser.add_argument("--skip-unreadable", action="store_true",
                         help="go on past images that cannot be read, however many; they are counted (default: 100 in a "
@@ -66,11 +66,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--world", type=int, help="number of workers (default: WORLD_SIZE of the environment, else 1)")
     parser.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help="label on a Ray cluster: `auto` for "
                         "the one that this machine belongs to; without an address one is started here")  # fmt: skip
-    parser.add_argument("--workers", type=positive_number, metavar="N", help="for --ray: actors (default: one per GPU; "
+    parser.add_argument("--workers", type=positive_int, metavar="N", help="for --ray: actors (default: one per GPU; "
                         "without GPUs one per --threads cores)")  # fmt: skip
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained; under torchrun the GPU "
                         "LOCAL_RANK)")  # fmt: skip
-    parser.add_argument("--threads", type=positive_number, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--threads", type=positive_int, default=2, help="CPU threads (default: %(default)s)")
     return parser.parse_args()
 
 
@@ -107,7 +107,7 @@ def label_request(arguments: argparse.Namespace, options: LabelOptions) -> "Labe
     )
 
 
-def label_here(arguments: argparse.Namespace, options: LabelOptions) -> str:
+def label_locally(arguments: argparse.Namespace, options: LabelOptions) -> str:
     """Label the shards of this process, and return a summary."""
     import torch
 
@@ -156,5 +156,5 @@ def main() -> None:
         raise ValueError("--workers needs --ray; without it, start one process for each --rank of --world")
     refuse_missing_run(arguments.run)
     options = label_options(arguments)
-    done = label_here(arguments, options) if arguments.ray is None else label_on_cluster(arguments, options)
+    done = label_locally(arguments, options) if arguments.ray is None else label_on_cluster(arguments, options)
     print(f"{arguments.output}: {done}")

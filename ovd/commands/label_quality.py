@@ -12,8 +12,8 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from ovd.commands.arguments import number_from_0_to_1
-from ovd.files import make_folder_of, write_json
+from ovd.commands.arguments import closed_fraction
+from ovd.files import make_parent_folder, write_json
 from ovd.jobs.label_quality import label_quality
 from ovd.selftrain.quality import format_quality
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--annotations", type=Path, help="LVIS file with the names' synonyms and frequencies")
     parser.add_argument(
         "--thresholds",
-        type=number_from_0_to_1,
+        type=closed_fraction,
         nargs="+",
         default=[0.0, 0.05, 0.1, 0.2, 0.3, 0.5],
         help="default: %(default)s",
@@ -34,7 +34,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     if arguments.output is not None:
-        make_folder_of(arguments.output)
+        make_parent_folder(arguments.output)
     found = label_quality(arguments.labels, arguments.pairs, arguments.annotations, thresholds=arguments.thresholds)
     print(format_quality(found.rows))
     print(f"{found.num_pairs} pairs; {found.num_left_out} more left out, whose true objects are not known")

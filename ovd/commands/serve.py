@@ -15,7 +15,13 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from ovd.commands.arguments import add_detector_options, load_asked, number_above_0, number_from_0, positive_number
+from ovd.commands.arguments import (
+    add_detector_options,
+    load_requested_detector,
+    nonnegative_float,
+    positive_float,
+    positive_int,
+)
 from ovd.files import refuse_missing_run
 from ovd.serve.hosts import host_name, is_address, is_loopback, known_hosts
 from ovd.serve.limits import Limits
@@ -42,28 +48,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_detector_options(parser)
     parser.add_argument(
-        "--batch", type=positive_number, default=Settings.batch, help="largest batch of images (%(default)s)"
+        "--batch", type=positive_int, default=Settings.batch, help="largest batch of images (%(default)s)"
     )
     parser.add_argument(
-        "--gather-ms", type=number_from_0, default=Settings.gather_ms, help="time to fill a batch, in ms (%(default)s)"
+        "--gather-ms",
+        type=nonnegative_float,
+        default=Settings.gather_ms,
+        help="time to fill a batch, in ms (%(default)s)",
     )
     parser.add_argument(
-        "--megabytes", type=number_above_0, default=DEFAULTS.megabytes, help="largest picture file (%(default)s)"
+        "--megabytes", type=positive_float, default=DEFAULTS.megabytes, help="largest picture file (%(default)s)"
     )
     parser.add_argument(
-        "--megapixels", type=number_above_0, default=DEFAULTS.megapixels, help="largest picture (%(default)s)"
+        "--megapixels", type=positive_float, default=DEFAULTS.megapixels, help="largest picture (%(default)s)"
     )
     parser.add_argument(
-        "--names", type=positive_number, default=DEFAULTS.names, help="most names in a request (%(default)s)"
+        "--names", type=positive_int, default=DEFAULTS.names, help="most names in a request (%(default)s)"
     )
     parser.add_argument(
         "--waiting",
-        type=positive_number,
+        type=positive_int,
         default=DEFAULTS.waiting,
         help="length of the queue; beyond it 503 (%(default)s)",
     )
     parser.add_argument(
-        "--seconds", type=number_above_0, default=DEFAULTS.answer_seconds, help="time limit of a request (%(default)s)"
+        "--seconds", type=positive_float, default=DEFAULTS.answer_seconds, help="time limit of a request (%(default)s)"
     )
     return parser
 
@@ -101,8 +110,8 @@ def main() -> None:
     if missing := [package for package in _PACKAGES if find_spec(package) is None]:
         raise ValueError(f"ovd serve needs {', '.join(missing)}: pip install 'ovd[serve]'")
     refuse_missing_run(arguments.run)
-    from ovd.serve.answerer import Answerer
     from ovd.serve.app import build_app
+    from ovd.serve.detection_service import DetectionService
     from ovd.serve.server import address, open_socket, run_server
 
     limits = Limits(
@@ -112,12 +121,12 @@ def main() -> None:
         waiting=arguments.waiting,
         answer_seconds=arguments.seconds,
     )
-    trained = load_asked(arguments)
-    answerer = Answerer(trained, size=arguments.size)
-    answerer.warm_up()
+    trained = load_requested_detector(arguments)
+    service = DetectionService(trained, size=arguments.size)
+    service.warm_up()
     settings = Settings(
         model=arguments.run.resolve().name,
-        threshold=answerer.inference.shown_threshold,
+        threshold=service.inference.shown_threshold,
         hosts=known_hosts(arguments.host, more=arguments.allow_host),
         any_address=not is_loopback(arguments.host),
         batch=arguments.batch,
@@ -126,6 +135,6 @@ def main() -> None:
     )
     write_line = partial(print, flush=True)
     listening = open_socket(arguments.host, arguments.port)
-    write_line(f"{arguments.run} on {answerer.inference.device}: {address(listening)} (Ctrl-C ends)")
-    run_server(build_app(answerer, settings, write_line=write_line), listening, limits)
+    write_line(f"{arguments.run} on {service.inference.device}: {address(listening)} (Ctrl-C ends)")
+    run_server(build_app(service, settings, write_line=write_line), listening, limits)
     write_line("stopped")

@@ -10,9 +10,9 @@ same split; both parts keep all categories.
 import argparse
 from pathlib import Path
 
-from ovd.first_of import first_of
+from ovd.format_count import format_count
 from ovd.jobs.split import split_annotations
-from ovd.number_of import number_of
+from ovd.join_first import join_first
 from ovd.warn import warn
 
 
@@ -38,9 +38,9 @@ def main() -> None:
         xyxy=arguments.xyxy,
     )
     for part in parts:
-        images, annotations = number_of(part.num_images, "image"), number_of(part.num_annotations, "annotation")
+        images, annotations = format_count(part.num_images, "image"), format_count(part.num_annotations, "annotation")
         print(f"{part.file}: {images}, {annotations}")
     for part in parts:
-        if part.only_here:
-            classes = number_of(len(part.only_here), "class", "classes")
-            warn(f"{part.file} alone has objects of {classes}: {first_of(part.only_here)}")
+        if part.exclusive_classes:
+            classes = format_count(len(part.exclusive_classes), "class", "classes")
+            warn(f"{part.file} alone has objects of {classes}: {join_first(part.exclusive_classes)}")

@@ -25,7 +25,7 @@ def main() -> None:
     arguments = parse_with_overrides(parser)
     config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before imports that take seconds
     from ovd.build.data import load_training_index
-    from ovd.build.detector import configured_clip
+    from ovd.build.detector import load_configured_clip
     from ovd.build.text import build_class_bank
 
     if config.bank.file is not None:
@@ -36,5 +36,5 @@ def main() -> None:
     else:
         names = tuple(dict.fromkeys(line for _, line in read_lines(arguments.classes)))
         synonyms = ((),) * len(names)
-    bank = build_class_bank(config, configured_clip(config.clip), names, synonyms)
+    bank = build_class_bank(config, load_configured_clip(config.clip), names, synonyms)
     print(f"{bank.path}: {len(bank.names)} classes x {bank.variants.num_variants} variants x {bank.variants.dim}")

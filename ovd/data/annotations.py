@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ovd.choices import DataFormatName
 from ovd.data.formats.image_sizes import with_real_sizes
-from ovd.data.formats.known import FORMATS, check_options
 from ovd.data.formats.options import NO_OPTIONS, FormatOptions
+from ovd.data.formats.supported import FORMATS, check_options
 from ovd.data.formats.table import AnnotationTable, ReadRequest, available_part, index_of, truth_of
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
@@ -34,7 +34,7 @@ def load_annotations(
             data.yaml, or a folder of labels with its classes.txt (YOLO).
         images: image folder; data/README.md says which one for each format. None leaves the image paths relative, for
             work that needs no pixels; YOLO then takes the folder from data.yaml.
-        format: key of `ovd.data.formats.known.FORMATS`.
+        format: key of `ovd.data.formats.supported.FORMATS`.
         report: counts repairs and skips; by default they are not reported.
         options: settings of the format besides the paths.
         with_truth: whether the index carries its ground truth, for evaluation. It is then an error if the size of an

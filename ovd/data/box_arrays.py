@@ -4,7 +4,7 @@ import numpy as np
 
 from ovd.shapes import Float, Int64
 
-_COMPARED_AT_A_TIME = 2**20
+_MAX_PAIRS_PER_CHUNK = 2**20
 """Approximate number of box pairs whose IoU is computed at a time, which bounds memory."""
 
 
@@ -34,15 +34,15 @@ def overlaps(
     boxes: Float[np.ndarray, "K 4"],
     scores: Float[np.ndarray, " K"],
     *,
-    least_iou: float,
+    min_iou: float,
 ) -> tuple[Int64[np.ndarray, " E"], Int64[np.ndarray, " E"], Float[np.ndarray, " E"]]:
     """Find all pairs of a box and a true box of the same group that overlap enough.
 
-    A group is an image, or one class of an image. About `_COMPARED_AT_A_TIME` pairs are compared at a time, however
+    A group is an image, or one class of an image. About `_MAX_PAIRS_PER_CHUNK` pairs are compared at a time, however
     many boxes a group has.
 
     Args:
-        least_iou: smallest IoU of a pair that is returned.
+        min_iou: smallest IoU of a pair that is returned.
 
     Returns:
         For each pair, the row in `boxes`, the row in `true_boxes` and the IoU. Pairs are sorted by group, then by
@@ -53,14 +53,14 @@ def overlaps(
     some = np.flatnonzero(end > first)
     some = some[np.lexsort([-scores[some], groups[some]])]
     counts = (end - first)[some]
-    part_of = np.cumsum(counts) // _COMPARED_AT_A_TIME
+    part_of = np.cumsum(counts) // _MAX_PAIRS_PER_CHUNK
     found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
     for part in np.split(np.arange(len(some)), np.flatnonzero(np.diff(part_of)) + 1):
         rows = np.repeat(some[part], counts[part])
         offsets = np.arange(len(rows)) - np.repeat(np.cumsum(counts[part]) - counts[part], counts[part])
         true_rows = true_order[first[rows] + offsets]
         iou = paired_iou(boxes[rows], true_boxes[true_rows])
-        near = iou >= least_iou
+        near = iou >= min_iou
         found.append((rows[near], true_rows[near], iou[near]))
     rows, true_rows, iou = map(np.concatenate, zip(*found, strict=True))
     return rows, true_rows, iou

@@ -14,7 +14,7 @@ from ovd.data.pairs.pair import caption_fault
 from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataReport
 from ovd.fault import Fault
-from ovd.number_of import number_of
+from ovd.format_count import format_count
 from ovd.progress import progress
 from ovd.shapes import Int64
 from ovd.threads import map_ahead
@@ -65,7 +65,9 @@ def check_images(
     is_lost = ~is_usable[index.boxes.images_of_values()]
     if left_out is not None:
         is_lost[left_out] = False
-    report.left_out_with_images(int(is_lost.sum()) + int((~is_usable[index.crowd_boxes.images_of_values()]).sum()))
+    report.count_left_out_with_images(
+        int(is_lost.sum()) + int((~is_usable[index.crowd_boxes.images_of_values()]).sum())
+    )
     return usable
 
 
@@ -112,10 +114,10 @@ def describe(index: AnnotationIndex, report: DataReport, usable: AnnotationIndex
     sides = f", {index.image_sizes.min()} to {index.image_sizes.max()} px a side" if len(index) else ""
     empty = int((np.diff(index.boxes.offsets) == 0).sum())
     objects, crowds = len(index.boxes.values), len(index.crowd_boxes.values)
-    classes = f"{number_of(len(counts), 'class', 'classes')}{f' ({groups})' if groups else ''}"
+    classes = f"{format_count(len(counts), 'class', 'classes')}{f' ({groups})' if groups else ''}"
     lines = [
-        f"{number_of(len(index), 'image')}{sides}, {empty:,} of them without objects",
-        f"{number_of(objects, 'object')} and {number_of(crowds, 'crowd region')}",
+        f"{format_count(len(index), 'image')}{sides}, {empty:,} of them without objects",
+        f"{format_count(objects, 'object')} and {format_count(crowds, 'crowd region')}",
         f"{classes}, {without:,} of them without objects",
         "",
         *describe_findings(report),
@@ -140,8 +142,8 @@ def _count(found: Found, report: DataReport) -> bool:
     """Count the faults of a sample, and return whether it can be used."""
     for kind, fault in found:
         if kind == "skipped":
-            report.skipped(*fault)
+            report.count_skipped(*fault)
             return False
-        report.repaired(*fault)
-    report.used()
+        report.count_repaired(*fault)
+    report.count_used()
     return True

@@ -7,7 +7,7 @@ import numpy as np
 
 from ovd.data.index import AnnotationIndex
 from ovd.data.vocabulary import check_no_leak, keep_classes
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 
 # fmt: off
 BASE = frozenset({
@@ -60,5 +60,5 @@ def _rows(index: AnnotationIndex, names: frozenset[str]) -> np.ndarray:
     found = {category.name: row for row, category in enumerate(index.categories)}
     missing = sorted(names - found.keys())
     if missing:
-        raise ValueError(f"{index.path} is no COCO file with all 80 classes: it lacks {first_of(missing)}")
+        raise ValueError(f"{index.path} is no COCO file with all 80 classes: it lacks {join_first(missing)}")
     return np.array(sorted(found[name] for name in names), dtype=np.int64)

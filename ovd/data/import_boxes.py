@@ -12,14 +12,14 @@ from ovd.data.formats.box_csv import read_box_csv
 from ovd.data.formats.cvat import read_cvat
 from ovd.data.formats.image_names import check_images_exist, which_exist
 from ovd.data.formats.image_sizes import with_real_sizes
-from ovd.data.formats.known import FORMATS, DataFormat, check_options
 from ovd.data.formats.labelme import read_labelme
 from ovd.data.formats.open_images import read_open_images
 from ovd.data.formats.options import NO_OPTIONS, FormatOptions
+from ovd.data.formats.supported import FORMATS, DataFormat, check_options
 from ovd.data.formats.table import AnnotationTable, ReadRequest, available_part, checked_areas, clean_boxes, with_images
 from ovd.data.formats.via import read_via
 from ovd.data.report import DataReport
-from ovd.files import make_folder_of, refuse_existing, write_json
+from ovd.files import make_parent_folder, refuse_existing, write_json
 
 ROBOFLOW_NAME = "_annotations.coco.json"
 
@@ -86,8 +86,8 @@ def import_boxes(
     check_images_exist(table.path, table.image_files, table.images_root, all_needed=False, has_option=has_option)
     are_there = np.array(which_exist(table.image_files, table.images_root), dtype=bool)
     for row in np.flatnonzero(~are_there).tolist():
-        report.skipped("F8", f"{table.images_root / table.image_files[row]}: file is missing")
-    report.skipped_with_images(int((~are_there[table.image_of_object]).sum()))
+        report.count_skipped("F8", f"{table.images_root / table.image_files[row]}: file is missing")
+    report.count_skipped_with_images(int((~are_there[table.image_of_object]).sum()))
     return ImportedBoxes(_content(with_images(table, are_there), report), table.images_root)
 
 
@@ -98,7 +98,7 @@ def write_boxes(path: Path, imported: ImportedBoxes) -> None:
         ValueError: the file exists, or its folder cannot be made or written to.
     """
     refuse_existing(path)
-    make_folder_of(path)
+    make_parent_folder(path)
     write_json(path, imported.content, indent=None)
 
 

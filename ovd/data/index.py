@@ -40,7 +40,7 @@ class Labels:
         no_boxes, nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
         return cls(no_boxes, nothing, no_boxes, nothing, nothing, nothing)
 
-    def moved(self, move: Callable[[Float32[np.ndarray, "K 4"]], Float32[np.ndarray, "K 4"]]) -> "Labels":
+    def map_boxes(self, move: Callable[[Float32[np.ndarray, "K 4"]], Float32[np.ndarray, "K 4"]]) -> "Labels":
         """Return the labels with all boxes, crowd regions included, mapped by `move`."""
         return replace(self, boxes=move(self.boxes), crowd_boxes=move(self.crowd_boxes))
 
@@ -79,7 +79,7 @@ class Ragged:
     offsets: Int64[np.ndarray, " N_plus_1"]
 
     @classmethod
-    def of(cls, values: np.ndarray, counts: Int64[np.ndarray, " N"] | Sequence[int]) -> "Ragged":
+    def from_rows(cls, values: np.ndarray, counts: Int64[np.ndarray, " N"] | Sequence[int]) -> "Ragged":
         """Build from the concatenated rows of all images and the number of rows of each image."""
         return cls(values, np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)]))
 
@@ -93,7 +93,7 @@ class Ragged:
     def select(self, selected: Bool[np.ndarray, " M"]) -> "Ragged":
         """Return only the selected rows of `values`; the number of images stays the same."""
         counts = np.bincount(self.images_of_values()[selected], minlength=len(self.offsets) - 1)
-        return Ragged.of(self.values[selected], counts)
+        return Ragged.from_rows(self.values[selected], counts)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class AnnotationIndex:
 
     path: Path
     format: DataFormatName
-    """Key of `ovd.data.formats.known.FORMATS`, which determines how the data set is evaluated."""
+    """Key of `ovd.data.formats.supported.FORMATS`, which determines how the data set is evaluated."""
     categories: tuple[Category, ...]
     images_root: Path | None
     image_ids: Int64[np.ndarray, " N"]
@@ -151,7 +151,7 @@ class AnnotationIndex:
 
         def taken(ragged: Ragged) -> Ragged:
             kept = np.isin(ragged.images_of_values(), images)
-            return Ragged.of(ragged.values[kept], np.diff(ragged.offsets)[images])
+            return Ragged.from_rows(ragged.values[kept], np.diff(ragged.offsets)[images])
 
         labels: dict[str, Any] = {name: taken(ragged) for name, ragged in self._labels().items()}
         return replace(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from ovd.fault import Fault
 from ovd.files import write_json
-from ovd.number_of import number_of
+from ovd.format_count import format_count
 from ovd.warn import warn
 
 if TYPE_CHECKING:  # imports torch, which evaluating a results file does not need
@@ -78,41 +78,41 @@ class DataReport:
         self._used: Counter[Unit] = Counter()
         self._num_boxes_of_skipped = 0
         self._skipped_in_a_row: Counter[Unit] = Counter()
-        self._most_in_a_row: Counter[Unit] = Counter()
+        self._max_skipped_in_a_row: Counter[Unit] = Counter()
         self._counts: Counter[Finding] = Counter()
         self._skipped_records: dict[str, set[str]] = {}
         self._first: dict[Finding, list[str]] = {}
 
-    def used(self, count: int = 1, *, unit: Unit = "sample") -> None:
+    def count_used(self, count: int = 1, *, unit: Unit = "sample") -> None:
         """Count samples or boxes that will be used, repaired ones included."""
         if count:
             self._used[unit] += count
             self._skipped_in_a_row[unit] = 0
 
-    def looked_at(self) -> None:
+    def end_skip_streak(self) -> None:
         """End a row of skips at a usable sample, which is counted as used when it is loaded."""
         self._skipped_in_a_row["sample"] = 0
 
-    def repaired(self, code: str, where: str) -> None:
+    def count_repaired(self, code: str, where: str) -> None:
         """Count a deterministic repair; `where` names the file and record and describes the repair."""
         self._count(Finding(code, "repaired"), where)
 
-    def skipped(self, code: str, where: str) -> None:
+    def count_skipped(self, code: str, where: str) -> None:
         """Count a sample or box that is left out; `where` names the file and record and gives the reason."""
         self._count(Finding(code, "skipped"), where)
         self._skipped_records.setdefault(code, set()).add(where)
         unit = _unit(code)
         self._skipped_in_a_row[unit] += 1
-        self._most_in_a_row[unit] = max(self._most_in_a_row[unit], self._skipped_in_a_row[unit])
+        self._max_skipped_in_a_row[unit] = max(self._max_skipped_in_a_row[unit], self._skipped_in_a_row[unit])
 
-    def noticed(self, code: str, where: str) -> None:
+    def count_noticed(self, code: str, where: str) -> None:
         """Count a possible mistake in data that is used as it is, and warn of the first; `where` describes it."""
         finding = Finding(code, "noticed")
         self._count(finding, where)
         if self._counts[finding] == 1:
             warn(f"{where}", code=code)
 
-    def left_out_at_size(self, code: str, count: int, first: list[str]) -> None:
+    def count_left_out_at_size(self, code: str, count: int, first: list[str]) -> None:
         """Count sound boxes that cannot be used at the training size of the images, and warn.
 
         The boxes were counted as used before. Unlike `skipped` boxes, they never stop a run by their number, since a
@@ -126,26 +126,26 @@ class DataReport:
         finding = Finding(code, "left out at this size")
         self._counts[finding] += count
         are = "is" if count == 1 else "are"
-        warn(f"{number_of(count, 'object')} {are} left out at this size; the first: {first[0]}", code=code)
+        warn(f"{format_count(count, 'object')} {are} left out at this size; the first: {first[0]}", code=code)
         for where in first:
             self._keep(finding, where)
 
-    def left_out_with_images(self, count: int) -> None:
+    def count_left_out_with_images(self, count: int) -> None:
         """Count the boxes of images that turned out to be left out; the boxes were counted as used before."""
         self._used["box"] -= count
-        self.skipped_with_images(count)
+        self.count_skipped_with_images(count)
 
-    def skipped_with_images(self, count: int) -> None:
+    def count_skipped_with_images(self, count: int) -> None:
         """Count the boxes of left-out images; the boxes were not counted before."""
         self._num_boxes_of_skipped += count
 
     def add_batch(self, batch: "ovd.structures.Batch") -> None:
         """Count a batch's samples as used, and each fault in its `skipped` and `repaired`."""
         for fault in batch.repaired:
-            self.repaired(*fault)
+            self.count_repaired(*fault)
         for fault in batch.skipped:
-            self.skipped(*fault)
-        self.used(len(batch.image_ids))
+            self.count_skipped(*fault)
+        self.count_used(len(batch.image_ids))
 
     def add(self, other: "DataReport") -> None:
         """Add the counts of another report, as if they had been made after those of this one."""
@@ -154,8 +154,8 @@ class DataReport:
         self._counts += other._counts
         for code, skipped in other._skipped_records.items():
             self._skipped_records.setdefault(code, set()).update(skipped)
-        for unit, count in other._most_in_a_row.items():
-            self._most_in_a_row[unit] = max(self._most_in_a_row[unit], count)
+        for unit, count in other._max_skipped_in_a_row.items():
+            self._max_skipped_in_a_row[unit] = max(self._max_skipped_in_a_row[unit], count)
         for finding, records in other._first.items():
             for where in records:
                 self._keep(finding, where)
@@ -210,7 +210,7 @@ class DataReport:
         """
         counts = Counter({code: len(records) for code, records in self._skipped_records.items() if _unit(code) == unit})
         num_skipped = counts.total()
-        in_a_row = self._most_in_a_row[unit]
+        in_a_row = self._max_skipped_in_a_row[unit]
         if in_a_row < _MAX_SKIPPED_IN_A_ROW and not are_too_many(num_skipped, total):
             return None
         code = counts.most_common(1)[0][0]

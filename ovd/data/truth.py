@@ -13,7 +13,7 @@ from ovd.shapes import Bool, Float64, Int64
 
 
 @dataclass(frozen=True)
-class JudgedImage:
+class TruthImage:
     """One image of a ground truth; the two tuples are LVIS's federated labels, empty for other formats."""
 
     id: int
@@ -31,7 +31,7 @@ class Truth:
     path: Path
     is_federated: bool
     """Whether images carry federated labels and there are no crowds, as in LVIS."""
-    images: tuple[JudgedImage, ...]
+    images: tuple[TruthImage, ...]
     categories: tuple[Category, ...]
     image_ids: Int64[np.ndarray, " R"]
     category_ids: Int64[np.ndarray, " R"]
@@ -73,7 +73,7 @@ class Truth:
         rows = self.category_rows(self.category_ids[~self.crowd])
         return np.bincount(rows, minlength=len(self.categories)).astype(np.int64)
 
-    def only(self, image_ids: Int64[np.ndarray, " I"], category_ids: Int64[np.ndarray, " K"]) -> "Truth":
+    def restrict(self, image_ids: Int64[np.ndarray, " I"], category_ids: Int64[np.ndarray, " K"]) -> "Truth":
         """Return the part of the ground truth that a benchmark evaluates: the given images and classes."""
         kept = np.isin(self.image_ids, image_ids) & np.isin(self.category_ids, category_ids)
         images, categories = set(image_ids.tolist()), set(category_ids.tolist())

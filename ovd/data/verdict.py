@@ -15,7 +15,7 @@ _UNITS: tuple[tuple[Unit, str], ...] = (("sample", "images"), ("box", "boxes"))
 class Verdict:
     """Expected outcome of a training or an evaluation on a data set."""
 
-    words: str
+    summary: str
     """Description in one line."""
     stops: bool
     """Whether the training or evaluation would stop with an error."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from ovd.data.category import Category
 from ovd.data.index import AnnotationIndex, Ragged
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 from ovd.shapes import Int64
 from ovd.text.names import name_key
 
@@ -85,7 +85,7 @@ def check_no_leak(training: Sequence[Category], novel: Sequence[Category]) -> No
     if leaks:
         raise VocabularyLeak(
             f"{len(leaks)} names of novel classes are trained on; remove those training classes or synonyms: "
-            f"{first_of(sorted(leaks), _NUM_NAMED, separator='; ')}"
+            f"{join_first(sorted(leaks), _NUM_NAMED, separator='; ')}"
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from ovd.data.report import DataError, DataReport
-from ovd.distributed import failing_together, on_any_rank, sum_over_ranks, together
+from ovd.distributed import on_any_rank, raise_on_all_ranks, raise_together, sum_over_ranks
 from ovd.engine.checkpoint_writer import CheckpointWriter
 from ovd.engine.signals import StopRequest
 from ovd.engine.step import pad_to_common_size
@@ -33,11 +33,11 @@ def until_stopped(batches: Iterator[Batch], stop: StopRequest) -> Iterator[Batch
 
     The signal that requests it may also kill loader workers; their error is then ignored.
     """
-    of_all = together(batches)
+    of_all = raise_together(batches)
     try:
         while not on_any_rank(stop.received) and (batch := next(of_all, None)) is not None:
             yield batch
-    except (RuntimeError, OSError):  # an OSError on one rank is a RuntimeError on the others (`failing_together`)
+    except (RuntimeError, OSError):  # an OSError on one rank is a RuntimeError on the others (`raise_on_all_ranks`)
         if not on_any_rank(stop.received):
             raise
 
@@ -49,10 +49,10 @@ def first_nonempty_batch(batches: Iterator[Batch], num_samples: int) -> Batch:
         DataError: too many images cannot be read, or none can.
     """
     report = DataReport()
-    for batch in together(batches):
+    for batch in raise_together(batches):
         if int(sum_over_ranks(torch.tensor(len(batch.image_ids)))):
             return pad_to_common_size(batch)
-        with failing_together():
+        with raise_on_all_ranks():
             report.add_batch(batch)
             report.raise_if_too_many(num_samples)
     raise DataError("F9", f"no image could be read; the last: {'; '.join(map(str, batch.skipped[:3]))}")

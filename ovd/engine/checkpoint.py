@@ -31,7 +31,7 @@ from ovd.engine.notes import Notes
 from ovd.engine.optimizer_state import flatten, read_metadata, unflatten
 from ovd.engine.train_state import TrainState
 from ovd.engine.weights_file import check_fit, load_into, load_weights
-from ovd.files import sha256_of, usual_permissions
+from ovd.files import default_permissions, sha256_of
 from ovd.warn import warn
 
 CLIP_FOLDER = "clip"
@@ -168,7 +168,7 @@ def _write(
             return folder
         temporary.mkdir()
         for name, (tensors, metadata) in tensor_files.items():
-            with usual_permissions(temporary / name):
+            with default_permissions(temporary / name):
                 save_file(tensors, temporary / name, metadata=metadata)
         (temporary / _STATE).write_text(state)
         manifest = {name: sha256_of(temporary / name) for name in (*tensor_files, _STATE)}

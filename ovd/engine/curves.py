@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ovd.metric import is_known
 from ovd.visualize.figure import write_figure
-from ovd.visualize.palette import LINES
+from ovd.visualize.palette import PALETTE
 
 GATE_QUANTITIES = {"added": "learned / shortcut", "gate": "mean |gate|", "filter": "mean |filter weight|"}
 """Labels of the quantities in `gate_statistics`, by the name that the log has for them."""
@@ -35,7 +35,7 @@ def draw_training_curves(records: list[dict[str, Any]], image: Path) -> None:
     window = max(1, len(training) // 50)
     _plot_by_name(loss_axes, training, "losses", window=window)
     loss_axes.set_ylabel(f"loss, mean of {window} steps" if window > 1 else "loss")
-    lr_axes.plot([record["step"] for record in training], [record["lr"] for record in training], color=LINES[0])
+    lr_axes.plot([record["step"] for record in training], [record["lr"] for record in training], color=PALETTE[0])
     lr_axes.set_ylabel("learning rate")
     if evaluations:
         _plot_by_name(further_axes[0], evaluations, "metrics", window=1, marker=".")
@@ -59,10 +59,10 @@ def _plot_by_name(axes: Any, records: list[dict[str, Any]], field: str, *, windo
             continue
         steps, values = np.array(points, dtype=float).T
         smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
-        styles, number = divmod(len(axes.lines), len(LINES))
+        styles, number = divmod(len(axes.lines), len(PALETTE))
         style = LINE_STYLES[styles % len(LINE_STYLES)]
-        axes.plot(steps[window - 1 :], smooth, marker=marker, label=name, color=LINES[number], linestyle=style)
-    if len(axes.lines) > len(LINES):
+        axes.plot(steps[window - 1 :], smooth, marker=marker, label=name, color=PALETTE[number], linestyle=style)
+    if len(axes.lines) > len(PALETTE):
         _add_legend_beside(axes)
     elif axes.lines:
         axes.legend(loc="best", fontsize="small")
@@ -79,7 +79,10 @@ def _style_gates(axes: Any) -> None:
     quantities = list(dict.fromkeys(quantity for quantity, _ in names))
     parts = list(dict.fromkeys(part for _, part in names))
     for line, (quantity, part) in zip(axes.lines, names, strict=True):
-        line.set(color=LINES[parts.index(part) % len(LINES)], linestyle=("-", "--", ":")[quantities.index(quantity)])
+        line.set(
+            color=PALETTE[parts.index(part) % len(PALETTE)],
+            linestyle=("-", "--", ":")[quantities.index(quantity)],
+        )
         line.set_label(f"{GATE_QUANTITIES.get(quantity, quantity)}, {part}")
     if axes.lines:
         _add_legend_beside(axes)

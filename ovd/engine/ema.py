@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 
 
 class Ema:
@@ -74,7 +74,7 @@ class Ema:
         """
         if tensors.keys() != self._average.keys():
             different = sorted(tensors.keys() ^ self._average.keys())
-            raise ValueError(f"weight average: names on one side only: {first_of(different, 20)}")
+            raise ValueError(f"weight average: names on one side only: {join_first(different, 20)}")
         for name, tensor in self._average.items():
             tensor.copy_(tensors[name])
         self.num_updates, self._updated = num_updates, None

@@ -17,8 +17,8 @@ from ovd.engine.early_stop import without_early_stop
 from ovd.engine.notes import AveragedCheckpoints
 from ovd.engine.weights_file import load_weights
 from ovd.files import make_folder, sha256_of
-from ovd.first_of import first_of
-from ovd.text.names import are_among
+from ovd.join_first import join_first
+from ovd.text.names import isin_names
 
 _NUM_LISTED = 20
 _TRAINING_ONLY = {"freeze_backbone", "frozen_layers", "recompute", "drop_path"}
@@ -93,7 +93,7 @@ def _trained_classes(first: Checkpoint, second: Checkpoint, weight: float) -> tu
     first_classes, second_classes = first.notes.classes, second.notes.classes
     if weight in (0, 1):
         return second_classes if weight else first_classes
-    known = are_among(first_classes, second_classes)
+    known = isin_names(first_classes, second_classes)
     return (*second_classes, *(name for name, is_known in zip(first_classes, known, strict=True) if not is_known))
 
 
@@ -116,7 +116,7 @@ def interpolate(first: dict[str, Tensor], second: dict[str, Tensor], weight: flo
         elif not one.is_floating_point() and not torch.equal(one, other):
             problems.append(f"{name} is {one.dtype}, which has no average, and differs")
     if problems:
-        named = first_of(problems, _NUM_LISTED, separator="; ")
+        named = join_first(problems, _NUM_LISTED, separator="; ")
         raise ValueError(f"their tensors do not correspond: {named}")
     if weight in (0, 1):  # bit for bit: sums would lose the sign of -0.0
         return dict(second if weight else first)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _TOKENS = {"cls_token", "class_embedding", "reg_token", "latent", "pos_embed", "positional_embedding"}
@@ -74,7 +74,7 @@ def parameter_groups(module: nn.Module, specs: Mapping[str, GroupSpec]) -> list[
                 )
     forgotten = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in owner_of]
     if forgotten:
-        named = first_of(forgotten, 20)
+        named = join_first(forgotten, 20)
         raise ValueError(f"{len(forgotten)} trainable parameters are in no group: {named}; add their module to one")
     return groups
 

@@ -13,7 +13,7 @@ from ovd.choices import AssignmentRule
 from ovd.config.training import PairsConfig, TrainSection
 from ovd.data.loading.buckets import padded_shape
 from ovd.data.loading.padding import pad_images
-from ovd.distributed import largest_over_ranks, smallest_over_ranks, sum_over_ranks, world_size
+from ovd.distributed import max_over_ranks, min_over_ranks, sum_over_ranks, world_size
 from ovd.engine.side_stream import SideStream
 from ovd.engine.step_texts import StepTexts
 from ovd.model.assign import assign
@@ -215,7 +215,7 @@ def backward(
 
 def _parts(num_images: int, accumulate: int) -> list[slice]:
     """Split the images of a batch into non-empty parts, the same number on every rank."""
-    num_parts = min(accumulate, int(smallest_over_ranks(torch.tensor(num_images))))  # ranks may have skipped samples
+    num_parts = min(accumulate, int(min_over_ranks(torch.tensor(num_images))))  # ranks may have skipped samples
     bounds = [num_images * part // num_parts for part in range(num_parts + 1)]
     return [slice(first, last) for first, last in pairwise(bounds)]
 
@@ -246,7 +246,7 @@ def pad_to_common_size(batch: Batch) -> Batch:
 def _shape_over_ranks(batch: Batch) -> tuple[int, int]:
     """Return the height and width that the images of all ranks would be padded to in one batch."""
     own = batch.sizes.amax(dim=0) if batch.image_ids else torch.zeros(2, dtype=torch.int64)
-    height, width, *padded = largest_over_ranks(torch.cat([own, torch.tensor(batch.images.shape[2:])])).tolist()
+    height, width, *padded = max_over_ranks(torch.cat([own, torch.tensor(batch.images.shape[2:])])).tolist()
     # The ranks' batches may be padded to shapes of different groups, and the largest sides of these may be no group's.
     shape = padded_shape(height, width, batch.shapes)
     return shape if shape in batch.shapes else (padded[0], padded[1])

@@ -19,9 +19,9 @@ from ovd.data.report import DataReport
 from ovd.distributed import (
     data_parallel,
     device_of_rank,
-    failing_together,
     is_main,
     on_any_rank,
+    raise_on_all_ranks,
     rank,
     sum_over_ranks,
 )
@@ -114,7 +114,7 @@ def train(
     forward = _wrap_detector(detector, settings, compute)
     early_stop = EarlyStop(settings.patience, checkpoints) if settings.patience else None
     num_steps_left = 0 if is_early_stop_over(checkpoints.notes) else settings.steps - state.step
-    with failing_together():
+    with raise_on_all_ranks():
         run_log = open_log(checkpoints.run_dir, settings.steps, state.step, settings.wandb, checkpoints.config)
     with run_log as log, StopRequest() as stop:
         evaluation = None if evaluate is None else _Evaluation(evaluate, state, averaged, log)

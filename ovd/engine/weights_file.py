@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 
 _NUM_LISTED = 20
 
@@ -51,7 +51,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} contains a {type(weights).__name__} instead of tensors by name; save a state_dict")
     others = [str(name) for name, value in weights.items() if not isinstance(value, Tensor)]
     if others:
-        named = first_of(others, _NUM_LISTED)
+        named = join_first(others, _NUM_LISTED)
         raise ValueError(f"{path} contains more than tensors by name ({named}); save the module's state_dict alone")
     return weights
 
@@ -70,5 +70,5 @@ def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], *, source: Path 
         elif tensor.shape != expected[name].shape:
             problems.append(f"{name} is {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}")
     if problems:
-        named = first_of(problems, _NUM_LISTED, separator="; ")
+        named = join_first(problems, _NUM_LISTED, separator="; ")
         raise ValueError(f"{source} does not fit {type(module).__name__}: {named}")

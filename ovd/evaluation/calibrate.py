@@ -24,7 +24,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from ovd.data.index import AnnotationIndex, Labels
-from ovd.data.loading.loader import Loading
+from ovd.data.loading.loader import LoaderOptions
 from ovd.inference import Inference
 from ovd.model.assign import assign_fcos, nearest_matched_points
 from ovd.model.query_texts import QueryTexts
@@ -65,7 +65,7 @@ def calibrate(
     inference: Inference,
     text: Float[Tensor, "C D"],
     index: AnnotationIndex,
-    loading: Loading,
+    loading: LoaderOptions,
     *,
     held_out: Bool[np.ndarray, " C"],
     is_exhaustive: bool,
@@ -118,7 +118,7 @@ def _fit_bias(
     inference: Inference,
     text: Float[Tensor, "C D"],
     index: AnnotationIndex,
-    loading: Loading,
+    loading: LoaderOptions,
     nearness: Float[Tensor, " C"],
     held_out: Bool[np.ndarray, " C"],
 ) -> float:
@@ -143,7 +143,7 @@ def _fit_bias(
 
 
 def _at_true_boxes(
-    inference: Inference, text: Float[Tensor, "C D"], index: AnnotationIndex, loading: Loading
+    inference: Inference, text: Float[Tensor, "C D"], index: AnnotationIndex, loading: LoaderOptions
 ) -> Iterator[tuple[Float[Tensor, "R C"], Int[Tensor, " R"]]]:
     """Yield the cosines with all names at the points of true boxes, and their classes; boxes without a point are left
     out."""

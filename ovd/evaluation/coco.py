@@ -135,7 +135,7 @@ def _only_classes(truth: Truth, names: set[str]) -> Truth:
     if missing:
         raise ValueError(f"{truth.path} lacks classes of the benchmark: {', '.join(missing[:20])}")
     category_ids = np.array([ids[name] for name in names], np.int64)
-    return truth.only(np.unique(truth.image_ids[np.isin(truth.category_ids, category_ids)]), category_ids)
+    return truth.restrict(np.unique(truth.image_ids[np.isin(truth.category_ids, category_ids)]), category_ids)
 
 
 def _curves(engine: Engine, truth: Truth, results: Results) -> PrecisionRecall:

@@ -61,7 +61,7 @@ def names_at_true_boxes(verdicts: Verdicts, truth: Truth) -> Int64[np.ndarray, "
     row_of_missed = np.flatnonzero(~verdicts.is_found)
     rows, true, _ = overlaps(
         true_image, to_xyxy(truth.boxes_xywh[missed]),
-        image, to_xyxy(wrong.boxes_xywh), wrong.scores, least_iou=IOUS[0],
+        image, to_xyxy(wrong.boxes_xywh), wrong.scores, min_iou=IOUS[0],
     )  # fmt: skip
     order = np.argsort(wrong.scores[rows], kind="stable")  # ascending: the best is written last
     rows, true = rows[order], true[order]

@@ -377,7 +377,7 @@ def _match(
     hits, taken = np.zeros((len(pair), len(IOUS)), bool), np.zeros((len(true_pair), len(IOUS)), bool)
     overlap, found = np.zeros(len(pair), bool), np.zeros(len(true_pair), bool)
     score_of_true = np.full(len(true_pair), -1.0)
-    rows, true_rows, iou = overlaps(true_pair, true_boxes, pair, boxes, scores, least_iou=IOUS[0])
+    rows, true_rows, iou = overlaps(true_pair, true_boxes, pair, boxes, scores, min_iou=IOUS[0])
     overlap[rows] = found[true_rows] = True
     for turn in _turns(rows, pair[rows]):
         detection, true = rows[turn], true_rows[turn]

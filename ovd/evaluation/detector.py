@@ -7,8 +7,8 @@ import numpy as np
 
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
-from ovd.data.loading.loader import Loading
-from ovd.distributed import failing_together, gather, on_any_rank, rank, world_size
+from ovd.data.loading.loader import LoaderOptions
+from ovd.distributed import gather, on_any_rank, raise_on_all_ranks, rank, world_size
 from ovd.engine.signals import Stopped, StopRequest
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.results import concatenate
@@ -26,7 +26,7 @@ class DatasetDetector(Protocol):
     def threshold(self) -> float | None: ...
 
     def dataset(
-        self, queries: QueryTexts, index: AnnotationIndex, loading: Loading
+        self, queries: QueryTexts, index: AnnotationIndex, loading: LoaderOptions
     ) -> Iterator[tuple[int, Detections]]: ...
 
 
@@ -34,7 +34,7 @@ def detect_in_dataset(
     inference: DatasetDetector,
     queries: QueryTexts,
     index: AnnotationIndex,
-    loading: Loading,
+    loading: LoaderOptions,
     *,
     engine: Engine,
     stop: StopRequest | None = None,
@@ -60,7 +60,7 @@ def detect_in_dataset(
     own = index.take(np.arange(rank(), len(index), world_size()))
     stop = stop or StopRequest()
     found = stop.until_received(inference.dataset(queries, own, loading))
-    with failing_together():
+    with raise_on_all_ranks():
         for image_id, detections in progress(found, len(own), "detecting"):
             evaluator.update(image_id, detections)
     if on_any_rank(stop.received):

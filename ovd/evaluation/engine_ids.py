@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ovd.data.truth import JudgedImage, Truth
+from ovd.data.truth import Truth, TruthImage
 from ovd.evaluation.results import Results
 from ovd.shapes import Int64
 
@@ -28,7 +28,7 @@ def with_exact_ids(truth: Truth, judged: Sequence[Results]) -> tuple[Truth, list
     renumbered = replace(
         truth,
         images=tuple(
-            JudgedImage(
+            TruthImage(
                 number,
                 known_categories(image.negative_category_ids),
                 known_categories(image.not_exhaustive_category_ids),

@@ -26,7 +26,7 @@ from ovd.evaluation.image_classes import ImageClassPairs
 from ovd.evaluation.precision_recall import PrecisionRecall
 from ovd.evaluation.report import Curve, Evaluation, ProtocolMetrics, class_rows
 from ovd.evaluation.results import Results, limit_per_class, limit_per_image
-from ovd.root_logger import root_logger_left_alone
+from ovd.root_logger import preserve_root_logger
 from ovd.shapes import Bool
 
 MAX_PER_IMAGE = 300
@@ -232,7 +232,7 @@ class _NumpyWithFloat(ModuleType):
         return getattr(np, name)
 
 
-@root_logger_left_alone()
+@preserve_root_logger()
 def _import_lvis() -> ModuleType:
     """Import the `lvis` package, only when it is needed, since it imports OpenCV and pyplot.
 

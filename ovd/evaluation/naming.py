@@ -20,7 +20,7 @@ from torchvision.ops import roi_align
 
 from ovd.boxes import side_distances
 from ovd.data.index import AnnotationIndex
-from ovd.data.loading.loader import Loading
+from ovd.data.loading.loader import LoaderOptions
 from ovd.evaluation.confusions import most_confused
 from ovd.evaluation.groups import FREQUENCIES, group_mask
 from ovd.evaluation.naming_results import (
@@ -52,7 +52,7 @@ def measure_naming(
     clip_backbone: Backbone,
     text: Float[Tensor, "C D"],
     index: AnnotationIndex,
-    loading: Loading,
+    loading: LoaderOptions,
     *,
     clip_text: Float[Tensor, "C D"] | None = None,
     crops: CropEncoder,

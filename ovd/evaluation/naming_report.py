@@ -11,7 +11,7 @@ from ovd.evaluation.groups import Group
 from ovd.evaluation.naming_results import NAMING_METHODS, BoxNaming, NamingReport, NamingShares, PointNaming
 from ovd.files import write_json
 from ovd.visualize.figure import write_figure
-from ovd.visualize.palette import LINES
+from ovd.visualize.palette import PALETTE
 
 _HEADS = ("point", "mean", "crop", "detector")
 
@@ -117,7 +117,7 @@ def draw_naming(report: NamingReport) -> Figure:
         ("CLIP at a point", "0.75"),
         ("CLIP, mean over the box", "0.5"),
         ("CLIP on the crop (reference)", "0.25"),
-        ("detector", LINES[0]),
+        ("detector", PALETTE[0]),
     )
     for number, (way, (label, color)) in enumerate(zip(NAMING_METHODS, styles, strict=True)):
         shares = [100 * getattr(values, way) for _, values in rows]

@@ -17,7 +17,7 @@ from ovd.evaluation.groups import rare_rows
 from ovd.evaluation.measures import Measures
 from ovd.shapes import Float64, Int64
 from ovd.structures import Detections
-from ovd.visualize.boxes import MEANING, MEANING_OF_RARE, choose_shown, draw_detections, write_grid
+from ovd.visualize.boxes import LEGEND, LEGEND_WITH_RARE, choose_shown, draw_detections, write_grid
 
 PREDICTION_GRID = "predictions.jpg"
 NUM_IMAGES = 12
@@ -52,7 +52,7 @@ def write_prediction_grid(measures: Measures, index: AnnotationIndex, folder: Pa
         shown = choose_shown(found, -torch.inf)
         pictures.append(draw_detections(image, shown, names, missed=missed, rare=rare, in_grid=True))
     if pictures:
-        write_grid(pictures, folder / PREDICTION_GRID, MEANING_OF_RARE if rare else MEANING)
+        write_grid(pictures, folder / PREDICTION_GRID, LEGEND_WITH_RARE if rare else LEGEND)
 
 
 def to_detections(

@@ -9,8 +9,8 @@ import numpy as np
 
 from ovd.choices import DataFormatName, Engine
 from ovd.data.annotations import exhaustive_truth, load_annotations, load_truth
-from ovd.data.formats.known import FORMATS
 from ovd.data.formats.options import NO_OPTIONS, FormatOptions
+from ovd.data.formats.supported import FORMATS
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.truth import Truth

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from ovd.boxes import clip_boxes, has_area
-from ovd.export.suppression import keeps
+from ovd.export.suppression import nms_mask
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.pair_scores import all_scores, sigmoid
@@ -119,12 +119,12 @@ class DetectionGraph(nn.Module):
         """Return the scores after suppression; suppressed boxes score `NOTHING`."""
         options = self.options
         if options.one_name_per_place is not None:
-            kept = keeps(boxes, scores[:, None], iou=options.one_name_per_place, score_threshold=0.0)
+            kept = nms_mask(boxes, scores[:, None], iou=options.one_name_per_place, score_threshold=0.0)
             scores = torch.where(kept, scores, NOTHING)
         # One row per class, so that each class is suppressed by itself.
         by_class = (text[:, 0] * 0 + NOTHING)[None, :, None].expand(scores.shape[0], -1, scores.shape[1])
         by_class = by_class.scatter(1, classes[:, None], scores[:, None])
-        kept = keeps(boxes, by_class, iou=options.nms_iou, score_threshold=self.min_score)
+        kept = nms_mask(boxes, by_class, iou=options.nms_iou, score_threshold=self.min_score)
         return torch.where(kept, scores, NOTHING)
 
 

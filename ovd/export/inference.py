@@ -7,7 +7,7 @@ import torch
 
 from ovd.boxes import rescale_boxes
 from ovd.data.index import AnnotationIndex
-from ovd.data.loading.loader import EvalLoader, Loading
+from ovd.data.loading.loader import EvalLoader, LoaderOptions
 from ovd.model.query_texts import QueryTexts
 from ovd.onnx.session import DetectionSession
 from ovd.structures import Detections
@@ -30,7 +30,7 @@ class OnnxInference:
         return self.session.usage.threshold
 
     def dataset(
-        self, queries: QueryTexts, index: AnnotationIndex, loading: Loading
+        self, queries: QueryTexts, index: AnnotationIndex, loading: LoaderOptions
     ) -> Iterator[tuple[int, Detections]]:
         """Yield image id and detections of every image of a data set, grouped by padded shape.
 

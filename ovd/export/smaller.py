@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ovd.data.images.files import images_below
+from ovd.data.images.files import find_images
 from ovd.data.images.read import read_image
 from ovd.extras import optional
 from ovd.files import atomic_write
@@ -19,11 +19,11 @@ from ovd.onnx.predictor import pad
 from ovd.onnx.resize import resize
 from ovd.onnx.session import DetectionSession
 
-INSIDE = "/detector/"
+DETECTOR_PREFIX = "/detector/"
 """Prefix of the names of the operations inside the detector (`DetectionGraph.detector`)."""
-IMAGES = 100
+MAX_CALIBRATION_IMAGES = 100
 """Maximum number of images that ranges of features are measured on."""
-LAST = ("/head/distances", "/head/quality")
+FLOAT32_LAYERS = ("/head/distances", "/head/quality")
 """Convolutions that output boxes and qualities, which stay in float32."""
 INT8_OPERATIONS = ("Conv", "MatMul", "Gemm")
 
@@ -36,7 +36,7 @@ def to_half(path: Path) -> None:
     """
     onnx, float16 = _packages()[:2]
     model = onnx.load(path)
-    outside = [node.name for node in model.graph.node if not node.name.startswith(INSIDE)]
+    outside = [node.name for node in model.graph.node if not node.name.startswith(DETECTOR_PREFIX)]
     converted = float16.convert_float_to_float16(model, keep_io_types=True, node_block_list=outside)
     with atomic_write(path, "wb") as file:
         file.write(converted.SerializeToString())
@@ -48,10 +48,13 @@ def calibration_images(folder: Path) -> list[Path]:
     Raises:
         ValueError: the folder has no image.
     """
-    paths = images_below(folder)
+    paths = find_images(folder)
     if not paths:
         raise ValueError(f"{folder} has no images to find the ranges of features on")
-    return [paths[row] for row in np.linspace(0, len(paths) - 1, min(IMAGES, len(paths))).round().astype(int)]
+    return [
+        paths[row]
+        for row in np.linspace(0, len(paths) - 1, min(MAX_CALIBRATION_IMAGES, len(paths))).round().astype(int)
+    ]
 
 
 def quantize(path: Path, images: Sequence[Path], *, dim: int) -> None:
@@ -71,8 +74,8 @@ def quantize(path: Path, images: Sequence[Path], *, dim: int) -> None:
         node.name
         for node in model.graph.node
         if node.op_type in INT8_OPERATIONS
-        and node.name.startswith(INSIDE)
-        and not any(part in node.name for part in LAST)
+        and node.name.startswith(DETECTOR_PREFIX)
+        and not any(part in node.name for part in FLOAT32_LAYERS)
     ]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 
-def keeps(
+def nms_mask(
     boxes: Float[Tensor, "B K 4"], scores: Float[Tensor, "B C K"], *, iou: float, score_threshold: float
 ) -> Bool[Tensor, "B K"]:
     """Return whether each box survives NMS in a class for which its score is above the threshold.

@@ -13,7 +13,7 @@ from ovd.clip.load import Clip
 from ovd.export.tracing import write_onnx
 from ovd.files import write_json
 from ovd.onnx.text import text_files
-from ovd.text.encoder import TextSide, shortened_places
+from ovd.text.encoder import TextSide, shortened_tensors
 from ovd.text.prompts import TEMPLATES
 
 SAMPLE = "Two_Words&#39; (3)"
@@ -27,7 +27,7 @@ class TextGraph(nn.Module):
         super().__init__()
         self.side = TextSide(copy.deepcopy(clip.model))
         self.side.model.visual = nn.Identity()
-        self.shortens = bool(shortened_places(clip, 1))
+        self.shortens = bool(shortened_tensors(clip, 1))
         """Whether texts may have fewer tokens than the context, because the tower does not attend to padding."""
         self._tower = (getattr(self.side.model, "text", self.side.model),)  # a tuple, so it is not registered twice
         if self.shortens:

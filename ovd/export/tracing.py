@@ -19,7 +19,7 @@ from ovd.extras import optional
 from ovd.files import atomic_write
 
 OPSET = 18
-MOST_BYTES = 2_000_000_000
+MAX_BYTES = 2_000_000_000
 """Maximum bytes of weights in one file: protobuf, ONNX's file format, is limited to 2 GiB, and the graph needs some."""
 INT64 = 7
 """ONNX's number for the type int64."""
@@ -71,10 +71,10 @@ def check_size(module: nn.Module, path: Path) -> None:
         ValueError: the weights are too large.
     """
     size = 4 * sum(weights.numel() for weights in (*module.parameters(), *module.buffers()))
-    if size > MOST_BYTES:
+    if size > MAX_BYTES:
         raise ValueError(
             f"{path.name} would have {size / 1e9:.1f} GB of weights, and one ONNX file holds no more than "
-            f"{MOST_BYTES / 1e9:g} GB; export a detector with a smaller backbone"
+            f"{MAX_BYTES / 1e9:g} GB; export a detector with a smaller backbone"
         )
 
 

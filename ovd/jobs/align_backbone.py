@@ -8,7 +8,7 @@ import torch
 from ovd.alignment.data import alignment_data
 from ovd.alignment.train import align
 from ovd.build.alignment import build_distillation, load_unlabelled_images
-from ovd.build.detector import configured_clip
+from ovd.build.detector import load_configured_clip
 from ovd.build.trained import weights_file
 from ovd.clip.save import save_aligned
 from ovd.config.alignment import AlignConfig
@@ -18,12 +18,12 @@ from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.metric_records import METRICS_FILE, read_records
 from ovd.engine.notes import Notes
 from ovd.files import sha256_of, write_json
-from ovd.jobs.can_run import check_warmup
+from ovd.jobs.prerequisites import check_warmup
 from ovd.jobs.resume import check_same_data, check_same_run
-from ovd.jobs.run_folder import latest_of_all_ranks, open_run_folder
+from ovd.jobs.run_folder import latest_on_all_ranks, open_run_folder
 from ovd.precision import describe_machine, on_device
 
-FREE_ON_RESUME = (
+MUTABLE_ON_RESUME = (
     "output", "weights", "clip.activation", "data.workers", "train.save_every", "train.keep_checkpoints",
 )  # fmt: skip
 
@@ -46,14 +46,14 @@ def align_backbone(config: AlignConfig, *, command: str) -> dict[str, Any]:
     """
     with process_group(), on_device(device_of_rank(config.train.device)):
         check_warmup(config)
-        found = latest_of_all_ranks(config.output)
-        if found is not None:
-            check_same_run(found.config, config, free=FREE_ON_RESUME)
-        with open_run_folder(config, found):
-            return _align(config, found, command)
+        checkpoint = latest_on_all_ranks(config.output)
+        if checkpoint is not None:
+            check_same_run(checkpoint.config, config, free=MUTABLE_ON_RESUME)
+        with open_run_folder(config, checkpoint):
+            return _align(config, checkpoint, command)
 
 
-def _align(config: AlignConfig, found: Checkpoint | None, command: str) -> dict[str, Any]:
+def _align(config: AlignConfig, checkpoint: Checkpoint | None, command: str) -> dict[str, Any]:
     torch.set_num_threads(config.train.threads)
     report = DataReport()
     with main_first():  # loading may have to draw the embedded world
@@ -61,14 +61,14 @@ def _align(config: AlignConfig, found: Checkpoint | None, command: str) -> dict[
     data_of_run = {"images": images.fingerprint}
     if config.boxes.proposals and config.boxes.detector is not None:
         data_of_run["boxes.detector"] = sha256_of(weights_file(config.boxes.detector))
-    if found is not None:
-        check_same_data(found.notes.data, data_of_run, config.output)
+    if checkpoint is not None:
+        check_same_data(checkpoint.notes.data, data_of_run, config.output)
     torch.manual_seed(config.train.seed)  # CLIP's weights may be random
-    clip = configured_clip(config.clip)
+    clip = load_configured_clip(config.clip)
     teacher = clip.visual_for_crops()
     distillation = build_distillation(config, clip)
     data = alignment_data(images, config, report, size_divisor=distillation.size_divisor)
-    losses = align(distillation, data, found, Notes(data=data_of_run))
+    losses = align(distillation, data, checkpoint, Notes(data=data_of_run))
     num_left_out = int(sum_over_ranks(torch.tensor(report.num_seen() - report.num_used())))
     if not is_main():
         return {}

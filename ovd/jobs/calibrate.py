@@ -13,7 +13,7 @@ from ovd.build.prompts import example_encoder
 from ovd.build.text import queries_of_index
 from ovd.build.trained import TrainedDetector, build_own_inference
 from ovd.config.training import TrainConfig
-from ovd.data.formats.known import FORMATS
+from ovd.data.formats.supported import FORMATS
 from ovd.data.images.image_file import ImageError
 from ovd.data.images.read import read_image
 from ovd.evaluation.calibrate import CalibrationError, calibrate

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovd.clip.load import Clip
-from ovd.data.images.files import images_below
+from ovd.data.images.files import find_images
 from ovd.data.images.read import read_image
 from ovd.model.backbone_families import backbone_from_visual
 from ovd.progress import progress
@@ -25,7 +25,7 @@ class Agreement:
     width: int
     dense_mean: float
     """Cosine between an image's mean dense feature and its pooled embedding, averaged over the images."""
-    dense_least: float
+    dense_min: float
     """Lowest of these cosines."""
     others_mean: float
     """Cosine between the pooled embeddings of two different images, averaged over the images."""
@@ -45,7 +45,7 @@ def measure_agreement(clip: Clip, folder: Path, *, count: int) -> Agreement:
     backbone = backbone_from_visual(clip.model.visual).eval()
     side = clip.model.visual.image_size
     height, width = side if isinstance(side, tuple) else (side, side)
-    files = images_below(folder)[:count]
+    files = find_images(folder)[:count]
     if len(files) < 2:
         raise ValueError(f"{folder} has {len(files)} images; give a folder with at least two")
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))
@@ -65,6 +65,6 @@ def measure_agreement(clip: Clip, folder: Path, *, count: int) -> Agreement:
         height,
         width,
         dense_mean=of_dense.mean().item(),
-        dense_least=of_dense.min().item(),
+        dense_min=of_dense.min().item(),
         others_mean=of_others.mean().item(),
     )

@@ -10,17 +10,17 @@ from ovd.data.images.media import Picture, is_video, pictures_of
 from ovd.data.images.video import describe_video
 from ovd.data.report import DataReport
 from ovd.extras import optional
-from ovd.jobs.found import Found, Output
+from ovd.format_count import format_count
+from ovd.jobs.picture_detections import DetectionOutput, PictureDetections
 from ovd.jobs.track import Tracker, tracking_package
-from ovd.number_of import number_of
 from ovd.progress import progress
 from ovd.structures import Detections
 
 
-def detect_in(
+def detect_in_sources(
     sources: Sequence[str],
     detect: Callable[[Picture], Detections],
-    output: Output,
+    output: DetectionOutput,
     *,
     track_above: float | None = None,
 ) -> DataReport:
@@ -61,7 +61,7 @@ def detect_in(
 def _detect_in_each(
     sources: Sequence[str],
     detect: Callable[[Picture], Detections],
-    output: Output,
+    output: DetectionOutput,
     track_above: float | None,
     report: DataReport,
 ) -> None:
@@ -73,27 +73,27 @@ def _detect_in_each(
             if track_above is not None and is_video(source):
                 tracker = Tracker(describe_video(Path(source))[0], track_above)
             for picture in _with_bar(source) if not with_bar else pictures_of(source):
-                found = Found(picture, detect(picture))
+                found = PictureDetections(picture, detect(picture))
                 if tracker is not None:
-                    found = Found(picture, *tracker.update(found.detections))
+                    found = PictureDetections(picture, *tracker.update(found.detections))
                 output.add(found)
-                report.used()
-                report.used(len(found.detections.scores), unit="box")
+                report.count_used()
+                report.count_used(len(found.detections.scores), unit="box")
         except ImageError as error:
             if len(sources) == 1:
                 raise
-            report.skipped(error.code, str(error))
+            report.count_skipped(error.code, str(error))
 
 
-def _close_after_an_error(output: Output, report: DataReport) -> None:
+def _close_after_an_error(output: DetectionOutput, report: DataReport) -> None:
     """Close the output after an error and print where its files are; print a second error instead of raising it."""
-    found = f"what was found in {number_of(report.num_used(), 'picture')}"
+    found = f"what was found in {format_count(report.num_used(), 'picture')}"
     try:
         output.close()
     except Exception as error:
         print(f"{found} could not be written: {error}", file=sys.stderr)
     else:
-        if where := output.where():
+        if where := output.describe_location():
             print(f"{found} before is kept{where}", file=sys.stderr)
 
 
@@ -107,7 +107,7 @@ def _with_bar(source: str) -> Iterator[Picture]:
         yield from pictures
 
 
-def read_examples(prompts: Sequence[str | Prompt]) -> None:
+def preload_examples(prompts: Sequence[str | Prompt]) -> None:
     """Read the example pictures before any source, so that a bad example is not counted as a bad source.
 
     Raises:

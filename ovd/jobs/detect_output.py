@@ -9,12 +9,12 @@ from ovd.choices import DetectionForm
 from ovd.data.coco_annotation import coco_annotation
 from ovd.data.images.files import is_image_name
 from ovd.data.images.media import is_video
-from ovd.files import make_folder_of, write_json
-from ovd.jobs.found import Found, Output, line_of
+from ovd.files import make_parent_folder, write_json
+from ovd.jobs.picture_detections import DetectionOutput, PictureDetections, json_line
 from ovd.jobs.picture_files import PictureFiles
 
 
-def output_for(form: DetectionForm, path: Path | None, sources: Sequence[str], names: Sequence[str]) -> Output:
+def output_for(form: DetectionForm, path: Path | None, sources: Sequence[str], names: Sequence[str]) -> DetectionOutput:
     """Build the output that writes the detections of all sources.
 
     Args:
@@ -62,7 +62,7 @@ def _new_file(path: Path) -> Path:
         raise ValueError(f"--output {path} is no file; --write lines without --output writes to standard output")
     if path.exists():
         raise ValueError(f"{path} exists; delete it, or name another file with --output")
-    make_folder_of(path)
+    make_parent_folder(path)
     return path
 
 
@@ -82,7 +82,7 @@ class CocoFile:
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
 
-    def add(self, found: Found) -> None:
+    def add(self, found: PictureDetections) -> None:
         """Add the boxes of a picture; the record of a frame has the video's name, its position and its time."""
         picture, image_id = found.picture, len(self._images) + 1
         height, width = picture.pixels.shape[:2]
@@ -100,7 +100,7 @@ class CocoFile:
         content = {"images": self._images, "categories": categories, "annotations": self._annotations}
         write_json(self._path, content, indent=None)
 
-    def where(self) -> str:
+    def describe_location(self) -> str:
         """Return the path of the file, as the end of a sentence."""
         return f"; see {self._path}"
 
@@ -121,12 +121,12 @@ class JsonLines:
         self._path = None if path is None else _new_file(path)
         self._file = sys.stdout if path is None else None
 
-    def add(self, found: Found) -> None:
+    def add(self, found: PictureDetections) -> None:
         """Write the line of a picture."""
         if self._file is None:
             assert self._path is not None
             self._file = self._path.open("x", encoding="utf-8", errors="backslashreplace")
-        self._file.write(line_of(found, self._names))
+        self._file.write(json_line(found, self._names))
         self._file.flush()
 
     def close(self) -> None:
@@ -134,6 +134,6 @@ class JsonLines:
         if self._file is not None and self._file is not sys.stdout:
             self._file.close()
 
-    def where(self) -> str:
+    def describe_location(self) -> str:
         """Return the path of the file, as the end of a sentence; empty for standard output."""
         return "" if self._path is None else f"; see {self._path}"

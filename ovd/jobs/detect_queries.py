@@ -5,23 +5,23 @@ from dataclasses import dataclass
 
 from ovd.data.images.media import Picture
 from ovd.data.report import DataReport
-from ovd.jobs.detect import detect_in
-from ovd.jobs.found import Output
+from ovd.format_count import format_count
+from ovd.jobs.detect import detect_in_sources
+from ovd.jobs.picture_detections import DetectionOutput
 from ovd.jobs.queries import Query
-from ovd.number_of import number_of
 from ovd.predictor import Predictor
 from ovd.structures import Detections
 from ovd.visualize.boxes import choose_shown
 
 
 @dataclass(frozen=True)
-class Search:
+class DetectJob:
     """Sources, queries, and settings of which boxes are shown."""
 
     sources: Sequence[str]
     """Files, or "-" for standard input (`find_media`)."""
     queries: Sequence[Query]
-    output: Output
+    output: DetectionOutput
     threshold: float | None = None
     """Score threshold of queries without their own; None for the detector's."""
     limit: int = 100
@@ -35,13 +35,13 @@ class Search:
 
 
 @dataclass(frozen=True)
-class SearchResult:
+class DetectResult:
     """Result of a search."""
 
     report: DataReport
     """Number of pictures, of boxes shown, and of sources that could not be read."""
     num_sources: int
-    limit: str
+    threshold_text: str
     """Threshold of the boxes shown, in words."""
     where: str
     """Place of the output, as the end of a sentence."""
@@ -49,15 +49,15 @@ class SearchResult:
     """Score of the best box, shown or not, and its class and source in words; score 0 if there is no box."""
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """Summary in one line, for people to read."""
         num_boxes, (best, of_best) = self.report.num_used("box"), self.best
-        text = f"{number_of(num_boxes, 'object')} with a {self.limit}{self.where}"
+        text = f"{format_count(num_boxes, 'object')} with a {self.threshold_text}{self.where}"
         if num_boxes == 0 and best > 0:
             text += f"; the best box has {best:.2f}, {of_best} (--threshold)"
         return text
 
-    def unread(self) -> Iterator[str]:
+    def unread_lines(self) -> Iterator[str]:
         """Yield lines that list the sources that could not be read; none if all could be read."""
         num_unread = self.report.num_seen() - self.report.num_used()
         if num_unread:
@@ -66,12 +66,16 @@ class SearchResult:
                 yield from (f"    {record}" for record in records)
 
     @property
-    def has_read_nothing(self) -> bool:
+    def has_no_readable_source(self) -> bool:
         return self.report.num_used() == 0 < self.report.num_seen()
 
 
-def detect_queries(predictor: Predictor, search: Search) -> SearchResult:
-    """Detect the queries in all sources, and pass the boxes to show to the output; errors as raised by `detect_in`."""
+def detect_queries(predictor: Predictor, search: DetectJob) -> DetectResult:
+    """Detect the queries in all sources, and pass the boxes to show to the output.
+
+    Raises:
+        ImageError, ValueError: as raised by `detect_in_sources`.
+    """
     queries, sources = search.queries, search.sources
     prompts, names = [query.prompt for query in queries], [query.name for query in queries]
     threshold = predictor.threshold if search.threshold is None else search.threshold
@@ -89,11 +93,11 @@ def detect_queries(predictor: Predictor, search: Search) -> SearchResult:
             _print_boxes(shown, names)
         return shown
 
-    report = detect_in(sources, detect, search.output, track_above=min(thresholds) if search.tracks else None)
+    report = detect_in_sources(sources, detect, search.output, track_above=min(thresholds) if search.tracks else None)
     kind = "probability" if predictor.is_calibrated else "score"
     own = ", or the one after its name" if any(query.min_score is not None for query in queries) else ""
     limit = f"{kind} of at least {threshold:.2f}{own}"
-    return SearchResult(report, len(sources), limit, search.output.where(), best)
+    return DetectResult(report, len(sources), limit, search.output.describe_location(), best)
 
 
 def _print_boxes(shown: Detections, names: Sequence[str]) -> None:

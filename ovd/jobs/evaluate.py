@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ovd.build.crops import build_crop_encoder
 from ovd.build.data import evaluation_loading, load_validation_index
-from ovd.build.detector import untouched_clip
+from ovd.build.detector import load_original_clip
 from ovd.build.text import evaluation_text, queries_of_index
 from ovd.build.trained import TrainedDetector, build_inference
 from ovd.choices import Engine
@@ -37,7 +37,7 @@ from ovd.model.crop_options import CropOptions
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.query_texts import QueryTexts
 from ovd.onnx.session import DetectionSession
-from ovd.text.names import are_among
+from ovd.text.names import isin_names
 from ovd.warn import warn
 
 NAMING_IMAGES = 300
@@ -74,14 +74,14 @@ def detect_all(
     return evaluator
 
 
-def claim_folder(output: Path, options: Mapping[str, str]) -> None:
+def prepare_output(output: Path, options: Mapping[str, str]) -> None:
     """Make the folder of an evaluation and note its options there, so that it can be repeated after an interruption.
 
     The weights that were noted for an earlier evaluation stay noted, as its files stay, until the files of this one are
     written.
 
     Args:
-        options: options that identify the run and the data set (`EvaluationSubject.noted`).
+        options: options that identify the run and the data set (`EvaluationSubject.recorded_options`).
 
     Raises:
         ValueError: the folder holds an evaluation with other options, or a results file that is not from the evaluation
@@ -96,7 +96,7 @@ def claim_folder(output: Path, options: Mapping[str, str]) -> None:
 
 
 def _check_same(output: Path, before: EvaluationNote, options: Mapping[str, str]) -> None:
-    """Check that the evaluation in a folder may be replaced by one with these options; see `claim_folder`."""
+    """Check that the evaluation in a folder may be replaced by one with these options; see `prepare_output`."""
     results = output / "results.json"
     if not any((output / name).exists() for name in (results.name, "metrics.json")):
         return  # an earlier evaluation stopped before its results, for example at a missing image
@@ -207,7 +207,7 @@ def _measured(
             title=config.output.name,
             index=index,
             naming=None if naming is None else naming.confusions,
-            is_trained=are_among((category.name for category in measures.truth.categories), trained.classes),
+            is_trained=isin_names((category.name for category in measures.truth.categories), trained.classes),
         )
         write_html_report(data, output)
     write_note(output, note)
@@ -224,9 +224,9 @@ def naming_of(
             (`queries_of_index`).
     """
     config = trained.config
-    untouched = untouched_clip(config)
+    original_clip = load_original_clip(config)
     options = CropOptions(views=((1.0, 1.0),))
-    crops = build_crop_encoder(untouched, options, inference.compute, section="naming")
+    crops = build_crop_encoder(original_clip, options, inference.compute, section="naming")
     # Naming needs no scores, and so neither the detection options nor the second look.
     naming_inference = replace(inference, options=DetectionOptions(), second_look=None, calibration=trained.calibration)
     clip_text = None
@@ -234,7 +234,7 @@ def naming_of(
         clip_text = evaluation_text(config, trained.clip, index.names, index.synonyms)
     return measure_naming(
         naming_inference,
-        backbone_from_visual(untouched.model.visual),
+        backbone_from_visual(original_clip.model.visual),
         text,
         index,
         evaluation_loading(config),

@@ -1,11 +1,11 @@
-"""The run and the data set of an `ovd eval` call, the name of its results folder, and the options noted there."""
+"""The run and the data set of an `ovd eval` call, the name of its results folder, and the options recorded there."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from ovd.choices import DataFormatName, SamePlace
-from ovd.data.formats.known import FORMATS
 from ovd.data.formats.options import NO_OPTIONS, FormatOptions
+from ovd.data.formats.supported import FORMATS
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class EvaluationSubject:
         words += [f"size-{self.size}"] if self.size else []
         return "-".join(["eval", *words])
 
-    def noted(self) -> dict[str, str]:
-        """Return the options to note in the results folder, by name; paths are absolute."""
+    def recorded_options(self) -> dict[str, str]:
+        """Return the options to record in the results folder, by name; paths are absolute."""
         said = {
             "run": self.run,
             "annotations": self.annotations,

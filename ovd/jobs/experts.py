@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ovd.build.experts import own_layers
+from ovd.build.experts import num_own_layers
 from ovd.build.text import evaluation_text
 from ovd.build.trained import TrainedDetector, build_inference, load_detector
 from ovd.config.training import TrainConfig
@@ -28,7 +28,7 @@ from ovd.experts.folder import (
 from ovd.experts.group import ExpertGroup
 from ovd.experts.names import fit_margin, route
 from ovd.files import sha256_of
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 from ovd.metric import per_cent
 from ovd.model.low_rank import adapters_of, with_adapter_names
 from ovd.model.score_calibration import nearness_to
@@ -36,7 +36,7 @@ from ovd.model.shared_layers import shared_parameters
 from ovd.model.similarity import add_name_offsets
 from ovd.text.names import name_key
 
-NAMES_SHOWN = 8
+MAX_NAMES_SHOWN = 8
 
 
 def save_expert(
@@ -53,7 +53,7 @@ def save_expert(
     """
     assert config.expert is not None
     assert base.weights is not None
-    num_own = own_layers(config.expert, tuned.detector.backbone)
+    num_own = num_own_layers(config.expert, tuned.detector.backbone)
     text, of_name = _own_text(base, index)
     base_text = evaluation_text(base.config, base.clip, base.classes)
     tensors = _own_tensors(base, tuned, num_own) | {TEXT: text, BASE_TEXT: base_text}
@@ -96,7 +96,7 @@ def _own_tensors(base: TrainedDetector, tuned: TrainedDetector, num_own: int) ->
     if changed:
         raise ExpertError(
             f"{tuned.config.output} cannot be an expert of {base.config.output}: training changed "
-            f"{len(changed)} shared tensors, {first_of(changed)}"
+            f"{len(changed)} shared tensors, {join_first(changed)}"
         )
     return own
 
@@ -133,7 +133,7 @@ def describe_expert(folder: Path) -> str:
     )
     calibrated = "calibrated" if found.calibration is not None else "not calibrated"
     return (
-        f"{folder}: {len(found.names)} names ({first_of(found.names, NAMES_SHOWN)})\n"
+        f"{folder}: {len(found.names)} names ({join_first(found.names, MAX_NAMES_SHOWN)})\n"
         f"  of {found.base}, weights sha256 {found.base_sha256[:16]}; {found.own_layers} backbone layers of its own"
         f"{f', adapters of rank {found.rank}' if found.rank else ''}; "
         f"{size:.1f} MB; {calibrated}{measured}"
@@ -150,7 +150,7 @@ def check_expert(run: Path, folder: Path) -> None:
     build_inference(load_detector(run, experts=ExpertGroup((folder,))))
 
 
-def format_answerers(run: Path, folders: Sequence[Path], names: Sequence[str]) -> str:
+def format_routing(run: Path, folders: Sequence[Path], names: Sequence[str]) -> str:
     """Format a table of who answers each query, by default and with `nearest`, and its cosine with the nearest names.
 
     Raises:
@@ -164,14 +164,14 @@ def format_answerers(run: Path, folders: Sequence[Path], names: Sequence[str]) -
     base = load_detector(run, experts=ExpertGroup(tuple(folders)))
     experts = [read_expert(folder).names for folder in folders]
     text = evaluation_text(base.config, base.clip, names)
-    answerers = [str(run), *map(str, folders)]
+    detectors = [str(run), *map(str, folders)]
     by_mode = [route(text, experts, nearest=nearest) for nearest in (False, True)]
     rows_of_table: list[tuple[str, ...]] = [
         ("query", "answered by", "with --nearest", "cosine with the nearest name of each")
     ]
     for row, name in enumerate(names):
         by = [
-            " and ".join(answerer for answerer, rows in zip(answerers, routed, strict=True) if row in rows.tolist())
+            " and ".join(detector for detector, rows in zip(detectors, routed, strict=True) if row in rows.tolist())
             for routed in by_mode
         ]
         nearnesses = [

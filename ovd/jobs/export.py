@@ -7,7 +7,7 @@ from pathlib import Path
 from ovd.build.trained import load_detector
 from ovd.export.detector import export_detector
 from ovd.export.smaller import calibration_images, quantize, to_half
-from ovd.files import make_folder_of
+from ovd.files import make_parent_folder
 from ovd.onnx.text import text_files
 
 
@@ -40,7 +40,7 @@ def export_run(
     """
     calibration = [] if int8_images is None else calibration_images(int8_images)
     trained = load_detector(run, "cpu", warns=False)  # export_detector raises where loading would warn
-    make_folder_of(model)
+    make_parent_folder(model)
     with tempfile.TemporaryDirectory(dir=model.parent) as folder:
         draft = Path(folder) / model.name
         files = export_detector(trained, draft, with_text=with_text, plain=plain)

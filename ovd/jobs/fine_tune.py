@@ -24,19 +24,19 @@ from ovd.evaluation.note import EvaluationNote, read_note
 from ovd.experts.folder import read_expert, write_description
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.files import sha256_of, write_json
-from ovd.first_of import first_of
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.experts import save_expert
-from ovd.jobs.resume import check_same_data, check_same_run, check_same_start
-from ovd.jobs.run_folder import is_finished, latest_of_all_ranks
+from ovd.jobs.resume import check_same_data, check_same_init, check_same_run
+from ovd.jobs.run_folder import is_finished, latest_on_all_ranks
 from ovd.jobs.train import train_from_config
+from ovd.join_first import join_first
 from ovd.metric import per_cent
 from ovd.selftrain.labels import label_files
 from ovd.selftrain.ledger import labels_fingerprint
 from ovd.text.names import name_key
 from ovd.warn import warn
 
-SHOWN = ("AP", "AP50", "APr", "APc", "APf")
+METRICS = ("AP", "AP50", "APr", "APc", "APf")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class _Validation:
     """Config of the fine-tuning."""
     new: AnnotationIndex | None
     """Validation set of the new data; None if there is none."""
-    home: AnnotationIndex | None
+    original: AnnotationIndex | None
     """Validation set of the detector to start from; None if it is left out."""
 
     def outcome(self, name: str, path: Path, *, experts: ExpertGroup = NO_EXPERTS) -> Outcome:
@@ -71,7 +71,7 @@ class _Validation:
             output = self.config.output / f"eval-{of}-{name}"
             return {} if index is None else _evaluate(self.config, path, index, output, experts, options)
 
-        return Outcome(name, metrics("new", self.new), metrics("kept", self.home))
+        return Outcome(name, metrics("new", self.new), metrics("kept", self.original))
 
 
 def fine_tune(config: TrainConfig, *, weight: float, measures_kept: bool = True) -> tuple[Outcome, ...]:
@@ -103,17 +103,17 @@ def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple
         raise ValueError(f"--weight {weight:g}: the weight of the fine-tuned detector in the average is from 0 to 1")
     start = load_detector(config.init_from, config.train.device, warns=False)
     _check_start(start.config, config.init_from, config)
-    home = _validation_of_start(start, config.init_from) if measures_kept else None
+    original = _load_original_validation(start, config.init_from) if measures_kept else None
     new = load_validation_index(config)
     if new is None and is_main():
         warn("no validation set (data.source.val_annotations): the gain on the new data is not measured")
 
     index = _finish_training(config)
-    validation = _Validation(config, new, home)
+    validation = _Validation(config, new, original)
     if config.expert is not None:
-        outcomes = _with_expert(validation, start, index)
+        outcomes = _evaluate_expert(validation, start, index)
     else:
-        outcomes = _averaged(validation, config.init_from, weight)
+        outcomes = _evaluate_averaged(validation, config.init_from, weight)
     if is_main():
         write_json(config.output / "fine_tuning.json", [vars(outcome) for outcome in outcomes])
         if not _is_measured(outcomes):
@@ -128,10 +128,10 @@ def _finish_training(config: TrainConfig) -> AnnotationIndex:
     Raises:
         ValueError: an earlier call had another config, another detector to start from or other boxes.
     """
-    found = latest_of_all_ranks(config.output)
+    found = latest_on_all_ranks(config.output)
     if found is not None:
         check_same_run(found.config, config)
-        check_same_start(found, config)
+        check_same_init(found, config)
     index = load_training_index(config)
     if found is not None and is_finished(found, config):
         trained_on, _ = hold_out(config, index)
@@ -172,7 +172,7 @@ def _labels_now(config: TrainConfig, stored: Mapping[str, str]) -> dict[str, str
     return {"labels": stored["labels"] if stored["labels"].startswith(now) else now}
 
 
-def _validation_of_start(start: TrainedDetector, path: Path) -> AnnotationIndex:
+def _load_original_validation(start: TrainedDetector, path: Path) -> AnnotationIndex:
     """Load the validation set of the detector to start from.
 
     Raises:
@@ -180,15 +180,15 @@ def _validation_of_start(start: TrainedDetector, path: Path) -> AnnotationIndex:
     """
     way_out = "what is kept there is not measured with --no-kept"
     try:
-        home = load_validation_index(start.config)
+        original = load_validation_index(start.config)
     except DataError as error:
         raise DataError(error.code, f"{error}; it belongs to {path}: {way_out}") from None
-    if home is None:
+    if original is None:
         raise ValueError(f"{path} has no validation set; {way_out}")
-    return home
+    return original
 
 
-def _with_expert(validation: _Validation, start: TrainedDetector, index: AnnotationIndex) -> tuple[Outcome, ...]:
+def _evaluate_expert(validation: _Validation, start: TrainedDetector, index: AnnotationIndex) -> tuple[Outcome, ...]:
     """Write the expert of a finished training; evaluate the detector without and with it.
 
     Args:
@@ -206,7 +206,7 @@ def _with_expert(validation: _Validation, start: TrainedDetector, index: Annotat
     forms = [form for category in index.categories for form in (category.name, *category.synonyms)]
     shared = list(dict.fromkeys(form for form in forms if name_key(form) in known))
     if shared and is_main():
-        print(f"the expert answers {len(shared)} of the detector's own words from now on: {first_of(shared)}")
+        print(f"the expert answers {len(shared)} of the detector's own words from now on: {join_first(shared)}")
     outcomes = (
         validation.outcome("before", config.init_from),
         validation.outcome("expert", config.init_from, experts=experts),
@@ -216,23 +216,23 @@ def _with_expert(validation: _Validation, start: TrainedDetector, index: Annotat
     return outcomes
 
 
-def _averaged(validation: _Validation, start: Path, weight: float) -> tuple[Outcome, ...]:
+def _evaluate_averaged(validation: _Validation, start: Path, weight: float) -> tuple[Outcome, ...]:
     """Average the weights before and after fine-tuning, unless `weight` is 1; evaluate all the detectors."""
     after = validation.config.output
     stages = {"before": start, "after": after}
     if weight != 1:
-        stages["ensemble"] = _average(start, after, weight)
+        stages["ensemble"] = _average_weights(start, after, weight)
     return tuple(validation.outcome(name, path) for name, path in stages.items())
 
 
-def _average(start: Path, after: Path, weight: float) -> Path:
+def _average_weights(start: Path, after: Path, weight: float) -> Path:
     """Return the folder of the averaged detector, after writing it if it does not exist.
 
     Raises:
         ValueError: the folder holds something else, or an average of other checkpoints or with another weight.
     """
     ensemble = after / "ensemble"
-    averaged = latest_of_all_ranks(ensemble)
+    averaged = latest_on_all_ranks(ensemble)
     if averaged is not None:
         sources = averaged.notes.ensemble
         if sources is None:
@@ -268,7 +268,7 @@ def _is_measured(outcomes: tuple[Outcome, ...]) -> bool:
 
 def _lines(outcomes: tuple[Outcome, ...]) -> Iterator[str]:
     columns = [
-        (which, metric) for which in ("new", "kept") for metric in SHOWN if metric in getattr(outcomes[0], which)
+        (which, metric) for which in ("new", "kept") for metric in METRICS if metric in getattr(outcomes[0], which)
     ]
     yield "detector  " + "".join(f"{f'{which} {metric}':>11}" for which, metric in columns)
     for outcome in outcomes:
@@ -290,7 +290,7 @@ def _evaluate(
         options: evaluation settings that replace those of the detector's own config; None to keep these.
     """
     done = output / "metrics.json"
-    inputs = _what_is_evaluated(path, index, experts, options) if is_main() else {}
+    inputs = _evaluation_inputs(path, index, experts, options) if is_main() else {}
     before = read_note(output) if is_main() else None
     is_done = before is not None and before.inputs == inputs and done.exists()
     if not broadcast(is_done):
@@ -303,7 +303,7 @@ def _evaluate(
     return broadcast(json.loads(done.read_text())["metrics"] if is_main() else {})
 
 
-def _what_is_evaluated(
+def _evaluation_inputs(
     path: Path, index: AnnotationIndex, experts: ExpertGroup, options: EvalSection | None
 ) -> dict[str, Any]:
     """Return hashes and settings that identify the weights, data and options of an evaluation by their content."""

@@ -8,8 +8,8 @@ from ovd.data.check import describe_findings
 from ovd.data.formats.options import FormatOptions
 from ovd.data.import_boxes import ImportedBoxes, import_boxes, write_boxes
 from ovd.data.report import DataReport
-from ovd.files import make_folder_of, refuse_existing
-from ovd.number_of import number_of
+from ovd.files import make_parent_folder, refuse_existing
+from ovd.format_count import format_count
 from ovd.warn import warn
 
 
@@ -22,10 +22,10 @@ class ImportedFile:
     report: DataReport
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """Summary in a few lines, for people to read."""
         counts = ", ".join(
-            number_of(len(self.boxes.content[many]), one, many)
+            format_count(len(self.boxes.content[many]), one, many)
             for one, many in (("image", "images"), ("annotation", "annotations"), ("category", "categories"))
         )
         written = f"{self.path}: {counts}; file names start at {self.boxes.images_root}"
@@ -50,10 +50,10 @@ def import_into_file(
     report, report_file = DataReport(), output.with_name(output.name + ".report.json")
     for path in (output, report_file):
         refuse_existing(path)
-    make_folder_of(output)
+    make_parent_folder(output)
     imported = import_boxes(annotations, images, format, report, options=options, crowds_as_objects=crowds_as_objects)
     write_boxes(output, imported)
-    report.used(len(imported.content["images"]))
+    report.count_used(len(imported.content["images"]))
     report.write(report_file)
     if not imported.content["annotations"]:
         warn(f"{annotations} has no box to import")

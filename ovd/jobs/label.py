@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ovd.build.trained import TrainedDetector, build_inference
-from ovd.data.loading.loader import Loading
+from ovd.data.loading.loader import LoaderOptions
 from ovd.data.report import DataReport
 from ovd.engine.checkpoint import MANIFEST
 from ovd.experts.folder import DESCRIPTION, find_expert
@@ -21,7 +21,7 @@ from ovd.jobs.queries import Query
 
 
 @dataclass(frozen=True)
-class Labelling:
+class LabelJob:
     """Images to label, queries, thresholds and output."""
 
     root: Path
@@ -31,7 +31,7 @@ class Labelling:
     queries: Sequence[Query]
     """Queries by class name, each name once."""
     output: LabelOutput
-    loading: Loading
+    loading: LoaderOptions
     threshold: float | None = None
     """Score threshold of queries without their own; None for the detector's."""
     overlapping: bool = False
@@ -40,7 +40,7 @@ class Labelling:
     """Longest side of an image in pixels; None for the size used in training."""
 
 
-def label_into_files(trained: TrainedDetector, labelling: Labelling) -> WrittenLabels:
+def label_into_files(trained: TrainedDetector, labelling: LabelJob) -> WrittenLabels:
     """Label images and write the files, resuming an interrupted call.
 
     Args:
@@ -52,29 +52,29 @@ def label_into_files(trained: TrainedDetector, labelling: Labelling) -> WrittenL
     """
     inference, output = build_inference(trained, size=labelling.size), labelling.output
     threshold = inference.shown_threshold if labelling.threshold is None else labelling.threshold
-    least = {query.name: query.threshold(threshold) for query in labelling.queries}
+    min_scores = {query.name: query.threshold(threshold) for query in labelling.queries}
     report = DataReport(stops=False)
-    with LabelJournal(output.journal, _settings(trained, inference, labelling, least)) as journal:
-        if journal.goes_on:
+    with LabelJournal(output.journal, _settings(trained, inference, labelling, min_scores)) as journal:
+        if journal.is_resumed:
             print(printable(f"goes on from {output.journal}"))
         labels = label_images(
             trained,
             inference,
             labelling.root,
             labelling.paths,
-            Thresholds(least, overlapping=labelling.overlapping),
+            Thresholds(min_scores, overlapping=labelling.overlapping),
             report,
             journal,
             labelling.loading,
         )
         kind = "probability" if inference.is_calibrated else "score"
-        num_shown = output.write(labels, list(least.values()), report, kind=kind)
+        num_shown = output.write(labels, list(min_scores.values()), report, kind=kind)
         journal.remove()
     return WrittenLabels(labels.kept, report, output, f"{kind} of at least {threshold:.2f}", num_shown)
 
 
 def _settings(
-    trained: TrainedDetector, inference: BatchDetector, labelling: Labelling, least: Mapping[str, float]
+    trained: TrainedDetector, inference: BatchDetector, labelling: LabelJob, min_scores: Mapping[str, float]
 ) -> dict[str, Any]:
     """Return all settings that the boxes of an image depend on."""
     experts = trained.experts
@@ -86,8 +86,8 @@ def _settings(
         # Journals have always stored the default as null.
         "same_place": None if experts.same_place == NO_EXPERTS.same_place else experts.same_place,
         "nearest": experts.nearest,
-        "names": list(least),
-        "thresholds": list(least.values()),
+        "names": list(min_scores),
+        "thresholds": list(min_scores.values()),
         "overlapping": labelling.overlapping,
         "size": labelling.size,
         "root": str(labelling.root),

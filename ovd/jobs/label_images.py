@@ -13,12 +13,12 @@ from ovd.build.trained import TrainedDetector
 from ovd.data.export.boxes import SMALLEST_EXPORTED_PX
 from ovd.data.export.labelled_set import LabelledImage, LabelledSet
 from ovd.data.images.files import ImageFiles, name_below, readable_sizes
-from ovd.data.loading.buckets import batches_of_like_shape
-from ovd.data.loading.loader import Loading, image_loader
+from ovd.data.loading.buckets import batches_by_padded_shape
+from ovd.data.loading.loader import LoaderOptions, image_loader
 from ovd.data.report import DataReport
 from ovd.distributed import pins_memory
 from ovd.inference import BatchDetector, ImageBatch
-from ovd.jobs.label_journal import Answer, LabelJournal, stat_of
+from ovd.jobs.label_journal import LabelJournal, SelectedDetections, stat_of
 from ovd.jobs.label_output import LabelledSets
 from ovd.progress import progress
 from ovd.structures import Batch, Detections
@@ -32,25 +32,25 @@ BELOW_THRESHOLD = 0.5
 class Thresholds:
     """Classes to detect, and the thresholds for keeping their boxes."""
 
-    least: Mapping[str, float]
+    min_scores: Mapping[str, float]
     """Minimum score of each class to detect, by name."""
     overlapping: bool = False
     """Whether every box above its threshold is kept; otherwise only the best of boxes that overlap."""
 
-    def choose(self, found: Detections) -> Answer:
+    def select(self, found: Detections) -> SelectedDetections:
         """Select the boxes at or above the thresholds of their classes, and candidates for review below them.
 
         Args:
-            found: detections whose classes are positions in `least`.
+            found: detections whose classes are positions in `min_scores`.
         """
-        thresholds = list(self.least.values())
+        thresholds = list(self.min_scores.values())
         kept = choose_shown(found, thresholds, overlapping=self.overlapping)
         limits = torch.tensor(thresholds, dtype=found.scores.dtype)[found.classes]
         rest = found.take(found.scores < limits)
         rest = choose_shown(rest, [BELOW_THRESHOLD * limit for limit in thresholds], overlapping=self.overlapping)
         if len(kept.boxes) and len(rest.boxes):
             rest = rest.take((box_iou(rest.boxes, kept.boxes) < SAME_PLACE_IOU).all(dim=1))
-        return Answer(kept, rest)
+        return SelectedDetections(kept, rest)
 
 
 def label_images(
@@ -61,7 +61,7 @@ def label_images(
     thresholds: Thresholds,
     report: DataReport,
     journal: LabelJournal,
-    loading: Loading,
+    loading: LoaderOptions,
 ) -> LabelledSets:
     """Detect boxes of named classes in images.
 
@@ -72,22 +72,22 @@ def label_images(
         inference: inference of the detector.
         root: folder that contains all images; image names are relative to it.
         report: report that counts the images, and the boxes too small to export (F4).
-        journal: journal with the answers of an interrupted call with these settings, to which the others are added.
+        journal: journal with the boxes of an interrupted call with these settings, to which the others are added.
 
     Raises:
         ValueError: no image can be read.
     """
-    names = tuple(thresholds.least)
+    names = tuple(thresholds.min_scores)
     queries = queries_of_names(trained, names)
     readable, sizes = readable_sizes(paths, report, stops=False)
     files = ImageFiles(tuple(paths[position] for position in readable.tolist()), sizes)
     file_names = [name_below(root, path) for path in files.paths]
     stats = [stat_of(path) for path in files.paths]  # before any image is read, so that later changes show
-    before = (journal.answer(name, stat) for name, stat in zip(file_names, stats, strict=True))
-    found = {image: answer for image, answer in enumerate(before) if answer is not None}
-    report.used(len(found))
+    before = (journal.find(name, stat) for name, stat in zip(file_names, stats, strict=True))
+    found = {image: selected for image, selected in enumerate(before) if selected is not None}
+    report.count_used(len(found))
     for fault in journal.repaired:
-        report.repaired(*fault)
+        report.count_repaired(*fault)
 
     def detect(batch: Batch) -> Sequence[Detections]:
         original_sizes = torch.from_numpy(files.sizes[list(batch.image_ids)])
@@ -97,7 +97,7 @@ def label_images(
     size, divisor = inference.size, inference.detector.size_divisor
     batches = image_loader(
         files,
-        batches_of_like_shape(files.sizes, loading.batch_size, size=size, divisor=divisor, only=left),
+        batches_by_padded_shape(files.sizes, loading.batch_size, size=size, divisor=divisor, only=left),
         size=size,
         workers=loading.workers,
         size_divisor=divisor,
@@ -107,17 +107,17 @@ def label_images(
     for item in progress(detected, len(left), "labelling"):
         if item is not None:
             image, detections = item
-            found[image] = thresholds.choose(detections)
+            found[image] = thresholds.select(detections)
             journal.add(file_names[image], stats[image], found[image])
     if not found:
         first = next(iter(report.first_records().values()), ["no image was given"])[0]
         raise ValueError(f"none of {len(paths)} images can be read; the first: {first}")
     kept, below = [], []
     for image in sorted(found):
-        answer, file = found[image], file_names[image]
+        selected, file = found[image], file_names[image]
         height, width = sizes[image].tolist()
-        kept.append(_labelled(answer.kept, file, height, width, report))
-        below.append(_labelled(answer.below, file, height, width, None))
+        kept.append(_labelled(selected.kept, file, height, width, report))
+        below.append(_labelled(selected.below, file, height, width, None))
     kept_set = LabelledSet(root, names, tuple(kept))
     return LabelledSets(kept_set, replace(kept_set, images=tuple(below)))
 
@@ -144,10 +144,10 @@ def _labelled(found: Detections, file: str, height: int, width: int, report: Dat
     """Return the image with the boxes that are large enough for every format; count them in `report`, if given."""
     large = (found.boxes[:, 2:] - found.boxes[:, :2] >= SMALLEST_EXPORTED_PX).all(dim=1)
     if report is not None:
-        report.used(int(large.sum()), unit="box")
+        report.count_used(int(large.sum()), unit="box")
         for box in found.boxes[~large].tolist():
             rounded = [round(value, 1) for value in box]
-            report.skipped("F4", f"{file}: a side of the box {rounded} is under {SMALLEST_EXPORTED_PX:g} px")
+            report.count_skipped("F4", f"{file}: a side of the box {rounded} is under {SMALLEST_EXPORTED_PX:g} px")
     return LabelledImage(
         file,
         height,

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ovd.config_files import differences
+from ovd.config_files import describe_differences
 from ovd.fault import Fault
 from ovd.files import lock_file, unlock_file
 from ovd.structures import Detections
@@ -25,7 +25,7 @@ _MARK = "ovd label"
 
 
 @dataclass(frozen=True)
-class Answer:
+class SelectedDetections:
     """Boxes found in one image."""
 
     kept: Detections
@@ -37,8 +37,8 @@ class Answer:
         return [{key: value.tolist() for key, value in vars(of).items()} for of in (self.kept, self.below)]
 
     @classmethod
-    def from_json(cls, content: list[dict[str, Any]]) -> "Answer":
-        """Rebuild an answer from the result of `to_json`.
+    def from_json(cls, content: list[dict[str, Any]]) -> "SelectedDetections":
+        """Rebuild the boxes from the result of `to_json`.
 
         Raises:
             ValueError, KeyError, TypeError, RuntimeError: `content` is not such a result.
@@ -48,13 +48,13 @@ class Answer:
 
 
 class LabelJournal:
-    """Context manager that locks the journal file; on exit, a file without answers is removed."""
+    """Context manager that locks the journal file; on exit, a file without images is removed."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any]):
         """
         Args:
             path: path of the journal file.
-            settings: JSON-serializable settings: all that answers depend on besides the image.
+            settings: JSON-serializable settings: all that boxes depend on besides the image.
 
         Raises:
             ValueError: the file has other settings, is damaged, is not a journal, or is in use.
@@ -72,9 +72,9 @@ class LabelJournal:
             self._file.seek(0)
             whole = self._read()
             self._file.truncate(whole)  # drops a line that was cut off
-            self.goes_on = whole > 0
+            self.is_resumed = whole > 0
             """Whether an interrupted call is resumed."""
-            if not self.goes_on:
+            if not self.is_resumed:
                 self._write(self._settings)
         except ValueError:
             self._file.close()
@@ -94,8 +94,8 @@ class LabelJournal:
                 elif isinstance(content, dict):
                     self.repaired += map(Fault.read, content["repaired"])
                 else:
-                    name, _, *answer = content
-                    Answer.from_json(answer)
+                    name, _, *boxes = content
+                    SelectedDetections.from_json(boxes)
                     self._lines[name] = line
             except _OtherSettingsError:
                 raise
@@ -107,13 +107,13 @@ class LabelJournal:
     def _check_settings(self, before: Any) -> None:
         if not isinstance(before, dict) or _MARK not in before:
             raise ValueError("it has no settings")
-        if different := differences(before, self._settings):
+        if different := describe_differences(before, self._settings):
             raise _OtherSettingsError(
                 f"{self.path} is of an interrupted call with other settings ({different}); repeat these, or delete it"
             )
 
-    def answer(self, name: str, stat: Sequence[int]) -> Answer | None:
-        """Return the stored answer of an image; None if there is none, or the image has changed since.
+    def find(self, name: str, stat: Sequence[int]) -> SelectedDetections | None:
+        """Return the stored boxes of an image; None if there is none, or the image has changed since.
 
         Args:
             name: name of the image.
@@ -122,12 +122,12 @@ class LabelJournal:
         line = self._lines.get(name)
         if line is None:
             return None
-        _, before, *answer = json.loads(line)
-        return Answer.from_json(answer) if before == list(stat) else None
+        _, before, *boxes = json.loads(line)
+        return SelectedDetections.from_json(boxes) if before == list(stat) else None
 
-    def add(self, name: str, stat: Sequence[int], answer: Answer) -> None:
-        """Write the answer of an image; arguments as for `answer`."""
-        self._lines[name] = self._write([name, list(stat), *answer.to_json()])
+    def add(self, name: str, stat: Sequence[int], selected: SelectedDetections) -> None:
+        """Write the boxes of an image; arguments as for `find`."""
+        self._lines[name] = self._write([name, list(stat), *selected.to_json()])
 
     def add_repaired(self, faults: Sequence[Fault]) -> None:
         """Write the repairs that were made to read images."""

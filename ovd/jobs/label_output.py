@@ -12,8 +12,8 @@ from ovd.data.export.label_studio import LOCAL_FILES
 from ovd.data.export.labelled_set import LabelledSet
 from ovd.data.report import DataReport
 from ovd.data.review_page import write_review
-from ovd.files import make_folder_of, refuse_existing
-from ovd.number_of import number_of
+from ovd.files import make_parent_folder, refuse_existing
+from ovd.format_count import format_count
 
 _NUM_CLASSES_NAMED = 20
 
@@ -63,7 +63,7 @@ class LabelOutput:
         base = self.path if is_folder(self.format) else self.path.with_suffix("")
         return base.with_name(f"{base.name}{ending}")
 
-    def make_room(self) -> None:
+    def prepare_folder(self) -> None:
         """Check that no output file exists, and make the folder for them.
 
         Report and review page may exist beside the journal of an interrupted labelling; they are written again.
@@ -74,7 +74,7 @@ class LabelOutput:
         beside = [] if self.journal.exists() else [self.report, *([self.review] if self.review else [])]
         for path in (*outputs_of(self.path, self.format), *beside):
             refuse_existing(path)
-        make_folder_of(self.path)
+        make_parent_folder(self.path)
 
     def write(self, labels: LabelledSets, thresholds: Sequence[float], report: DataReport, *, kind: str) -> int:
         """Write all files, the labels last.
@@ -120,13 +120,13 @@ class WrittenLabels:
     kept: LabelledSet
     report: DataReport
     output: LabelOutput
-    limit: str
+    threshold_text: str
     """Threshold of the boxes kept, in words."""
     num_shown: int
     """Number of boxes on the review page."""
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """Summary in a few lines, for people to read."""
         return printable("\n".join(self._lines()))
 
@@ -136,17 +136,17 @@ class WrittenLabels:
         yield from describe_findings(report)
         yield from (f"{count:>8,}  {name}" for name, count in counts.most_common(_NUM_CLASSES_NAMED))
         if len(counts) > _NUM_CLASSES_NAMED:
-            yield f"          and {number_of(len(counts) - _NUM_CLASSES_NAMED, 'more class', 'more classes')}"
+            yield f"          and {format_count(len(counts) - _NUM_CLASSES_NAMED, 'more class', 'more classes')}"
         num_unread = report.num_seen() - report.num_used()
-        unread = f"; {number_of(num_unread, 'image')} could not be read: {output.report.name}" if num_unread else ""
+        unread = f"; {format_count(num_unread, 'image')} could not be read: {output.report.name}" if num_unread else ""
         without = sum(len(image.boxes) == 0 for image in kept.images)
-        boxes = f"{number_of(kept.num_boxes, 'box', 'boxes')} of {number_of(len(counts), 'class', 'classes')}"
+        boxes = f"{format_count(kept.num_boxes, 'box', 'boxes')} of {format_count(len(counts), 'class', 'classes')}"
         yield (
-            f"{output.path}: {number_of(len(kept.images), 'image')}, {boxes} with a {self.limit}, "
-            f"{number_of(without, 'image')} without any{unread}; file names start at {kept.root}"
+            f"{output.path}: {format_count(len(kept.images), 'image')}, {boxes} with a {self.threshold_text}, "
+            f"{format_count(without, 'image')} without any{unread}; file names start at {kept.root}"
         )
         if output.review is not None:
-            yield f"{output.review} shows the {number_of(self.num_shown, 'box', 'boxes')} nearest to the threshold"
+            yield f"{output.review} shows the {format_count(self.num_shown, 'box', 'boxes')} nearest to the threshold"
 
 
 def printable(text: str) -> str:

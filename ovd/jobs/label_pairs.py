@@ -56,7 +56,7 @@ class Labeller:
     """A teacher, and everything else that labelling needs."""
 
     teacher: Teacher
-    shown_name: str
+    display_name: str
     """Name of the teacher, with the folder that it was loaded from."""
     is_calibrated: bool
     """Whether the teacher's scores are probabilities."""
@@ -96,7 +96,7 @@ def build_labeller(trained: TrainedDetector, request: LabelRequest) -> Labeller:
         raise ValueError("--size cannot be used with --teacher-hf, whose detectors have their own size of images")
     if trained.detector.name_offsets is not None:
         raise ValueError(
-            f"{trained.shown_name} learned names alone (expert.learn); label with its detector and --expert"
+            f"{trained.display_name} learned names alone (expert.learn); label with its detector and --expert"
         )
     device = resolve_device(config)
     are_names = options.queries == "classes" or QUERY_SOURCES[options.queries].are_names
@@ -114,13 +114,13 @@ def build_labeller(trained: TrainedDetector, request: LabelRequest) -> Labeller:
             nms_iou=config.eval.nms_iou,
             templates=None if templates is None else prompts,
         )
-        shown_name = teacher.name
+        display_name = teacher.name
     else:
         if config.eval.ensemble is not None:  # CLIP's softmax needs a whole vocabulary
-            print(f"{trained.shown_name}: the teacher's own scores are used alone, without CLIP's (eval.ensemble)")
+            print(f"{trained.display_name}: the teacher's own scores are used alone, without CLIP's (eval.ensemble)")
         if config.eval.competition > 0:
             print(
-                f"{trained.shown_name}: names do not compete for a place (eval.competition), so that scores can be "
+                f"{trained.display_name}: names do not compete for a place (eval.competition), so that scores can be "
                 "compared across captions with different numbers of names"
             )
         # All names at a place are stored, and all points are scored: labels are filtered afterwards, and captions have
@@ -136,25 +136,25 @@ def build_labeller(trained: TrainedDetector, request: LabelRequest) -> Labeller:
         }
         run_options = {name: getattr(config.eval, name) for name in DetectionOptions.model_fields}
         own = DetectionOptions.model_validate(run_options | teacher_options)
-        inference = build_inference(_without_competing(trained), size=request.size, options=own)
+        inference = build_inference(_without_competition_calibration(trained), size=request.size, options=own)
         for expert in inference.experts if isinstance(inference, ExpertInference) else ():
-            if _was_competing(expert.inference.calibration):
+            if _was_fitted_with_competition(expert.inference.calibration):
                 expert.inference.calibration = None
         is_calibrated = inference.is_calibrated
         own_teacher = OvdTeacher(inference, texts, run=str(config.output))
-        teacher, shown_name = own_teacher, f"{trained.shown_name} {own_teacher.settings}"
-    return Labeller(teacher, shown_name, is_calibrated, texts, request, trained, device)
+        teacher, display_name = own_teacher, f"{trained.display_name} {own_teacher.settings}"
+    return Labeller(teacher, display_name, is_calibrated, texts, request, trained, device)
 
 
-def _without_competing(trained: TrainedDetector) -> TrainedDetector:
+def _without_competition_calibration(trained: TrainedDetector) -> TrainedDetector:
     """Return the detector, without its calibration if that was fitted on names that compete.
 
     The bias correction and the score map of such a calibration hold only for scores of the softmax over the names.
     """
-    return replace(trained, calibration=None) if _was_competing(trained.calibration) else trained
+    return replace(trained, calibration=None) if _was_fitted_with_competition(trained.calibration) else trained
 
 
-def _was_competing(calibration: ScoreCalibration | None) -> bool:
+def _was_fitted_with_competition(calibration: ScoreCalibration | None) -> bool:
     return calibration is not None and calibration.options.competition > 0
 
 
@@ -173,5 +173,5 @@ def pseudo_label_run(
     """
     labeller = build_labeller(trained, request)
     scores = "scores are probabilities" if labeller.is_calibrated else "scores are not calibrated"
-    print(f"{request.output}: {labeller.shown_name}, {scores}, {describe_machine(labeller.device)}")
+    print(f"{request.output}: {labeller.display_name}, {scores}, {describe_machine(labeller.device)}")
     return labeller.label(listed, report=DataReport(stops=not request.skip_unreadable))

@@ -14,7 +14,7 @@ from ovd.data.images.files import DRAWN, name_below
 from ovd.data.images.media import STANDARD_INPUT
 from ovd.data.images.video import VideoWriter, describe_video
 from ovd.files import atomic_write, make_folder, write_json
-from ovd.jobs.found import Found, line_of
+from ovd.jobs.picture_detections import PictureDetections, json_line
 from ovd.visualize.boxes import draw_detections
 
 PICTURE: dict[str, Any] = {"format": "JPEG", "quality": 95, "subsampling": 0}
@@ -41,20 +41,20 @@ class PictureFiles:
         self._folder = folder
         self._targets = targets(sources, folder)
         if folder is None:
-            _check_places({target.parent for target in self._targets.values()})
+            _check_folders({target.parent for target in self._targets.values()})
         else:
             make_folder(folder, f"--output {folder}")
         self._video: _OpenVideo | None = None
         self.written: list[Path] = []
 
-    def add(self, found: Found) -> None:
+    def add(self, found: PictureDetections) -> None:
         """Write the files of an image, or append a frame to those of its video."""
         picture = found.picture
         if self._video is not None and picture.source != self._video.source:
             self.close()
         target = self._targets[picture.source]
         target.parent.mkdir(parents=True, exist_ok=True)
-        drawn = self._drawn(found)
+        drawn = self._draw(found)
         if picture.frame is None:
             file = target.with_name(f"{target.name}{DRAWN}.jpg")
             with atomic_write(file, "wb") as stream:
@@ -66,9 +66,9 @@ class PictureFiles:
         if self._video is None:
             self._video = _OpenVideo(picture.source, target)
             self.written.append(self._video.file)
-        self._video.add(drawn, line_of(found, self._names))
+        self._video.add(drawn, json_line(found, self._names))
 
-    def _drawn(self, found: Found) -> Image.Image:
+    def _draw(self, found: PictureDetections) -> Image.Image:
         """Draw the boxes on the picture, in one color per class, or per track if objects are tracked."""
         if found.tracks is None:
             return draw_detections(found.picture.pixels, found.detections, self._names)
@@ -83,7 +83,7 @@ class PictureFiles:
             self._video.close()
             self._video = None
 
-    def where(self) -> str:
+    def describe_location(self) -> str:
         """Return the one file, or the folder of several, as the end of a sentence."""
         if not self.written:
             return ""
@@ -92,7 +92,7 @@ class PictureFiles:
         return f" in {len(self.written)} sources; see {self._folder or 'the files beside them'}"
 
 
-def _check_places(folders: Iterable[Path]) -> None:
+def _check_folders(folders: Iterable[Path]) -> None:
     """Check that pictures can be written beside their sources.
 
     Raises:

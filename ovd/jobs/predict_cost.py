@@ -22,7 +22,7 @@ class Hardware:
     """Share of the peak that training reaches, above 0 and at most 1; None if it is unknown."""
 
     @classmethod
-    def of_config(
+    def from_config(
         cls, config: TrainConfig, *, gpus: int | None, peak_tflops: float | None, utilization: float | None
     ) -> "Hardware":
         """Return the hardware of a config's `train.device`: one CPU for `cpu`, GPUs for all others.
@@ -73,7 +73,7 @@ class PredictedCost:
         )
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """Summary in a few lines, for people to read."""
         cost, per_gpu = self.cost, " per GPU" if self.hardware.num_gpus else ""
         parameters, trained = cost.parameters / 1e6, cost.trained_parameters / 1e6

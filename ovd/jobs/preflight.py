@@ -12,11 +12,11 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.verdict import evaluation_verdict, training_verdict
 from ovd.distributed import device_of_rank, world_size
-from ovd.jobs.can_run import check_can_run
+from ovd.jobs.prerequisites import check_prerequisites
 from ovd.jobs.resume import find_run
 from ovd.jobs.training_sets import load_training_sets, warn_of_absent_classes, warn_of_trained_images
-from ovd.jobs.training_setup import set_up
-from ovd.text.names import are_among
+from ovd.jobs.training_setup import build_training_setup
+from ovd.text.names import isin_names
 
 _NUM_NAMED = 10
 
@@ -34,14 +34,14 @@ def preflight(config: TrainConfig, *, resume: bool = False, strict_resume: bool 
     Raises:
         ValueError: the training would stop before its first step; the message is the training's own.
     """
-    check_can_run(config)
-    found = find_run(config, resume=resume, strict_resume=strict_resume)
+    check_prerequisites(config)
+    checkpoint = find_run(config, resume=resume, strict_resume=strict_resume)
     device_of_rank(config.train.device)
     torch.set_num_threads(config.train.threads)
     report, validation_report = DataReport(stops=False), DataReport(stops=False)
     sets = load_training_sets(config, report, validation_report)
     index, trained, held_out, validation = sets.whole, sets.trained, sets.held_out, sets.validation
-    setup = set_up(config, found, sets, verifies_labels=True)
+    setup = build_training_setup(config, checkpoint, sets, verifies_labels=True)
     if (pairs := setup.pairs) is not None:
         print(f"{len(pairs):,} image-text pairs with {len(pairs.texts):,} texts")
     setup.batches_from(0)
@@ -75,7 +75,7 @@ def preflight(config: TrainConfig, *, resume: bool = False, strict_resume: bool 
             "(train.calibration)"
         )
     warn_of_absent_classes(config, trained)
-    print("\n".join(verdict.words for verdict in verdicts))
+    print("\n".join(verdict.summary for verdict in verdicts))
     return not any(verdict.stops for verdict in verdicts)
 
 
@@ -91,7 +91,7 @@ def describe_vocabulary(training: AnnotationIndex, validation: AnnotationIndex) 
 
 
 def _missing(names: Sequence[str], others: Sequence[str]) -> list[str]:
-    return sorted(name for name, occurs in zip(names, are_among(names, others), strict=True) if not occurs)
+    return sorted(name for name, occurs in zip(names, isin_names(names, others), strict=True) if not occurs)
 
 
 def _named(names: list[str]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ovd.build.prompts import Example, Prompt
 from ovd.data.formats.text_files import read_lines
-from ovd.number_of import number_of
+from ovd.format_count import format_count
 from ovd.text.names import name_key
 from ovd.warn import warn
 
@@ -31,7 +31,7 @@ class Query:
         return default if self.min_score is None else self.min_score
 
 
-def split_query(query: str) -> Query:
+def parse_query(query: str) -> Query:
     """Parse a query such as `anchor:0.8` into its name and its minimum score, if it has one.
 
     A minimum score has a decimal point, so that `a ratio of 16:9` and `a clock at 12:00` are names.
@@ -49,10 +49,10 @@ def split_query(query: str) -> Query:
 
 
 def read_queries(classes: str | None, file: Path | None = None) -> list[Query]:
-    """Read queries by class name, each once (`each_once`).
+    """Read queries by class name, each once (`deduplicate`).
 
     Args:
-        classes: comma-separated queries (`split_query`).
+        classes: comma-separated queries (`parse_query`).
         file: text file with one query per line, which may contain commas.
 
     Raises:
@@ -63,7 +63,7 @@ def read_queries(classes: str | None, file: Path | None = None) -> list[Query]:
         if not file.exists():
             raise ValueError(f"{file}: there is no such file; a file of class names has one per line")
         queries += [line for _, line in read_lines(file)]
-    return each_once(list(map(split_query, queries)))
+    return deduplicate(list(map(parse_query, queries)))
 
 
 def read_class_names(file: Path) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ def read_class_names(file: Path) -> tuple[str, ...]:
     return tuple(first.values())
 
 
-def read_example(word: str) -> tuple[str, Example]:
+def parse_example(word: str) -> tuple[str, Example]:
     """Parse `NAME=IMAGE` or `NAME=IMAGE:x,y,width,height` into the name and the example.
 
     Raises:
@@ -102,7 +102,7 @@ def read_example(word: str) -> tuple[str, Example]:
     return name.strip(), Example(found[1], (x, y, x + width, y + height))
 
 
-def each_once(queries: Sequence[Query]) -> list[Query]:
+def deduplicate(queries: Sequence[Query]) -> list[Query]:
     """Remove repeated queries, which would share the probability of one name, and warn of their number.
 
     Raises:
@@ -115,23 +115,23 @@ def each_once(queries: Sequence[Query]) -> list[Query]:
             raise ValueError(f"{before.name!r} and {query.name!r} are one name with two minimum scores; give it once")
     if num_repeats := len(queries) - len(first):
         are = "is" if num_repeats == 1 else "are"
-        warn(f"{number_of(num_repeats, 'name')} {are} given twice, and asked for once")
+        warn(f"{format_count(num_repeats, 'name')} {are} given twice, and asked for once")
     return list(first.values())
 
 
-def with_examples(queries: Sequence[Query], words: Sequence[str]) -> list[Query]:
+def add_examples(queries: Sequence[Query], words: Sequence[str]) -> list[Query]:
     """Combine names and examples into queries by name, by name with examples, and by examples alone.
 
     Args:
         queries: queries by name.
-        words: examples (`read_example`); an example belongs to the query whose name reads like its own.
+        words: examples (`parse_example`); an example belongs to the query whose name reads like its own.
 
     Raises:
-        ValueError: as raised by `read_example`.
+        ValueError: as raised by `parse_example`.
     """
     called: dict[str, str] = {}
     examples: dict[str, list[Example]] = {}
-    for name, example in map(read_example, words):
+    for name, example in map(parse_example, words):
         examples.setdefault(name_key(name), []).append(example)
         called.setdefault(name_key(name), name)
     by_name = []

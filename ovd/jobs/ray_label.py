@@ -26,7 +26,7 @@ from ovd.selftrain.decoded_pairs import stop_if_too_many_unreadable
 from ovd.selftrain.ledger import LabelCounts, total_counts
 from ovd.selftrain.pseudo_label import shards_of_worker
 
-MOST_TRIES = 3
+MAX_TRIES = 3
 """Number of actors that die on one shard before the job stops, since the shard itself may be the cause."""
 
 
@@ -111,7 +111,7 @@ class _RayJob:
     def run(self, num_workers: int) -> LabelCounts:
         """Label all shards."""
         for _ in range(num_workers):
-            self._give(self._new_actor())
+            self._assign_shard(self._new_actor())
         counts: list[LabelCounts] = []
         with tqdm(total=self._num_pairs, desc=f"pairs on {num_workers} workers", unit=" images") as bar:
             while self._running:
@@ -122,8 +122,8 @@ class _RayJob:
                 except self._ray.exceptions.RayActorError as error:
                     if getattr(error, "actor_init_failed", False):
                         raise RuntimeError(f"a worker could not start: {str(error).splitlines()[-1]}") from error
-                    self._lose(name, error)
-                    self._give(self._new_actor())
+                    self._requeue_shard(name, error)
+                    self._assign_shard(self._new_actor())
                     continue
                 except self._ray.exceptions.RayTaskError as error:
                     raise error.as_instanceof_cause() from None
@@ -131,7 +131,7 @@ class _RayJob:
                 bar.update(shard_counts.pairs)
                 self._report.add(report)
                 stop_if_too_many_unreadable(self._report, self._num_pairs, self._request.labelling.pairs)
-                self._give(actor)
+                self._assign_shard(actor)
         return total_counts(counts)
 
     def _new_actor(self) -> Any:
@@ -139,18 +139,18 @@ class _RayJob:
         num_cpus = 1 if num_gpus else self._request.threads
         return self._ray.remote(ShardWorker).options(num_gpus=num_gpus, num_cpus=num_cpus).remote(self._request)
 
-    def _give(self, actor: Any) -> None:
+    def _assign_shard(self, actor: Any) -> None:
         """Give an actor the next shard, if one is left."""
         if self._left:
             name = self._left.popleft()
             self._running[actor.label.remote(name, self._listed[name])] = (actor, name)
 
-    def _lose(self, name: str, error: Exception) -> None:
+    def _requeue_shard(self, name: str, error: Exception) -> None:
         self._tries[name] += 1
-        if self._tries[name] == MOST_TRIES:
+        if self._tries[name] == MAX_TRIES:
             rank, world = list(self._listed).index(name), len(self._listed)
             raise RuntimeError(
-                f"{name}: {MOST_TRIES} workers died while they had this shard, the last of "
+                f"{name}: {MAX_TRIES} workers died while they had this shard, the last of "
                 f"{str(error).splitlines()[0]}; label it alone to see why (--rank {rank} --world {world})"
             ) from error
         self._left.appendleft(name)

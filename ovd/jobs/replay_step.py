@@ -10,7 +10,7 @@ from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 from ovd.engine.step import backward
 from ovd.engine.step_dump import StepDump
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 
 
 def replay_step(dump: Path) -> None:
@@ -30,7 +30,7 @@ def replay_step(dump: Path) -> None:
     detector.load_state_dict(weights)
     print(f"as trained: {', '.join(f'{name} {value:.4g}' for name, value in failed.losses.items())}")
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    print(f"weights that are not finite: {first_of(bad, 20) or 'none'}")
+    print(f"weights that are not finite: {join_first(bad, 20) or 'none'}")
     for row, image_id in enumerate(batch.image_ids):
         image = slice(row, row + 1)
         one, its_texts = batch.of_images(image), failed.texts.of_images(image)

@@ -8,18 +8,18 @@ from ovd.build.trained import check_text_tower, weights_file
 from ovd.clip.load import Clip
 from ovd.config.alignment import AlignConfig
 from ovd.config.training import TrainConfig
-from ovd.config_files import differences, flatten, parse_config
+from ovd.config_files import describe_differences, flatten, parse_config
 from ovd.distributed import is_main
 from ovd.engine.checkpoint import Checkpoint
 from ovd.files import sha256_of
-from ovd.jobs.run_folder import latest_of_all_ranks
+from ovd.jobs.run_folder import latest_on_all_ranks
 
-FREE_ON_RESUME = (
+MUTABLE_ON_RESUME = (
     "output", "bank.cache", "eval.", "data.workers", "data.source.val_", "train.save_every", "train.keep_checkpoints",
     "train.eval_every", "train.wandb", "clip.activation",
 )  # fmt: skip
 
-_OF_EVALUATIONS = ("eval.", "data.source.val_", "train.eval_every")
+_EVALUATION_KEYS = ("eval.", "data.source.val_", "train.eval_every")
 
 
 def find_run(config: TrainConfig, *, resume: bool, strict_resume: bool = False) -> Checkpoint | None:
@@ -32,18 +32,22 @@ def find_run(config: TrainConfig, *, resume: bool, strict_resume: bool = False) 
         ValueError: the run folder holds a run and `resume` is not set, the run has other settings, its checkpoints are
             damaged, or the ranks see different ones.
     """
-    found = latest_of_all_ranks(config.output, strict=strict_resume)
+    checkpoint = latest_on_all_ranks(config.output, strict=strict_resume)
     if resume and is_main():
-        print(f"goes on from {found.folder}" if found else f"{config.output} holds no checkpoint: starts at step 0")
-    if found is not None:
+        print(
+            f"goes on from {checkpoint.folder}"
+            if checkpoint
+            else f"{config.output} holds no checkpoint: starts at step 0"
+        )
+    if checkpoint is not None:
         if not resume:
             raise ValueError(f"{config.output} already holds a run; give --resume, or another output=FOLDER")
-        check_same_run(found.config, config)
-    return found
+        check_same_run(checkpoint.config, config)
+    return checkpoint
 
 
 def check_same_run(
-    stored: dict[str, Any], config: TrainConfig | AlignConfig, *, free: tuple[str, ...] = FREE_ON_RESUME
+    stored: dict[str, Any], config: TrainConfig | AlignConfig, *, free: tuple[str, ...] = MUTABLE_ON_RESUME
 ) -> None:
     """Check that a resume continues the same run; a setting that was unknown when it started counts as its default.
 
@@ -54,17 +58,17 @@ def check_same_run(
         ValueError: other settings differ; the message names them.
     """
     if isinstance(config, TrainConfig) and config.train.patience:  # patience compares evaluations
-        free = tuple(name for name in free if name not in _OF_EVALUATIONS)
+        free = tuple(name for name in free if name not in _EVALUATION_KEYS)
     then = parse_config(stored, type(config), f"{config.output}, as it was started")
     before, now = flatten(then.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
-    if different := differences(before, now, free=free):
+    if different := describe_differences(before, now, free=free):
         raise ValueError(
             f"{config.output} was started with other settings: {different}. Resume it with its own, which are in "
-            f"{config.output}/config.yaml; {_other_start(then, config)}"
+            f"{config.output}/config.yaml; {_other_init_hint(then, config)}"
         )
 
 
-def _other_start(then: TrainConfig | AlignConfig, config: TrainConfig | AlignConfig) -> str:
+def _other_init_hint(then: TrainConfig | AlignConfig, config: TrainConfig | AlignConfig) -> str:
     """Say how to train with settings other than those of a run; no training starts from the run of an expert.
 
     Args:
@@ -75,18 +79,18 @@ def _other_start(then: TrainConfig | AlignConfig, config: TrainConfig | AlignCon
     return f"to train on with these, start a run from it: init_from={config.output} and another output"
 
 
-def sha256_of_start(config: TrainConfig) -> str | None:
+def sha256_of_init(config: TrainConfig) -> str | None:
     """Return the SHA-256 of the weights that a training starts from; None for CLIP's weights."""
     return None if config.init_from is None else sha256_of(weights_file(config.init_from))
 
 
-def check_same_start(found: Checkpoint, config: TrainConfig) -> None:
+def check_same_init(checkpoint: Checkpoint, config: TrainConfig) -> None:
     """Check that the detector that a run started from still has the same weights.
 
     Raises:
         ValueError: its weights have changed.
     """
-    before, now = found.notes.init_sha256, sha256_of_start(config)
+    before, now = checkpoint.notes.init_sha256, sha256_of_init(config)
     if before is not None and before != now:
         raise ValueError(
             f"{config.output} started from other weights than {config.init_from} has now (sha256 {before} and {now}); "
@@ -94,7 +98,7 @@ def check_same_start(found: Checkpoint, config: TrainConfig) -> None:
         )
 
 
-def check_resumed(found: Checkpoint, config: TrainConfig, clip: Clip, data: Mapping[str, str]) -> None:
+def check_resumed(checkpoint: Checkpoint, config: TrainConfig, clip: Clip, data: Mapping[str, str]) -> None:
     """Check that text tower, data and start of a resumed run are unchanged; `check_same_run` checks its settings.
 
     The start matters only with `train.start_distillation`.
@@ -103,12 +107,12 @@ def check_resumed(found: Checkpoint, config: TrainConfig, clip: Clip, data: Mapp
         data: current fingerprints of the data, by name.
 
     Raises:
-        ValueError: as raised by `check_text_tower`, `check_same_data` and `check_same_start`.
+        ValueError: as raised by `check_text_tower`, `check_same_data` and `check_same_init`.
     """
-    check_text_tower(found, clip)
-    check_same_data(found.notes.data, data, config.output)
+    check_text_tower(checkpoint, clip)
+    check_same_data(checkpoint.notes.data, data, config.output)
     if config.train.start_distillation:
-        check_same_start(found, config)
+        check_same_init(checkpoint, config)
 
 
 def check_same_data(stored: Mapping[str, str], data: Mapping[str, str], output: Path) -> None:

@@ -8,39 +8,39 @@ import yaml
 
 from ovd.config.alignment import AlignConfig
 from ovd.config.training import TrainConfig
-from ovd.distributed import all_gather, barrier, device_of_rank, failing_together, is_main, world_size
+from ovd.distributed import all_gather, barrier, device_of_rank, is_main, raise_on_all_ranks, world_size
 from ovd.engine.checkpoint import MANIFEST, Checkpoint, latest
 from ovd.engine.early_stop import is_early_stop_over
 from ovd.files import atomic_write, folder_lock
 from ovd.precision import describe_machine
 
 
-def is_finished(found: Checkpoint, config: TrainConfig) -> bool:
+def is_finished(checkpoint: Checkpoint, config: TrainConfig) -> bool:
     """Return whether a checkpoint is the last one of its run."""
-    return found.step == config.train.steps or is_early_stop_over(found.notes)
+    return checkpoint.step == config.train.steps or is_early_stop_over(checkpoint.notes)
 
 
-def latest_of_all_ranks(run: Path, *, strict: bool = False) -> Checkpoint | None:
+def latest_on_all_ranks(run: Path, *, strict: bool = False) -> Checkpoint | None:
     """Return the newest intact checkpoint of a run, the same on every rank; None if there is none.
 
     Raises:
         ValueError: as raised by `latest`, or the ranks see different checkpoints.
     """
-    with failing_together():
-        found = latest(run, strict=strict)
-    seen = all_gather(None if found is None else (found.folder.name, found.fingerprint()))
+    with raise_on_all_ranks():
+        checkpoint = latest(run, strict=strict)
+    seen = all_gather(None if checkpoint is None else (checkpoint.folder.name, checkpoint.fingerprint()))
     if len(set(seen)) > 1:
-        names = ", ".join("none" if checkpoint is None else checkpoint[0] for checkpoint in seen)
+        names = ", ".join("none" if one is None else one[0] for one in seen)
         raise ValueError(f"{run}: the ranks see different checkpoints ({names}); it has to be on a disk that all share")
-    return found
+    return checkpoint
 
 
 @contextmanager
-def open_run_folder(config: TrainConfig | AlignConfig, found: Checkpoint | None) -> Iterator[None]:
+def open_run_folder(config: TrainConfig | AlignConfig, checkpoint: Checkpoint | None) -> Iterator[None]:
     """Make the run folder with its config, lock it for this run, and print the device that the run uses.
 
     Args:
-        found: newest checkpoint in the folder, looked up before the folder was locked.
+        checkpoint: newest checkpoint in the folder, looked up before the folder was locked.
 
     Raises:
         ValueError: another run is writing there or has written since, the config there was written by hand, or a rank
@@ -49,35 +49,35 @@ def open_run_folder(config: TrainConfig | AlignConfig, found: Checkpoint | None)
     barrier()  # every rank must have checked whether there is a run
     content, file = config.model_dump(mode="json"), config.output / "config.yaml"
     with ExitStack() as held:
-        with failing_together():
+        with raise_on_all_ranks():
             if is_main():
                 if file.exists() and not _is_of_a_run(file):
                     raise ValueError(f"{file} was written by hand and would be replaced; keep it, or change output")
                 config.output.mkdir(parents=True, exist_ok=True)
                 held.enter_context(folder_lock(config.output))
-                _check_newest(config.output, found)
+                _check_newest(config.output, checkpoint)
                 with atomic_write(file) as stream:
                     stream.write(yaml.safe_dump(content, sort_keys=False))
                 ranks = f", one of {world_size()} ranks" if world_size() > 1 else ""
                 print(f"{config.output}: {describe_machine(device_of_rank(config.train.device))}{ranks}")
         barrier()
-        with failing_together():
+        with raise_on_all_ranks():
             if not file.exists():
                 raise ValueError(f"{config.output}, which rank 0 made, is not there; it has to be on a shared disk")
         yield
 
 
-def _check_newest(run: Path, found: Checkpoint | None) -> None:
-    """Check that `found` is still the newest checkpoint, or that there is still none.
+def _check_newest(run: Path, checkpoint: Checkpoint | None) -> None:
+    """Check that `checkpoint` is still the newest checkpoint, or that there is still none.
 
     Raises:
         ValueError: another run has written one since.
     """
     newest = max((path.parent.name for path in run.glob(f"step-*/{MANIFEST}")), default=None)
-    if newest == (None if found is None else found.folder.name):
+    if newest == (None if checkpoint is None else checkpoint.folder.name):
         return
     now = latest(run)  # the newer one may be damaged
-    if (None if now is None else now.folder) != (None if found is None else found.folder):
+    if (None if now is None else now.folder) != (None if checkpoint is None else checkpoint.folder):
         raise ValueError(f"{run}: another run wrote {newest} there while this one started; start it again")
 
 

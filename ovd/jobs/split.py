@@ -9,23 +9,23 @@ from typing import Any
 from ovd.data.annotations import load_truth
 from ovd.data.formats.options import FormatOptions
 from ovd.data.split import draw_parts
-from ovd.files import make_folder_of, refuse_existing, write_json
+from ovd.files import make_parent_folder, refuse_existing, write_json
 
 
 @dataclass(frozen=True)
-class WrittenPart:
+class SplitPart:
     """One of the two files that a set was split into."""
 
     file: Path
     num_images: int
     num_annotations: int
-    only_here: tuple[str, ...]
+    exclusive_classes: tuple[str, ...]
     """Names of the classes with objects in this part alone, in the order of their ids."""
 
 
 def split_annotations(
     annotations: Path, first: Path, second: Path, *, share: float, seed: int, xyxy: bool
-) -> tuple[WrittenPart, WrittenPart]:
+) -> tuple[SplitPart, SplitPart]:
     """Write the unchanged records of each image into one of two files; both keep all categories.
 
     Args:
@@ -49,11 +49,11 @@ def split_annotations(
         refuse_existing(file)
         if not rows:
             raise ValueError(f"{file} would have none of the {len(images)} images; give another --share")
-        make_folder_of(file)
+        make_parent_folder(file)
     in_first, in_second = (set[int]().union(*(classes[row] for row in rows)) for rows in drawn)
     return (
-        _write_part(first, content, drawn[0], only_here=in_first - in_second),
-        _write_part(second, content, drawn[1], only_here=in_second - in_first),
+        _write_part(first, content, drawn[0], exclusive_ids=in_first - in_second),
+        _write_part(second, content, drawn[1], exclusive_ids=in_second - in_first),
     )
 
 
@@ -79,15 +79,15 @@ def _classes_of_images(content: dict[str, Any]) -> list[set[int]]:
     return list(of_id.values())
 
 
-def _write_part(file: Path, content: dict[str, Any], rows: list[int], *, only_here: set[int]) -> WrittenPart:
+def _write_part(file: Path, content: dict[str, Any], rows: list[int], *, exclusive_ids: set[int]) -> SplitPart:
     """Write the images in these rows with their annotations.
 
     Args:
-        only_here: ids of the categories with objects in this part alone.
+        exclusive_ids: ids of the categories with objects in this part alone.
     """
     images = [content["images"][row] for row in rows]
     ids = {int(image["id"]) for image in images}
     annotations = [row for row in content["annotations"] if int(row["image_id"]) in ids]
     write_json(file, {**content, "images": images, "annotations": annotations}, indent=None)
     names = {int(category["id"]): category["name"] for category in content["categories"]}
-    return WrittenPart(file, len(images), len(annotations), tuple(names[class_id] for class_id in sorted(only_here)))
+    return SplitPart(file, len(images), len(annotations), tuple(names[class_id] for class_id in sorted(exclusive_ids)))

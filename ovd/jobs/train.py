@@ -27,13 +27,13 @@ from ovd.engine.train import Evaluate, TrainingData, train
 from ovd.evaluation.calibrate import CalibrationError
 from ovd.evaluation.run import measure_results, print_measures, write_measures
 from ovd.jobs.calibrate import calibrate_detector, mean_example, readable_part
-from ovd.jobs.can_run import check_can_run
 from ovd.jobs.evaluate import detect_all
+from ovd.jobs.prerequisites import check_prerequisites
 from ovd.jobs.resume import find_run
 from ovd.jobs.run_folder import is_finished, open_run_folder
-from ovd.jobs.training_picture import drawing_the_first
+from ovd.jobs.training_picture import draw_first_batch
 from ovd.jobs.training_sets import load_training_sets, warn_of_absent_classes, warn_of_trained_images
-from ovd.jobs.training_setup import set_up
+from ovd.jobs.training_setup import build_training_setup
 from ovd.model.detector import Detector
 from ovd.precision import deterministic, on_device
 from ovd.selftrain.labelled_pairs import LabelledPairs
@@ -56,7 +56,7 @@ def train_from_config(
             ranks.
     """
     with process_group(), deterministic(config.train.deterministic), on_device(resolve_device(config)):
-        check_can_run(config)
+        check_prerequisites(config)
         found = find_run(config, resume=resume, strict_resume=strict_resume)
         with open_run_folder(config, found):
             return _train(config, found, evaluate=evaluate)
@@ -72,7 +72,7 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
         warn_of_absent_classes(config, index)
         if validation is not None:
             warn_of_trained_images(index, validation)
-    setup = set_up(config, found, sets)
+    setup = build_training_setup(config, found, sets)
     learner, start, pairs = setup.learner, setup.start, setup.pairs
     if pairs is not None and is_main():
         removed = ", ".join(f"{name} {count}" for name, count in pairs.box_counts.items() if count)
@@ -105,7 +105,7 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
     )
     batches_from = setup.batches_from
     if is_main():
-        batches_from = drawing_the_first(batches_from, config.output, partial(_names_of, index, pairs))
+        batches_from = draw_first_batch(batches_from, config.output, partial(_names_of, index, pairs))
     data = TrainingData(
         batches_from,
         texts,

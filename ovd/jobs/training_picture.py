@@ -19,7 +19,7 @@ MAX_NAME = 40
 """Maximum number of characters drawn of a name, since captions are long."""
 
 
-def drawing_the_first(
+def draw_first_batch(
     batches_from: Callable[[int], Iterator[Batch]], folder: Path, names_of: Callable[[list[int]], list[str]]
 ) -> Callable[[int], Iterator[Batch]]:
     """Wrap `batches_from` so that, from step 0 on, the first batch with an image is drawn when it is taken.

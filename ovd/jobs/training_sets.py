@@ -11,7 +11,7 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.verdict import check_evaluable
 from ovd.distributed import main_first
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 from ovd.warn import warn
 
 
@@ -87,7 +87,7 @@ def warn_of_absent_classes(config: TrainConfig, index: AnnotationIndex) -> None:
     if without:
         warn(
             f"{len(without)} classes have no box and are trained on as absent from every image "
-            f"(train.negatives=all): {first_of(without)}; remove them from the categories if they "
+            f"(train.negatives=all): {join_first(without)}; remove them from the categories if they "
             "may be there"
         )
 

@@ -40,13 +40,13 @@ class TrainingSetup:
     """Pure function that returns the batches from a given step on."""
 
 
-def set_up(
-    config: TrainConfig, found: Checkpoint | None, sets: TrainingSets, *, verifies_labels: bool = False
+def build_training_setup(
+    config: TrainConfig, checkpoint: Checkpoint | None, sets: TrainingSets, *, verifies_labels: bool = False
 ) -> TrainingSetup:
     """Set the seed, build the parts of a training, and check everything that can stop it before its first step.
 
     Args:
-        found: the checkpoint that the run resumes from; None for a new run.
+        checkpoint: the checkpoint that the run resumes from; None for a new run.
         verifies_labels: whether to read every label file and compare its hash.
 
     Raises:
@@ -54,7 +54,7 @@ def set_up(
     """
     torch.manual_seed(config.train.seed)  # for the initial weights
     learner = build_learner(config, num_classes=len(sets.trained.categories))
-    start = choose_start(config, found, learner)
+    start = choose_start(config, checkpoint, learner)
     pairs = None
     if config.data.pairs is not None:
         first_id = len(sets.trained.categories)
@@ -63,8 +63,8 @@ def set_up(
             check_labels(label_files(config.data.pairs.labels))
     check_bank(config, learner.clip, sets.trained)
     data_hashes = _hashes(config, sets, pairs)
-    if found is not None:
-        check_resumed(found, config, learner.clip, data_hashes)
+    if checkpoint is not None:
+        check_resumed(checkpoint, config, learner.clip, data_hashes)
     batches_from = training_batches(
         config, sets.trained, pairs, first_samples=start.first_samples, size_divisor=learner.detector.size_divisor
     )

@@ -13,7 +13,7 @@ from ovd.onnx.resize import resize
 from ovd.onnx.session import Detections, DetectionSession
 from ovd.onnx.text import TextEncoder
 from ovd.shapes import Float32, UInt8
-from ovd.text.names import NAME_LISTS_KEPT, check_each_once, names_asked
+from ovd.text.names import MAX_CACHED_NAME_LISTS, as_query_tuple, check_unique_names
 from ovd.text.unit_rows import as_unit_rows
 from ovd.threshold import shown_threshold
 
@@ -32,7 +32,7 @@ class Predictor:
         self._size = session.usage.size if size is None else checked_size(size)
         if self.is_calibrated:
             warn_of_other_size(session.usage.size, self._size)
-        self._text_of = lru_cache(NAME_LISTS_KEPT)(self._rows)
+        self._text_of = lru_cache(MAX_CACHED_NAME_LISTS)(self._rows)
 
     @classmethod
     def load(
@@ -83,9 +83,9 @@ class Predictor:
             ValueError: the rules do not allow the image, there is no name, a name is blank or given twice, or the model
                 has no text tower.
         """
-        asked = names_asked(names, (str,))
-        check_each_once(asked)
-        return self.detect(image, self._text_of(asked))
+        queries = as_query_tuple(names, (str,))
+        check_unique_names(queries)
+        return self.detect(image, self._text_of(queries))
 
     def detect(self, image: AnyImage, text: Float32[np.ndarray, "C D"]) -> Detections:
         """Detect with given text embeddings instead of names.

@@ -9,7 +9,7 @@ import numpy as np
 from ovd.onnx.session import open_session
 from ovd.onnx.tokenizer import Tokenizer
 from ovd.shapes import Float32, Int64
-from ovd.text.names import prompts_of, warn_of_equal_tokens
+from ovd.text.names import build_prompts, warn_of_equal_tokens
 
 BATCH = 256
 """Number of texts encoded at a time."""
@@ -49,7 +49,7 @@ class TextEncoder:
 
     def __call__(self, names: Sequence[str]) -> Float32[np.ndarray, "C D"]:
         """Encode one unit row per name: the normalized mean over the templates, as in evaluation."""
-        texts = [text for name in names for text in prompts_of(name, (), 0, self._templates)]
+        texts = [text for name in names for text in build_prompts(name, (), 0, self._templates)]
         tokens = self._tokenizer(texts)
         warn_of_equal_tokens(names, [of_name.tobytes() for of_name in tokens.reshape(len(names), -1)])
         parts = [self._encode(tokens[start : start + BATCH]) for start in range(0, len(texts), BATCH)]

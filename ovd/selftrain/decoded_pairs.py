@@ -70,9 +70,9 @@ def count_image(report: DataReport, where: str, reason: Fault | None) -> None:
         where: location of the image in the report, such as `shard:key`.
     """
     if reason is None:
-        report.used()
+        report.count_used()
     else:
-        report.skipped(*reason.at(where))
+        report.count_skipped(*reason.at(where))
 
 
 def stop_if_too_many_unreadable(report: DataReport, num_pairs: int, folder: Path) -> None:

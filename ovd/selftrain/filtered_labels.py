@@ -84,7 +84,7 @@ def _texts_of_boxes(box_texts: Ragged, num_texts: int) -> Ragged:
     combinations = np.unique(box_texts.images_of_values() * num_texts + box_texts.values)
     images, texts = np.divmod(combinations, max(1, num_texts))
     counts = np.bincount(images, minlength=len(box_texts.offsets) - 1)
-    return Ragged.of(texts, counts)
+    return Ragged.from_rows(texts, counts)
 
 
 def _without_repeats(lists: Ragged) -> tuple[Ragged, Int32[np.ndarray, " N"]]:
@@ -95,5 +95,5 @@ def _without_repeats(lists: Ragged) -> tuple[Ragged, Int32[np.ndarray, " N"]]:
     counterparts = lists.values[np.arange(len(lists.values)) - lengths[images]]
     is_new = np.diff(lengths, prepend=-1) != 0
     is_new[images[lists.values != counterparts]] = True
-    distinct = Ragged.of(lists.values[is_new[images]], lengths[is_new])
+    distinct = Ragged.from_rows(lists.values[is_new[images]], lengths[is_new])
     return distinct, (np.cumsum(is_new) - 1).astype(np.int32)

@@ -20,10 +20,10 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
 
 from ovd.boxes import clip_boxes
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 from ovd.selftrain.labels import TeacherBoxes
 from ovd.selftrain.teacher import weights_fingerprint
-from ovd.text.names import clean_name, fill
+from ovd.text.names import clean_name, fill_template
 
 _OWL = ("owlvit", "owlv2")
 _GROUNDING_DINO = ("grounding-dino", "mm-grounding-dino")
@@ -168,7 +168,7 @@ class HuggingFaceTeacher:
         """Divide the prompts of an image into passes: the first query in every template, then the second, and so on."""
         prompts = list(queries)
         if self._templates is not None:
-            prompts = [fill(template, clean_name(query)) for query in queries for template in self._templates]
+            prompts = [fill_template(template, clean_name(query)) for query in queries for template in self._templates]
         if self._family in _OWL:
             return _owl_passes(self._processor.tokenizer, prompts, self._model.config.text_config)
         return _grounding_dino_passes(self._processor.tokenizer, prompts, self._model.config.max_text_len)
@@ -208,7 +208,7 @@ def _load(name: str, prompts_per_query: int) -> tuple[str, Any, Any]:
     model, report = _read(AutoModelForZeroShotObjectDetection, name, dtype=torch.float32, output_loading_info=True)
     missing = sorted(report["missing_keys"])
     if missing:
-        raise ValueError(f"the teacher {name} lacks {len(missing)} of its weights: {first_of(missing, _NUM_LISTED)}")
+        raise ValueError(f"the teacher {name} lacks {len(missing)} of its weights: {join_first(missing, _NUM_LISTED)}")
     return family, processor, model
 
 

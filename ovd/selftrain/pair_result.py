@@ -78,4 +78,4 @@ def first_skipped(results: Sequence[PairResult]) -> dict[str, list[str]]:
 
 def _ragged(arrays: list[np.ndarray], empty: np.ndarray) -> Ragged:
     """Join arrays into one ragged array; `empty` determines shape and dtype if there are none."""
-    return Ragged.of(np.concatenate([empty, *arrays]), [len(array) for array in arrays])
+    return Ragged.from_rows(np.concatenate([empty, *arrays]), [len(array) for array in arrays])

@@ -18,12 +18,12 @@ import numpy as np
 from jaxtyping import Int64
 
 from ovd.config.labelling import LabelOptions
-from ovd.config_files import differences
+from ovd.config_files import describe_differences
 from ovd.data.pairs.manifest import ManifestEntry, list_shards
 from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataReport
 from ovd.fault import Fault
-from ovd.files import remove_abandoned, sha256_of
+from ovd.files import remove_stale_temporaries, sha256_of
 from ovd.progress import progress
 from ovd.selftrain.decoded_pairs import DecodedPair, batches_of_shards, count_image, decode_ahead
 from ovd.selftrain.labels import FORMAT, TeacherBoxes, check_header_size, labels_path, read_labels, write_labels
@@ -82,7 +82,7 @@ def label_shards(
     labeller = _ShardLabeller(output, teacher, texts, options)
     listed = shards_of_worker(folder) if listed is None else listed
     output.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(output)
+    remove_stale_temporaries(output)
 
     sha256 = {name: entry.sha256 if entry else sha256_of(folder / name) for name, entry in listed.items()}
     report = DataReport() if report is None else report
@@ -161,7 +161,7 @@ class _ShardLabeller:
         ledger = read_ledger(labels_file)
         before = {**ledger.settings, "shard_sha256": ledger.shard_sha256}
         now = {**self.settings, "shard_sha256": shard_sha256}
-        if different := differences(before, now):
+        if different := describe_differences(before, now):
             raise ValueError(f"{path} was made with other settings: {different}; give another --output")
         if not labels_file.exists() or sha256_of(labels_file) != ledger.labels_sha256:
             print(f"{labels_file} is missing or does not match its ledger; {shard} is labelled again")

@@ -131,7 +131,7 @@ def read_true_objects(pairs: PairShards, positions: Sequence[int]) -> TrueObject
         names += its_names
     return TrueObjects(
         is_known=np.array(is_known, dtype=bool),
-        boxes=Ragged.of(np.array(boxes, dtype=np.float32).reshape(-1, 4), counts),
+        boxes=Ragged.from_rows(np.array(boxes, dtype=np.float32).reshape(-1, 4), counts),
         names=tuple(names),
         captions=tuple(captions),
     )
@@ -242,7 +242,7 @@ def _hits(labels: ShardLabels, objects: TrueObjects, names_of: Mapping[str, Coll
     """
     label_rows, object_rows, _ = overlaps(
         objects.boxes.images_of_values(), objects.boxes.values,
-        labels.boxes.images_of_values(), labels.boxes.values, labels.scores.values, least_iou=MIN_IOU,
+        labels.boxes.images_of_values(), labels.boxes.values, labels.scores.values, min_iou=MIN_IOU,
     )  # fmt: skip
 
     @cache

@@ -20,7 +20,7 @@ from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.selftrain.labels import TeacherBoxes
 from ovd.text.encoder import BATCH, encode_tokens, text_tower_fingerprint
-from ovd.text.names import clean_name, fill
+from ovd.text.names import clean_name, fill_template
 
 
 @runtime_checkable
@@ -91,7 +91,7 @@ class TextVariants:
     def _prompts(self, text: str) -> list[str]:
         if self.templates is None:
             return [text]
-        return [fill(template, clean_name(text)) for template in self.templates]
+        return [fill_template(template, clean_name(text)) for template in self.templates]
 
 
 class OvdTeacher:

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from ovd.data.images.image_file import ALLOWED_FORMATS, ImageError
 from ovd.serve.access_log import AccessLog, Metrics
-from ovd.serve.answerer import Answerer, DetectionRequest
 from ovd.serve.batch_queue import BatchedResult, BatchQueue
-from ovd.serve.coco_answer import coco_document
+from ovd.serve.coco_response import coco_document
+from ovd.serve.detection_service import DetectionRequest, DetectionService
 from ovd.serve.form import DetectForm, read_form
 from ovd.serve.guard import Guard
 from ovd.serve.limits import Refusal
@@ -40,7 +40,7 @@ Done = TypeVar("Done")
 _LOG = logging.getLogger("ovd.serve")
 _DECODERS = 2
 """Number of pictures decoded at once. Each takes about ten bytes per pixel, and up to 28 if it is transparent."""
-SECONDS_BETWEEN_LOOKS = 0.25
+DISCONNECT_POLL_S = 0.25
 """Seconds between checks of whether a client is still connected."""
 _STATIC = {
     "/": ("index.html", "text/html"),
@@ -49,16 +49,16 @@ _STATIC = {
 }
 
 
-class Server:
+class RouteHandlers:
     """Handlers of the routes, with the state that they share."""
 
-    def __init__(self, answerer: Answerer, settings: Settings):
-        self._answerer = answerer
+    def __init__(self, service: DetectionService, settings: Settings):
+        self._service = service
         self._settings = settings
         self._limits = settings.limits
-        self._queue = BatchQueue(answerer.answer, limit=settings.batch, gather_s=settings.gather_ms / 1000)
+        self._queue = BatchQueue(service.detect, limit=settings.batch, gather_s=settings.gather_ms / 1000)
         self._decoders = ThreadPoolExecutor(_DECODERS, "decoder")
-        self._answering: asyncio.Task[None] | None = None
+        self._queue_task: asyncio.Task[None] | None = None
         self._num_waiting = 0
         self._num_reading = 0
         self.metrics = Metrics()
@@ -66,24 +66,24 @@ class Server:
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Run the batch queue while the application runs."""
-        self._answering = asyncio.create_task(self._queue.run())
+        self._queue_task = asyncio.create_task(self._queue.run())
         try:
             yield
         finally:
-            self._answering.cancel()
-            await asyncio.gather(self._answering, return_exceptions=True)
+            self._queue_task.cancel()
+            await asyncio.gather(self._queue_task, return_exceptions=True)
             self._decoders.shutdown()
 
     async def detect(self, request: Request) -> Response:
         """Answer POST /api/detect."""
-        self._check_places()  # a busy server refuses before it reads a body
+        self._check_capacity()  # a busy server refuses before it reads a body
         form = await self._read(request)
-        with closing(form), self._place():
+        with closing(form), self._waiting_slot():
             loop = asyncio.get_running_loop()
             start = loop.time()
             try:
                 async with asyncio.timeout(self._limits.answer_seconds):
-                    asked, result = await _unless_gone(request, self._ask(form))
+                    prepared, result = await _cancel_on_disconnect(request, self._submit(form))
             except TimeoutError:
                 raise Refusal(
                     503, f"The server is busy and found nothing within {self._limits.answer_seconds:g} seconds."
@@ -93,7 +93,7 @@ class Server:
             except Exception as error:
                 _LOG.exception("the detector failed")
                 raise Refusal(500, FAILURE) from error
-            return self._reply(request, form, asked, result, seconds=loop.time() - start)
+            return self._reply(request, form, prepared, result, seconds=loop.time() - start)
 
     async def _read(self, request: Request) -> DetectForm:
         """Read the body of a request; the number read at once is limited, since files take memory and disk."""
@@ -105,14 +105,14 @@ class Server:
         finally:
             self._num_reading -= 1
 
-    async def _ask(self, form: DetectForm) -> tuple[DetectionRequest, BatchedResult]:
-        asked = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, form)
-        return asked, await self._queue.ask(asked)
+    async def _submit(self, form: DetectForm) -> tuple[DetectionRequest, BatchedResult]:
+        prepared = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, form)
+        return prepared, await self._queue.submit(prepared)
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
+    def _waiting_slot(self) -> Iterator[None]:
         """Count a request among those that wait or are answered; refuse it if there are too many."""
-        self._check_places()
+        self._check_capacity()
         self._num_waiting += 1
         self.metrics.waiting.set(self._num_waiting)
         try:
@@ -121,20 +121,20 @@ class Server:
             self._num_waiting -= 1
             self.metrics.waiting.set(self._num_waiting)
 
-    def _check_places(self) -> None:
+    def _check_capacity(self) -> None:
         if self._num_waiting >= self._limits.waiting:
             raise Refusal(503, f"The server is busy with {self._num_waiting} requests; try again in a moment.")
 
     def _prepare(self, form: DetectForm) -> DetectionRequest:
         """Check the names; decode the picture and the examples, one after another."""
         try:
-            self._answerer.check_names(form.names)
+            self._service.check_names(form.names)
         except ValueError as error:
             raise Refusal(400, f"The names {error}; give one of them, or fewer words.") from None
-        image = self._decode(form.image, self._answerer.prepare)
+        image = self._decode(form.image, self._service.prepare)
         examples: dict[str, list[Float[Tensor, " D"]]] = {}
         for number, (name, upload) in enumerate(form.examples, start=1):
-            row = self._decode(upload, self._answerer.prepare_example, f" of example {number}, {name!r},")
+            row = self._decode(upload, self._service.prepare_example, f" of example {number}, {name!r},")
             examples.setdefault(name, []).append(row)
         return DetectionRequest(image, form.names, {name: torch.stack(rows) for name, rows in examples.items()})
 
@@ -156,29 +156,29 @@ class Server:
             ) from None
 
     def _reply(
-        self, request: Request, form: DetectForm, asked: DetectionRequest, result: BatchedResult, *, seconds: float
+        self, request: Request, form: DetectForm, prepared: DetectionRequest, result: BatchedResult, *, seconds: float
     ) -> Response:
         threshold = self._settings.threshold if form.threshold is None else form.threshold
-        shown = choose_shown(result.found, threshold, limit=form.limit, overlapping=form.overlapping)
+        shown = choose_shown(result.detections, threshold, limit=form.limit, overlapping=form.overlapping)
         self.metrics.batch_size.observe(result.batch_size)
         self.metrics.boxes.inc(len(shown.scores))
-        height, width = asked.image.shape
+        height, width = prepared.image.shape
         examples = f", {len(form.examples)} examples" if form.examples else ""
         request.scope["note"] += [
-            f"{width} x {height} px, {len(asked.names)} names{examples}, {len(shown.scores)} boxes",
+            f"{width} x {height} px, {len(prepared.names)} names{examples}, {len(shown.scores)} boxes",
             f"batch of {result.batch_size}",
         ]
         info = {
             "detector": self._settings.model,
             "threshold": threshold,
-            "calibrated": self._answerer.inference.is_calibrated,
+            "calibrated": self._service.inference.is_calibrated,
             "seconds": round(seconds, 4),
         }
         return JSONResponse(
             coco_document(
                 shown,
-                asked.names,
-                shape=asked.image.shape,
+                prepared.names,
+                shape=prepared.image.shape,
                 file_name=form.image.filename or "picture",
                 info=info,
             )
@@ -190,17 +190,17 @@ class Server:
             "model": self._settings.model,
             "version": version("ovd"),
             "threshold": self._settings.threshold,
-            "calibrated": self._answerer.inference.is_calibrated,
-            "size": self._answerer.inference.size,
-            "device": self._answerer.inference.device.type,
-            "trained_names": list(self._answerer.trained_names),
+            "calibrated": self._service.inference.is_calibrated,
+            "size": self._service.inference.size,
+            "device": self._service.inference.device.type,
+            "trained_names": list(self._service.trained_names),
             "formats": list(ALLOWED_FORMATS),
             "limits": asdict(self._limits),
         }
 
     async def health(self, request: Request) -> Response:
         """Answer GET /health."""
-        answers = self._answering is not None and not self._answering.done()
+        answers = self._queue_task is not None and not self._queue_task.done()
         return JSONResponse({"status": "ok" if answers else "stopped"}, 200 if answers else 503)
 
     async def prometheus(self, request: Request) -> Response:
@@ -208,7 +208,7 @@ class Server:
         return self.metrics.reply()
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Done]) -> Done:
+async def _cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, Done]) -> Done:
     """Return the result of some work, or cancel it once the client has disconnected.
 
     A picture that is being decoded is still decoded to its end, in its thread.
@@ -218,7 +218,7 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Done]) -> Don
     """
     working = asyncio.ensure_future(work)
     try:
-        while not (await asyncio.wait({working}, timeout=SECONDS_BETWEEN_LOOKS))[0]:
+        while not (await asyncio.wait({working}, timeout=DISCONNECT_POLL_S))[0]:
             if await request.is_disconnected():
                 raise Refusal(400, "Whoever asked has gone.")
         return working.result()
@@ -226,13 +226,13 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Done]) -> Don
         working.cancel()
 
 
-def build_app(answerer: Answerer, settings: Settings, *, write_line: Callable[[str], None]) -> ASGIApp:
+def build_app(service: DetectionService, settings: Settings, *, write_line: Callable[[str], None]) -> ASGIApp:
     """Build the ASGI application.
 
     Args:
         write_line: function that writes a line about each request.
     """
-    server = Server(answerer, settings)
+    server = RouteHandlers(service, settings)
     info = server.info()
     api = describe_api(info)
     routes = [

@@ -18,7 +18,7 @@ from ovd.serve.limits import Limits, Refusal
 from ovd.text.names import name_key
 
 FIELDS = ("image", "names", "example", "example_name", "threshold", "limit", "overlapping")
-_WORDS = {"true": True, "1": True, "false": False, "0": False, "": False}
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False, "": False}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ async def read_form(request: Request, limits: Limits) -> DetectForm:
         raise _too_large(limits)
     try:
         async with asyncio.timeout(limits.body_seconds):
-            form = await _bounded(request, limits).form(
+            form = await _limit_body(request, limits).form(
                 max_files=1 + limits.examples,
                 max_fields=limits.names + limits.examples + len(FIELDS),
                 max_part_size=limits.max_text_bytes,
@@ -94,22 +94,22 @@ def parse_form(form: FormData, limits: Limits) -> DetectForm:
     images = form.getlist("image")
     if len(images) != 1 or not isinstance(images[0], UploadFile):
         raise Refusal(400, "Send one picture, as a file, in the field 'image'.")
-    threshold = _text(form, "threshold")
-    limit = _text(form, "limit")
-    overlapping = (_text(form, "overlapping") or "").lower()
-    if overlapping not in _WORDS:
+    threshold = _optional_text(form, "threshold")
+    limit = _optional_text(form, "limit")
+    overlapping = (_optional_text(form, "overlapping") or "").lower()
+    if overlapping not in _BOOLEANS:
         raise Refusal(400, "The field 'overlapping' is true or false.")
-    names = parse_names([_of_text(value, "names") for value in form.getlist("names")], limits)
-    examples = _called_alike(names, _examples(form, limits))
+    names = parse_names([_require_text(value, "names") for value in form.getlist("names")], limits)
+    examples = _unify_names(names, _examples(form, limits))
     if not names and not examples:
         raise Refusal(400, "Give at least one name to look for, in the field 'names'.")
     return DetectForm(
         images[0],
         names,
         examples,
-        None if threshold is None else _number(threshold),
-        limits.boxes if limit is None else _count(limit, limits.boxes),
-        _WORDS[overlapping],
+        None if threshold is None else _parse_threshold(threshold),
+        limits.boxes if limit is None else _parse_limit(limit, limits.boxes),
+        _BOOLEANS[overlapping],
     )
 
 
@@ -141,15 +141,15 @@ def _examples(form: FormData, limits: Limits) -> tuple[tuple[str, UploadFile], .
     pictures = form.getlist("example")
     if len(pictures) > limits.examples:  # if they are texts; the parser refuses more files
         raise Refusal(400, f"There are {len(pictures)} examples; at most {limits.examples} may be sent at once.")
-    called = [_of_text(value, "example_name") for value in form.getlist("example_name")]
-    if len(called) != len(pictures):
+    example_names = [_require_text(value, "example_name") for value in form.getlist("example_name")]
+    if len(example_names) != len(pictures):
         raise Refusal(
             400,
-            f"There are {len(pictures)} fields 'example' and {len(called)} fields 'example_name'; "
+            f"There are {len(pictures)} fields 'example' and {len(example_names)} fields 'example_name'; "
             "send one of each for each example.",
         )
     examples = []
-    for picture, text in zip(pictures, called, strict=True):
+    for picture, text in zip(pictures, example_names, strict=True):
         if not isinstance(picture, UploadFile):
             raise Refusal(400, "Send examples as files, in the fields 'example'.")
         names = parse_names([text], limits)
@@ -159,7 +159,7 @@ def _examples(form: FormData, limits: Limits) -> tuple[tuple[str, UploadFile], .
     return tuple(examples)
 
 
-def _called_alike(
+def _unify_names(
     names: Sequence[str], examples: Sequence[tuple[str, UploadFile]]
 ) -> tuple[tuple[str, UploadFile], ...]:
     """Return the examples, each with the spelling of the first name or example that reads like its own."""
@@ -169,7 +169,7 @@ def _called_alike(
     return tuple((first[name_key(name)], picture) for name, picture in examples)
 
 
-def _bounded(request: Request, limits: Limits) -> Request:
+def _limit_body(request: Request, limits: Limits) -> Request:
     """Return the same request, refused once its body has more bytes than allowed, whatever length it declares."""
     received = 0
 
@@ -188,28 +188,28 @@ def _too_large(limits: Limits) -> Refusal:
     return Refusal(413, f"The request is larger than {limits.megabytes:g} megabytes.")
 
 
-def _of_text(value: UploadFile | str, field: str) -> str:
+def _require_text(value: UploadFile | str, field: str) -> str:
     if isinstance(value, UploadFile):
         raise Refusal(400, f"The field {field!r} is text, not a file.")
     return value
 
 
-def _text(form: FormData, field: str) -> str | None:
+def _optional_text(form: FormData, field: str) -> str | None:
     """Return the text of a field that occurs at most once; None if it is missing."""
     values = form.getlist(field)
     if len(values) > 1:
         raise Refusal(400, f"The field {field!r} is there more than once.")
-    return _of_text(values[0], field).strip() if values else None
+    return _require_text(values[0], field).strip() if values else None
 
 
-def _number(text: str) -> float:
+def _parse_threshold(text: str) -> float:
     value = finite_number(text, math.inf)
     if value is None or not 0 <= value <= 1:
         raise Refusal(400, "The field 'threshold' is a number from 0 to 1.")
     return value
 
 
-def _count(text: str, limit: int) -> int:
+def _parse_limit(text: str, limit: int) -> int:
     value = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
     if not 1 <= value <= limit:
         raise Refusal(400, f"The field 'limit' is a whole number from 1 to {limit}.")

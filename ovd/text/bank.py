@@ -24,10 +24,10 @@ from torch.nn import functional as F
 
 from ovd.clip.load import Clip
 from ovd.files import atomic_write, make_folder
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 from ovd.progress import progress
 from ovd.text.encoder import BATCH, encode_tokens, text_tower_fingerprint
-from ovd.text.names import prompts_of
+from ovd.text.names import build_prompts
 from ovd.text.perturb import drop_tokens, tower_dropout
 from ovd.text.prompts import TEMPLATES
 from ovd.text.sources import TextSources
@@ -108,7 +108,7 @@ class TextBank:
         missing = [name for name in names or () if name not in position]
         if missing:
             raise ValueError(
-                f"{path} has no variants of {len(missing)} classes ({first_of(missing, 5)}); "
+                f"{path} has no variants of {len(missing)} classes ({join_first(missing, 5)}); "
                 "build a bank with them (ovd text-bank)"
             )
         self.names = tuple(position if names is None else names)
@@ -147,7 +147,7 @@ def class_texts(
         paraphrases: whole texts about the class; each is one variant, without a template.
         num_paraphrases: the largest number of paraphrases of any class.
     """
-    texts = prompts_of(name, synonyms, sources.num_synonyms, TEMPLATES[sources.templates])
+    texts = build_prompts(name, synonyms, sources.num_synonyms, TEMPLATES[sources.templates])
     return (
         texts + list(paraphrases) + [texts[index % len(texts)] for index in range(num_paraphrases - len(paraphrases))]
     )

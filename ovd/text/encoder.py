@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from ovd.clip.load import Clip
 from ovd.precision import autocast
 from ovd.progress import progress
-from ovd.text.names import prompts_of, warn_of_equal_tokens
+from ovd.text.names import build_prompts, warn_of_equal_tokens
 
 BATCH = 256
 
-_one_at_a_time = Lock()
+_functional_call_lock = Lock()
 """Lock around `functional_call`, which replaces the text tower's tensors by shortened ones for all threads."""
 
 
@@ -55,8 +55,8 @@ def encode_tokens(clip: Clip, tokens: Int[Tensor, "N L"]) -> Float[Tensor, "N D"
     for batch in tokens.split(BATCH):
         used = batch.any(dim=0).nonzero()
         length = int(used[-1]) + 1 if len(used) else 1
-        with _one_at_a_time, autocast(device, False):  # rows outlive a caller's autocast
-            shortened = shortened_places(clip, length)
+        with _functional_call_lock, autocast(device, False):  # rows outlive a caller's autocast
+            shortened = shortened_tensors(clip, length)
             batch = batch[:, :length] if shortened else batch
             rows.append(functional_call(text_side, shortened, batch.to(device)).float().cpu())
     return torch.cat(rows)
@@ -73,7 +73,7 @@ class TextSide(nn.Module):
         return self.model.encode_text(tokens, normalize=True)
 
 
-def shortened_places(clip: Clip, length: int) -> dict[str, Tensor]:
+def shortened_tensors(clip: Clip, length: int) -> dict[str, Tensor]:
     """Return the text tower's per-position tensors, cut to the first `length` positions, by parameter of `TextSide`.
 
     The result is empty if an embedding depends on the positions after its text: without causal attention, or if it is
@@ -105,7 +105,7 @@ def encode_classes(
     """
     synonyms = [()] * len(names) if synonyms is None else synonyms
     pairs = zip(names, synonyms, strict=True)
-    texts = [prompts_of(name, others, num_synonyms, templates) for name, others in pairs]
+    texts = [build_prompts(name, others, num_synonyms, templates) for name, others in pairs]
     classes_at_a_time = max(1, BATCH // ((1 + num_synonyms) * len(templates)))
     starts = range(0, len(names), classes_at_a_time)
     means, tokens_of = [torch.empty(0, clip.dim, dtype=torch.float32)], []

@@ -6,7 +6,7 @@ from typing import Any
 from ovd.text.clean import clean
 from ovd.warn import warn
 
-NAME_LISTS_KEPT = 8
+MAX_CACHED_NAME_LISTS = 8
 """Number of lists of names whose text embeddings a predictor caches, the most recently used ones."""
 
 
@@ -25,13 +25,13 @@ def name_key(name: str) -> str:
     return clean(clean_name(name))
 
 
-def are_among(names: Iterable[str], others: Iterable[str]) -> list[bool]:
+def isin_names(names: Iterable[str], others: Iterable[str]) -> list[bool]:
     """Return, for each name, whether a text tower reads it like one of the others."""
     known = set(map(name_key, others))
     return [name_key(name) in known for name in names]
 
 
-def names_asked(names: Any, kinds: tuple[type, ...]) -> tuple[Any, ...]:
+def as_query_tuple(names: Any, kinds: tuple[type, ...]) -> tuple[Any, ...]:
     """Return queries as a tuple; a single query may be given without a list.
 
     Args:
@@ -41,18 +41,18 @@ def names_asked(names: Any, kinds: tuple[type, ...]) -> tuple[Any, ...]:
         ValueError: there is no query, or one is blank or of another type.
     """
     is_list = isinstance(names, Iterable) and not isinstance(names, (*kinds, str, bytes, Mapping))
-    asked = tuple(names) if is_list else (names,)
-    if not asked:
+    queries = tuple(names) if is_list else (names,)
+    if not queries:
         raise ValueError("give at least one class name to detect")
-    if wrong := [item for item in asked if not isinstance(item, kinds)]:
+    if wrong := [item for item in queries if not isinstance(item, kinds)]:
         raise ValueError(f"class names are text, not {type(wrong[0]).__name__}: {wrong[0]!r}")
-    words = [item if isinstance(item, str) else item.name for item in asked]
+    words = [item if isinstance(item, str) else item.name for item in queries]
     if blank := [position for position, word in enumerate(words) if not name_key(word)]:
         raise ValueError(f"class names {blank} (counted from 0) are blank")
-    return asked
+    return queries
 
 
-def check_each_once(names: Iterable[str | None]) -> None:
+def check_unique_names(names: Iterable[str | None]) -> None:
     """Check that a text tower reads no two names alike, since copies of a name would share its probability.
 
     Args:
@@ -68,7 +68,7 @@ def check_each_once(names: Iterable[str | None]) -> None:
         seen.add(name)
 
 
-def with_equal_tokens(names: Sequence[str], tokens: Sequence[bytes]) -> list[tuple[str, str]]:
+def find_equal_tokens(names: Sequence[str], tokens: Sequence[bytes]) -> list[tuple[str, str]]:
     """Return pairs of different names that have the same tokens, often because texts are cut at the context length.
 
     Such names have the same embedding, and share the probability of one name.
@@ -85,8 +85,8 @@ def with_equal_tokens(names: Sequence[str], tokens: Sequence[bytes]) -> list[tup
 
 
 def warn_of_equal_tokens(names: Sequence[str], tokens: Sequence[bytes]) -> None:
-    """Warn about the pairs that `with_equal_tokens` finds."""
-    pairs = with_equal_tokens(names, tokens)
+    """Warn about the pairs that `find_equal_tokens` finds."""
+    pairs = find_equal_tokens(names, tokens)
     if pairs:
         one, other = pairs[0]
         warn(
@@ -105,12 +105,14 @@ def class_forms(name: str, synonyms: Sequence[str], num_synonyms: int) -> list[s
     return [forms[index % len(forms)] for index in range(1 + num_synonyms)]
 
 
-def prompts_of(name: str, synonyms: Sequence[str], num_synonyms: int, templates: Sequence[str]) -> list[str]:
+def build_prompts(name: str, synonyms: Sequence[str], num_synonyms: int, templates: Sequence[str]) -> list[str]:
     """Return every name of a class from `class_forms` in every template, name by name."""
-    return [fill(template, form) for form in class_forms(name, synonyms, num_synonyms) for template in templates]
+    return [
+        fill_template(template, form) for form in class_forms(name, synonyms, num_synonyms) for template in templates
+    ]
 
 
-def fill(template: str, name: str) -> str:
+def fill_template(template: str, name: str) -> str:
     """Put a cleaned name into a template; `{article}` becomes "a" or "an"."""
     article = "an" if name[:1].lower() in "aeiou" else "a"
     return template.replace("{article}", article).replace("{}", name)

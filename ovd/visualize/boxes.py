@@ -12,7 +12,7 @@ from torchvision.ops import nms
 
 from ovd.files import atomic_write
 from ovd.structures import Detections
-from ovd.visualize.labels import BLACK, WHITE, Box, Label, draw_labels, font_for
+from ovd.visualize.labels import BLACK, WHITE, Box, Label, draw_labels, find_font_for
 from ovd.visualize.palette import class_color
 
 SAME_PLACE_IOU = 0.5
@@ -27,9 +27,9 @@ GRID_GAP_PX = 6
 
 RARE_COLOR = (255, 214, 0)
 RARE_MARK = "\N{BLACK STAR}"
-MEANING = "colored: what the detector reports, right or wrong; white, in parentheses: objects that it missed"
+LEGEND = "colored: what the detector reports, right or wrong; white, in parentheses: objects that it missed"
 """Legend of a picture with missed objects."""
-MEANING_OF_RARE = (
+LEGEND_WITH_RARE = (
     f"{RARE_MARK} and yellow: rare classes; other colors: other classes, reported right or wrong; "
     "white, in parentheses: missed"
 )
@@ -97,7 +97,7 @@ def draw_detections(
     for label in hidden:
         _draw_box(draw, label, 1)
     for label in reversed(labels):  # the best on top
-        _draw_box(draw, label, 2 * line - 1 if label.ground == RARE_COLOR else line)
+        _draw_box(draw, label, 2 * line - 1 if label.background == RARE_COLOR else line)
     draw_labels(canvas, [*labels, *hidden], text_px)
     return canvas
 
@@ -112,8 +112,8 @@ def _rows(detections: Detections, zoom: float) -> Iterator[tuple[Box, float, int
 def _draw_box(draw: ImageDraw.ImageDraw, label: Label, line: int) -> None:
     """Draw the frame of a label's box in its color, with an edge on both sides so that it is visible on any ground."""
     x0, y0, x1, y1 = label.box
-    draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=label.ink, width=line + 2)
-    draw.rectangle(label.box, outline=label.ground, width=line)
+    draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=label.foreground, width=line + 2)
+    draw.rectangle(label.box, outline=label.background, width=line)
 
 
 def grid(images: Sequence[Image.Image], columns: int, note: str = "") -> Image.Image:
@@ -128,10 +128,10 @@ def grid(images: Sequence[Image.Image], columns: int, note: str = "") -> Image.I
     for index, image in enumerate(images):
         left, top = index % columns * width, index // columns * height
         canvas.paste(image, (left + (width - image.width) // 2, top + (height - image.height) // 2))
-    file, draw = font_for(lines), ImageDraw.Draw(canvas)
+    file, draw = find_font_for(lines), ImageDraw.Draw(canvas)
     font = ImageFont.truetype(file.path, GRID_TEXT_PX)
     for number, words in enumerate(lines):
-        draw.text((GRID_GAP_PX, rows * height + number * line_px), file.written(words), "black", font=font)
+        draw.text((GRID_GAP_PX, rows * height + number * line_px), file.replace_missing(words), "black", font=font)
     return canvas
 
 

@@ -14,12 +14,12 @@ from PIL import Image, ImageDraw, ImageFont
 from ovd.shapes import Float64
 from ovd.warn import warn
 
-FONTS_KEPT = 64
+MAX_CACHED_FONTS = 64
 """Number of sets of letters whose font is cached."""
-COVERED_BOX = 0.2
+COVERED_BOX_COST = 0.2
 """Cost of hiding a pixel of a box under a label; hiding a pixel of another label costs 1."""
 MARGIN_PX = 3
-_TOLD = set[str]()
+_WARNED_LETTERS = set[str]()
 """Letters that were warned about. Each letter is warned about once, although the digits of scores make most pictures
 search for a font again."""
 
@@ -37,7 +37,7 @@ class FontFile:
     path: str
     missing: frozenset[str] = frozenset()
 
-    def written(self, text: str) -> str:
+    def replace_missing(self, text: str) -> str:
         """Return the text with a ? in place of each letter that the font lacks."""
         return "".join("?" if letter in self.missing else letter for letter in text)
 
@@ -48,14 +48,14 @@ class Label:
 
     text: str
     box: Box
-    ground: Color
-    ink: Color
+    background: Color
+    foreground: Color
     below: bool = False
     """Whether the label goes below its box rather than above it if both places are free."""
 
 
-@lru_cache(FONTS_KEPT)
-def font_with(letters: frozenset[str]) -> FontFile:
+@lru_cache(MAX_CACHED_FONTS)
+def find_font(letters: frozenset[str]) -> FontFile:
     """Return DejaVu Sans if it has these letters, or else the font of the system that lacks the fewest.
 
     Warns once about each letter that the returned font lacks.
@@ -68,16 +68,16 @@ def font_with(letters: frozenset[str]) -> FontFile:
             best = FontFile(path, missing)
         if not missing:
             break
-    if untold := best.missing - _TOLD:
-        _TOLD.update(untold)
-        words = "".join(sorted(untold)[:20])
+    if unwarned := best.missing - _WARNED_LETTERS:
+        _WARNED_LETTERS.update(unwarned)
+        words = "".join(sorted(unwarned)[:20])
         warn(f"no font of this system has all of {words}; names in pictures have a ? for each of them")
     return best
 
 
-def font_for(texts: Iterable[str]) -> FontFile:
-    """Return `font_with` for all letters of these texts."""
-    return font_with(frozenset(letter for text in texts for letter in text if not letter.isspace()))
+def find_font_for(texts: Iterable[str]) -> FontFile:
+    """Return `find_font` for all letters of these texts."""
+    return find_font(frozenset(letter for text in texts for letter in text if not letter.isspace()))
 
 
 def _missing_in(font: str, letters: frozenset[str]) -> frozenset[str]:
@@ -104,15 +104,15 @@ def draw_labels(canvas: Image.Image, labels: Sequence[Label], text_px: int) -> N
     Args:
         text_px: height of the letters.
     """
-    file = font_for(label.text for label in labels)
+    file = find_font_for(label.text for label in labels)
     font, draw = ImageFont.truetype(file.path, text_px), ImageDraw.Draw(canvas)
-    texts = [file.written(label.text) for label in labels]
+    texts = [file.replace_missing(label.text) for label in labels]
     height = sum(font.getmetrics()) + 2
     sizes = [(draw.textlength(text, font=font) + 2 * MARGIN_PX, float(height)) for text in texts]
     corners = place_labels(labels, sizes, canvas.size)
     for label, text, (width, _), (x, y) in reversed(list(zip(labels, texts, sizes, corners, strict=True))):
-        draw.rectangle((x, y, x + width, y + height), fill=label.ground, outline=label.ink)
-        draw.text((x + MARGIN_PX, y + 1), text, fill=label.ink, font=font)
+        draw.rectangle((x, y, x + width, y + height), fill=label.background, outline=label.foreground)
+        draw.text((x + MARGIN_PX, y + 1), text, fill=label.foreground, font=font)
 
 
 def place_labels(
@@ -142,7 +142,7 @@ def place_labels(
             ]
         )
         areas = np.concatenate([places, places + np.array([width, height], dtype=np.float64)], axis=1)
-        hidden = _overlaps(areas, placed).sum(axis=1) + COVERED_BOX * _overlaps(areas, boxes).sum(axis=1)
+        hidden = _overlaps(areas, placed).sum(axis=1) + COVERED_BOX_COST * _overlaps(areas, boxes).sum(axis=1)
         placed = np.concatenate([placed, areas[[int(hidden.argmin())]]])
     return [(x, y) for x, y, _, _ in placed.tolist()]
 

@@ -4,32 +4,32 @@ import colorsys
 import zlib
 from itertools import cycle
 
-LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#3d4650")
-GROUPS = {
-    "all": LINES[6],
-    "base": LINES[0],
-    "rare": LINES[1],
-    "novel": LINES[1],
-    "common": LINES[2],
-    "frequent": LINES[3],
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#3d4650")
+GROUP_COLORS = {
+    "all": PALETTE[6],
+    "base": PALETTE[0],
+    "rare": PALETTE[1],
+    "novel": PALETTE[1],
+    "common": PALETTE[2],
+    "frequent": PALETTE[3],
 }
 """Color of each group of classes in all pictures; a benchmark's `novel` has the color of LVIS's `rare`."""
-LUMINANCE = 0.15
+MAX_LUMINANCE = 0.15
 """Maximum luminance of a class's color relative to white (WCAG), for a contrast of 5 or more with white text."""
 
 
 def group_colors(groups: list[str]) -> list[str]:
     """Return a color for each group: its own, or, for a group without one, the next color that no other group has."""
-    taken = {GROUPS[group] for group in groups if group in GROUPS}
-    free = cycle([color for color in LINES if color not in taken] or LINES)
-    return [GROUPS[group] if group in GROUPS else next(free) for group in groups]
+    taken = {GROUP_COLORS[group] for group in groups if group in GROUP_COLORS}
+    free = cycle([color for color in PALETTE if color not in taken] or PALETTE)
+    return [GROUP_COLORS[group] if group in GROUP_COLORS else next(free) for group in groups]
 
 
 def class_color(name: str) -> tuple[int, int, int]:
     """Return the RGB color of a class, the same for its name in all pictures and dark enough for white text."""
     key = name.replace("_", " ").casefold().encode()
     linear = [_to_linear(part) for part in colorsys.hsv_to_rgb(zlib.crc32(key) / 2**32, 0.9, 1)]
-    factor = min(1, LUMINANCE / luminance_of(linear))
+    factor = min(1, MAX_LUMINANCE / luminance_of(linear))
     red, green, blue = (round(255 * _from_linear(factor * part)) for part in linear)
     return red, green, blue
 

@@ -519,19 +519,19 @@ def test_too_many_bad_boxes_stop(tmp_path):
 
 def test_report_counts_samples_apart_from_boxes_and_keeps_20_records(tmp_path):
     report = DataReport()
-    report.noticed("F8", "image 0")
+    report.count_noticed("F8", "image 0")
     assert not report.has_skipped()
     for row in range(30):
-        report.skipped("F4", f"box {row}")
-    report.used(1000)
+        report.count_skipped("F4", f"box {row}")
+    report.count_used(1000)
     for row in range(4):
-        report.skipped("F8", f"image {row}")
+        report.count_skipped("F8", f"image {row}")
     report.raise_if_too_many(10)  # four faulty records never stop
-    report.skipped("F9", "image 4")
+    report.count_skipped("F9", "image 4")
     report.raise_if_too_many(501)  # five stop only if they are at least 1 % of all
     with pytest.raises(DataError, match="5 of 500 skipped"):
         report.raise_if_too_many(500)
-    report.repaired("F12", "image 9")
+    report.count_repaired("F12", "image 9")
     assert report.has_skipped()
     report.write(tmp_path / "report.json")
     written = json.loads((tmp_path / "report.json").read_text())
@@ -545,12 +545,12 @@ def test_a_hundred_in_a_row_stop_but_not_with_a_good_one_between():
     report = DataReport()
     for _ in range(2):
         for row in range(99):
-            report.skipped("F8", f"image {row}")
+            report.count_skipped("F8", f"image {row}")
         report.raise_if_too_many(10**6)
-        report.used()
+        report.count_used()
     for row in range(100):
-        report.skipped("F8", f"image {row}")
-    report.used()  # comes too late: 100 in a row were skipped
+        report.count_skipped("F8", f"image {row}")
+    report.count_used()  # comes too late: 100 in a row were skipped
     with pytest.raises(DataError, match="100 of them in a row"):
         report.raise_if_too_many(10**6)
 

@@ -7,9 +7,9 @@ from ovd.data import box_arrays
 from ovd.data.box_arrays import overlaps
 
 
-@pytest.mark.parametrize("least_iou", [0.3, 0.5, 0.75])
+@pytest.mark.parametrize("min_iou", [0.3, 0.5, 0.75])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_overlaps_equal_a_loop_over_groups(least_iou, dtype):
+def test_overlaps_equal_a_loop_over_groups(min_iou, dtype):
     rng = np.random.default_rng(0)
     first = rng.integers(0, 3, (60, 2))
     corners = np.concatenate([first, first + rng.integers(6, 9, (60, 2))], axis=1).astype(dtype)
@@ -25,10 +25,10 @@ def test_overlaps_equal_a_loop_over_groups(least_iou, dtype):
                 height = max(0, min(bottom, true_bottom) - max(top, true_top))
                 areas = (right - left) * (bottom - top) + (true_right - true_left) * (true_bottom - true_top)
                 iou = width * height / (areas - width * height)
-                if iou >= least_iou:
+                if iou >= min_iou:
                     expected.append((row, true_row, iou))
     assert len(expected) > 5
-    found = overlaps(groups[:20], corners[:20], groups[20:], corners[20:], scores[20:], least_iou=least_iou)
+    found = overlaps(groups[:20], corners[:20], groups[20:], corners[20:], scores[20:], min_iou=min_iou)
     for part, wanted in zip(found, zip(*expected, strict=True), strict=True):
         np.testing.assert_allclose(part, wanted, rtol=1e-6)
 
@@ -39,11 +39,11 @@ def test_boxes_are_compared_a_few_at_a_time_with_the_same_outcome(monkeypatch):
     corners = np.concatenate([first, first + 9], axis=1)
     groups, scores = rng.integers(0, 4, 70), rng.choice([0.1, 0.5, 0.9], 70)
     arguments = (groups[:30], corners[:30], groups[30:], corners[30:], scores[30:])
-    expected = overlaps(*arguments, least_iou=0.5)
+    expected = overlaps(*arguments, min_iou=0.5)
     assert len(expected[0]) > 20
     for number in (1, 3, 50):
-        monkeypatch.setattr(box_arrays, "_COMPARED_AT_A_TIME", number)
-        for found, wanted in zip(overlaps(*arguments, least_iou=0.5), expected, strict=True):
+        monkeypatch.setattr(box_arrays, "_MAX_PAIRS_PER_CHUNK", number)
+        for found, wanted in zip(overlaps(*arguments, min_iou=0.5), expected, strict=True):
             np.testing.assert_array_equal(found, wanted)
-    none = overlaps(*(array[:0] for array in arguments), least_iou=0.5)
+    none = overlaps(*(array[:0] for array in arguments), min_iou=0.5)
     assert [len(found) for found in none] == [0, 0, 0]

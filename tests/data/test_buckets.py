@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovd.data.loading.buckets import batch_like_with_like, padded_shape, round_up, shape_groups
+from ovd.data.loading.buckets import group_into_batches, padded_shape, round_up, shape_groups
 from ovd.data.loading.order import TrainOrder
 
 
@@ -21,7 +21,7 @@ from ovd.data.loading.order import TrainOrder
 def test_nothing_is_lost_and_batches_are_of_one_group_but_at_the_ends(counts, batch_size, offset, seed):
     groups = np.repeat(np.arange(len(counts)), counts)
     order = np.random.default_rng(seed).permutation(len(groups))
-    sorted_out = batch_like_with_like(
+    sorted_out = group_into_batches(
         order, groups[order], batch_size=batch_size, offset=offset, generator=np.random.default_rng(seed)
     )
     assert sorted(sorted_out.tolist()) == list(range(len(groups)))
@@ -107,7 +107,7 @@ def test_no_images():
     assert (groups.tolist(), shapes) == ([], ())
     empty = np.zeros(0, np.int64)
     generator = np.random.default_rng(0)
-    assert batch_like_with_like(empty, empty, batch_size=3, offset=1, generator=generator).tolist() == []
+    assert group_into_batches(empty, empty, batch_size=3, offset=1, generator=generator).tolist() == []
 
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=7), st.integers(1, 4))

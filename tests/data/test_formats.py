@@ -24,8 +24,8 @@ from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config
 from ovd.data.annotations import load_annotations, load_truth
 from ovd.data.check import check_images
-from ovd.data.formats.known import FORMATS
 from ovd.data.formats.options import FormatOptions
+from ovd.data.formats.supported import FORMATS
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.engine.notes import NO_SAMPLES

@@ -160,7 +160,7 @@ def test_images_that_are_shown_turned_and_annotated_as_stored_stay_so(tmp_path):
 def test_too_many_images_of_another_size_name_the_option():
     report = DataReport(stops=False)
     for number in range(5):
-        report.skipped("F12", f"{number}.png: height x width is 2 x 3, the annotation says 4 x 4")
+        report.count_skipped("F12", f"{number}.png: height x width is 2 x 3, the annotation says 4 x 4")
     error = report.too_many(100)
     assert error is not None
     assert "sizes wrong: data.source.sizes_from_images=true (tools: --sizes-from-images)" in str(error)

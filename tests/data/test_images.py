@@ -19,7 +19,7 @@ from photo import photo
 from PIL import Image
 
 from ovd.data.images.image_file import ImageError
-from ovd.data.images.jpeg_end import with_end
+from ovd.data.images.jpeg_end import repair_end
 from ovd.data.images.jpeg_segments import JpegHeader, jpeg_header
 from ovd.data.images.read import decode_image, read_image
 from ovd.data.images.sizes import read_sizes
@@ -160,7 +160,7 @@ def test_a_jpeg_that_lacks_its_end_marker_alone_is_read_and_one_that_lacks_more_
     for cut in range(5, len(whole) - 20, 37):
         with pytest.raises(ImageError, match=r"cannot be decoded|not a JPEG"):
             read_image(whole[:-cut])
-    assert with_end(whole) is None
+    assert repair_end(whole) is None
 
 
 def test_a_progressive_jpeg_without_its_last_scans_is_refused():

@@ -16,7 +16,7 @@ import ovd.data.loading.loader
 from ovd.data.annotations import load_annotations
 from ovd.data.images.read import read_image
 from ovd.data.index import AnnotationIndex, Labels
-from ovd.data.loading.loader import Batch, EvalLoader, Loading, mix_batches, train_loader
+from ovd.data.loading.loader import Batch, EvalLoader, LoaderOptions, mix_batches, train_loader
 from ovd.data.loading.mosaic import Mosaics
 from ovd.data.loading.order import TrainOrder, epoch_length, epoch_order, repeat_factors
 from ovd.data.loading.transforms import TrainTransform
@@ -343,14 +343,14 @@ def test_for_a_gpu_batches_of_workers_lie_in_pinned_memory(index):
         moved = batch.to(torch.device("cuda"))
         assert moved.images.is_cuda
         assert torch.equal(moved.images.cpu(), batch.images)
-    of_evaluation = EvalLoader(index, Loading(4, workers=1), size=35, pin_memory=True)
+    of_evaluation = EvalLoader(index, LoaderOptions(4, workers=1), size=35, pin_memory=True)
     assert all(batch.images.is_pinned() for batch, _ in of_evaluation)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_sees_every_image_once_padded_as_if_alone(index, workers):
     index = index.take(np.array([0, 9, 1, 8, 2, 7, 3, 6, 4, 5]))  # alternate landscape and portrait
-    loader = EvalLoader(index, Loading(4, workers=workers), size=35)
+    loader = EvalLoader(index, LoaderOptions(4, workers=workers), size=35)
     batches = list(loader)
     assert len(batches) == len(loader)
     rows = [index.image_ids.tolist().index(image_id) for batch, _ in batches for image_id in batch.image_ids]
@@ -364,7 +364,7 @@ def test_evaluation_sees_every_image_once_padded_as_if_alone(index, workers):
     for number, row in enumerate(rows):
         factors = (original_sizes[number] / sizes[number])[[1, 0, 1, 0]]
         np.testing.assert_allclose(targets[number].boxes * factors, index.record(row).labels.boxes, atol=1e-4)
-    alone = {batch.image_ids: batch for batch, _ in EvalLoader(index, Loading(1, workers=0), size=35)}
+    alone = {batch.image_ids: batch for batch, _ in EvalLoader(index, LoaderOptions(1, workers=0), size=35)}
     for batch, _ in batches:
         assert 1 <= len(batch.image_ids) <= 4
         for image_id, image in zip(batch.image_ids, batch.images, strict=True):
@@ -374,7 +374,7 @@ def test_evaluation_sees_every_image_once_padded_as_if_alone(index, workers):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_evaluation_stops_at_a_missing_image(index, workers):
     (Path(index.images_root) / "5.png").unlink()
-    batches = iter(EvalLoader(index, Loading(1, workers=workers), size=32))
+    batches = iter(EvalLoader(index, LoaderOptions(1, workers=workers), size=32))
     assert next(batches)[0].image_ids == (100,)
     with pytest.raises(DataError, match=r"5\.png: file is missing; evaluation needs every image") as caught:
         list(batches)
@@ -382,7 +382,7 @@ def test_evaluation_stops_at_a_missing_image(index, workers):
 
 
 def test_no_images_and_no_folder_of_images(index):
-    assert list(EvalLoader(replace_images(index, 0), Loading(4, workers=0), size=32)) == []
+    assert list(EvalLoader(replace_images(index, 0), LoaderOptions(4, workers=0), size=32)) == []
     with pytest.raises(ValueError, match="0 images"):
         load_train(replace_images(index, 0))
     with pytest.raises(ValueError, match="without a folder of images"):

@@ -10,7 +10,7 @@ import pytest
 from encoded_images import encode
 from PIL import Image
 
-from ovd.data.images.files import images_at, images_below
+from ovd.data.images.files import collect_images, find_images
 from ovd.data.images.image_file import ImageError
 from ovd.data.images.media import find_media, is_video, pictures_of
 from ovd.data.images.video import VideoWriter, describe_video, read_frames
@@ -44,7 +44,7 @@ def test_pictures_with_detections_are_no_input_unless_they_are_named(folder, cap
         counted = f"warning: 3 files with detections are left out; the first: {drawn[0]}\n"
         assert capsys.readouterr().err == counted
     assert find_media([str(drawn[0])]) == [str(drawn[0])]
-    assert images_below(folder) == [folder / "a.PNG", folder / "b.jpg", folder / "below/c.webp"]
+    assert find_images(folder) == [folder / "a.PNG", folder / "b.jpg", folder / "below/c.webp"]
 
 
 def test_links_to_folders_that_they_lie_in_are_not_followed(tmp_path, capsys):
@@ -60,27 +60,27 @@ def test_links_to_folders_that_they_lie_in_are_not_followed(tmp_path, capsys):
     expected = [start / "a.jpg", start / "below" / "b.jpg", start / "good" / "c.jpg"]
     assert find_media([str(start)]) == list(map(str, expected))
     capsys.readouterr()
-    assert images_below(start) == expected
+    assert find_images(start) == expected
     assert (
         f"4 links to folders that they lie in are not followed; the first: {start}/below/up" in capsys.readouterr().err
     )
 
 
 def test_of_a_large_tree_no_more_is_looked_at_than_tells_that_something_is_left_out(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("ovd.data.images.files.LOOKED_AT", 6)
+    monkeypatch.setattr("ovd.data.images.files.MAX_ENTRIES_SEEN", 6)
     looked_at = []
     monkeypatch.setattr("ovd.data.images.files._identity", lambda path: looked_at.append(path))
     (tmp_path / "a.jpg").touch()
     for number in range(20):
         (tmp_path / f"{number:02}").mkdir()
         (tmp_path / f"{number:02}" / "b.jpg").touch()
-    images_at([str(tmp_path)], recursive=False)
+    collect_images([str(tmp_path)], recursive=False)
     told = capsys.readouterr().err
     assert told.startswith(f"warning: {tmp_path}: at least 3 images in folders below it are left out; the first: ")
     assert len([path for path in looked_at if Path(path).parent == tmp_path]) == 3
     for file in tmp_path.glob("*/b.jpg"):
         file.rename(file.with_suffix(".txt"))
-    images_at([str(tmp_path)], recursive=False)
+    collect_images([str(tmp_path)], recursive=False)
     assert capsys.readouterr().err == (
         f"warning: {tmp_path}: folders below it are left out; there is no image among the first 6 files and folders "
         "there (--recursive looks at all)\n"
@@ -122,7 +122,7 @@ def test_a_link_that_leads_nowhere_is_found_and_a_folder_with_an_images_name_is_
     expected = ["a.PNG", "b.jpg", "below/c.webp", "gone.jpg"]
     for word in (folder, folder / "**/*"):
         assert names(find_media([str(word)]), folder) == expected
-    _, found = images_at([str(folder)], recursive=False)
+    _, found = collect_images([str(folder)], recursive=False)
     assert names(list(map(str, found)), folder) == ["a.PNG", "b.jpg", "gone.jpg"]
     with pytest.raises(ImageError, match=r"gone\.jpg: file is missing"):
         list(pictures_of(str(folder / "gone.jpg")))

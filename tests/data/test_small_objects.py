@@ -55,7 +55,7 @@ def test_what_is_left_out_is_what_the_transform_drops_at_its_largest_scale(tmp_p
 def test_where_all_samples_are_mosaics_the_advice_is_the_size_that_is_set(tmp_path):
     index = index_of(tmp_path, [[5, 5, 9, 40], [5, 5, 300, 300]], 400, 640)
     report = DataReport()
-    report.used(2, unit="box")
+    report.count_used(2, unit="box")
     count_small_objects(index, report, SampleSizes(size=200, largest_scale=1, tile=0.5))
     (line,) = report.first_records()[Finding("F4", "left out at this size")]
     assert "under 2 px at data.size=200; data.size=288 keeps it" in line
@@ -67,7 +67,7 @@ def test_where_all_samples_are_mosaics_the_advice_is_the_size_that_is_set(tmp_pa
 def test_small_objects_are_counted_apart_and_do_not_stop_a_run(tmp_path, capsys):
     report = DataReport()
     index = index_of(tmp_path, [[n, 5, 3, 4] for n in range(30)] + [[5, 5, 300, 300]], 400, 640)
-    report.used(31, unit="box")
+    report.count_used(31, unit="box")
     count_small_objects(index, report, SampleSizes(size=64, largest_scale=1.25))
     assert report.counts() == {("F4", "left out at this size"): 30}
     assert report.num_used("box") == 1

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ovd.data.category import Category
-from ovd.data.truth import JudgedImage, Truth
+from ovd.data.truth import Truth, TruthImage
 
 
 @pytest.mark.parametrize("known", [[-7, 0, 1, 12], [5], [-(2**62), 3, 2**62], []])
@@ -15,7 +15,7 @@ def test_rows_are_those_of_a_search_whatever_the_gaps(known):
     truth = Truth(
         path=Path("truth.json"),
         is_federated=False,
-        images=tuple(JudgedImage(identifier, (), ()) for identifier in known),
+        images=tuple(TruthImage(identifier, (), ()) for identifier in known),
         categories=tuple(Category(identifier, f"class {identifier}", (), "r", 1) for identifier in known),
         image_ids=np.zeros(0, np.int64),
         category_ids=np.zeros(0, np.int64),
@@ -28,7 +28,7 @@ def test_rows_are_those_of_a_search_whatever_the_gaps(known):
     expected = [known.index(identifier) for identifier in ids]
     assert truth.image_rows(ids).tolist() == truth.category_rows(ids).tolist() == expected
     assert truth.ids_of_images.tolist() == truth.ids_of_categories.tolist() == known
-    part = truth.only(np.array(known[1:], np.int64), np.array(known[:1], np.int64))
+    part = truth.restrict(np.array(known[1:], np.int64), np.array(known[:1], np.int64))
     assert (part.ids_of_images.tolist(), part.ids_of_categories.tolist()) == (known[1:], known[:1])
 
 
@@ -36,8 +36,8 @@ def test_rows_are_those_of_a_search_whatever_the_gaps(known):
     "change",
     [
         {"is_federated": True},
-        {"images": (JudgedImage(1, (4,), ()), JudgedImage(2, (), ()))},
-        {"images": (JudgedImage(1, (), (4,)), JudgedImage(2, (), ()))},
+        {"images": (TruthImage(1, (4,), ()), TruthImage(2, (), ()))},
+        {"images": (TruthImage(1, (), (4,)), TruthImage(2, (), ()))},
         {"categories": (Category(3, "cat"), Category(4, "wolf"))},
         {"image_ids": np.array([1, 1])},
         {"category_ids": np.array([4, 3])},
@@ -51,7 +51,7 @@ def test_a_fingerprint_is_of_all_that_metrics_depend_on(change):
     truth = Truth(
         path=Path("truth.json"),
         is_federated=False,
-        images=(JudgedImage(1, (), ()), JudgedImage(2, (), ())),
+        images=(TruthImage(1, (), ()), TruthImage(2, (), ())),
         categories=(Category(3, "cat"), Category(4, "dog")),
         image_ids=np.array([1, 2]),
         category_ids=np.array([3, 4]),

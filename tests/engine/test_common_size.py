@@ -34,7 +34,7 @@ def on_all_ranks(batches: list[Batch]) -> list[Batch]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ovd.engine.step.world_size", lambda: len(batches))
-        patch.setattr("ovd.engine.step.largest_over_ranks", largest)
+        patch.setattr("ovd.engine.step.max_over_ranks", largest)
         for batch in batches:  # collect all ranks' requests, which need no answer
             pad_to_common_size(batch)
         return [pad_to_common_size(batch) for batch in batches]

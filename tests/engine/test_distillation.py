@@ -13,7 +13,7 @@ from small_run import small_config
 from ovd.build.batches import training_batches
 from ovd.build.crops import build_region_teacher
 from ovd.build.data import load_training_index
-from ovd.build.detector import build_detector, configured_clip
+from ovd.build.detector import build_detector, load_configured_clip
 from ovd.clip.load import TINY_CLIP, Clip
 from ovd.config.training import ClipConfig, TrainConfig
 from ovd.data.report import DataReport
@@ -55,7 +55,7 @@ def test_the_log_has_the_loss_and_the_checkpoint_nothing_of_the_teacher(referenc
     assert all(list(losses) == ["class", "box", "quality", "distill"] for losses in logged)
     assert all(0 < losses["distill"] < 1 for losses in logged)
     config = distilling(reference, miniature_world)
-    clip = configured_clip(config.clip)
+    clip = load_configured_clip(config.clip)
     fresh = build_detector(config, clip)
     saved = tensors_of(reference / f"step-{STEPS:06d}")
     shapes = {name: tensor.shape for name, tensor in fresh.state_dict().items()}
@@ -80,7 +80,7 @@ class Step:
         index = load_training_index(self.config, DataReport())
         self.batch: Batch = next(training_batches(self.config, index, first_samples=NO_SAMPLES, size_divisor=128)(0))
         torch.manual_seed(0)
-        clip = configured_clip(self.config.clip)
+        clip = load_configured_clip(self.config.clip)
         names = [category.name for category in index.categories]
         rows = encode_classes(clip, names, ("{}",))
         mask = torch.ones(4, len(rows), dtype=torch.bool)
@@ -165,7 +165,7 @@ def test_a_blank_image_of_a_rank_without_images_has_no_region(step):
 
 def assert_original(teacher: CropEncoder) -> None:
     """Check that a teacher's trunk and projection are those of the tiny CLIP as loaded."""
-    original = backbone_from_visual(configured_clip(ClipConfig()).model.visual).state_dict()
+    original = backbone_from_visual(load_configured_clip(ClipConfig()).model.visual).state_dict()
     held = teacher.backbone.state_dict()
     assert held.keys() == original.keys()
     assert [name for name, tensor in original.items() if not torch.equal(held[name].cpu(), tensor)] == []

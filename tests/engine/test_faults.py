@@ -366,7 +366,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches_if_it_divides_the
 
 
 def without_patience() -> None:
-    ovd.files.LOCK_PATIENCE_S = 0
+    ovd.files.LOCK_TIMEOUT_S = 0
 
 
 def test_a_folder_that_is_written_to_takes_no_second_training(miniature_world, tmp_path):

@@ -12,7 +12,7 @@ from small_detector import build_detector
 
 from ovd.data.annotations import load_annotations
 from ovd.data.index import AnnotationIndex, Labels
-from ovd.data.loading.loader import Loading
+from ovd.data.loading.loader import LoaderOptions
 from ovd.data.report import DataReport
 from ovd.evaluation import calibrate as module
 from ovd.evaluation.calibrate import (
@@ -32,7 +32,7 @@ from ovd.model.similarity import unit_embeddings
 from ovd.structures import Detections
 from ovd.text.encoder import encode_classes
 
-LOADING = Loading(batch_size=4, workers=0)
+LOADING = LoaderOptions(batch_size=4, workers=0)
 
 # --- right and wrong detections
 
@@ -387,7 +387,7 @@ def test_without_boxes_of_both_kinds_of_names_there_is_no_bias(inference, index,
 def test_cosines_at_true_boxes_are_those_of_the_nearest_matched_point(inference, index, text) -> None:
     """The cosines at true boxes are those of the nearest matched point; a fresh gated detector has CLIP's embeddings,
     which name many boxes right."""
-    parts = list(module._at_true_boxes(inference, text, index, Loading(3, workers=0)))
+    parts = list(module._at_true_boxes(inference, text, index, LoaderOptions(3, workers=0)))
     assert len(parts) == len(index)
     cosines, classes = (torch.cat(part) for part in zip(*parts, strict=True))
     assert cosines.shape == (len(classes), len(text))
@@ -395,7 +395,7 @@ def test_cosines_at_true_boxes_are_those_of_the_nearest_matched_point(inference,
     for row, (_, of_image) in enumerate(parts):
         assert set(of_image.tolist()) <= set(index.record(row).labels.classes.tolist())
     assert (cosines.argmax(dim=1) == classes).double().mean() > 0.15
-    singly = module._at_true_boxes(inference, text, index, Loading(1, workers=0))
+    singly = module._at_true_boxes(inference, text, index, LoaderOptions(1, workers=0))
     one_by_one = torch.cat([part for part, _ in singly])
     torch.testing.assert_close(one_by_one, cosines, atol=1e-5, rtol=0)
 

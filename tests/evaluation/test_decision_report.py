@@ -22,7 +22,7 @@ from ovd.evaluation.groups import base_and_novel
 from ovd.evaluation.results import Results
 from ovd.evaluation.results_file import write_results
 from ovd.evaluation.run import evaluate_results_file
-from ovd.visualize.palette import GROUPS
+from ovd.visualize.palette import GROUP_COLORS
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_an_own_threshold_below_the_floor_is_judged_at_and_low_scores_are_warned
 
 def test_a_table_has_a_dash_for_what_is_not_known():
     truth = make_truth()
-    none = truth.only(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    none = truth.restrict(np.zeros(0, np.int64), np.zeros(0, np.int64))
     nothing = replace(none, categories=truth.categories)
     report = measure_decisions(nothing, make_results(truth).take(np.zeros(0, np.int64)), {"all": np.ones(5, bool)})
     lines = format_decisions(report).splitlines()
@@ -282,7 +282,7 @@ def test_the_reliability_plot_has_a_curve_for_each_group_and_the_diagonal():
         np.testing.assert_array_equal(line.get_xdata(), item.reliability.scores)
         np.testing.assert_array_equal(line.get_ydata(), item.reliability.outcomes)
         assert str(line.get_label()).startswith(f"{item.group}, ECE")
-        assert line.get_color() == GROUPS[item.group]
+        assert line.get_color() == GROUP_COLORS[item.group]
     nothing = measure_decisions(truth, results.take(np.zeros(0, np.int64)), groups)
     labels = [str(line.get_label()) for line in draw_reliability(nothing).axes[0].get_lines()]
     assert labels[1:] == ["all (no detection)", "base (no detection)", "rare (no detection)"]

@@ -9,7 +9,7 @@ import pytest
 
 from ovd.choices import Frequency
 from ovd.data.category import Category
-from ovd.data.truth import JudgedImage, Truth
+from ovd.data.truth import Truth, TruthImage
 from ovd.evaluation.decisions import MIN_DECISION_SCORE, DecisionEvaluator
 from ovd.evaluation.results import Results
 
@@ -49,7 +49,7 @@ def make_truth(seed: int = 0, *, federated: bool = False) -> Truth:
         path=Path("truth.json"),
         is_federated=federated,
         images=tuple(
-            JudgedImage(10 * row + 3, negatives[row] if federated else (), incomplete[row]) for row in range(NUM_IMAGES)
+            TruthImage(10 * row + 3, negatives[row] if federated else (), incomplete[row]) for row in range(NUM_IMAGES)
         ),
         categories=tuple(
             Category(2 * row + 1, f"class {row}", (), FREQUENCIES[row % 3], 1) for row in range(NUM_CLASSES)
@@ -152,7 +152,7 @@ def test_each_half_is_decided_at_the_threshold_that_is_best_on_the_other(federat
     for_even, for_odd = evaluator.thresholds()
     for half, threshold in ((1, for_even), (0, for_odd)):
         images = np.array([image.id for row, image in enumerate(truth.images) if row % 2 == half])
-        part = truth.only(images, np.array([category.id for category in truth.categories]))
+        part = truth.restrict(images, np.array([category.id for category in truth.categories]))
         own_results = results.take(np.isin(results.image_ids, images))
         own = DecisionEvaluator(part, own_results, base=base)
         tried = np.concatenate([[threshold], own_results.scores, np.linspace(0.05, 0.95, 20)])
@@ -198,7 +198,7 @@ def test_perfect_detections_and_none():
 
 def test_a_truth_without_boxes_or_images():
     truth = make_truth()
-    no_boxes = truth.only(np.array([image.id for image in truth.images]), np.zeros(0, np.int64))
+    no_boxes = truth.restrict(np.array([image.id for image in truth.images]), np.zeros(0, np.int64))
     no_boxes = replace(no_boxes, categories=truth.categories)
     results = make_results(truth)
     everything = np.ones(NUM_CLASSES, bool)
@@ -255,7 +255,7 @@ def every_image_has_one(num_absent: int) -> Truth:
     corners = np.tile([10.0, 10.0, 20.0, 20.0], (20, 1))
     return replace(
         make_truth(),
-        images=tuple(JudgedImage(row, (), ()) for row in range(20 + num_absent)),
+        images=tuple(TruthImage(row, (), ()) for row in range(20 + num_absent)),
         categories=(Category(1, "apple", (), None, 20),),
         image_ids=np.arange(20),
         category_ids=np.ones(20, np.int64),
@@ -329,7 +329,7 @@ def test_a_large_set_is_judged_in_seconds():
     boxes = np.concatenate([rng.uniform(0, 400, (len(true_images), 2)), rng.uniform(20, 200, (len(true_images), 2))], 1)
     truth = replace(
         make_truth(),
-        images=tuple(JudgedImage(row, (), ()) for row in range(num_images)),
+        images=tuple(TruthImage(row, (), ()) for row in range(num_images)),
         categories=tuple(Category(row, f"class {row}", (), None, 1) for row in range(num_classes)),
         image_ids=true_images,
         category_ids=rng.integers(0, num_classes, len(true_images)),

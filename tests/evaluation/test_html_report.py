@@ -19,7 +19,7 @@ from ovd.data import box_arrays
 from ovd.data.annotations import load_annotations
 from ovd.data.category import Category
 from ovd.data.report import DataReport
-from ovd.data.truth import JudgedImage, Truth
+from ovd.data.truth import Truth, TruthImage
 from ovd.evaluation.coco import COCOEvaluator
 from ovd.evaluation.confusions import Confusion, most_confused, names_at_true_boxes
 from ovd.evaluation.decisions import DecisionEvaluator
@@ -107,7 +107,7 @@ def test_a_missed_box_has_the_name_of_the_best_wrong_detection_over_it():
 @pytest.mark.parametrize("at_a_time", [1, 2, 100])
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)])
 def test_of_several_wrong_detections_the_best_names_the_box(at_a_time, order, monkeypatch):
-    monkeypatch.setattr(box_arrays, "_COMPARED_AT_A_TIME", at_a_time)
+    monkeypatch.setattr(box_arrays, "_MAX_PAIRS_PER_CHUNK", at_a_time)
     truth = make_truth()
     truth = replace(
         truth, image_ids=np.array([3]), category_ids=np.array([1]), boxes_xywh=np.array([[10.0, 10, 20, 20]]),
@@ -133,7 +133,7 @@ def test_a_class_has_the_curve_of_an_evaluation_of_it_alone(federated):
     for row, precision in zip(evaluation.classes, evaluation.class_precision, strict=True):
         assert precision.mean() == pytest.approx(row.AP50)
         alone = np.array([row.category_id])
-        only = truth.only(np.array([image.id for image in truth.images]), alone)
+        only = truth.restrict(np.array([image.id for image in truth.images]), alone)
         one = (LVISEvaluator if federated else COCOEvaluator)(only, ())
         results = make_results(truth)
         one.add_results(results.take(results.category_ids == row.category_id), source="results")
@@ -318,7 +318,7 @@ def test_a_page_of_lvis_size_is_under_20_mb(tmp_path):
     true = boxes(num_boxes)
     truth = Truth(
         tmp_path / "lvis.json", True,
-        tuple(JudgedImage(row + 1, tuple(rng.integers(1, num_classes, 20).tolist()), ()) for row in range(num_images)),
+        tuple(TruthImage(row + 1, tuple(rng.integers(1, num_classes, 20).tolist()), ()) for row in range(num_images)),
         categories, rng.integers(1, num_images + 1, num_boxes), rng.integers(1, num_classes + 1, num_boxes),
         true, true[:, 2:].prod(axis=1), np.zeros(num_boxes, bool), 0,
     )  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ovd.data.category import Category
-from ovd.data.truth import JudgedImage, Truth
+from ovd.data.truth import Truth, TruthImage
 from ovd.evaluation.decision_report import measure_decisions
 from ovd.evaluation.image_classes import ImageClassPairs
 from ovd.evaluation.results import Results
@@ -17,7 +17,7 @@ def small_truth() -> Truth:
     return Truth(
         path=Path("truth.json"),
         is_federated=True,
-        images=(JudgedImage(3, (9,), (5,)), JudgedImage(40, (5, 5), ())),
+        images=(TruthImage(3, (9,), (5,)), TruthImage(40, (5, 5), ())),
         categories=tuple(Category(identifier, f"class {identifier}", (), "r", 1) for identifier in (2, 5, 9)),
         image_ids=np.array([3, 40]),
         category_ids=np.array([5, 2]),

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ovd.data.annotations import load_annotations, load_truth
 from ovd.data.images.read import read_image
 from ovd.data.index import AnnotationIndex
-from ovd.data.loading.loader import Loading
+from ovd.data.loading.loader import LoaderOptions
 from ovd.data.report import DataReport
 from ovd.evaluation.groups import group_average_precision
 from ovd.evaluation.lvis import LVISEvaluator
@@ -39,7 +39,7 @@ from ovd.text.encoder import encode_classes
 
 SIZE = 96
 CROP_SIDE = 64
-LOADING = Loading(batch_size=4, workers=0)
+LOADING = LoaderOptions(batch_size=4, workers=0)
 NUM_IMAGES = 6
 
 
@@ -78,7 +78,7 @@ def measure(
     text: torch.Tensor,
     index: AnnotationIndex,
     size: int = SIZE,
-    loading: Loading = LOADING,
+    loading: LoaderOptions = LOADING,
     **options,
 ) -> NamingReport:
     defaults = {"crops": make_crops(clip), "max_images": NUM_IMAGES}
@@ -305,8 +305,8 @@ def test_a_random_detector_without_shortcuts_names_by_chance(tiny_clip, index, t
 
 def test_the_batch_size_and_workers_do_not_matter(tiny_clip, index, text):
     detector = trained(tiny_clip)
-    one = at_boxes(measure(detector, tiny_clip, text, index, loading=Loading(1, workers=0), max_images=5))
-    other = at_boxes(measure(detector, tiny_clip, text, index, loading=Loading(3, workers=1), max_images=5))
+    one = at_boxes(measure(detector, tiny_clip, text, index, loading=LoaderOptions(1, workers=0), max_images=5))
+    other = at_boxes(measure(detector, tiny_clip, text, index, loading=LoaderOptions(3, workers=1), max_images=5))
     assert one == pytest.approx(other, abs=1e-5)
 
 

@@ -43,7 +43,7 @@ def test_the_same_images_are_drawn_every_time_and_only_those_with_a_box(index, m
     assert choose_rows(truth, index) == with_box
     monkeypatch.setattr(prediction_grid, "NUM_IMAGES", 3)
     assert choose_rows(truth, index) == [with_box[0], with_box[(len(with_box) - 1) // 2], with_box[-1]]
-    assert choose_rows(truth.only(np.zeros(0, np.int64), np.zeros(0, np.int64)), index) == []
+    assert choose_rows(truth.restrict(np.zeros(0, np.int64), np.zeros(0, np.int64)), index) == []
 
 
 def test_boxes_are_drawn_but_for_those_of_a_negative_side() -> None:

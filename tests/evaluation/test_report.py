@@ -14,7 +14,7 @@ from ovd.evaluation.lvis import LVISEvaluator
 from ovd.evaluation.precision_recall import PrecisionRecall
 from ovd.evaluation.report import Curve, Evaluation, ProtocolMetrics, draw_curves, format_table, write_report
 from ovd.evaluation.results import Results
-from ovd.visualize.palette import GROUPS
+from ovd.visualize.palette import GROUP_COLORS
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_drawing_keeps_each_curve_and_no_global_figure(evaluation):
     drawn = {line.get_label(): np.asarray(line.get_ydata()) for line in axes.get_lines()}
     assert list(drawn) == ["all", "rare", "common (no true box)", "frequent"]
     np.testing.assert_array_equal(drawn["rare"], evaluation.curves[1].precision)
-    assert {line.get_label(): line.get_color() for line in axes.get_lines()}["rare"] == GROUPS["rare"]
+    assert {line.get_label(): line.get_color() for line in axes.get_lines()}["rare"] == GROUP_COLORS["rare"]
     assert len(drawn["common (no true box)"]) == 0
     assert axes.get_title() == "LVIS box AP, ordinary, 300 per image, federated"
     pyplot = sys.modules.get("matplotlib.pyplot")

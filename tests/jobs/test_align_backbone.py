@@ -23,7 +23,7 @@ from ovd.alignment.data import alignment_data
 from ovd.alignment.losses import DenseFeature
 from ovd.alignment.train import align
 from ovd.build.alignment import build_distillation, load_unlabelled_images
-from ovd.build.detector import configured_clip
+from ovd.build.detector import load_configured_clip
 from ovd.clip.load import load_clip
 from ovd.clip.save import save_aligned
 from ovd.data.report import DataError, DataReport
@@ -256,7 +256,7 @@ def test_every_family_is_aligned_and_keeps_its_properties(family, images, tmp_pa
     crop = 56 if family == "vit_14" else 64
     train = {"learning_rate": 3e-4, "steps": 8, "save_every": 8, "projection_rate": 3.0}
     config = small_align_config(tmp_path / "run", images, clip={"name": str(source)}, crop=crop, train=train)
-    clip = configured_clip(config.clip)
+    clip = load_configured_clip(config.clip)
     distillation = build_distillation(config, clip)
     config.output.mkdir()
     disturb(distillation.student)

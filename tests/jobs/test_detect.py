@@ -15,9 +15,9 @@ from PIL import Image
 from ovd.data.images.image_file import ImageError
 from ovd.data.images.media import Picture
 from ovd.data.images.video import VideoWriter
-from ovd.jobs.detect import detect_in
+from ovd.jobs.detect import detect_in_sources
 from ovd.jobs.detect_output import CocoFile, JsonLines, output_for
-from ovd.jobs.found import Found
+from ovd.jobs.picture_detections import PictureDetections
 from ovd.jobs.picture_files import PictureFiles, targets
 from ovd.structures import Detections
 
@@ -35,8 +35,8 @@ def detect(picture: Picture) -> Detections:
     return Detections(torch.tensor([box], dtype=torch.float32), torch.tensor([0.75]), torch.tensor([int(is_light)]))
 
 
-def found_in(picture: Picture) -> Found:
-    return Found(picture, detect(picture))
+def found_in(picture: Picture) -> PictureDetections:
+    return PictureDetections(picture, detect(picture))
 
 
 def scene(x: int, value: int = 220, size: tuple[int, int] = (40, 60)) -> np.ndarray:
@@ -59,7 +59,7 @@ def photos(tmp_path) -> Path:
 def test_pictures_and_json_beside_each_image(photos):
     sources = [str(photos / name) for name in ("a.png", "b.png", "below/a.png", "nothing.png")]
     output = PictureFiles(sources, NAMES, None)
-    report = detect_in(sources, detect, output)
+    report = detect_in_sources(sources, detect, output)
     assert report.num_used() == 4
     assert report.num_used("box") == 3
     assert output.written == [Path(source).with_suffix(".detections.jpg") for source in sources]
@@ -73,19 +73,19 @@ def test_one_that_cannot_be_read_is_counted_and_the_others_go_on(photos):
     (photos / "broken.png").write_bytes((photos / "a.png").read_bytes()[:60])
     sources = [str(photos / name) for name in ("a.png", "broken.png", "gone.png", "b.png")]
     output = PictureFiles(sources, NAMES, None)
-    report = detect_in(sources, detect, output)
+    report = detect_in_sources(sources, detect, output)
     assert report.num_used() == 2
     assert report.counts() == {("F8", "skipped"): 1, ("F9", "skipped"): 1}
     assert [path.name for path in output.written] == ["a.detections.jpg", "b.detections.jpg"]
     with pytest.raises(ImageError, match=r"broken\.png"):
-        detect_in(sources[1:2], detect, PictureFiles(sources[1:2], NAMES, None))
+        detect_in_sources(sources[1:2], detect, PictureFiles(sources[1:2], NAMES, None))
 
 
 def test_of_files_that_are_not_written_nothing_is_said(photos):
     sources = [str(photos / "gone.png"), str(photos / "away.png")]
     output = PictureFiles(sources, NAMES, None)
-    assert detect_in(sources, detect, output).num_used() == 0
-    assert output.where() == ""
+    assert detect_in_sources(sources, detect, output).num_used() == 0
+    assert output.describe_location() == ""
 
 
 def test_no_file_is_written_twice(photos):
@@ -106,11 +106,11 @@ def test_sources_of_one_name_in_several_folders_keep_their_folders(photos, tmp_p
     others = ["b.png", "below/a.png", "below/a.jpg"]  # suffixes tell these apart
     assert list(targets(others, out).values()) == [out / "b", out / "a.png", out / "a.jpg"]
     output = PictureFiles(alike, NAMES, out)
-    detect_in(alike, detect, output)
+    detect_in_sources(alike, detect, output)
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.jpg")) == [
         "a.detections.jpg", "b.detections.jpg", "below/a.jpg.detections.jpg", "below/a.png.detections.jpg"
     ]  # fmt: skip
-    assert output.where() == f" in 4 sources; see {out}"
+    assert output.describe_location() == f" in 4 sources; see {out}"
 
 
 def test_beside_pictures_that_lie_where_nothing_can_be_written(photos, tmp_path, monkeypatch):
@@ -133,13 +133,13 @@ def test_a_folder_of_pictures_with_the_name_of_a_file_is_refused(name, photos, t
     (tmp_path / name).mkdir()
     for folder in (tmp_path / name, tmp_path / "run.v2"):
         output = output_for("pictures", folder, sources, NAMES)
-        detect_in(sources, detect, output)
+        detect_in_sources(sources, detect, output)
         assert (folder / "b.detections.jpg").is_file()
 
 
 def test_one_file_in_cocos_form(photos, tmp_path):
     sources = [str(photos / "a.png"), str(photos / "below" / "a.png"), str(photos / "nothing.png")]
-    detect_in(sources, detect, CocoFile(tmp_path / "boxes.json", NAMES))
+    detect_in_sources(sources, detect, CocoFile(tmp_path / "boxes.json", NAMES))
     content = json.loads((tmp_path / "boxes.json").read_text())
     assert [(image["height"], image["width"]) for image in content["images"]] == [(40, 60), (70, 50), (40, 60)]
     assert [image["file_name"] for image in content["images"]] == sources
@@ -167,12 +167,12 @@ def test_what_was_found_before_an_error_is_kept(photos, tmp_path, capsys):
         return detect(picture)
 
     with pytest.raises(KeyboardInterrupt):
-        detect_in(sources, detect_until_b, CocoFile(tmp_path / "boxes.json", NAMES))
+        detect_in_sources(sources, detect_until_b, CocoFile(tmp_path / "boxes.json", NAMES))
     before = (tmp_path / "boxes.json").read_text()
     assert len(json.loads(before)["annotations"]) == 1
     assert f"found in 1 picture before is kept; see {tmp_path / 'boxes.json'}" in capsys.readouterr().err
     with pytest.raises(ImageError, match="file is missing"):
-        detect_in([str(photos / "gone.png")], detect, CocoFile(tmp_path / "others.json", NAMES))
+        detect_in_sources([str(photos / "gone.png")], detect, CocoFile(tmp_path / "others.json", NAMES))
     assert not (tmp_path / "others.json").exists()
 
 
@@ -183,7 +183,7 @@ def test_no_file_is_written_over(output, photos, tmp_path):
         output(photos / "a.png", NAMES)
     assert (photos / "a.png").read_bytes() == before
     with pytest.raises(ImageError, match="file is missing"):
-        detect_in([str(photos / "gone.png")], detect, output(tmp_path / "new.json", NAMES))
+        detect_in_sources([str(photos / "gone.png")], detect, output(tmp_path / "new.json", NAMES))
     assert not (tmp_path / "new.json").exists()
 
 
@@ -209,7 +209,7 @@ def test_frames_before_the_damage_of_the_only_video_are_kept(tmp_path, monkeypat
 
     monkeypatch.setattr("ovd.jobs.detect.pictures_of", damaged)
     with pytest.raises(ImageError, match="cannot be read as a video"):
-        detect_in(["film"], detect, CocoFile(tmp_path / "boxes.json", NAMES))
+        detect_in_sources(["film"], detect, CocoFile(tmp_path / "boxes.json", NAMES))
     assert len(json.loads((tmp_path / "boxes.json").read_text())["images"]) == 1
 
 
@@ -217,7 +217,7 @@ def test_a_package_for_videos_is_asked_for_before_the_first_picture(photos, tmp_
     monkeypatch.setitem(sys.modules, "av", None)
     sources = [str(photos / "a.png"), str(photos / "film.mp4")]
     with pytest.raises(ValueError, match="this needs the package av"):
-        detect_in(sources, detect, PictureFiles(sources, NAMES, tmp_path))
+        detect_in_sources(sources, detect, PictureFiles(sources, NAMES, tmp_path))
     assert not list(tmp_path.glob("*.png"))
 
 
@@ -229,7 +229,7 @@ def test_lines_of_json_come_at_once(photos, capsys):
         seen.append(len(capsys.readouterr().out.splitlines()))
         return detect(picture)
 
-    detect_in([str(photos / "a.png"), str(photos / "nothing.png")], detect_and_look, output)
+    detect_in_sources([str(photos / "a.png"), str(photos / "nothing.png")], detect_and_look, output)
     assert seen == [0, 1]
     assert json.loads(capsys.readouterr().out)["detections"] == []
 
@@ -243,7 +243,7 @@ def test_of_lines_before_an_error_it_is_said_where_they_are(name, photos, tmp_pa
 
     output = JsonLines(None if name is None else tmp_path / name, NAMES)
     with pytest.raises(BrokenPipeError):
-        detect_in([str(photos / "a.png"), str(photos / "b.png")], stop, output)
+        detect_in_sources([str(photos / "a.png"), str(photos / "b.png")], stop, output)
     told = capsys.readouterr().err
     assert ("is kept" in told) == (name is not None)
     assert name is None or f"found in 1 picture before is kept; see {tmp_path / name}\n" in told
@@ -297,7 +297,7 @@ def test_each_video_has_its_own_files_which_end_before_the_next_source(tmp_path,
 
 def test_a_video_becomes_a_video_with_boxes_and_a_line_per_frame(film):
     output = PictureFiles([str(film)], NAMES, None)
-    detect_in([str(film)], detect, output)
+    detect_in_sources([str(film)], detect, output)
     assert output.written == [film.with_name("film.detections.mp4")]
     lines = [json.loads(line) for line in film.with_name("film.detections.jsonl").read_text().splitlines()]
     assert [line["frame"] for line in lines] == list(range(6))
@@ -312,10 +312,12 @@ def test_one_object_keeps_its_number_through_a_video(film, tmp_path):
     for package in ("trackers", "supervision"):
         pytest.importorskip(package, reason="the extra video is not installed")
     coco = CocoFile(tmp_path / "boxes.json", NAMES)
-    assert detect_in([str(film)], detect, coco, track_above=0.5).num_used("box") == 4  # only tracked boxes are written
+    assert (
+        detect_in_sources([str(film)], detect, coco, track_above=0.5).num_used("box") == 4
+    )  # only tracked boxes are written
     rows = json.loads((tmp_path / "boxes.json").read_text())["annotations"]
     assert [row["image_id"] for row in rows] == [3, 4, 5, 6]  # seen in frame 1, tracked from the second time on
     assert {row["track_id"] for row in rows} == {1}
     pictures = PictureFiles([str(film)], NAMES, tmp_path / "out")
-    detect_in([str(film)], detect, pictures, track_above=0.5)
+    detect_in_sources([str(film)], detect, pictures, track_above=0.5)
     assert (tmp_path / "out" / "film.detections.mp4").stat().st_size > 1000

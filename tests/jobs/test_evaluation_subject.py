@@ -15,7 +15,7 @@ def test_what_is_said_is_noted_in_order_and_from_the_root(tmp_path, monkeypatch)
         experts=(Path("b/expert"), Path("a")), nearest=True, size=96,
     )  # fmt: skip
     assert subject.folder_name == "eval-mine-data-val-b-a-nearest-size-96"
-    assert list(subject.noted().items()) == [
+    assert list(subject.recorded_options().items()) == [
         ("run", f"{tmp_path}/run"),
         ("annotations", f"{tmp_path}/mine/data.yaml"),
         ("format", "yolo"),
@@ -25,7 +25,7 @@ def test_what_is_said_is_noted_in_order_and_from_the_root(tmp_path, monkeypatch)
         ("size", "96"),
     ]
     alone = EvaluationSubject(Path("run"))
-    assert (alone.folder_name, alone.noted()) == ("eval", {"run": f"{tmp_path}/run"})
+    assert (alone.folder_name, alone.recorded_options()) == ("eval", {"run": f"{tmp_path}/run"})
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from ovd.build.data import load_validation_index
 from ovd.build.prompts import Example, Prompt
 from ovd.build.text import queries_of_names
 from ovd.build.trained import build_inference, find_checkpoint, load_detector
-from ovd.commands.arguments import load_asked
+from ovd.commands.arguments import load_requested_detector
 from ovd.config_files import ConfigError
 from ovd.data.report import DataReport
 from ovd.experts.folder import ExpertError, read_expert
@@ -301,7 +301,7 @@ def test_the_run_of_an_expert_that_is_taken_for_a_detector_is_told_of_once(start
     run = experts[0]
     asked: dict[str, Any] = {"device": None, "expert": [], "same_place": None, "nearest": False, "size": None}
     for path in (run, find_checkpoint(run).folder):
-        for load in (Predictor.load, lambda path: load_asked(Namespace(run=path, **asked))):
+        for load in (Predictor.load, lambda path: load_requested_detector(Namespace(run=path, **asked))):
             load(path)
             assert capsys.readouterr().err == warning.format(path=path, start=start, run=run)
     Predictor.load(start, experts=[run])

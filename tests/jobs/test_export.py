@@ -10,7 +10,7 @@ from small_export import unchecked
 
 import ovd.__main__ as command
 from ovd.build.trained import find_checkpoint, load_detector
-from ovd.data.images.files import images_below
+from ovd.data.images.files import find_images
 from ovd.files import sha256_of
 from ovd.jobs.evaluate import _exported
 from ovd.onnx import Predictor
@@ -46,7 +46,7 @@ def test_an_exported_run_has_the_metrics_of_the_run(start, miniature_world, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["fp16", "int8"])
 def test_smaller_forms_find_nearly_the_same(form, start, miniature_world, tmp_path, monkeypatch):
-    images = images_below(miniature_world / "images")
+    images = find_images(miniature_world / "images")
     calibration = ["--images", miniature_world / "images"] if form == "int8" else []
     run(monkeypatch, "export", start, tmp_path / "model.onnx")
     run(monkeypatch, "export", start, tmp_path / "small.onnx", f"--{form}", *calibration)

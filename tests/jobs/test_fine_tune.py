@@ -24,8 +24,8 @@ from ovd.evaluation.note import NOTE_FILE, write_note
 from ovd.experts.group import NO_EXPERTS
 from ovd.files import sha256_of
 from ovd.jobs import fine_tune as module
-from ovd.jobs.fine_tune import Outcome, _average, _evaluate, _state_of_images, fine_tune, format_outcomes
-from ovd.jobs.resume import check_same_start
+from ovd.jobs.fine_tune import Outcome, _average_weights, _evaluate, _state_of_images, fine_tune, format_outcomes
+from ovd.jobs.resume import check_same_init
 from ovd.jobs.train import train_from_config
 
 
@@ -217,12 +217,12 @@ def test_a_start_that_was_trained_again_stops_what_was_tuned_from_it(miniature_w
     tuning = small_config(tuned, miniature_world, train=quick, init_from=str(start))
     train_from_config(tuning, evaluate=False)
     found = find_checkpoint(tuned)
-    check_same_start(found, tuning)
+    check_same_init(found, tuning)
     assert found.notes.init_sha256 == sha256_of(find_checkpoint(start).weights)
     save_ensemble(find_checkpoint(start), found, weight=0.5, output=tuned / "ensemble")
     shutil.rmtree(start)
     train_from_config(config.model_copy(update={"train": config.train.model_copy(update={"seed": 5})}), evaluate=False)
     with pytest.raises(ValueError, match=r"started from other weights than .*start has now \(sha256 [0-9a-f]{64} and"):
-        check_same_start(found, tuning)
+        check_same_init(found, tuning)
     with pytest.raises(ValueError, match=r"is an average with weights that .*start no longer has; delete it"):
-        _average(start, tuned, 0.5)
+        _average_weights(start, tuned, 0.5)

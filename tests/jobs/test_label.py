@@ -15,12 +15,12 @@ from run_files import bytes_of
 
 from ovd.build.trained import build_inference, load_detector
 from ovd.commands import check, label
-from ovd.data.images.files import images_at
-from ovd.data.loading.loader import Loading
+from ovd.data.images.files import collect_images
+from ovd.data.loading.loader import LoaderOptions
 from ovd.data.report import DataReport
 from ovd.fault import Fault
-from ovd.jobs.label_images import Thresholds, batches_of_like_shape, label_images
-from ovd.jobs.label_journal import Answer, LabelJournal
+from ovd.jobs.label_images import Thresholds, batches_by_padded_shape, label_images
+from ovd.jobs.label_journal import LabelJournal, SelectedDetections
 from ovd.jobs.label_output import LabelledSets, LabelOutput
 from ovd.predictor import Predictor
 from ovd.structures import Detections
@@ -50,12 +50,12 @@ def photos(miniature_world, tmp_path_factory) -> Path:
 
 
 def labels_of(start: Path, photos: Path, report: DataReport, batch_size: int, journal: Path) -> LabelledSets:
-    root, paths = images_at([str(photos)], recursive=True)
+    root, paths = collect_images([str(photos)], recursive=True)
     trained = load_detector(start)
     inference, thresholds = build_inference(trained), Thresholds(dict.fromkeys(NAMES, LOW))
     with LabelJournal(journal, {}) as empty:
         return label_images(
-            trained, inference, root, paths, thresholds, report, empty, Loading(batch_size=batch_size, workers=0)
+            trained, inference, root, paths, thresholds, report, empty, LoaderOptions(batch_size=batch_size, workers=0)
         )
 
 
@@ -80,38 +80,38 @@ def test_boxes_are_those_of_the_predictor_whatever_the_batch(start, photos, tmp_
 def test_batches_hold_images_of_one_padded_shape_and_each_image_once():
     rng = np.random.default_rng(0)
     sizes = rng.integers(40, 900, (60, 2))
-    batches = batches_of_like_shape(sizes, 4, size=256, divisor=64)
+    batches = batches_by_padded_shape(sizes, 4, size=256, divisor=64)
     assert sorted(row for batch in batches for row in batch) == list(range(60))
     for batch in batches:
         assert len(batch) <= 4
         resized = np.maximum(1, (sizes[batch] * 256 / sizes[batch].max(axis=1, keepdims=True)).round())
         assert len(np.unique(np.ceil(resized / 64), axis=0)) == 1
-    assert batches_of_like_shape(np.zeros((0, 2), np.int64), 4, size=256, divisor=64) == []
+    assert batches_by_padded_shape(np.zeros((0, 2), np.int64), 4, size=256, divisor=64) == []
 
 
 def test_candidates_are_below_the_threshold_and_at_a_place_of_their_own():
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 10, 10], [50, 50, 60, 60], [80, 80, 90, 90], [0, 0, 10, 9]])
     found = Detections(boxes, torch.tensor([0.9, 0.5, 0.45, 0.2, 0.1]), torch.tensor([0, 1, 1, 1, 0]))
-    least = {"anchor": 0.6, "gear": 0.5}
-    answer = Thresholds(least).choose(found)
+    min_scores = {"anchor": 0.6, "gear": 0.5}
+    answer = Thresholds(min_scores).select(found)
     assert answer.kept.scores.tolist() == pytest.approx([0.9])
     assert answer.below.scores.tolist() == pytest.approx([0.45])
-    answer = Thresholds(least, overlapping=True).choose(found)
+    answer = Thresholds(min_scores, overlapping=True).select(found)
     assert answer.kept.scores.tolist() == pytest.approx([0.9, 0.5])
 
 
 def test_images_in_folders_below_are_named_where_they_are_left_out(photos, capsys):
-    images_at([str(photos)], recursive=False)
+    collect_images([str(photos)], recursive=False)
     words = f"warning: {photos}: 1 image in folders below it is left out; the first: {photos}/deeper/6.png"
     assert capsys.readouterr().err == f"{words} (--recursive takes them, too)\n"
-    images_at([str(photos)], recursive=True)
-    images_at([str(photos / "deeper")], recursive=False)
+    collect_images([str(photos)], recursive=True)
+    collect_images([str(photos / "deeper")], recursive=False)
     assert capsys.readouterr().err == ""
 
 
 def test_folders_files_and_patterns(photos, tmp_path):
     def names(*sources: str, recursive: bool = False) -> list[str]:
-        root, paths = images_at([str(photos / source) for source in sources], recursive=recursive)
+        root, paths = collect_images([str(photos / source) for source in sources], recursive=recursive)
         return [str(path.relative_to(root)) for path in paths]
 
     top = [f"{row}.png" for row in range(6)]
@@ -124,7 +124,7 @@ def test_folders_files_and_patterns(photos, tmp_path):
             names(source)
     (tmp_path / "empty" / "deeper").mkdir(parents=True)
     with pytest.raises(ValueError, match="--recursive"):
-        images_at([str(tmp_path / "empty")], recursive=False)
+        collect_images([str(tmp_path / "empty")], recursive=False)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path | float) -> None:
@@ -266,21 +266,21 @@ def test_files_lie_beside_the_labels_and_none_may_exist_unless_a_labelling_goes_
     folder = LabelOutput(tmp_path / "labels.v2", "yolo", "ovd", review_boxes=5)
     assert folder.review == tmp_path / "labels.v2.review.html"
     assert LabelOutput(folder.path, "yolo", "ovd").review is None
-    file.make_room()
+    file.prepare_folder()
     for name in ("my.tasks.config.xml", *names[::2]):
         (tmp_path / "new" / name).touch()
         with pytest.raises(ValueError, match=f"{name} exists"):
-            file.make_room()
+            file.prepare_folder()
         (tmp_path / "new" / name).unlink()
     for name in names:
         (tmp_path / "new" / name).touch()
-    file.make_room()
+    file.prepare_folder()
     file.path.touch()
     with pytest.raises(ValueError, match=r"my\.tasks\.json exists"):
-        file.make_room()
+        file.prepare_folder()
 
 
-ANSWER = Answer(Detections(torch.rand(2, 4), torch.rand(2), torch.tensor([0, 0])), Detections.empty())
+ANSWER = SelectedDetections(Detections(torch.rand(2, 4), torch.rand(2), torch.tensor([0, 0])), Detections.empty())
 
 
 def test_a_journal_that_was_removed_while_its_lock_was_waited_for_is_not_taken(tmp_path, monkeypatch):
@@ -297,24 +297,24 @@ def test_a_journal_that_was_removed_while_its_lock_was_waited_for_is_not_taken(t
 
 
 def test_an_image_that_has_changed_is_labelled_again_and_repairs_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("ovd.files.LOCK_PATIENCE_S", 0)
+    monkeypatch.setattr("ovd.files.LOCK_TIMEOUT_S", 0)
     path, settings = tmp_path / "partial", {"names": ["anchor"]}
     with LabelJournal(path, settings) as journal:
-        assert not journal.goes_on
+        assert not journal.is_resumed
         journal.add("a.png", [3, 17], ANSWER)
         journal.add_repaired([Fault("F9", "a.png: without its end")])
         with pytest.raises(ValueError, match="another process is labelling into this"):
             LabelJournal(path, settings)
     with LabelJournal(path, settings) as journal:
-        assert journal.goes_on
+        assert journal.is_resumed
         assert journal.repaired == [Fault("F9", "a.png: without its end")]
-        before = journal.answer("a.png", [3, 17])
+        before = journal.find("a.png", [3, 17])
         assert before is not None
         for name in ("boxes", "scores", "classes"):
             assert torch.equal(getattr(before.kept, name), getattr(ANSWER.kept, name))
             assert len(getattr(before.below, name)) == 0
-        assert journal.answer("a.png", [3, 18]) is None
-        assert journal.answer("b.png", [3, 17]) is None
+        assert journal.find("a.png", [3, 18]) is None
+        assert journal.find("b.png", [3, 17]) is None
 
 
 @pytest.mark.parametrize(
@@ -343,5 +343,5 @@ def test_what_is_no_journal_of_this_call_stays_and_is_named(content, words, tmp_
 def test_a_journal_whose_first_line_was_cut_begins_again(tmp_path):
     (tmp_path / "partial").write_text('{"ovd lab')
     with LabelJournal(tmp_path / "partial", {}) as journal:
-        assert not journal.goes_on
+        assert not journal.is_resumed
     assert not list(tmp_path.iterdir())

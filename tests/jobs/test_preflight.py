@@ -10,8 +10,8 @@ from small_run import small_config, source_of
 
 from ovd.build.trained import load_detector
 from ovd.data.report import DataError
-from ovd.jobs.can_run import check_can_run
 from ovd.jobs.preflight import preflight
+from ovd.jobs.prerequisites import check_prerequisites
 from ovd.jobs.train import train_from_config
 
 
@@ -141,7 +141,7 @@ def test_a_place_that_cannot_be_written_to_and_a_missing_package_are_found(tmp_p
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"file is no folder that can be written to"):
         preflight(small_config(tmp_path / "file" / "run", miniature_world))
-    monkeypatch.setattr("ovd.jobs.can_run.find_spec", lambda name: None)
+    monkeypatch.setattr("ovd.jobs.prerequisites.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"train\.wandb=mine needs the package wandb: pip install 'ovd\[wandb\]'"):
         preflight(small_config(tmp_path / "run", miniature_world, train={"wandb": "mine"}))
     assert not (tmp_path / "run").exists()
@@ -150,7 +150,7 @@ def test_a_place_that_cannot_be_written_to_and_a_missing_package_are_found(tmp_p
 def test_random_weights_are_said(tmp_path, miniature_world, capsys):
     for weights, count in ((None, 0), ("random", 1)):
         clip = {"name": "RN50", "weights": weights}
-        check_can_run(small_config(tmp_path / "run", miniature_world, clip=clip))
+        check_prerequisites(small_config(tmp_path / "run", miniature_world, clip=clip))
         assert capsys.readouterr().err.count("warning: clip.weights=random") == count
 
 

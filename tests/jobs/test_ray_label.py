@@ -186,7 +186,7 @@ class FakeStart:
 
 def used(count: int = 2) -> DataReport:
     report = DataReport(stops=False)
-    report.used(count)
+    report.count_used(count)
     return report
 
 
@@ -265,7 +265,7 @@ def test_too_many_unreadable_images_stop_the_job_by_their_number_in_all_shards()
     def answer(actor: int, name: str) -> tuple[LabelCounts, DataReport]:
         report = used(0)
         for number in range(2):
-            report.skipped("F9", f"{name}:{number}: broken")
+            report.count_skipped("F9", f"{name}:{number}: broken")
         return NOTHING, report
 
     with pytest.raises(DataError, match=r"p: 6 of 10 skipped.* repair or remove these samples"):

@@ -10,10 +10,10 @@ import torch
 from ovd.build.batches import samples_drawn
 from ovd.build.trained import load_detector
 from ovd.config.training import TrainConfig
-from ovd.config_files import RENAMED, ConfigError
+from ovd.config_files import RENAMED_KEYS, ConfigError
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
-from ovd.jobs.resume import FREE_ON_RESUME, check_same_run, find_run
+from ovd.jobs.resume import MUTABLE_ON_RESUME, check_same_run, find_run
 from ovd.jobs.run_folder import open_run_folder
 
 
@@ -32,7 +32,7 @@ def test_the_page_lists_the_settings_that_may_change_in_a_resumed_run():
     listed = re.search(r"These may differ: (.*?);", page, re.DOTALL)
     assert listed is not None
     names = {name.rstrip("*") for name in re.findall(r"`([^`]+)`", listed[1])}
-    assert names == {*FREE_ON_RESUME} - {"output"}  # `output` differs in a run that was moved
+    assert names == {*MUTABLE_ON_RESUME} - {"output"}  # `output` differs in a run that was moved
 
 
 def test_every_setting_that_differs_is_named():
@@ -76,7 +76,7 @@ def test_a_run_of_an_earlier_version_had_the_defaults_of_what_is_new():
         check_same_run(stored, config(accumulate=2))
 
 
-@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
 def test_a_run_with_a_key_of_an_earlier_version_is_refused_in_one_line(tmp_path, old, new):
     stored = config().model_dump(mode="json")
     (section, old_name), (_, new_name) = old.split("."), new.split(".")

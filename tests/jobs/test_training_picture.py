@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ovd.jobs.training_picture import MAX_NAME, _shortened, draw_batch, drawing_the_first
+from ovd.jobs.training_picture import MAX_NAME, _shortened, draw_batch, draw_first_batch
 from ovd.structures import Batch, Targets
 from ovd.visualize.boxes import GRID_PX
 
@@ -47,10 +47,10 @@ def test_the_first_batch_with_an_image_is_drawn_once(tmp_path) -> None:
         drawn.append(len(ids))
         return ["name"] * len(ids)
 
-    batches = drawing_the_first(batches_from, tmp_path, names_of)
+    batches = draw_first_batch(batches_from, tmp_path, names_of)
     assert len(list(batches(0))) == 3
     assert len(list(batches(0))) == 3
     assert drawn == [1]
-    later = drawing_the_first(batches_from, tmp_path, names_of)
+    later = draw_first_batch(batches_from, tmp_path, names_of)
     assert len(list(later(7))) == 3
     assert drawn == [1]

@@ -16,7 +16,7 @@ from ovd.build.trained import TrainedDetector, build_own_inference
 from ovd.config.labelling import LabelOptions
 from ovd.config.training import TrainConfig
 from ovd.data.annotations import load_annotations
-from ovd.data.loading.loader import Loading
+from ovd.data.loading.loader import LoaderOptions
 from ovd.data.pairs.pair import Pair
 from ovd.data.pairs.write import write_pair_shards
 from ovd.data.report import DataReport
@@ -145,7 +145,7 @@ def test_an_evaluation_is_what_inference_finds(trained, inference, miniature_wor
     ).take(np.arange(4))
     queries = queries_of_index(trained, index)
     results = detect_all(trained, index, queries).results()
-    found = list(inference.dataset(queries, index, Loading(3, workers=0)))
+    found = list(inference.dataset(queries, index, LoaderOptions(3, workers=0)))
     assert [image_id for image_id, _ in found] == index.image_ids.tolist()
     scores = torch.cat([item.scores for _, item in found]).double().numpy()
     assert len(scores) > 40

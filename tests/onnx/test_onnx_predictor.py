@@ -180,7 +180,7 @@ def test_what_a_graph_cannot_have_is_refused(trained, tmp_path, monkeypatch):
     other = replace(trained, clip=replace(trained.clip, tokenizer=lambda texts: trained.clip.tokenizer(texts)))
     with pytest.raises(ValueError, match=r"tokenizer .* is a function, and only that of CLIP's own .* --no-text"):
         export_detector(other, tmp_path / "model.onnx")
-    monkeypatch.setattr("ovd.export.tracing.MOST_BYTES", 10_000_000)
+    monkeypatch.setattr("ovd.export.tracing.MAX_BYTES", 10_000_000)
     with pytest.raises(ValueError, match=r"model\.onnx would have 0\.0 GB of weights, .* a smaller backbone"):
         export_detector(trained, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())

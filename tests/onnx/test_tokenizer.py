@@ -8,7 +8,7 @@ import pytest
 from ovd.clip.load import TINY_CLIP
 from ovd.data.world.glyphs import load_glyphs
 from ovd.onnx.tokenizer import Tokenizer, clean, words_of
-from ovd.text.names import fill
+from ovd.text.names import fill_template
 from ovd.text.prompts import FULL_TEMPLATES, SHORT_TEMPLATES
 
 ODD = [
@@ -43,8 +43,8 @@ def both(request) -> tuple[Tokenizer, open_clip.SimpleTokenizer]:
 
 def test_prompts_have_the_same_tokens(both):
     own, reference = both
-    texts = [fill(template, glyph.name) for glyph in load_glyphs() for template in SHORT_TEMPLATES]
-    texts += [fill(template, "chess king (outlined)") for template in FULL_TEMPLATES]
+    texts = [fill_template(template, glyph.name) for glyph in load_glyphs() for template in SHORT_TEMPLATES]
+    texts += [fill_template(template, "chess king (outlined)") for template in FULL_TEMPLATES]
     assert (own(texts) == reference(texts).numpy()).all()
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ovd.data.pairs.manifest import list_shards
 from ovd.data.pairs.shard_index import ShardIndex
 from ovd.fault import Fault
-from ovd.files import atomic_write, remove_abandoned
+from ovd.files import atomic_write, remove_stale_temporaries
 from ovd.selftrain.labels import ShardLabels, label_files, read_labels, read_shard_index, write_labels
 from ovd.text.bank import TextBank
 
@@ -169,7 +169,7 @@ def test_files_of_processes_that_are_no_more_are_removed_and_others_kept(tmp_pat
     kept = [f"b.json.{node}.1.tmp", f"c.json.{node}-other.{process.pid}.tmp", "d.tmp", f"{node}.{process.pid}.json"]
     for name in (f"a.json.{node}.{process.pid}.tmp", f"a.json.{node}.{os.getpid()}.tmp", *kept):
         (tmp_path / name).write_text("")
-    remove_abandoned(tmp_path)
+    remove_stale_temporaries(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 

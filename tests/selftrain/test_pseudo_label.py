@@ -233,7 +233,7 @@ def test_captions_with_nothing_to_ask_for_are_rows_with_their_reason(tmp_path, c
     assert counts.reasons == {"F30": sum(map(bool, labels.reasons))}
     (ledger,) = (json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json"))
     assert ledger["left_out"] == {
-        "F30": [f"{key}: {reason.words}" for key, reason in zip(labels.keys, labels.reasons, strict=True) if reason]
+        "F30": [f"{key}: {reason.message}" for key, reason in zip(labels.keys, labels.reasons, strict=True) if reason]
     }
 
 

@@ -7,7 +7,7 @@ from small_server import LIMITS, Running, running
 from small_trained import small_trained
 
 from ovd.build.trained import TrainedDetector
-from ovd.serve.answerer import Answerer
+from ovd.serve.detection_service import DetectionService
 from ovd.serve.hosts import known_hosts
 from ovd.serve.settings import Settings
 
@@ -21,8 +21,8 @@ def trained(tiny_clip) -> TrainedDetector:
 
 
 @pytest.fixture(scope="session")
-def answerer(trained) -> Answerer:
-    made = Answerer(trained)
+def service(trained) -> DetectionService:
+    made = DetectionService(trained)
     made.warm_up()
     return made
 
@@ -33,6 +33,6 @@ def settings() -> Settings:
 
 
 @pytest.fixture(scope="module")
-def served(answerer, settings) -> Iterator[Running]:
-    with running(answerer, settings) as found:
+def served(service, settings) -> Iterator[Running]:
+    with running(service, settings) as found:
         yield found

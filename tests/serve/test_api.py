@@ -15,8 +15,8 @@ from small_server import LIMITS, png, running, until
 
 from ovd.build.prompts import Example, Prompt
 from ovd.predictor import Predictor
-from ovd.serve.answerer import Answerer, DetectionRequest
-from ovd.serve.coco_answer import base_name
+from ovd.serve.coco_response import base_name
+from ovd.serve.detection_service import DetectionRequest, DetectionService
 from ovd.visualize.palette import class_color
 
 
@@ -123,7 +123,7 @@ def test_a_log_that_cannot_be_written_stops_no_answer(trained, settings):
     def write_line(line):
         raise BrokenPipeError
 
-    with running(Answerer(trained), settings, write_line=write_line) as served:
+    with running(DetectionService(trained), settings, write_line=write_line) as served:
         for _ in range(2):
             assert served.client.get("/health").json() == {"status": "ok"}
         assert served.detect().status_code == 200
@@ -132,11 +132,11 @@ def test_a_log_that_cannot_be_written_stops_no_answer(trained, settings):
 def test_who_has_gone_is_not_served(trained, settings):
     free, asked = threading.Event(), []
 
-    class Held(Answerer):
-        def answer(self, requests):
+    class Held(DetectionService):
+        def detect(self, requests):
             asked.append(len(requests))
             assert free.wait(20)
-            return super().answer(requests)
+            return super().detect(requests)
 
     with running(Held(trained), settings, batch=1, waiting=4) as held, ThreadPoolExecutor(1) as pool:
         first = pool.submit(held.detect)
@@ -200,17 +200,17 @@ def test_many_at_once_are_answered_each_as_alone(served):
 def test_a_full_line_and_a_long_wait_are_refused_with_503(trained, settings):
     free = threading.Event()
 
-    class Held(Answerer):
-        def answer(self, requests):
+    class Held(DetectionService):
+        def detect(self, requests):
             assert free.wait(20)
-            return super().answer(requests)
+            return super().detect(requests)
 
-    answerer = Held(trained)
+    service = Held(trained)
     free.set()
-    request = DetectionRequest(answerer.prepare(png(), max_pixels=10**6), ("anchor", "cat face"))
-    answerer.answer([request])  # encodes the names in advance
+    request = DetectionRequest(service.prepare(png(), max_pixels=10**6), ("anchor", "cat face"))
+    service.detect([request])  # encodes the names in advance
     free.clear()
-    with running(answerer, settings, waiting=3, answer_seconds=3) as held, ThreadPoolExecutor(5) as pool:
+    with running(service, settings, waiting=3, answer_seconds=3) as held, ThreadPoolExecutor(5) as pool:
         answers = list(pool.map(lambda _: held.detect(), range(5)))
         free.set()
         assert held.detect().status_code == 200  # the server goes on afterwards
@@ -229,11 +229,11 @@ def test_names_that_the_text_tower_cannot_tell_apart_are_refused(served):
     assert served.detect(names=f"anchor, {long} old chair").status_code == 200
 
 
-def test_only_so_many_bodies_are_read_at_once(answerer, settings):
+def test_only_so_many_bodies_are_read_at_once(service, settings):
     """The number of bodies read at once is limited, but a client that has not sent its body takes no place in the
     queue, so slow clients do not keep others out."""
     head = b"POST /api/detect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
-    with running(answerer, settings, waiting=2, body_seconds=20) as held, ExitStack() as clients:
+    with running(service, settings, waiting=2, body_seconds=20) as held, ExitStack() as clients:
         slow = [clients.enter_context(socket.create_connection(("127.0.0.1", held.port))) for _ in range(3)]
         for client in slow:
             client.sendall(head + b"Content-Length: 1000\r\n\r\n--x\r\n")
@@ -251,8 +251,8 @@ def test_only_so_many_bodies_are_read_at_once(answerer, settings):
 
 
 def test_a_failing_detector_is_a_500_with_a_sentence_and_no_secret(trained, settings, caplog):
-    class Broken(Answerer):
-        def answer(self, requests):
+    class Broken(DetectionService):
+        def detect(self, requests):
             return [RuntimeError("/secret/path") for _ in requests]
 
     with running(Broken(trained), settings) as broken:

@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from ovd.serve.answerer import DetectionRequest, PreparedImage
 from ovd.serve.batch_queue import BatchQueue
+from ovd.serve.detection_service import DetectionRequest, PreparedImage
 from ovd.structures import Detections
 
 
@@ -37,7 +37,7 @@ def run(queue: BatchQueue, *asked: DetectionRequest) -> list:
     async def main():
         running = asyncio.create_task(queue.run())
         try:
-            return await asyncio.gather(*map(queue.ask, asked), return_exceptions=True)
+            return await asyncio.gather(*map(queue.submit, asked), return_exceptions=True)
         finally:
             running.cancel()
 
@@ -71,9 +71,9 @@ def test_a_request_waits_for_company_as_long_as_it_is_told(gather_s, batches):
     async def main():
         queue = BatchQueue(recorder, limit=2, gather_s=gather_s)
         running = asyncio.create_task(queue.run())
-        first = asyncio.create_task(queue.ask(request_of("a")))
+        first = asyncio.create_task(queue.submit(request_of("a")))
         await asyncio.sleep(0.05)
-        await asyncio.gather(first, queue.ask(request_of("b")))
+        await asyncio.gather(first, queue.submit(request_of("b")))
         running.cancel()
 
     start = time.perf_counter()
@@ -89,14 +89,14 @@ def test_who_stops_waiting_is_not_answered():
     async def main():
         queue = BatchQueue(recorder, limit=1, gather_s=0.0)
         running = asyncio.create_task(queue.run())
-        first = asyncio.create_task(queue.ask(request_of("a")))
+        first = asyncio.create_task(queue.submit(request_of("a")))
         async with asyncio.timeout(20):
             while not recorder.batches:
                 await asyncio.sleep(0.01)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(queue.ask(request_of("gone")), 0.02)
+            await asyncio.wait_for(queue.submit(request_of("gone")), 0.02)
         free.set()
-        await asyncio.gather(first, queue.ask(request_of("b")))
+        await asyncio.gather(first, queue.submit(request_of("b")))
         running.cancel()
 
     asyncio.run(main())
@@ -107,7 +107,7 @@ def test_who_is_in_line_at_the_end_is_cancelled():
     async def main():
         queue = BatchQueue(Recorder(0.05), limit=1, gather_s=0.0)
         running = asyncio.create_task(queue.run())
-        waiting = [asyncio.create_task(queue.ask(request_of(name))) for name in "abc"]
+        waiting = [asyncio.create_task(queue.submit(request_of(name))) for name in "abc"]
         await asyncio.sleep(0.01)
         running.cancel()
         await asyncio.wait(waiting[1:], timeout=2)

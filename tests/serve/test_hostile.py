@@ -252,8 +252,8 @@ def test_markup_in_names_comes_back_as_text(served: Running):
 
 
 @pytest.fixture(scope="module")
-def hasty(answerer, settings) -> Iterator[Running]:
-    with running(answerer, settings, head_seconds=0.4, body_seconds=0.4) as found:
+def hasty(service, settings) -> Iterator[Running]:
+    with running(service, settings, head_seconds=0.4, body_seconds=0.4) as found:
         yield found
 
 

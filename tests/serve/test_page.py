@@ -24,9 +24,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def page_server(answerer, settings) -> Iterator[Running]:
+def page_server(service, settings) -> Iterator[Running]:
     settings = replace(settings, threshold=0.3)
-    with running(answerer, settings, megabytes=8.0, megapixels=50.0, body_seconds=20.0, head_seconds=20.0) as found:
+    with running(service, settings, megabytes=8.0, megapixels=50.0, body_seconds=20.0, head_seconds=20.0) as found:
         yield found
 
 
@@ -128,8 +128,8 @@ def test_a_person_finds_things_and_moves_the_slider(browser, page_server, pictur
     assert not [entry for entry in browser.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-def test_boxes_are_asked_for_from_the_detectors_own_threshold_on_where_it_is_low(browser, answerer, settings, picture):
-    with running(answerer, replace(settings, threshold=0.01)) as low:
+def test_boxes_are_asked_for_from_the_detectors_own_threshold_on_where_it_is_low(browser, service, settings, picture):
+    with running(service, replace(settings, threshold=0.01)) as low:
         browser.driver.get(low.url)
         browser.until(lambda: browser.text("model"))
         browser.choose(picture)
@@ -355,8 +355,8 @@ def test_a_phone_shows_all_without_scrolling_sideways(browser, picture):
         browser.driver.set_window_size(1200, 900)
 
 
-def test_a_server_that_is_gone_is_said(trained, settings, browser, picture, answerer):
-    with running(answerer, settings) as gone:
+def test_a_server_that_is_gone_is_said(trained, settings, browser, picture, service):
+    with running(service, settings) as gone:
         browser.driver.get(gone.url)
         browser.until(lambda: browser.text("model"))
     browser.choose(picture)

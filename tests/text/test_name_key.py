@@ -4,7 +4,7 @@ import pytest
 
 from ovd.data.vocabulary import _normalized
 from ovd.text.clean import clean
-from ovd.text.names import are_among, check_each_once, name_key, names_asked
+from ovd.text.names import as_query_tuple, check_unique_names, isin_names, name_key
 
 ALIKE = [
     ("Umbrella", "umbrella"),
@@ -20,8 +20,8 @@ ALIKE = [
 def test_names_that_are_read_alike_are_one_name(one: str, other: str) -> None:
     assert name_key(one) == name_key(other)
     with pytest.raises(ValueError, match="is given twice"):
-        check_each_once([one, None, other])
-    assert are_among([one, "another"], [other]) == [True, False]
+        check_unique_names([one, None, other])
+    assert isin_names([one, "another"], [other]) == [True, False]
 
 
 @pytest.mark.parametrize(("one", "other"), ALIKE[:3] + ALIKE[5:])
@@ -30,7 +30,7 @@ def test_the_check_for_leaks_sees_them_too(one: str, other: str) -> None:
 
 
 def test_what_is_not_asked_for_by_a_name_may_come_twice() -> None:
-    check_each_once(["anchor", None, None])
+    check_unique_names(["anchor", None, None])
 
 
 @pytest.mark.parametrize(
@@ -47,16 +47,16 @@ def test_what_is_not_asked_for_by_a_name_may_come_twice() -> None:
 )
 def test_what_is_no_list_of_names_is_refused(given, words) -> None:
     with pytest.raises(ValueError, match=words):
-        names_asked(given, (str,))
+        as_query_tuple(given, (str,))
 
 
 def test_one_name_may_stand_alone() -> None:
-    assert names_asked("a b", (str,)) == ("a b",)
+    assert as_query_tuple("a b", (str,)) == ("a b",)
 
 
 def test_a_dictionary_is_no_list_of_names():
     with pytest.raises(ValueError, match="class names are text, not dict"):
-        names_asked({"cat": 1}, (str,))
+        as_query_tuple({"cat": 1}, (str,))
 
 
 def test_control_characters_are_not_read():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ovd.text.names import class_forms, clean_name, fill
+from ovd.text.names import class_forms, clean_name, fill_template
 from ovd.text.prompts import FULL_TEMPLATES
 
 
@@ -30,8 +30,8 @@ def test_every_lvis_name_cleans_to_plain_words(shared_data):
 
 
 def test_articles_follow_the_name():
-    assert fill("a photo of {article} {}", "umbrella") == "a photo of an umbrella"
-    assert fill("a photo of {article} {}", "bow") == "a photo of a bow"
+    assert fill_template("a photo of {article} {}", "umbrella") == "a photo of an umbrella"
+    assert fill_template("a photo of {article} {}", "bow") == "a photo of a bow"
 
 
 def test_full_templates_are_openais_eighty():

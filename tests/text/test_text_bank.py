@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ovd.text.bank import TextBank, build_bank, class_texts
 from ovd.text.encoder import encode_classes, encode_tokens
-from ovd.text.names import fill
+from ovd.text.names import fill_template
 from ovd.text.perturb import _residual_blocks, drop_tokens, tower_dropout
 from ovd.text.sources import TextSources
 
@@ -200,7 +200,9 @@ def test_random_sources_give_variants_that_differ_and_stay_near_their_text(tiny_
         of_photo = 2 * 8 + np.arange(8)  # rows of the third short template
         for row, name in enumerate(("umbrella", "chess king (outlined)", "anchor")):
             variants = bank.rows(np.full(8, row), of_photo)
-            clean, other = encode_texts(tiny_clip, [fill("a photo of {article} {}", text) for text in (name, "gear")])
+            clean, other = encode_texts(
+                tiny_clip, [fill_template("a photo of {article} {}", text) for text in (name, "gear")]
+            )
             torch.testing.assert_close(variants[0], clean, atol=2e-3, rtol=0)
             assert (variants[1:] @ clean).min() < 0.98
             assert (variants[1:] @ clean).mean() > (variants[1:] @ other).mean() + 0.1

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from ovd.structures import Detections
-from ovd.visualize.boxes import GRID_PX, MEANING, RARE_COLOR, choose_shown, draw_detections, grid, write_grid
+from ovd.visualize.boxes import GRID_PX, LEGEND, RARE_COLOR, choose_shown, draw_detections, grid, write_grid
 from ovd.visualize.palette import class_color
 
 FOUND = Detections(
@@ -56,7 +56,7 @@ def test_rare_classes_are_told_from_others_and_missed_ones_are_white(monkeypatch
     image = np.zeros((100, 100, 3), np.uint8)
     draw_detections(image, FOUND.take(torch.tensor([0, 2])), ["jar", "owl"], missed=missed, rare={1})
     assert [label.text for label in drawn] == ["jar 0.90", "★ owl 0.70", "(jar)", "(★ owl)"]
-    assert [label.ground for label in drawn] == [class_color("jar"), RARE_COLOR, (255, 255, 255), (255, 255, 255)]
+    assert [label.background for label in drawn] == [class_color("jar"), RARE_COLOR, (255, 255, 255), (255, 255, 255)]
     assert [label.box for label in drawn[:2]] == [(40, 40, 200, 200), (240, 80, 360, 240)]
 
 
@@ -86,9 +86,9 @@ def test_grids_hold_every_picture():
 def test_a_note_stands_under_the_pictures_in_as_many_lines_as_it_needs():
     pictures = [Image.new("RGB", (300, 100)), Image.new("RGB", (300, 60))]
     without = np.asarray(grid(pictures, columns=2))
-    heights = [grid(pictures, columns=2, note=MEANING[:length]).height for length in (20, 60)]
+    heights = [grid(pictures, columns=2, note=LEGEND[:length]).height for length in (20, 60)]
     assert without.shape[0] < heights[0] < heights[1]
-    with_note = np.asarray(grid(pictures, columns=2, note=MEANING))
+    with_note = np.asarray(grid(pictures, columns=2, note=LEGEND))
     assert np.array_equal(with_note[: without.shape[0]], without)
     assert with_note[without.shape[0] :, -2:].min() == 255  # nothing reaches the right edge
     assert with_note[without.shape[0] :].min() == 0

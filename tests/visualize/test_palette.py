@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ovd.visualize.palette import GROUPS, LINES, class_color, group_colors
+from ovd.visualize.palette import GROUP_COLORS, PALETTE, class_color, group_colors
 
 PROTANOPIA = np.array(
     [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
@@ -24,7 +24,7 @@ def linear(color: str | tuple[int, int, int]) -> np.ndarray:
 
 @pytest.mark.parametrize("sight", [np.eye(3), PROTANOPIA, DEUTERANOPIA])
 def test_lines_are_told_apart_by_everybody(sight):
-    seen = [np.clip(sight @ linear(color), 0, 1) ** (1 / 2.2) for color in LINES]
+    seen = [np.clip(sight @ linear(color), 0, 1) ** (1 / 2.2) for color in PALETTE]
     assert min(np.abs(one - other).max() for one, other in itertools.combinations(seen, 2)) > 0.15
 
 
@@ -37,8 +37,8 @@ def test_a_class_has_one_color_whatever_it_is_asked_with_and_white_text_is_read_
 
 
 def test_a_group_keeps_its_color_and_no_other_line_has_it():
-    assert group_colors(["all", "rare"]) == [GROUPS["all"], GROUPS["rare"]]
+    assert group_colors(["all", "rare"]) == [GROUP_COLORS["all"], GROUP_COLORS["rare"]]
     mixed = group_colors(["IoU 0.50", "rare", "IoU 0.75"])
-    assert mixed[1] == GROUPS["rare"]
+    assert mixed[1] == GROUP_COLORS["rare"]
     assert len(set(mixed)) == 3
     assert len(group_colors([str(number) for number in range(20)])) == 20

@@ -8,7 +8,7 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image
 
 from ovd.data.world.glyphs import FONT
-from ovd.visualize.labels import FontFile, Label, draw_labels, font_with, place_labels
+from ovd.visualize.labels import FontFile, Label, draw_labels, find_font, place_labels
 
 PICTURE = (400, 300)
 
@@ -18,25 +18,25 @@ def label(left: float, top: float, right: float, bottom: float, *, below: bool =
 
 
 def test_letters_that_the_usual_font_lacks_are_drawn_with_another_or_told(monkeypatch, capsys, tmp_path):
-    usual, other = font_with(frozenset("umbrella")).path, str(FONT.with_name("STIXGeneral.ttf"))
+    usual, other = find_font(frozenset("umbrella")).path, str(FONT.with_name("STIXGeneral.ttf"))
     assert Path(usual).name == "DejaVuSans.ttf"
     letter = next(chr(code) for code in FT2Font(other).get_charmap() if code not in FT2Font(usual).get_charmap())
     (tmp_path / "broken.ttf").write_bytes(b"no font")
     monkeypatch.setattr("ovd.visualize.labels.findSystemFonts", lambda: [other, str(tmp_path / "broken.ttf")])
-    assert font_with(frozenset({letter})) == FontFile(other)
+    assert find_font(frozenset({letter})) == FontFile(other)
     assert capsys.readouterr().err == ""
-    assert font_with(frozenset({"\ufdd0", "a"})) == FontFile(usual, frozenset({"\ufdd0"}))
+    assert find_font(frozenset({"\ufdd0", "a"})) == FontFile(usual, frozenset({"\ufdd0"}))
     assert "no font of this system has all of \ufdd0" in capsys.readouterr().err
 
 
 def test_of_two_fonts_that_lack_letters_the_one_that_lacks_fewer_is_taken(monkeypatch):
     other = str(FONT.with_name("STIXGeneral.ttf"))
-    usual = font_with(frozenset("umbrella")).path
+    usual = find_font(frozenset("umbrella")).path
     letter = next(chr(code) for code in FT2Font(other).get_charmap() if code not in FT2Font(usual).get_charmap())
     monkeypatch.setattr("ovd.visualize.labels.findSystemFonts", lambda: [other])
-    font = font_with(frozenset({letter, "\ufdd1"}))
+    font = find_font(frozenset({letter, "\ufdd1"}))
     assert font == FontFile(other, frozenset({"\ufdd1"}))
-    assert font.written(f"a{letter}\ufdd1") == f"a{letter}?"
+    assert font.replace_missing(f"a{letter}\ufdd1") == f"a{letter}?"
 
 
 def test_pictures_with_other_scores_read_no_font_again_and_warn_once(monkeypatch, capsys):
@@ -48,13 +48,13 @@ def test_pictures_with_other_scores_read_no_font_again_and_warn_once(monkeypatch
         return FT2Font(path)
 
     monkeypatch.setattr("ovd.visualize.labels.findSystemFonts", lambda: [other])
-    font_with(frozenset({"\ufdd3"}))
+    find_font(frozenset({"\ufdd3"}))
     monkeypatch.setattr("ovd.visualize.labels.FT2Font", noted)
     for digit in "0123":
-        assert font_with(frozenset({"\ufdd3", digit})).missing == {"\ufdd3"}
+        assert find_font(frozenset({"\ufdd3", digit})).missing == {"\ufdd3"}
     assert read == []
     assert capsys.readouterr().err.count("warning:") == 1
-    font_with(frozenset({"\ufdd3", "\ufdd4"}))
+    find_font(frozenset({"\ufdd3", "\ufdd4"}))
     assert "no font of this system has all of \ufdd4;" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
 """Readers of annotations, one per format: each returns an `AnnotationTable` (table.py).
 
-known.py has the formats that training and evaluation read; `ovd import-boxes` converts the others to one of them.
+supported.py has the formats that training and evaluation read; `ovd import-boxes` converts the others to one of them.
 """

@@ -13,7 +13,7 @@ from ovd.data.formats.csv_lines import csv_lines
 from ovd.data.formats.named_objects import NamedImage, NamedObject, table_of_images
 from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
 from ovd.data.formats.text_files import finite_numbers, whole_number
-from ovd.data.images.files import images_below
+from ovd.data.images.files import find_images
 from ovd.data.report import DataError, DataReport
 
 _NAMES_OF_COLUMNS = {
@@ -127,8 +127,8 @@ def _row(values: dict[str, str], where: str) -> _Row:
 
 def _notice_without_row(table: AnnotationTable, root: Path, report: DataReport) -> None:
     named = {os.path.normpath(root / file) for file in table.image_files or ()}
-    below = images_below(root)
+    below = find_images(root)
     without = [image for image in below if os.path.normpath(image) not in named]
     if without:
         where = f"{len(without):,} of {len(below):,} images in {root} have no row, and are left out: the first is"
-        report.noticed("F8", f"{table.path}: {where} {without[0].relative_to(root)}")
+        report.count_noticed("F8", f"{table.path}: {where} {without[0].relative_to(root)}")

@@ -66,10 +66,12 @@ def notice_doubles(table: AnnotationTable, report: DataReport) -> None:
     classes whose names are nearly the same, or that have another class's name as a synonym.
     """
     for row in _doubles(table):
-        report.noticed("F2", f"{table.name_of_object(row)}: has the image, class and box of an earlier one; both count")
+        report.count_noticed(
+            "F2", f"{table.name_of_object(row)}: has the image, class and box of an earlier one; both count"
+        )
     for row, earlier, file in _same_files(table):
         where = f"{table.path}: images {table.image_ids[earlier]} and {table.image_ids[row]}"
-        report.noticed(
+        report.count_noticed(
             "F2",
             f"{where} are both {file}; objects of one are background in the other; make one record of both",
         )
@@ -81,13 +83,13 @@ def notice_doubles(table: AnnotationTable, report: DataReport) -> None:
                 where = f"{other.id} and {category.id} are both called {other.name!r}; training refuses that"
             else:
                 where = f"{other.name!r} and {category.name!r} differ in case or spaces at most; both are trained on"
-            report.noticed("F2", f"{table.path}: categories {where}")
+            report.count_noticed("F2", f"{table.path}: categories {where}")
     for category in table.categories:
         for synonym in category.synonyms:
             named = first.get(_without_spelling(synonym))
             if named is not None and named is not first[_without_spelling(category.name)]:
                 where = f"{category.name!r} has the synonym {synonym!r}, which is the name of {named.name!r}"
-                report.noticed("F2", f"{table.path}: category {where}; training takes it for both")
+                report.count_noticed("F2", f"{table.path}: category {where}; training takes it for both")
 
 
 def _without_spelling(name: str) -> str:

@@ -4,9 +4,9 @@ import codecs
 import sys
 
 from ovd.data.formats.box_form import check_box_form, check_no_shares, notice_doubles
-from ovd.data.formats.kept_tables import keep_table, kept_table
 from ovd.data.formats.parents import without_parents
 from ovd.data.formats.table import AnnotationTable, ReadRequest
+from ovd.data.formats.table_cache import cache_table, load_cached_table
 from ovd.data.formats.text_files import read_bytes, refuse_folder
 from ovd.data.report import DataReport
 
@@ -38,7 +38,7 @@ def read_coco_json(request: ReadRequest, report: DataReport, *, federated: bool)
             field that its evaluators disagree on.
     """
     refuse_folder(request.annotations, "a JSON file", ".json")
-    table = kept_table(request, federated=federated)
+    table = load_cached_table(request, federated=federated)
     if table is None:
         content = read_bytes(request.annotations, sys.maxsize)
         table = _read_whole(request, content, report, federated=federated)
@@ -60,5 +60,5 @@ def _read_whole(request: ReadRequest, content: bytes, report: DataReport, *, fed
     table = None if request.options.sizes_from_images else read_columns(request, text, federated=federated)
     if table is None:
         return read_records(request, text, report, federated=federated)
-    keep_table(table, content, request, federated=federated)
+    cache_table(table, content, request, federated=federated)
     return table

@@ -22,7 +22,7 @@ from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationTable, Federate
 from ovd.data.formats.text_files import finite_number, whole_characters
 from ovd.data.report import DataError, DataReport
 from ovd.files import GZIP
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 from ovd.shapes import Float64, Int64
 from ovd.text.names import name_key
 
@@ -172,7 +172,7 @@ class Source:
     def number_objects(self, objects: list[dict[str, Any]], report: DataReport) -> None:
         """Renumber annotations whose ids are missing or not unique, and check that every annotation has an id."""
         if _name_nothing([row.get("id") for row in objects]):
-            report.repaired("F2", f"{self.path}: annotations have no ids of their own, and are numbered from 1")
+            report.count_repaired("F2", f"{self.path}: annotations have no ids of their own, and are numbered from 1")
             for number, row in enumerate(objects, start=1):
                 row["id"] = number
         for row in objects:
@@ -222,7 +222,7 @@ class Source:
             raise DataError(
                 "F3",
                 f"{self.path}: {len(unknown)} references to unknown images or categories: "
-                f"{first_of(unknown, _NUM_NAMED, separator='; ')}",
+                f"{join_first(unknown, _NUM_NAMED, separator='; ')}",
             )
 
     def boxes(
@@ -239,14 +239,14 @@ class Source:
             stated, where = row.get("bbox"), f"{self.path}: annotation {row['id']}"
             if stated in _NO_BOX and row.get("segmentation"):
                 box = self._box_of_polygons(row, limit)
-                report.repaired("F6", f"{where}: has no bbox; the box around its polygons is taken")
+                report.count_repaired("F6", f"{where}: has no bbox; the box around its polygons is taken")
                 numbers.extend(box if xyxy else (*box[:2], box[2] - box[0], box[3] - box[1]))
                 continue
             box = _without_text(stated, limit)
             if not (isinstance(box, list) and len(box) == 4 and all(is_number(number, limit) for number in box)):
                 raise DataError("F6", f"{where}: bbox is {stated!r}, not four finite numbers")
             if box is not stated:
-                report.repaired("F6", f"{where}: numbers of {stated} are written as text")
+                report.count_repaired("F6", f"{where}: numbers of {stated} are written as text")
             numbers.extend(box)
         boxes = np.array(numbers, dtype=np.float64).reshape(-1, 4)
         if xyxy:

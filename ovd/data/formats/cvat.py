@@ -11,7 +11,7 @@ from ovd.data.formats.named_objects import NamedImage, NamedObject, table_of_ima
 from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
 from ovd.data.formats.text_files import finite_number, finite_numbers, refuse_folder, whole_number
 from ovd.data.formats.xml_tree import read_xml
-from ovd.data.images.files import images_below
+from ovd.data.images.files import find_images
 from ovd.data.report import DataError, DataReport
 
 _MAX_XML_BYTES = 2**30
@@ -86,7 +86,7 @@ def _frames(path: Path, root: Element, folder: Path, report: DataReport) -> Iter
     if not tasks:
         return
     files: dict[int, str] = {}
-    for image in images_below(folder):
+    for image in find_images(folder):
         number = image.stem.removeprefix("frame_")
         if number.isdecimal():
             name = image.relative_to(folder).as_posix()
@@ -104,7 +104,7 @@ def _object(shape: Element, where: str, report: DataReport, label: str | None = 
     where = f"{where}: <{shape.tag}>"
     label = (label or shape.get("label") or "").strip()
     if shape.tag in _WITHOUT_BOX:
-        report.skipped("F4", f"{where} {label!r} has no box")
+        report.count_skipped("F4", f"{where} {label!r} has no box")
         return None
     if not label:
         raise DataError("F1", f"{where} has no label")

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from ovd.data.report import DataError, are_too_many
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 
 _NUM_NAMED = 3
 
@@ -32,7 +32,7 @@ def files_by_base_name(path: Path, files: Sequence[str], root: Path | None) -> t
         return tuple(files)
     found, clashes = _matched(files, root)
     if clashes:
-        named = first_of(clashes, _NUM_NAMED, separator="; ")
+        named = join_first(clashes, _NUM_NAMED, separator="; ")
         raise DataError("F2", f"{path}: {len(clashes)} images cannot be found by base name: {named}")
     return tuple(file if match is None else match for file, match in zip(files, found, strict=True))
 
@@ -62,7 +62,7 @@ def check_images_exist(
     count = "none of its" if len(missing) == len(files) else f"only {len(files) - len(missing):,} of its"
     hint = _hint(files, root) if has_option else ""
     raise DataError(
-        "F8", f"{path}: {count} {len(files):,} images are in {root}; missing: {first_of(missing, _NUM_NAMED)}{hint}"
+        "F8", f"{path}: {count} {len(files):,} images are in {root}; missing: {join_first(missing, _NUM_NAMED)}{hint}"
     )
 
 
@@ -82,9 +82,9 @@ def _hint(files: Sequence[str], root: Path) -> str:
 
 
 def _others(root: Path) -> str:
-    from ovd.data.images.files import images_below  # imported here, since it needs Pillow
+    from ovd.data.images.files import find_images  # imported here, since it needs Pillow
 
-    others = images_below(root)
+    others = find_images(root)
     return f" among the {len(others):,} there, of which the first is {others[0].relative_to(root)}" if others else ""
 
 
@@ -105,10 +105,10 @@ def which_exist(files: Sequence[str], root: Path) -> list[bool]:
 
 def _matched(files: Sequence[str], root: Path) -> tuple[list[str | None], list[str]]:
     """Return the file below the folder for each name, None if there is none, and descriptions of ambiguous matches."""
-    from ovd.data.images.files import images_below  # imported here, since it needs Pillow
+    from ovd.data.images.files import find_images  # imported here, since it needs Pillow
 
     by_name: dict[str, list[str]] = {}
-    for image in images_below(root):
+    for image in find_images(root):
         by_name.setdefault(_with_low_suffix(image.name), []).append(image.relative_to(root).as_posix())
     taken: dict[str, str] = {}
     found: list[str | None] = []

@@ -19,7 +19,7 @@ import numpy as np
 from ovd.data.formats.image_names import check_images_exist
 from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
 from ovd.data.report import SIZES_FROM_IMAGES, DataError, DataReport, are_too_many
-from ovd.number_of import number_of
+from ovd.format_count import format_count
 from ovd.shapes import Bool, Int64
 
 TOLERANCE_PX = 1.0
@@ -55,20 +55,20 @@ def fill_sizes(
     paths = [request.images / files[row] for row in missing.tolist()]
     found, found_sizes = readable_sizes(paths, report, stops=request.is_for_evaluation, num_images=len(files))
     if not request.options.sizes_from_images:
-        images = f"{number_of(len(missing), 'image')} {'has' if len(missing) == 1 else 'have'}"
+        images = f"{format_count(len(missing), 'image')} {'has' if len(missing) == 1 else 'have'}"
         where = f"{request.annotations}: {images} no height and width; they are read from the images"
-        report.repaired("F12", where)
+        report.count_repaired("F12", where)
     filled = sizes.copy()
     filled[missing] = int(LARGEST_COORDINATE) - 1  # images that are left out: no box exceeds this
     filled[missing[found]] = found_sizes
     if request.options.sizes_from_images:
-        keep_unturned(filled, sizes, request.images, files)
+        keep_stored_orientation(filled, sizes, request.images, files)
     is_available = np.ones(len(sizes), dtype=bool)
     is_available[np.delete(missing, found)] = False
     return filled, None if is_available.all() else is_available
 
 
-def keep_unturned(
+def keep_stored_orientation(
     filled: Int64[np.ndarray, "N 2"], stated: Int64[np.ndarray, "N 2"], folder: Path, files: Sequence[str]
 ) -> None:
     """Restore in `filled` the stated sizes of images that EXIF rotates but that are annotated as stored."""
@@ -111,7 +111,7 @@ def with_real_sizes(table: AnnotationTable, report: DataReport) -> AnnotationTab
     if not len(wrong):
         return table
     for image in wrong.tolist():
-        report.repaired("F12", _described(table, sizes, image))
+        report.count_repaired("F12", _described(table, sizes, image))
     if are_too_many(len(wrong), len(sizes)):
         named = "; ".join(_described(table, sizes, image) for image in wrong[:_NUM_NAMED].tolist())
         words = f"boxes of {len(wrong)} images leave the height and width of their record, and fit into the image"

@@ -11,7 +11,7 @@ from ovd.data.formats.drawn_shapes import around_ellipse, around_points
 from ovd.data.formats.json_object import is_number, read_json_object
 from ovd.data.formats.named_objects import NamedImage, NamedObject, table_of_images
 from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
-from ovd.data.images.files import files_below, without_drawn
+from ovd.data.images.files import exclude_drawn, find_files
 from ovd.data.report import DataError, DataReport
 
 _NUM_POINTS = {"rectangle": (2, 4), "mask": (2,), "circle": (2,), "rotation": (4,)}
@@ -36,7 +36,7 @@ def read_labelme(request: ReadRequest, report: DataReport) -> AnnotationTable:
     and category ids are positions from 0; classes are sorted.
 
     Args:
-        request: `annotations` is the folder of JSON files, except those of `ovd detect` (`without_drawn`); `images` is
+        request: `annotations` is the folder of JSON files, except those of `ovd detect` (`exclude_drawn`); `images` is
             the image folder (None: the same folder). `imagePath` is relative to the JSON file or, with the option
             `by_base_name`, searched below the image folder.
         report: counts shapes without a box, objects of several shapes, and images without a stated size that cannot be
@@ -46,7 +46,7 @@ def read_labelme(request: ReadRequest, report: DataReport) -> AnnotationTable:
         DataError: F1 no folder, no JSON files in it, or one that is not LabelMe's; F2 a duplicate image; F6 a shape
             that is not finite points, or of an unknown type.
     """
-    paths = without_drawn(sorted(files_below(request.annotations, _is_annotation)))
+    paths = exclude_drawn(sorted(find_files(request.annotations, _is_annotation)))
     if not paths:
         is_folder = request.annotations.is_dir()
         reason = "no .json file in this folder" if is_folder else "this is no folder; give that of the .json files"
@@ -92,7 +92,7 @@ def _whole(parts: Sequence[_Shape], report: DataReport) -> NamedObject:
     if len(parts) == 1:
         return first
     where = f"{first.where}: {len(parts)} shapes are called {first.label!r} and have the group_id {parts[0].group}"
-    report.noticed("F2", f"{where}; they are parts of one object, whose box is around all")
+    report.count_noticed("F2", f"{where}; they are parts of one object, whose box is around all")
     corners = [corner for part in parts for corner in (part.object.box[:2], part.object.box[2:])]
     return replace(first, box=around_points(corners))
 
@@ -104,10 +104,10 @@ def _read_shape(shape: Any, where: str, report: DataReport) -> _Shape | None:
         raise DataError("F1", f"{where}: its label is {label!r}, not a name")
     kind, points = shape.get("shape_type", "polygon"), _points(shape.get("points"))
     if kind in _WITHOUT_BOX:
-        report.skipped("F4", f"{where}: a {kind} has no box")
+        report.count_skipped("F4", f"{where}: a {kind} has no box")
         return None
     if kind == "polygon" and points is not None and len(points) < 3:
-        report.skipped("F4", f"{where}: a polygon needs three points, not {len(points)}")
+        report.count_skipped("F4", f"{where}: a polygon needs three points, not {len(points)}")
         return None
     if kind not in (*_NUM_POINTS, "polygon"):
         raise DataError("F6", f"{where}: shape_type is {kind!r}; rectangles, polygons, circles and masks are read")

@@ -80,7 +80,9 @@ class MovedPaths:
                 )
         # Exports of Roboflow say ../train/images and lie in the folder that has train/images.
         if found.path != self._root / written.removeprefix("../"):
-            self._report.noticed("F8", f"{self.path}: {key} is {place}, which is not there; {found.path} is taken")
+            self._report.count_noticed(
+                "F8", f"{self.path}: {key} is {place}, which is not there; {found.path} is taken"
+            )
         return found.path
 
     def lists(self, sources: Sequence[tuple[str, str]]) -> list[Path]:
@@ -104,7 +106,7 @@ class MovedPaths:
         for other in others if moved else ():
             self._check_other_images(place, lines, folders, other)
         for folder, end in moved.values():
-            self._report.noticed("F8", f"{place}: images of {folder!r}, which is not there; {end.path} is taken")
+            self._report.count_noticed("F8", f"{place}: images of {folder!r}, which is not there; {end.path} is taken")
         return [folders[folder].path / name for folder, name in lines]
 
     def _check_other_images(

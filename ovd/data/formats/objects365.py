@@ -56,7 +56,7 @@ def read_objects365(request: ReadRequest, report: DataReport) -> AnnotationTable
     released = np.array([is_released(file) for file in table.image_files], dtype=bool)
     is_available = released if table.is_available is None else released & table.is_available
     for row in np.flatnonzero(~released).tolist():
-        report.repaired(
+        report.count_repaired(
             "F8", f"{table.path}: image {table.image_ids[row]}, {table.image_files[row]}: left out, no archive holds it"
         )
     return replace(

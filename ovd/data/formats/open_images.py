@@ -13,7 +13,7 @@ from ovd.data.formats.csv_lines import csv_lines
 from ovd.data.formats.drawn_shapes import Box
 from ovd.data.formats.table import AnnotationTable, ReadRequest
 from ovd.data.formats.text_files import finite_numbers
-from ovd.data.images.files import images_below, readable_sizes
+from ovd.data.images.files import find_images, readable_sizes
 from ovd.data.report import DataError, DataReport
 
 _SIDES = ("XMin", "YMin", "XMax", "YMax")
@@ -57,7 +57,7 @@ def read_open_images(request: ReadRequest, report: DataReport) -> AnnotationTabl
     position = {wanted[image]: row for row, image in enumerate(kept.tolist())}
     num_rows = len(rows)
     rows = [row for row in rows if row.image in position]
-    report.skipped_with_images(num_rows - len(rows))
+    report.count_skipped_with_images(num_rows - len(rows))
     image_of_object = np.array([position[row.image] for row in rows], np.int64)
     boxes = np.array([row.box for row in rows], np.float64).reshape(-1, 4) * sizes[image_of_object][:, [1, 0, 1, 0]]
     boxes_xywh = to_xywh(boxes)
@@ -105,13 +105,13 @@ def _rows_of_files(
     if absent:
         num_images = len(absent) + len({row.image for row in rows})
         where = f"{len(absent):,} of {num_images:,} images are not in {request.images}, and left out"
-        report.repaired("F8", f"{path}: {where}")
+        report.count_repaired("F8", f"{path}: {where}")
     return rows
 
 
 def _files_by_stem(folder: Path) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = {}
-    for image in images_below(folder):
+    for image in find_images(folder):
         files.setdefault(image.stem, []).append(image)
     return files
 

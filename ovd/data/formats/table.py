@@ -17,7 +17,7 @@ from ovd.data.category import UNCOUNTED, Category
 from ovd.data.formats.options import FormatOptions
 from ovd.data.index import AnnotationIndex, Ragged, images_per_class
 from ovd.data.report import DataError, DataReport
-from ovd.data.truth import JudgedImage, Truth
+from ovd.data.truth import Truth, TruthImage
 from ovd.shapes import Bool, Float32, Float64, Int64
 
 LARGEST_COORDINATE = 1e9
@@ -141,13 +141,13 @@ def index_of(table: AnnotationTable, format: DataFormatName, report: DataReport)
         # A stable sort keeps the file's order within an image.
         order = np.flatnonzero(selected)[np.argsort(table.image_of_object[selected], kind="stable")]
         counts = np.bincount(table.image_of_object[selected], minlength=num_images)
-        return Ragged.of(values[order], counts)
+        return Ragged.from_rows(values[order], counts)
 
     row_of_id = {category.id: row for row, category in enumerate(table.categories)}
 
     def rows_of(labels: tuple[tuple[int, ...], ...]) -> Ragged:
         values = [row_of_id[category_id] for image_labels in labels for category_id in image_labels]
-        return Ragged.of(np.array(values, dtype=np.int64), [len(row) for row in labels])
+        return Ragged.from_rows(np.array(values, dtype=np.int64), [len(row) for row in labels])
 
     federated = table.federated or _no_labels(num_images)
     is_object = is_kept & ~table.is_crowd
@@ -204,7 +204,7 @@ def truth_of(table: AnnotationTable) -> Truth:
     return Truth(
         path=table.path,
         is_federated=is_federated,
-        images=tuple(sorted((JudgedImage(*row) for row in labels), key=lambda image: image.id)),
+        images=tuple(sorted((TruthImage(*row) for row in labels), key=lambda image: image.id)),
         categories=_counted(table.categories, table, kept & ~crowd),
         image_ids=table.image_ids[table.image_of_object[kept]],
         category_ids=category_ids[table.class_of_object[kept]],
@@ -224,7 +224,7 @@ def available_part(table: AnnotationTable, report: DataReport) -> AnnotationTabl
     """Return the table without the images that are not available; `report` counts their boxes."""
     if table.is_available is None:
         return table
-    report.skipped_with_images(int((~table.is_available[table.image_of_object]).sum()))
+    report.count_skipped_with_images(int((~table.is_available[table.image_of_object]).sum()))
     return with_images(table, table.is_available)
 
 
@@ -293,17 +293,19 @@ def clean_boxes(
 
     previous = -1
     for row in np.flatnonzero(~is_kept | partly_outside).tolist():
-        report.used(row - previous - 1, unit="box")
+        report.count_used(row - previous - 1, unit="box")
         previous = row
         where, box, size = table.name_of_object(row), boxes[:, row].round(2).tolist(), sizes[row].tolist()
         if too_small[row]:
-            report.skipped("F4", f"{where}: a side of {box} is under {SMALLEST_ANNOTATED_PX:g} px")
+            report.count_skipped("F4", f"{where}: a side of {box} is under {SMALLEST_ANNOTATED_PX:g} px")
         elif wholly_outside[row]:
-            report.skipped("F5", f"{where}: {box} lies outside the image of height, width {size}")
+            report.count_skipped("F5", f"{where}: {box} lies outside the image of height, width {size}")
         elif sliver[row]:
-            report.skipped("F4", f"{where}: {box} is under {SMALLEST_ANNOTATED_PX:g} px inside height, width {size}")
+            report.count_skipped(
+                "F4", f"{where}: {box} is under {SMALLEST_ANNOTATED_PX:g} px inside height, width {size}"
+            )
         else:
-            report.repaired("F5", f"{where}: {box} clamped to height, width {size}")
-            report.used(unit="box")
-    report.used(len(sizes) - previous - 1, unit="box")
+            report.count_repaired("F5", f"{where}: {box} clamped to height, width {size}")
+            report.count_used(unit="box")
+    report.count_used(len(sizes) - previous - 1, unit="box")
     return np.ascontiguousarray(clamped.T, np.float32), is_kept

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ovd.data.report import DataError
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 
 _NUM_NAMED = 3
 MAX_TEXT_BYTES = 64 * 1024 * 1024
@@ -55,7 +55,7 @@ def refuse_folder(path: Path, wanted: str, ending: str) -> None:
     """
     if path.is_dir():
         inside = sorted(path.glob(f"*{ending}")) + sorted(path.glob(f"*/*{ending}"))
-        named = f": there is {first_of(inside, _NUM_NAMED)}" if inside else ""
+        named = f": there is {join_first(inside, _NUM_NAMED)}" if inside else ""
         raise DataError("F1", f"{path} is a folder, but {wanted} is wanted{named}; see data/README.md")
 
 

@@ -105,9 +105,9 @@ def _region(region: Any, where: str, report: DataReport) -> _Region | None:
         raise DataError("F1", f"{where} has no shape_attributes")
     kind = shape.get("name")
     if kind == "polyline" and _is_closed(_points(shape, where)):
-        report.repaired("F6", f"{where}: a polyline whose ends meet is taken for a polygon")
+        report.count_repaired("F6", f"{where}: a polyline whose ends meet is taken for a polygon")
     elif kind in ("point", "polyline"):
-        report.skipped("F4", f"{where}: a {kind} has no box")
+        report.count_skipped("F4", f"{where}: a {kind} has no box")
         return None
     attributes = region.get("region_attributes") or {}
     if not isinstance(attributes, dict):

@@ -14,7 +14,7 @@ from ovd.data.formats.text_files import finite_numbers, read_names, whole_number
 from ovd.data.formats.voc_files import ImageFolder, XmlFile, xml_files
 from ovd.data.formats.xml_tree import read_xml
 from ovd.data.report import DataError, DataReport
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 from ovd.shapes import Float64
 
 _MAX_XML_BYTES = 16 * 1024 * 1024
@@ -111,7 +111,7 @@ def _notice_zeros(path: Path, boxes: Float64[np.ndarray, "M 4"], report: DataRep
     count = int(((boxes[:, :2] < 0) & (boxes[:, :2] >= -1)).any(axis=1).sum())
     if count:
         words = "corners at 0, though VOC's pixels count from 1: if these count from 0, zero_based=true says so (tools:"
-        report.noticed("F5", f"{path}: {count:,} of {len(boxes):,} objects have {words} --zero-based)")
+        report.count_noticed("F5", f"{path}: {count:,} of {len(boxes):,} objects have {words} --zero-based)")
 
 
 def _class_names(images: Sequence[NamedImage], source: Path) -> list[str]:
@@ -119,11 +119,11 @@ def _class_names(images: Sequence[NamedImage], source: Path) -> list[str]:
     names = read_names(source)
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
-        raise DataError("F2", f"{source}: class names that occur twice: {first_of(twice, _NUM_NAMED)}")
+        raise DataError("F2", f"{source}: class names that occur twice: {join_first(twice, _NUM_NAMED)}")
     known = set(names)
     objects = [item for image in images for item in image.objects]
     unknown = [f"{item.where} is {item.label!r}" for item in objects if item.label not in known]
     if unknown:
-        named = first_of(unknown, _NUM_NAMED, separator="; ")
+        named = join_first(unknown, _NUM_NAMED, separator="; ")
         raise DataError("F3", f"{source}: {len(unknown)} objects of classes that it lacks: {named}")
     return names

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovd.data.formats.text_files import read_lines
-from ovd.data.images.files import READ_SUFFIXES, files_below, images_below, is_image_name
+from ovd.data.images.files import READ_SUFFIXES, find_files, find_images, is_image_name
 from ovd.data.report import DataError, DataReport
 
 
@@ -32,7 +32,7 @@ def xml_files(annotations: Path, report: DataReport) -> list[XmlFile]:
         DataError: F1 there is no XML file, or a name has none.
     """
     if annotations.is_dir():
-        paths = [path.relative_to(annotations) for path in sorted(files_below(annotations, _is_annotation))]
+        paths = [path.relative_to(annotations) for path in sorted(find_files(annotations, _is_annotation))]
         paths = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
         if not paths:
             raise DataError("F1", f"{annotations}: no .xml file in this folder")
@@ -48,7 +48,7 @@ def xml_files(annotations: Path, report: DataReport) -> list[XmlFile]:
         if is_image_name(name) and not _exists(folder / f"{name}.xml"):
             name = os.path.splitext(name)[0]
         if (first := line_of.setdefault(name, number)) != number:
-            report.repaired("F2", f"{annotations}: line {number} is {name!r}, as line {first}; it is taken once")
+            report.count_repaired("F2", f"{annotations}: line {number} is {name!r}, as line {first}; it is taken once")
             continue
         path = folder / f"{name}.xml"
         if not _exists(path):
@@ -99,7 +99,7 @@ class ImageFolder:
             found = _only(last or own, file.path)
             if stated and _stem(stated) != stem:
                 where = f"{file.path}: <filename> is {stated!r}; the image of the XML file's name is taken, {found}"
-                report.noticed("F8", where)
+                report.count_noticed("F8", where)
             return found
         name = stated or stem
         if is_image_name(name):
@@ -116,7 +116,7 @@ class ImageFolder:
         assert self._root is not None
         if folder not in self._listed:
             by_stem: dict[str, list[str]] = defaultdict(list)
-            below = images_below(self._root) if self._anywhere else _images_in(self._root / folder)
+            below = find_images(self._root) if self._anywhere else _images_in(self._root / folder)
             for image in below:
                 by_stem[image.stem].append(image.relative_to(self._root).as_posix())
             self._listed[folder] = by_stem

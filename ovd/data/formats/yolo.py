@@ -12,9 +12,9 @@ from ovd.data.formats.box_form import notice_doubles
 from ovd.data.formats.table import LARGEST_COORDINATE, ROUNDING_PX, AnnotationTable, ReadRequest
 from ovd.data.formats.text_files import finite_number, finite_numbers, read_lines
 from ovd.data.formats.yolo_listing import Listing, list_images
-from ovd.data.images.files import files_below, is_image_name, readable_sizes
+from ovd.data.images.files import find_files, is_image_name, readable_sizes
 from ovd.data.report import DataError, DataReport
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 
 _NUM_NAMED = 20
 
@@ -69,7 +69,7 @@ def read_yolo(request: ReadRequest, report: DataReport) -> AnnotationTable:
     image_of_object = np.repeat(np.arange(len(kept)), [len(rows) for rows in rows_of_image]).astype(np.int64)
     rows = [row for of_image in rows_of_image for row in of_image]
     unread = set(range(len(listing.images))) - set(kept.tolist())
-    report.skipped_with_images(sum(len(_read_labels(listing.labels[image])) for image in unread))
+    report.count_skipped_with_images(sum(len(_read_labels(listing.labels[image])) for image in unread))
     _refuse_unknown_classes(annotations, rows, listing.names)
     fractions = np.array([row.box for row in rows], dtype=np.float64).reshape(-1, 4)
     boxes = np.concatenate([fractions[:, :2] - fractions[:, 2:] / 2, fractions[:, 2:]], axis=1)
@@ -126,7 +126,9 @@ def _notice_odd_labels(listing: Listing, report: DataReport) -> None:
             continue
         first = image_of_label.setdefault(label, image)
         if first is not image:
-            report.noticed("F2", f"{label}: is the label file of {first} and of {image}; its objects count in both")
+            report.count_noticed(
+                "F2", f"{label}: is the label file of {first} and of {image}; its objects count in both"
+            )
         image_folders.setdefault(label.parent, set()).add(image.parent)
     for folder, folders in image_folders.items():
         names = {name for each in folders if each.is_dir() for name in os.listdir(each) if is_image_name(name)}
@@ -135,7 +137,7 @@ def _notice_odd_labels(listing: Listing, report: DataReport) -> None:
         for path in sorted(orphans):
             _notice_orphan(path, folders, report)
     for images, labels in listing.folders:
-        for path in sorted(files_below(labels, lambda name: name.endswith(".txt"))):
+        for path in sorted(find_files(labels, lambda name: name.endswith(".txt"))):
             images_folder = images / path.relative_to(labels).parent
             if path.parent not in image_folders and not images_folder.is_dir():
                 _notice_orphan(path, {images_folder}, report)
@@ -146,14 +148,14 @@ def _notice_unlabelled(path: Path, listing: Listing, kept: Sequence[int], report
     without = [listing.images[image] for image in kept if listing.labels[image] is None]
     if without:
         where = f"{len(without):,} of {len(kept):,} images have no label file, and are taken as without objects"
-        report.noticed("F1", f"{path}: {where}; the first: {without[0]}")
+        report.count_noticed("F1", f"{path}: {where}; the first: {without[0]}")
 
 
 def _notice_orphan(path: Path, folders: Collection[Path], report: DataReport) -> None:
     """Count a label file whose image is in none of the folders."""
     if num_rows := _num_rows(path):
         places = " or ".join(str(each) for each in sorted(folders))
-        report.noticed("F8", f"{path}: its image is not in {places}; its {num_rows} objects are left out")
+        report.count_noticed("F8", f"{path}: its image is not in {places}; its {num_rows} objects are left out")
 
 
 def _num_rows(path: Path) -> int:
@@ -202,7 +204,7 @@ def _box(numbers: list[float], where: str) -> tuple[float, float, float, float]:
 def _refuse_unknown_classes(path: Path, rows: Sequence[_Row], names: Mapping[int, str]) -> None:
     unknown = [f"{row.path}: line {row.line} is of class {row.class_id}" for row in rows if row.class_id not in names]
     if unknown:
-        named = first_of(unknown, _NUM_NAMED, separator="; ")
+        named = join_first(unknown, _NUM_NAMED, separator="; ")
         raise DataError("F3", f"{path}: {len(unknown)} objects of classes without a name: {named}")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ovd.data.formats.moved_paths import MovedPaths
 from ovd.data.formats.table import ReadRequest
 from ovd.data.formats.text_files import read_lines, read_names, whole_characters
-from ovd.data.images.files import images_below
+from ovd.data.images.files import find_images
 from ovd.data.report import DataError, DataReport
 from ovd.plain_yaml import read_mapping
 
@@ -74,7 +74,7 @@ def _read_folder(names: Path, images: Path | None) -> Listing:
     labels = folder / "labels" if (folder / "labels").is_dir() else folder
     if images is None:
         images = folder / "images" if (folder / "images").is_dir() else folder
-    found = images_below(images)
+    found = find_images(images)
     candidates = [(labels / image.relative_to(images)).with_suffix(".txt") for image in found]
     files = [label if label.is_file() else None for label in candidates]
     if not any(files):
@@ -102,7 +102,7 @@ def _read_description(path: Path, images: Path | None, split: str, report: DataR
     found = [
         image
         for place in places
-        for image in (images_below(place) if place.is_dir() else paths.images(place, other_lists))
+        for image in (find_images(place) if place.is_dir() else paths.images(place, other_lists))
     ]
     names = _names(path, content) if path.suffix != ".data" else _darknet_names(path, content, paths)
     root = root if root.is_dir() else path.parent

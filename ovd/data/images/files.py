@@ -12,7 +12,7 @@ from ovd.data.images.image_file import ImageError
 from ovd.data.images.size_cache import sizes_of
 from ovd.data.index import ImageRecord, Labels
 from ovd.data.report import DataReport
-from ovd.number_of import number_of
+from ovd.format_count import format_count
 from ovd.shapes import Int64
 from ovd.warn import warn
 
@@ -25,7 +25,7 @@ _OTHER_SUFFIXES = (".heic", ".dng", ".jfif", ".jpe", ".j2k", ".mpo", ".pfm", ".p
 
 _OF_SYSTEMS = frozenset({"@eaDir", "__MACOSX"})
 
-LOOKED_AT = 10_000
+MAX_ENTRIES_SEEN = 10_000
 """Maximum number of files and folders below a folder that are searched for images to warn about."""
 
 DRAWN = ".detections"
@@ -37,20 +37,20 @@ def is_image_name(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(READ_SUFFIXES + _OTHER_SUFFIXES)
 
 
-def without_drawn(files: Iterable[Path]) -> list[Path]:
+def exclude_drawn(files: Iterable[Path]) -> list[Path]:
     """Return the files without those that `ovd detect` wrote; a warning counts these."""
     found = list(files)
     drawn = list(filter(is_drawn, found))
     if drawn:
         are = "is" if len(drawn) == 1 else "are"
-        warn(f"{number_of(len(drawn), 'file')} with detections {are} left out; the first: {drawn[0]}")
+        warn(f"{format_count(len(drawn), 'file')} with detections {are} left out; the first: {drawn[0]}")
     return [file for file in found if not is_drawn(file)]
 
 
-def named(paths: Iterable[Path], is_wanted: Callable[[str], bool]) -> list[Path]:
-    """Return the files whose names are wanted, sorted by path and filtered by `without_drawn`."""
+def filter_by_name(paths: Iterable[Path], is_wanted: Callable[[str], bool]) -> list[Path]:
+    """Return the files whose names are wanted, sorted by path and filtered by `exclude_drawn`."""
     # A broken link is kept, so that reading it reports what is wrong with it.
-    return without_drawn(sorted(path for path in paths if is_wanted(path.name) and not path.is_dir()))
+    return exclude_drawn(sorted(path for path in paths if is_wanted(path.name) and not path.is_dir()))
 
 
 def is_drawn(file: Path) -> bool:
@@ -58,12 +58,12 @@ def is_drawn(file: Path) -> bool:
     return file.stem.endswith(DRAWN)
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Return all images that `files_below` finds in a folder, sorted by path and filtered by `without_drawn`."""
-    return without_drawn(sorted(files_below(folder, is_image_name)))
+def find_images(folder: Path) -> list[Path]:
+    """Return all images that `find_files` finds in a folder, sorted by path and filtered by `exclude_drawn`."""
+    return exclude_drawn(sorted(find_files(folder, is_image_name)))
 
 
-def files_below(folder: Path, is_wanted: Callable[[str], bool]) -> list[Path]:
+def find_files(folder: Path, is_wanted: Callable[[str], bool]) -> list[Path]:
     """Return the files in a folder and its subfolders whose names are wanted, in any order, following symbolic links.
 
     Hidden folders, and those in which systems keep thumbnails and the like, are skipped. Links to a folder that
@@ -109,14 +109,14 @@ def name_below(root: Path, path: Path) -> str:
     return Path(os.path.relpath(path, root)).as_posix()
 
 
-def images_at(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Path]]:
+def collect_images(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Path]]:
     """Return the common folder of all images in folders, files and patterns such as `photos/*.jpg`, and the images.
 
     Args:
         sources: files with any name; folders and patterns, of which files named as images are used, filtered by
-            `without_drawn`. An image of several sources is returned once.
+            `exclude_drawn`. An image of several sources is returned once.
         recursive: whether subfolders are searched, too; otherwise a warning gives the number of images in them, found
-            among the first `LOOKED_AT` files and folders.
+            among the first `MAX_ENTRIES_SEEN` files and folders.
 
     Raises:
         ValueError: a source has no image.
@@ -124,7 +124,7 @@ def images_at(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Pa
     folders, found = list[str](), list[str]()
     for source in sources:
         if os.path.isdir(source):
-            here = images_below(Path(source)) if recursive else named(Path(source).iterdir(), is_image_name)
+            here = find_images(Path(source)) if recursive else filter_by_name(Path(source).iterdir(), is_image_name)
             if not here:
                 hint = "" if recursive else "; --recursive looks into the folders below it, too"
                 raise ValueError(f"{source}: no images ({', '.join(READ_SUFFIXES)}) in this folder{hint}")
@@ -133,7 +133,7 @@ def images_at(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Pa
             folders.append(os.path.abspath(source))
         else:
             here = [Path(source)] if os.path.isfile(source) else []
-            here = here or named(map(Path, glob.glob(source, recursive=True)), is_image_name)
+            here = here or filter_by_name(map(Path, glob.glob(source, recursive=True)), is_image_name)
             if not here:
                 raise ValueError(f"{source}: no such folder, no such file, and as a pattern it matches no image")
             folders += [os.path.dirname(os.path.abspath(path)) for path in here]
@@ -147,13 +147,13 @@ def _warn_of_images_below(folder: Path) -> None:
     for parent, names in below:
         left_out += [Path(parent, name) for name in names if is_image_name(name) and not is_drawn(Path(name))]
         num_seen += 1 + len(names)
-        if num_seen >= LOOKED_AT:
+        if num_seen >= MAX_ENTRIES_SEEN:
             break
-    is_cut = num_seen >= LOOKED_AT
+    is_cut = num_seen >= MAX_ENTRIES_SEEN
     if left_out:
         least, are = "at least " if is_cut else "", "is" if len(left_out) == 1 else "are"
         warn(
-            f"{folder}: {least}{number_of(len(left_out), 'image')} in folders below it {are} left out; the first: "
+            f"{folder}: {least}{format_count(len(left_out), 'image')} in folders below it {are} left out; the first: "
             f"{min(left_out)} (--recursive takes them, too)"
         )
     elif is_cut:
@@ -205,12 +205,12 @@ def readable_sizes(
     positions, sizes = [], []
     for position, size in enumerate(sizes_of(paths)):
         if not isinstance(size, ImageError):
-            report.looked_at()
+            report.end_skip_streak()
             positions.append(position)
             sizes.append(size)
         elif stops:
             raise size
         else:
-            report.skipped(size.code, str(size))
+            report.count_skipped(size.code, str(size))
     report.raise_if_too_many(len(paths) if num_images is None else num_images)
     return np.array(positions, dtype=np.int64), np.array(sizes, dtype=np.int64).reshape(-1, 2)

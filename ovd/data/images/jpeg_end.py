@@ -21,7 +21,7 @@ _CONTINUATIONS = (
 _NUM_COEFFICIENTS = 64
 
 
-def with_end(content: bytes) -> bytes | None:
+def repair_end(content: bytes) -> bytes | None:
     """Return the file with its end marker; None if it is not a JPEG file, has the marker, or lacks more than that."""
     if not content.startswith(START) or END in content[-64:] or not _has_all_scans(content):
         return None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ovd.data.images.files import READ_SUFFIXES, files_below, is_image_name, named
+from ovd.data.images.files import READ_SUFFIXES, filter_by_name, find_files, is_image_name
 from ovd.data.images.image_file import MAX_BYTES, ImageError
 from ovd.data.images.read import read_image
 from ovd.data.images.video import VIDEO_ENDINGS, read_frames
@@ -38,7 +38,7 @@ def find_media(given: Sequence[str]) -> list[str]:
     Args:
         given: files; folders, for the images and videos in them and their subfolders, sorted by path; patterns such as
             `photos/*.jpg`, with `**` for any folders; `-` for an image on standard input. The files of folders and
-            patterns are filtered by `without_drawn`.
+            patterns are filtered by `exclude_drawn`.
 
     Raises:
         ValueError: a folder or a pattern has no image and no video, an input is an address such as https://..., or `-`
@@ -59,11 +59,11 @@ def _files_of(word: str) -> list[str]:
         piped = f", or pipe a picture: curl -sL '{word}' | ovd detect -" if word.lower().startswith("http") else ""
         raise ValueError(f"{word}: addresses are not read; download it and give the file{piped}")
     if path.is_dir():
-        files = named(files_below(path, _is_medium), _is_medium)
+        files = filter_by_name(find_files(path, _is_medium), _is_medium)
     elif path.exists() or not any(character in word for character in "*?["):
         return [word]  # reading it reports what is wrong with it
     else:
-        files = named(map(Path, glob(word, recursive=True)), _is_medium)
+        files = filter_by_name(map(Path, glob(word, recursive=True)), _is_medium)
     if not files:
         endings = ", ".join([*READ_SUFFIXES, *sorted(VIDEO_ENDINGS)])
         raise ValueError(f"{word}: there is no image and no video; names end in {endings}")

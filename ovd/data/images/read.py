@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ovd.data.images.image_file import MAX_PIXELS, ImageError, opened, read_file
-from ovd.data.images.jpeg_end import with_end
+from ovd.data.images.jpeg_end import repair_end
 from ovd.data.images.jpeg_segments import jpeg_header
 from ovd.data.images.orientation import UPRIGHT, orientation_of, shown_size
-from ovd.data.images.pillow_remarks import NO_REMARKS
-from ovd.data.images.sixteen_bits import has_wide_colors, is_inverted, to_eight_bits, with_used_bits
+from ovd.data.images.pillow_warnings import SILENCED_WARNINGS
+from ovd.data.images.sixteen_bits import has_wide_colors, is_inverted, rescale_used_bits, to_eight_bits
 from ovd.fault import Fault
 from ovd.shapes import UInt8
 
@@ -86,7 +86,7 @@ def decode_image(
         raise ImageError("F9", f"{name}: file is empty")
 
     without_end = False
-    with NO_REMARKS, opened(BytesIO(content), name, max_pixels) as image:
+    with SILENCED_WARNINGS, opened(BytesIO(content), name, max_pixels) as image:
         header = jpeg_header(content, MAX_SCANS)
         if header.num_scans > MAX_SCANS:
             raise ImageError("F10", f"{name}: a JPEG of more than {MAX_SCANS} scans, which takes long; save it again")
@@ -102,13 +102,13 @@ def decode_image(
                 return DecodedImage(pixels, unrotated)
         try:
             image.load()
-            rgb = to_rgb(with_used_bits(image, content) if wide else image)
+            rgb = to_rgb(rescale_used_bits(image, content) if wide else image)
             if is_inverted(image):
                 rgb = ImageOps.invert(rgb)
         except OSError:
             if reduction > 1:  # the whole image shows what is damaged
                 return decode_image(source, expected_size=expected_size, max_pixels=max_pixels)
-            whole = with_end(content)
+            whole = repair_end(content)
             if whole is None:
                 raise
             without_end = True

@@ -25,7 +25,7 @@ def has_wide_colors(image: Image.Image) -> bool:
     return image.mode in ("RGB", "RGBA") and ";16" in str(getattr(image, "tile", ""))
 
 
-def with_used_bits(decoded: Image.Image, content: bytes) -> Image.Image:
+def rescale_used_bits(decoded: Image.Image, content: bytes) -> Image.Image:
     """Convert an image with 16-bit colors to bytes, by the bits that all colors together use.
 
     Pillow returns the high byte of each color; if no more than 14 bits are used, the file is read again with OpenCV.

@@ -21,7 +21,7 @@ from ovd.shapes import Int64
 
 MIN_IMAGES = 1000
 """Number of images below which sizes are not cached."""
-_AT_A_TIME = 4096
+_CHUNK_SIZE = 4096
 _THREADS = 8
 
 
@@ -37,9 +37,9 @@ def sizes_of(paths: Sequence[Path]) -> list[tuple[int, int] | ImageError]:
     rows[is_known] = before[is_known]
     sizes: list[tuple[int, int] | ImageError] = [(height, width) for height, width in rows[:, 2:].tolist()]
     unknown = np.flatnonzero(~is_known).tolist()
-    starts = range(0, len(unknown), _AT_A_TIME)
+    starts = range(0, len(unknown), _CHUNK_SIZE)
     for start in progress(starts, len(starts), "image sizes"):
-        part = unknown[start : start + _AT_A_TIME]
+        part = unknown[start : start + _CHUNK_SIZE]
         for position, size in zip(part, read_sizes([paths[position] for position in part]), strict=True):
             sizes[position] = size
             if not isinstance(size, ImageError):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ovd.data.images.image_file import MAX_PIXELS, ImageError, check_file, file_errors, opened
 from ovd.data.images.orientation import orientation_of, shown_size
-from ovd.data.images.pillow_remarks import NO_REMARKS
+from ovd.data.images.pillow_warnings import SILENCED_WARNINGS
 
 _SIZE_THREADS = 8
 _SIZES_IN_FLIGHT = 4096
@@ -36,7 +36,7 @@ def read_sizes(
         return stored if stored == expected_size else shown
 
     sizes: list[tuple[int, int] | ImageError] = []
-    with NO_REMARKS, ThreadPoolExecutor(_SIZE_THREADS) as pool:
+    with SILENCED_WARNINGS, ThreadPoolExecutor(_SIZE_THREADS) as pool:
         for start in range(0, len(paths), _SIZES_IN_FLIGHT):
             part = slice(start, start + _SIZES_IN_FLIGHT)
             sizes += pool.map(read, paths[part], [None] * len(paths[part]) if expected is None else expected[part])

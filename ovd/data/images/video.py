@@ -15,7 +15,7 @@ from ovd.shapes import UInt8
 
 VIDEO_ENDINGS = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv"})
 _DEFAULT_RATE = Fraction(25)
-LEAST_SHARE = 0.9
+MIN_SHARE = 0.9
 """Share of the length in a video's header, less a second, that the frames of a complete video cover."""
 
 
@@ -42,7 +42,7 @@ def read_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "H W 3"]]
             end_s = time_s + longest_s  # the last frame may last as long as any
             yield time_s, np.ascontiguousarray(np.rot90(pixels, quarter_turns))
         length_s = _length_s(container, stream)
-        if 0 < end_s < LEAST_SHARE * length_s - 1:
+        if 0 < end_s < MIN_SHARE * length_s - 1:
             raise ImageError(
                 "F9", f"{path}: its frames end after {end_s:.1f} of {length_s:.1f} s; the rest is missing or damaged"
             )

@@ -82,7 +82,7 @@ def padded_shape(height: int, width: int, shapes: tuple[Shape, ...]) -> Shape:
     return min(fitting, key=lambda shape: (shape[0] * shape[1], shape), default=(height, width))
 
 
-def batch_like_with_like(
+def group_into_batches(
     order: Int64[np.ndarray, " L"],
     groups: Int64[np.ndarray, " L"],
     *,
@@ -118,7 +118,7 @@ def batch_like_with_like(
     return np.concatenate([loose[:num_first], *batches, loose[num_first:]])
 
 
-def batches_of_like_shape(
+def batches_by_padded_shape(
     sizes: Int64[np.ndarray, "N 2"],
     batch_size: int,
     *,

@@ -79,7 +79,7 @@ class DetectionDataset(Dataset):
             return error.fault if isinstance(encoded, Path) else error.fault.at(record.path)
         labels = record.labels
         if decoded.reduction > 1:
-            labels = labels.moved(lambda boxes: boxes / decoded.reduction)
+            labels = labels.map_boxes(lambda boxes: boxes / decoded.reduction)
         pixels, labels = transform(decoded.pixels, labels, seed)
         repaired = tuple(fault.at(record.path) for fault in decoded.repairs())
         return LoadedSample(record.id, pixels, labels, repaired)

@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ovd.data.index import AnnotationIndex, Labels
-from ovd.data.loading.buckets import Shape, batches_of_like_shape
+from ovd.data.loading.buckets import Shape, batches_by_padded_shape
 from ovd.data.loading.dataset import DetectionDataset, ImageSource, LoadedSample
 from ovd.data.loading.mosaic import Mosaics
 from ovd.data.loading.order import DrawnSample, TrainOrder
 from ovd.data.loading.packing import PackedBatch, pack_samples
 from ovd.data.loading.padding import pad_images
 from ovd.data.loading.transforms import Pixels, Transform, eval_transform, resize_labels
-from ovd.data.loading.worker_deaths import hold_back_deaths, raising_deaths
+from ovd.data.loading.worker_deaths import defer_worker_deaths, raise_worker_deaths
 from ovd.data.report import DataError
 from ovd.fault import Fault
 from ovd.structures import Batch
@@ -95,7 +95,7 @@ def mix_batches(detection: Iterator[Batch], pairs: Iterator[Batch]) -> Iterator[
 
 
 @dataclass(frozen=True)
-class Loading:
+class LoaderOptions:
     """Loader options for evaluation and inference."""
 
     batch_size: int
@@ -115,7 +115,7 @@ class EvalLoader:
     def __init__(
         self,
         index: AnnotationIndex,
-        loading: Loading,
+        loading: LoaderOptions,
         *,
         size: int,
         size_divisor: int = 32,
@@ -131,7 +131,7 @@ class EvalLoader:
         if len(index):
             index.encoded(0)
         self._index = index
-        self._batches = batches_of_like_shape(index.image_sizes, loading.batch_size, size=size, divisor=size_divisor)
+        self._batches = batches_by_padded_shape(index.image_sizes, loading.batch_size, size=size, divisor=size_divisor)
         self._load = partial(
             image_loader, index, self._batches, size=size, workers=loading.workers, size_divisor=size_divisor,
             pin_memory=pin_memory,
@@ -150,7 +150,7 @@ class EvalLoader:
         """
         for rows, loaded in zip(self._batches, self._load(), strict=True):
             for fault in loaded.skipped:
-                raise DataError(fault.code, f"{fault.words}; evaluation needs every image of {self._index.path}")
+                raise DataError(fault.code, f"{fault.message}; evaluation needs every image of {self._index.path}")
             yield loaded, torch.from_numpy(self._index.image_sizes[rows])
 
 
@@ -227,10 +227,10 @@ def _load(
             )
         )
     if workers:
-        hold_back_deaths()
+        defer_worker_deaths()
     for step in steps:
         try:
-            with raising_deaths():
+            with raise_worker_deaths():
                 packed = next(packed_batches)
         except RuntimeError as error:
             image_ids = [int(source.image_ids[image]) for image, _ in batch(step)]

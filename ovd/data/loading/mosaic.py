@@ -59,7 +59,7 @@ def join_tiles(images: Sequence[Pixels], labels: Sequence[Labels]) -> tuple[Pixe
         left = middle_x if number % 2 else middle_x - width
         mosaic[top : top + height, left : left + width] = image
         offset = np.array([left, top, left, top], dtype=np.float32)
-        moved.append(known.moved(partial(np.add, offset)))
+        moved.append(known.map_boxes(partial(np.add, offset)))
     return mosaic, _together(moved)
 
 

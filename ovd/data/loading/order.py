@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from ovd.data.index import AnnotationIndex, images_per_class
-from ovd.data.loading.buckets import batch_like_with_like
+from ovd.data.loading.buckets import group_into_batches
 
 # Separate random streams of epochs and samples: position 7 must not repeat the numbers of epoch 7.
 _EPOCH_STREAM = 0
@@ -104,7 +104,7 @@ class TrainOrder:
         if epoch != self._epoch:
             self._order = epoch_order(num_images=self.num_images, repeat=self._repeat, seed=self._seed, epoch=epoch)
             if self._groups is not None:
-                self._order = batch_like_with_like(
+                self._order = group_into_batches(
                     self._order,
                     self._groups[self._order],
                     batch_size=self.batch_size,

@@ -58,7 +58,7 @@ def count_small_objects(index: AnnotationIndex, report: DataReport, sizes: Sampl
             f"nothing can be learned; data.size={int(np.median(sizes_that_keep))} keeps half of them, "
             f"data.size={int(sizes_that_keep.max())} all; the first: {described(0)}",
         )
-    report.left_out_at_size("F4", len(small), [described(row) for row in small[:_NUM_NAMED].tolist()])
+    report.count_left_out_at_size("F4", len(small), [described(row) for row in small[:_NUM_NAMED].tolist()])
 
 
 def small_objects(index: AnnotationIndex, sizes: SampleSizes) -> Int64[np.ndarray, " K"]:

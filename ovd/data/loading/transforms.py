@@ -97,7 +97,7 @@ class TrainTransform:
             boxes = _mirror(boxes, width) if is_flipped else boxes
             return ((boxes - offsets) * factors).astype(np.float32)
 
-        return part, _cropped(labels.moved(move), kept_height, kept_width)
+        return part, _cropped(labels.map_boxes(move), kept_height, kept_width)
 
     def _draw_side_and_flip(self, py_random: random.Random) -> tuple[int, bool]:
         # The unused numbers are those that albumentations drew when it did this work, so that a seed still gives the
@@ -135,7 +135,7 @@ def resize_labels(labels: Labels, before: tuple[int, int], after: tuple[int, int
     """Return the labels of an image that was resized from height and width `before` to `after`."""
     (height, width), (new_height, new_width) = before, after
     factors = np.array([new_width / width, new_height / height] * 2, dtype=np.float32)
-    return labels.moved(lambda boxes: boxes * factors)
+    return labels.map_boxes(lambda boxes: boxes * factors)
 
 
 def _resized_sides(height: int, width: int, side: int) -> tuple[int, int]:
@@ -146,7 +146,7 @@ def _resized_sides(height: int, width: int, side: int) -> tuple[int, int]:
 
 def _cropped(labels: Labels, height: int, width: int) -> Labels:
     """Return the labels that remain in a crop to the upper left `height` x `width` pixels."""
-    clipped = labels.moved(partial(_clip, height=height, width=width))
+    clipped = labels.map_boxes(partial(_clip, height=height, width=width))
     return clipped.select(objects=_is_visible(clipped.boxes, labels.boxes), crowds=_has_area(clipped.crowd_boxes))
 
 

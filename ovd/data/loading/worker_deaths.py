@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class _HeldBack:
+class _DeferredSignal:
     """SIGCHLD handler that calls torch's handler while a batch is awaited, otherwise at the start of the next wait."""
 
     def __init__(self, notice: Callable[[int, FrameType | None], None]):
@@ -37,23 +37,23 @@ class _HeldBack:
             self._is_waiting = False
 
 
-def hold_back_deaths() -> None:
-    """Wrap the SIGCHLD handler that torch installed with the workers, so that it acts only in `raising_deaths`."""
+def defer_worker_deaths() -> None:
+    """Wrap the SIGCHLD handler that torch installed with the workers, so that it acts only in `raise_worker_deaths`."""
     handler = signal.getsignal(signal.SIGCHLD)
     is_main_thread = threading.current_thread() is threading.main_thread()  # other threads cannot install handlers
-    if is_main_thread and callable(handler) and not isinstance(handler, _HeldBack):
-        signal.signal(signal.SIGCHLD, _HeldBack(handler))
+    if is_main_thread and callable(handler) and not isinstance(handler, _DeferredSignal):
+        signal.signal(signal.SIGCHLD, _DeferredSignal(handler))
 
 
 @contextmanager
-def raising_deaths() -> Iterator[None]:
+def raise_worker_deaths() -> Iterator[None]:
     """Raise the death of a worker in this block; an earlier death is raised at its start.
 
     Raises:
         RuntimeError: a worker was killed.
     """
     handler = signal.getsignal(signal.SIGCHLD)
-    if isinstance(handler, _HeldBack):
+    if isinstance(handler, _DeferredSignal):
         with handler.waiting():
             yield
     else:

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ovd.data.report import DataError
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 from ovd.warn import warn
 
 MANIFEST_NAME = "manifest.json"
@@ -35,7 +35,7 @@ def list_shards(directory: Path) -> dict[str, ManifestEntry | None]:
     if compressed:
         raise DataError(
             "F13",
-            f"{directory}: {len(compressed)} compressed shards ({first_of(compressed, 3)}); shards are read by "
+            f"{directory}: {len(compressed)} compressed shards ({join_first(compressed, 3)}); shards are read by "
             f"position, so unpack them first: gunzip {directory}/{compressed[0]}",
         )
     manifest = _read_manifest(directory)
@@ -49,8 +49,8 @@ def list_shards(directory: Path) -> dict[str, ManifestEntry | None]:
     if missing or unknown:
         raise DataError(
             "F13",
-            f"{directory / MANIFEST_NAME}: shards missing from the folder: {first_of(missing, 20) or 'none'}; "
-            f"shards not in the manifest: {first_of(unknown, 20) or 'none'}",
+            f"{directory / MANIFEST_NAME}: shards missing from the folder: {join_first(missing, 20) or 'none'}; "
+            f"shards not in the manifest: {join_first(unknown, 20) or 'none'}",
         )
     return {name: manifest[name] for name in names}
 

@@ -24,7 +24,7 @@ from ovd.data.pairs.shard_index import (
 )
 from ovd.data.report import DataError
 from ovd.files import sha256_of
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 from ovd.progress import progress
 
 NUM_THREADS = 4
@@ -76,7 +76,7 @@ class PairShards:
         listed = list_shards(directory) if listed is None else listed
         unknown = [] if only is None else sorted(set(only) - listed.keys())
         if unknown:
-            raise ValueError(f"{directory} has no shards {first_of(unknown, 20)}")
+            raise ValueError(f"{directory} has no shards {join_first(unknown, 20)}")
         self.file_names = tuple(name for name in listed if only is None or name in only)
         self.left_out = tuple(name for name in listed if only is not None and name not in only)
         known = known or {}

@@ -47,10 +47,10 @@ def read_tsv(path: Path, columns: Sequence[str], images: Path | None, report: Da
                     raise ImageError("F30", f"{len(values)} fields, where the columns are {','.join(columns)}")
                 pair = _pair(f"{number:09d}", fields, images, where)
             except ImageError as error:
-                report.skipped(error.code, f"{where}: {error}")
+                report.count_skipped(error.code, f"{where}: {error}")
                 report.raise_if_too_many(num_lines)
                 continue
-            report.used()
+            report.count_used()
             yield pair
 
 

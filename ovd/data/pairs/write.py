@@ -10,7 +10,7 @@ from pathlib import Path
 from ovd.data.pairs.manifest import MANIFEST_NAME
 from ovd.data.pairs.pair import Pair
 from ovd.files import atomic_write, sha256_of, write_json
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 
 
 def write_pair_shards(directory: Path, pairs: Iterable[Pair], *, pairs_per_shard: int) -> None:
@@ -29,7 +29,7 @@ def write_pair_shards(directory: Path, pairs: Iterable[Pair], *, pairs_per_shard
     present = sorted(path.name for path in directory.glob("*.tar"))
     if present or manifest_path.exists():
         raise ValueError(
-            f"{directory} already holds shards ({first_of(present, 3) or MANIFEST_NAME}), and none is overwritten; "
+            f"{directory} already holds shards ({join_first(present, 3) or MANIFEST_NAME}), and none is overwritten; "
             "give another folder, or remove what an earlier import left unfinished"
         )
     directory.mkdir(parents=True, exist_ok=True)

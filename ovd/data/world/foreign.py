@@ -41,7 +41,7 @@ from ovd.data.world.foreign_drawing import (
     Layer,
 )  # fmt: skip
 from ovd.data.world.scene import PLACEMENT_TRIES, overlaps, paint, sample_size
-from ovd.files import hash_of, write_json
+from ovd.files import short_hash, write_json
 from ovd.shapes import Float
 
 _STREAM = {"train": 1, "val": 2, "pairs": 3}
@@ -64,7 +64,7 @@ class ForeignSettings:
 
     def key(self) -> str:
         """Return a hash of all settings, which is part of the folder's name."""
-        return hash_of(asdict(self))
+        return short_hash(asdict(self))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ annotations of 100 LVIS validation images, before any detector was trained on th
 
 from dataclasses import asdict, dataclass
 
-from ovd.files import hash_of
+from ovd.files import short_hash
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Settings:
 
     def key(self) -> str:
         """Return a hash of all settings, which names the folder of the world."""
-        return hash_of(asdict(self))
+        return short_hash(asdict(self))
 
 
 LVIS_IMAGE_COUNT_QUANTILES = (

@@ -14,7 +14,7 @@ from ovd.data.world.scene import draw_scene
 from ovd.data.world.settings import Settings
 from ovd.tiny_clip.canonical import participation_ratio
 from ovd.tiny_clip.pretrain import normalize
-from ovd.tiny_clip.respread import pair_features, respread
+from ovd.tiny_clip.projections import pair_features, solve_projections
 
 NUM_PAIRS = 640
 
@@ -53,7 +53,7 @@ def test_features_are_those_before_the_projections(untrained_clip, pairs):
         torch.testing.assert_close(features.texts @ model.text_projection, expected)
 
 
-def test_respread_widens_a_collapsed_space_and_keeps_pairs_together(tiny_clip, pairs):
+def test_solved_projections_widen_a_collapsed_space_and_keep_pairs_together(tiny_clip, pairs):
     """Respreading widens a collapsed space and keeps pairs together: images and captions are projected into six
     dimensions, and the features before the projections bring the others back."""
     collapsed = Clip(copy.deepcopy(tiny_clip.model), tiny_clip.tokenizer, tiny_clip.mean, tiny_clip.std, tiny_clip.dim)
@@ -71,7 +71,7 @@ def test_respread_widens_a_collapsed_space_and_keeps_pairs_together(tiny_clip, p
         return participation_ratio(texts), loss.item()
 
     dimensions_before, loss_before = dimensions_and_loss()
-    respread(collapsed, features, features)
+    solve_projections(collapsed, features, features)
     dimensions, loss = dimensions_and_loss()
     assert dimensions_before < 6
     assert dimensions > 20

@@ -57,7 +57,7 @@ def pair_features(
 
 
 @torch.no_grad()
-def respread(clip: Clip, features: Features, held_out: Features) -> None:
+def solve_projections(clip: Clip, features: Features, held_out: Features) -> None:
     """Replace both projections and the logit scale of a CLIP model, in place.
 
     Each direction in which images and captions agree is scaled by the square root of its correlation; the first one,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovd.build.detector import build_detector, configured_clip
+from ovd.build.detector import build_detector, load_configured_clip
 from ovd.build.trained import TrainedDetector, build_own_inference
 from ovd.clip.load import Clip, load_clip
 from ovd.config.labelling import LabelOptions
@@ -74,7 +74,7 @@ def parse_with_sizes(description: str | None, switches: Mapping[str, str] = Mapp
 
 
 @dataclass(frozen=True)
-class Fresh:
+class BenchDetector:
     """A fresh detector on its device, and the generator of random images and texts for it."""
 
     config: TrainConfig
@@ -129,7 +129,7 @@ class Fresh:
         return StepTexts(torch.arange(len(rows), device=self.device), rows, mask, mask, torch.zeros_like(mask[0]))
 
 
-def fresh_detector(path: Path, device: torch.device) -> Fresh:
+def build_bench_detector(path: Path, device: torch.device) -> BenchDetector:
     """Build a config's detector, with random weights unless its CLIP is the tiny one; on a CPU with two threads."""
     torch.set_num_threads(2)
     keep_freed_memory()  # as all tools do; peers in this process have the same
@@ -138,20 +138,20 @@ def fresh_detector(path: Path, device: torch.device) -> Fresh:
     config = load_config(path, overrides, TrainConfig)
     compute = Compute.configured("auto", device)
     torch.manual_seed(0)
-    clip = configured_clip(config.clip)
+    clip = load_configured_clip(config.clip)
     detector = compute.place(build_detector(config, clip)).eval()
-    return Fresh(config, detector, clip.dim, compute, torch.Generator().manual_seed(0))
+    return BenchDetector(config, detector, clip.dim, compute, torch.Generator().manual_seed(0))
 
 
-def own_step(fresh: Fresh, batch: Batch, num_classes: int) -> Callable[[], object]:
+def build_training_step(bench: BenchDetector, batch: Batch, num_classes: int) -> Callable[[], object]:
     """Return a function that takes a whole training step as the loop does, with FCOS's assignment and all classes."""
-    detector, settings, compute = fresh.detector.train(), fresh.config.train, fresh.compute
-    rows = fresh.text(num_classes)
-    texts = fresh.step_texts(rows, len(batch.targets))
+    detector, settings, compute = bench.detector.train(), bench.config.train, bench.compute
+    rows = bench.text(num_classes)
+    texts = bench.step_texts(rows, len(batch.targets))
     set_initial_bias(detector, batch, rows, compute)
     optimizer = build_optimizer(build_groups(detector, settings), lr=1e-4)
     average = Ema(detector, settings.ema_decay)
-    criterion = Criterion(settings.model_copy(update={"assignment": "fcos"}), fresh.config.data.pairs)
+    criterion = Criterion(settings.model_copy(update={"assignment": "fcos"}), bench.config.data.pairs)
     is_graphed = settings.cuda_graphs and can_be_graphed(detector, accumulate=settings.accumulate)
     forward = GraphedDetector(detector, compute) if is_graphed else detector
 
@@ -173,7 +173,7 @@ def write_scenes(folder: Path, count: int) -> None:
 
 
 @dataclass(frozen=True)
-class FreshTeacher:
+class BenchTeacher:
     """A detector of the quick start's form that labels captioned images, fresh except for its bias."""
 
     clip: Clip
@@ -182,7 +182,7 @@ class FreshTeacher:
     teacher: OvdTeacher
 
 
-def fresh_teacher(device: torch.device, shards: Path, options: LabelOptions) -> FreshTeacher:
+def build_bench_teacher(device: torch.device, shards: Path, options: LabelOptions) -> BenchTeacher:
     """Build a teacher whose bias is solved on the first images and captions of shards; on a CPU with two threads."""
     torch.set_num_threads(2)
     config = load_config(TEACHER_CONFIG, [f"train.device={device}"], TrainConfig)
@@ -201,4 +201,4 @@ def fresh_teacher(device: torch.device, shards: Path, options: LabelOptions) -> 
     captions = encode_tokens(clip, clip.tokenizer([pairs.caption(row) for row in rows]))
     detector.set_bias(initial_bias(embeddings, captions, scale=detector.scale.item()))
     texts = TextVariants(clip, None)
-    return FreshTeacher(clip, inference, texts, OvdTeacher(inference, texts, run="fresh"))
+    return BenchTeacher(clip, inference, texts, OvdTeacher(inference, texts, run="fresh"))

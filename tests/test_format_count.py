@@ -2,7 +2,7 @@
 
 import pytest
 
-from ovd.number_of import number_of
+from ovd.format_count import format_count
 
 
 @pytest.mark.parametrize(
@@ -16,4 +16,4 @@ from ovd.number_of import number_of
     ],
 )
 def test_one_is_not_many(count, words, expected):
-    assert number_of(count, *words) == expected
+    assert format_count(count, *words) == expected

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ovd.first_of import first_of
+from ovd.join_first import join_first
 
 
 @pytest.mark.parametrize(
@@ -17,4 +17,4 @@ from ovd.first_of import first_of
     ],
 )
 def test_the_first_are_named_and_the_others_counted(items, options, expected):
-    assert first_of(items, **options) == expected
+    assert join_first(items, **options) == expected

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 
-def first_of(items: Sequence[object], limit: int = 10, *, separator: str = ", ") -> str:
+def join_first(items: Sequence[object], limit: int = 10, *, separator: str = ", ") -> str:
     """Join the first items and the number of the others, such as "a, b and 7 more".
 
     Args:

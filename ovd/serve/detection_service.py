@@ -24,12 +24,12 @@ from ovd.data.loading.transforms import eval_transform
 from ovd.inference import ImageBatch
 from ovd.model.query_texts import QueryTexts
 from ovd.structures import Detections
-from ovd.text.names import clean_name, prompts_of, with_equal_tokens
+from ovd.text.names import build_prompts, clean_name, find_equal_tokens
 from ovd.text.prompts import TEMPLATES
 
-EXAMPLE_SIDE = 1024
+MAX_EXAMPLE_SIDE = 1024
 """Longest side in pixels that an example is reduced to before it is embedded, which bounds the memory it takes."""
-NAMES_KEPT = 4096
+MAX_CACHED_NAMES = 4096
 """Number of names whose text rows are kept, the most recently used ones."""
 
 
@@ -53,8 +53,8 @@ class DetectionRequest:
     texts: tuple[str, ...]
     """Names to detect, without duplicates."""
     examples: Mapping[str, Float[Tensor, "_ D"]] = field(default_factory=dict)
-    """Embeddings of example pictures (`Answerer.prepare_example`) by class name; a name that is also in `texts` is
-    detected by both."""
+    """Embeddings of example pictures (`DetectionService.prepare_example`) by class name; a name that is also in `texts`
+    is detected by both."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ class DetectionRequest:
         return [(name,) if name in self.texts else () for name in self.names]
 
 
-class Answerer:
+class DetectionService:
     """A trained detector, with the text rows of recently used names."""
 
     def __init__(self, trained: TrainedDetector, *, size: int | None = None):
@@ -94,7 +94,7 @@ class Answerer:
         Raises:
             Exception: the detector does not work.
         """
-        (answer,) = self.answer(
+        (answer,) = self.detect(
             [DetectionRequest(self.prepare_pixels(np.zeros((64, 64, 3), dtype=np.uint8)), ("object",))]
         )
         if isinstance(answer, Exception):
@@ -110,8 +110,8 @@ class Answerer:
         context_length = tokenizer([""]).shape[1]
         long = [name for name in names if len(name.encode()) > context_length // 2]  # shorter ones are not cut
         templates = TEMPLATES[self._trained.config.bank.templates]
-        tokens = [tokenizer(prompts_of(name, (), 0, templates)).numpy().tobytes() for name in long]
-        if pairs := with_equal_tokens(long, tokens):
+        tokens = [tokenizer(build_prompts(name, (), 0, templates)).numpy().tobytes() for name in long]
+        if pairs := find_equal_tokens(long, tokens):
             raise ValueError(f"{pairs[0][0]!r} and {pairs[0][1]!r} are too long for the detector to tell them apart")
 
     def prepare(self, content: bytes, *, max_pixels: int) -> PreparedImage:
@@ -129,8 +129,8 @@ class Answerer:
             ImageError: the file is damaged, not an image, or larger than `max_pixels`.
         """
         pixels = read_image(content, max_pixels=max_pixels)
-        if max(pixels.shape[:2]) > EXAMPLE_SIDE:
-            pixels = eval_transform(size=EXAMPLE_SIDE)(pixels)
+        if max(pixels.shape[:2]) > MAX_EXAMPLE_SIDE:
+            pixels = eval_transform(size=MAX_EXAMPLE_SIDE)(pixels)
         with self._encoding:
             return self._prompts.encode(Example(pixels))
 
@@ -141,7 +141,7 @@ class Answerer:
         height, width = (round_up(side, divisor) for side in resized.shape[1:])
         return PreparedImage(resized, (pixels.shape[0], pixels.shape[1]), (height, width))
 
-    def answer(self, requests: Sequence[DetectionRequest]) -> list[Detections | Exception]:
+    def detect(self, requests: Sequence[DetectionRequest]) -> list[Detections | Exception]:
         """Return the detections of each request, or the exception that it raises alone.
 
         `classes` of the detections are positions in the request's `names`. Only one thread at a time may call this.
@@ -150,16 +150,16 @@ class Answerer:
             requests: at least one request, all with the same padded shape.
         """
         try:
-            return list(self._answer_together(requests))
+            return list(self._detect_batch(requests))
         except Exception as error:
             if len(requests) == 1:
                 return [error]
-        return [self.answer([request])[0] for request in requests]  # one request must not stop the others
+        return [self.detect([request])[0] for request in requests]  # one request must not stop the others
 
-    def _answer_together(self, requests: Sequence[DetectionRequest]) -> tuple[Detections, ...]:
+    def _detect_batch(self, requests: Sequence[DetectionRequest]) -> tuple[Detections, ...]:
         self._encode(dict.fromkeys(text for request in requests for text in request.texts))
         queries = [self._queries(request) for request in requests]
-        self._forget()
+        self._evict_texts()
         prepared = [request.image for request in requests]
         assert len({image.padded_shape for image in prepared}) == 1, "pictures of one batch have one padded shape"
         images, sizes = pad_images([image.pixels for image in prepared], divisor=self.inference.detector.size_divisor)
@@ -178,13 +178,13 @@ class Answerer:
     def _queries(self, request: DetectionRequest) -> QueryTexts:
         """Return a query for each of a request's names."""
         rows = {text: self._rows[text] for text in request.texts}
-        for name, of_examples in request.examples.items():
-            of_text = rows[name][None] if name in rows else of_examples[:0]
-            rows[name] = self._prompts.combine(of_text, of_examples)
+        for name, example_rows in request.examples.items():
+            text_rows = rows[name][None] if name in rows else example_rows[:0]
+            rows[name] = self._prompts.combine(text_rows, example_rows)
         ensemble = score_ensemble(self._trained, request.texts_of_names)
         return QueryTexts(torch.stack(list(rows.values())), ensemble)
 
-    def _forget(self) -> None:
-        """Drop the least recently used rows beyond `NAMES_KEPT`."""
-        while len(self._rows) > NAMES_KEPT:
+    def _evict_texts(self) -> None:
+        """Drop the least recently used rows beyond `MAX_CACHED_NAMES`."""
+        while len(self._rows) > MAX_CACHED_NAMES:
             self._rows.popitem(last=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_coco_columns import assert_equal, good_file
 
-from ovd.data.formats import coco_columns, kept_tables
+from ovd.data.formats import coco_columns, table_cache
 from ovd.data.formats.coco_columns import read_columns
 from ovd.data.formats.coco_json import read_coco_json
 from ovd.data.formats.options import FormatOptions
@@ -18,7 +18,7 @@ from ovd.data.report import DataReport
 @pytest.fixture
 def annotations(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("OVD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(kept_tables, "MIN_BYTES", 1)
+    monkeypatch.setattr(table_cache, "MIN_BYTES", 1)
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps(good_file()))
     return path
@@ -67,7 +67,7 @@ def test_a_file_that_changed_is_read_anew_though_length_and_time_are_as_before(a
     assert len(num_read) == 2
 
 
-def test_a_kept_table_is_not_that_of_images_by_base_name(annotations):
+def test_a_cached_table_is_not_that_of_images_by_base_name(annotations):
     content, images = json.loads(annotations.read_text()), annotations.parent / "images"
     (images / "deep").mkdir(parents=True)
     for image in content["images"]:
@@ -82,7 +82,7 @@ def test_a_kept_table_is_not_that_of_images_by_base_name(annotations):
     assert found.image_files == tuple(f"deep/{image['id']}.jpg" for image in content["images"])
 
 
-def test_a_kept_table_that_is_damaged_is_not_used(annotations, num_read):
+def test_a_cached_table_that_is_damaged_is_not_used(annotations, num_read):
     expected = read(annotations)
     (file,) = (annotations.parent / "cache" / "annotations").iterdir()
     whole = file.read_bytes()
@@ -97,7 +97,7 @@ def test_a_kept_table_that_is_damaged_is_not_used(annotations, num_read):
 def test_what_another_reader_made_is_not_used(annotations, num_read, tmp_path, monkeypatch):
     read(annotations)
     (tmp_path / "reader.py").write_text("changed")
-    monkeypatch.setattr(kept_tables, "_READER", (tmp_path / "reader.py",))
+    monkeypatch.setattr(table_cache, "_READER", (tmp_path / "reader.py",))
     read(annotations)
     assert len(num_read) == 2
 
@@ -105,7 +105,7 @@ def test_what_another_reader_made_is_not_used(annotations, num_read, tmp_path, m
 def test_small_files_and_what_depends_on_other_files_is_not_kept(annotations, num_read, tmp_path, monkeypatch):
     for _ in range(2):
         read(annotations, options={"by_base_name": True}, images=tmp_path)
-    monkeypatch.setattr(kept_tables, "MIN_BYTES", 2**24)
+    monkeypatch.setattr(table_cache, "MIN_BYTES", 2**24)
     for _ in range(2):
         read(annotations)
     assert len(num_read) == 4

@@ -5,7 +5,7 @@ import warnings
 from threading import Lock
 
 
-class _Remarks:
+class _SilencedWarnings:
     """A context without Pillow's warnings about odd metadata and large sizes; what matters is checked, and raises.
 
     Warning filters belong to the process. So the first thread that enters silences warnings, and the last that leaves
@@ -41,5 +41,5 @@ class _Remarks:
         self._num_inside, self._filters = 0, None
 
 
-NO_REMARKS = _Remarks()
-os.register_at_fork(after_in_child=NO_REMARKS.forget)
+SILENCED_WARNINGS = _SilencedWarnings()
+os.register_at_fork(after_in_child=SILENCED_WARNINGS.forget)

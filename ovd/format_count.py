@@ -1,7 +1,7 @@
 """Numbers with their nouns in a message."""
 
 
-def number_of(count: int, noun: str, plural: str | None = None) -> str:
+def format_count(count: int, noun: str, plural: str | None = None) -> str:
     """Format a number and its noun, such as "1 box" and "1,200 boxes".
 
     Args:

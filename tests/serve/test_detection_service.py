@@ -8,16 +8,16 @@ import torch
 from small_server import png
 
 from ovd.predictor import Predictor
-from ovd.serve.answerer import Answerer, DetectionRequest
+from ovd.serve.detection_service import DetectionRequest, DetectionService
 from ovd.structures import Detections
 
 SHAPES = [(48, 64), (64, 64), (40, 61), (64, 48), (200, 90), (33, 64)]
 LISTS = [("anchor", "cat face"), ("umbrella",), ("cat face", "umbrella", "a red kite"), ("anchor",)]
 
 
-def requests_of(answerer: Answerer) -> list[DetectionRequest]:
+def requests_of(service: DetectionService) -> list[DetectionRequest]:
     pixels = [np.random.default_rng(i).integers(0, 256, (*shape, 3)).astype(np.uint8) for i, shape in enumerate(SHAPES)]
-    return [DetectionRequest(answerer.prepare_pixels(image), LISTS[i % len(LISTS)]) for i, image in enumerate(pixels)]
+    return [DetectionRequest(service.prepare_pixels(image), LISTS[i % len(LISTS)]) for i, image in enumerate(pixels)]
 
 
 def assert_same(found: Detections | Exception, expected: Detections | Exception) -> None:
@@ -29,15 +29,15 @@ def assert_same(found: Detections | Exception, expected: Detections | Exception)
 
 
 def test_a_picture_in_company_gets_the_answer_that_it_gets_alone(trained):
-    answerer = Answerer(trained)
-    requests = requests_of(answerer)
+    service = DetectionService(trained)
+    requests = requests_of(service)
     of_shape: dict[tuple[int, int], list[DetectionRequest]] = {}
     for request in requests:
         of_shape.setdefault(request.image.padded_shape, []).append(request)
     assert max(map(len, of_shape.values())) > 2
     for together in of_shape.values():
-        for request, found in zip(together, answerer.answer(together), strict=True):
-            (alone,) = answerer.answer([request])
+        for request, found in zip(together, service.detect(together), strict=True):
+            (alone,) = service.detect([request])
             assert_same(found, alone)
 
 
@@ -49,9 +49,9 @@ def test_it_answers_as_the_predictor_does(trained, with_ensemble):
         trained.detector.keeps_dense = True
         trained = replace(trained, config=type(trained.config).model_validate(values))
     try:
-        answerer, predictor = Answerer(trained), Predictor(trained)
+        service, predictor = DetectionService(trained), Predictor(trained)
         for names in LISTS[1:3]:
-            (found,) = answerer.answer([DetectionRequest(answerer.prepare(png(), max_pixels=10**6), names)])
+            (found,) = service.detect([DetectionRequest(service.prepare(png(), max_pixels=10**6), names)])
             image = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
             assert_same(found, predictor(image, names))
     finally:
@@ -59,23 +59,23 @@ def test_it_answers_as_the_predictor_does(trained, with_ensemble):
 
 
 def test_a_question_that_fails_does_not_stop_the_others(trained, monkeypatch):
-    answerer = Answerer(trained)
-    good = DetectionRequest(answerer.prepare_pixels(np.full((64, 64, 3), 90, dtype=np.uint8)), ("anchor",))
-    bad = DetectionRequest(answerer.prepare_pixels(np.zeros((64, 64, 3), dtype=np.uint8)), ("anchor",))
-    original = answerer.inference.detect_each
+    service = DetectionService(trained)
+    good = DetectionRequest(service.prepare_pixels(np.full((64, 64, 3), 90, dtype=np.uint8)), ("anchor",))
+    bad = DetectionRequest(service.prepare_pixels(np.zeros((64, 64, 3), dtype=np.uint8)), ("anchor",))
+    original = service.inference.detect_each
 
     def detect_each(queries, batch):
         if (batch.images.flatten(1).amax(dim=1) == 0).any():
             raise RuntimeError("a black picture")
         return original(queries, batch)
 
-    monkeypatch.setattr(answerer.inference, "detect_each", detect_each)
-    answers = answerer.answer([good, bad, good])
+    monkeypatch.setattr(service.inference, "detect_each", detect_each)
+    answers = service.detect([good, bad, good])
     assert [type(answer).__name__ for answer in answers] == ["Detections", "RuntimeError", "Detections"]
 
 
 def test_rows_of_names_are_encoded_once_and_the_oldest_are_forgotten(trained, monkeypatch):
-    import ovd.serve.answerer as module
+    import ovd.serve.detection_service as module
 
     asked = []
     encode = module.text_of_names
@@ -85,9 +85,9 @@ def test_rows_of_names_are_encoded_once_and_the_oldest_are_forgotten(trained, mo
         return encode(trained, names)
 
     monkeypatch.setattr(module, "text_of_names", text_of_names)
-    monkeypatch.setattr(module, "NAMES_KEPT", 2)
-    answerer = Answerer(trained)
-    picture = answerer.prepare_pixels(np.zeros((64, 64, 3), dtype=np.uint8))
+    monkeypatch.setattr(module, "MAX_CACHED_NAMES", 2)
+    service = DetectionService(trained)
+    picture = service.prepare_pixels(np.zeros((64, 64, 3), dtype=np.uint8))
     for names in (("anchor", "cat"), ("cat", "dog"), ("dog", "cat"), ("anchor",)):
-        answerer.answer([DetectionRequest(picture, names)])
+        service.detect([DetectionRequest(picture, names)])
     assert asked == [["anchor", "cat"], ["dog"], ["anchor"]]

@@ -10,7 +10,7 @@ from ovd.structures import Detections
 
 
 @dataclass(frozen=True)
-class Found:
+class PictureDetections:
     """Detections shown of one picture."""
 
     picture: Picture
@@ -32,20 +32,20 @@ class Found:
 
 
 @runtime_checkable
-class Output(Protocol):
+class DetectionOutput(Protocol):
     """Interface of an output that detections are written to."""
 
-    def add(self, found: Found) -> None:
+    def add(self, found: PictureDetections) -> None:
         """Add the detections of one picture; frames of a video come in order, with no other picture between them."""
 
     def close(self) -> None:
         """Write what is left, after the last picture."""
 
-    def where(self) -> str:
+    def describe_location(self) -> str:
         """Return where the output was written, as the end of a sentence; empty for standard output."""
 
 
-def line_of(found: Found, names: Sequence[str]) -> str:
+def json_line(found: PictureDetections, names: Sequence[str]) -> str:
     """Format one picture as a JSON line; file names that are not UTF-8 are left to the output's `errors` setting."""
     picture = found.picture
     frame = {} if picture.frame is None else {"frame": picture.frame, "time_s": round(picture.time_s or 0.0, 3)}

@@ -20,7 +20,7 @@ from ovd.files import atomic_write, cache_folder, sha256_of
 
 MIN_BYTES = 2**24
 """Size below which annotation files are not cached."""
-_SOURCES = ("coco_columns", "coco_records", "kept_tables", "objects365", "table")
+_SOURCES = ("coco_columns", "coco_records", "table_cache", "objects365", "table")
 _READER = (
     Path(__file__).parents[1] / "category.py",
     *(Path(__file__).with_name(f"{name}.py") for name in _SOURCES),
@@ -30,7 +30,7 @@ _DIGEST_BYTES = 32
 _ARRAYS = ("image_ids", "image_of_object", "class_of_object", "boxes_xywh", "is_crowd", "areas_px", "image_sizes")
 
 
-class _Rest(msgspec.Struct):
+class _NonArrayFields(msgspec.Struct):
     """The fields of a table that are not arrays."""
 
     categories: tuple[Category, ...]
@@ -38,7 +38,7 @@ class _Rest(msgspec.Struct):
     federated: FederatedLabels | None
 
 
-def kept_table(request: ReadRequest, *, federated: bool) -> AnnotationTable | None:
+def load_cached_table(request: ReadRequest, *, federated: bool) -> AnnotationTable | None:
     """Load the cached table of an annotation file; None if there is none, it is damaged, or the file has changed.
 
     Requests with `by_base_name` or `sizes_from_images` are never cached, since they depend on the images.
@@ -46,7 +46,7 @@ def kept_table(request: ReadRequest, *, federated: bool) -> AnnotationTable | No
     if request.options.by_base_name or request.options.sizes_from_images:
         return None
     try:
-        whole = _file_of(request, federated).read_bytes()
+        whole = _cache_file(request, federated).read_bytes()
         with ThreadPoolExecutor(1) as beside:  # hashing releases the GIL, and takes as long as all the rest
             annotations_digest = beside.submit(sha256_of, request.annotations)
             content = whole[_DIGEST_BYTES:]
@@ -55,7 +55,7 @@ def kept_table(request: ReadRequest, *, federated: bool) -> AnnotationTable | No
             arrays: dict[str, Any] = load(content)
             made_of = arrays.pop("annotations_digest").tobytes().decode()
             names = AnnotationNames(request.annotations, arrays.pop("object_ids"))
-            rest = msgspec.json.decode(arrays.pop("rest").tobytes(), type=_Rest)
+            rest = msgspec.json.decode(arrays.pop("rest").tobytes(), type=_NonArrayFields)
             if annotations_digest.result() != made_of:
                 return None
     except OSError:
@@ -71,7 +71,7 @@ def kept_table(request: ReadRequest, *, federated: bool) -> AnnotationTable | No
     )
 
 
-def keep_table(table: AnnotationTable, content: bytes, request: ReadRequest, *, federated: bool) -> None:
+def cache_table(table: AnnotationTable, content: bytes, request: ReadRequest, *, federated: bool) -> None:
     """Cache the table of a large file; if the cache cannot be written, the file is read again next time.
 
     Tables that depend on more than the file are not cached: with images by base name, and of files with faults.
@@ -80,9 +80,9 @@ def keep_table(table: AnnotationTable, content: bytes, request: ReadRequest, *, 
     if len(content) < MIN_BYTES or request.options.by_base_name or not isinstance(names, AnnotationNames):
         return
     arrays = {name: getattr(table, name) for name in _ARRAYS if getattr(table, name) is not None}
-    file = _file_of(request, federated)
+    file = _cache_file(request, federated)
     try:
-        rest = msgspec.json.encode(_Rest(table.categories, table.image_files, table.federated))
+        rest = msgspec.json.encode(_NonArrayFields(table.categories, table.image_files, table.federated))
         arrays |= {
             "annotations_digest": np.frombuffer(hashlib.sha256(content).hexdigest().encode(), np.uint8),
             "object_ids": names.ids,
@@ -97,7 +97,7 @@ def keep_table(table: AnnotationTable, content: bytes, request: ReadRequest, *, 
         pass
 
 
-def _file_of(request: ReadRequest, federated: bool) -> Path:
+def _cache_file(request: ReadRequest, federated: bool) -> Path:
     """Return the cache file for an annotation file's path, the kind of request, and the reader's code."""
     asked = (
         os.path.abspath(request.annotations),

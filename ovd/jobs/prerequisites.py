@@ -11,7 +11,7 @@ from ovd.extras import needs_package
 from ovd.warn import warn
 
 
-def check_can_run(config: TrainConfig) -> None:
+def check_prerequisites(config: TrainConfig) -> None:
     """Check what a training needs besides its data, and warn of settings that hardly anyone wants.
 
     Raises:
