@@ -22,7 +22,7 @@ from torchvision.ops import batched_nms, box_convert
 from ovd.boxes import clip_boxes
 from ovd.join_first import join_first
 from ovd.selftrain.labels import TeacherBoxes
-from ovd.selftrain.teacher import weights_fingerprint
+from ovd.selftrain.teacher_settings import weights_fingerprint
 from ovd.text.names import clean_name, fill_template
 
 _OWL = ("owlvit", "owlv2")

@@ -1,24 +1,21 @@
 """The protocol `Teacher`, a detector that finds boxes for queries, and its implementation with our own detectors."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float16, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ovd.clip.load import Clip
 from ovd.data.loading.padding import pad_images
 from ovd.data.loading.transforms import eval_transform
-from ovd.experts.inference import ExpertInference
 from ovd.inference import BatchDetector, ImageBatch
 from ovd.model.query_texts import QueryTexts
-from ovd.model.score_calibration import ScoreCalibration
 from ovd.selftrain.labels import TeacherBoxes
+from ovd.selftrain.teacher_settings import describe_settings
 from ovd.text.encoder import BATCH, encode_tokens, text_tower_fingerprint
 from ovd.text.names import clean_name, fill_template
 
@@ -105,21 +102,8 @@ class OvdTeacher:
                 loaded yet are loaded.
             run: run folder in the detector's config, for `name`; it stays the same if the folder is moved.
         """
-        precision = "bf16" if inference.low_precision else "float32"
-        fingerprint = weights_fingerprint(inference.detector)
-        self.settings = f"sha256 {fingerprint} at {inference.size} px in {precision}, {inference.options!r}"
+        self.settings = describe_settings(inference)
         """Description of the weights and inference settings that the boxes depend on."""
-        if inference.second_look is not None:
-            look = inference.second_look
-            self.settings += f", crops by CLIP sha256 {weights_fingerprint(look.backbone)} in {look.views!r}"
-        inferences: list[BatchDetector] = [inference]
-        if isinstance(inference, ExpertInference):
-            self.settings += f", with {inference.describe_experts()}"
-            inferences += [expert.inference for expert in inference.experts]
-        calibrations = [_applied_calibration(each) for each in inferences]
-        if any(applied is not None for applied in calibrations):
-            prints = ("none" if applied is None else _fingerprint(applied) for applied in calibrations)
-            self.settings += f", calibration sha256 {', '.join(prints)}"
         self.name = f"{run} {self.settings}"
         self._inference = inference
         self._texts = texts
@@ -139,30 +123,3 @@ class OvdTeacher:
         texts = [QueryTexts(self._texts.means(asked)) for asked in queries]
         found = self._inference.detect_each(texts, ImageBatch(padded, sizes, original_sizes))
         return [TeacherBoxes(item.boxes.numpy(), item.scores.numpy(), item.classes.numpy()) for item in found]
-
-
-def _applied_calibration(inference: BatchDetector) -> ScoreCalibration | None:
-    """Return the calibration if it affects the boxes; None otherwise.
-
-    A name bias always affects them, the score map only with the settings of post-processing that it was fitted with.
-    """
-    calibration = inference.calibration
-    if calibration is None or not (calibration.name_bias or calibration.applies_to(inference.options)):
-        return None
-    return calibration
-
-
-def _fingerprint(calibration: ScoreCalibration) -> str:
-    """Return a hash of a calibration, in the form of `weights_fingerprint`."""
-    digest = hashlib.sha256(json.dumps(calibration.to_json(), sort_keys=True).encode())
-    digest.update(calibration.trained_text.float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """Return a hash of a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.float().cpu().contiguous().numpy())
-    return digest.hexdigest()[:16]
