@@ -135,7 +135,7 @@ def _best_after_nms(
         kept = nms(boxes[:num_tried], scores[:num_tried], iou)
         if len(kept) >= count or num_tried >= len(boxes):
             return kept[:count]
-        num_tried *= 4
+        num_tried *= 2
 
 
 def _best_scores(image: PointPredictions, scoring: Scoring) -> Float[Tensor, " P"]:
