@@ -39,7 +39,7 @@ class DetectionOutput(Protocol):
         """Add the detections of one picture; frames of a video come in order, with no other picture between them."""
 
     def close(self) -> None:
-        """Write what is left, after the last picture."""
+        """Write the remaining output after the last picture."""
 
     def describe_location(self) -> str:
         """Return where the output was written, as the end of a sentence; empty for standard output."""

@@ -33,10 +33,10 @@ LARGE_LOGIT = 80
 """Logit at which the exponential is finite and the sigmoid is 1; larger logits have the same sigmoid."""
 
 
-def small_logit(dtype: torch.dtype) -> float:
-    """Return the lowest logit that is computed with, -25 in float32; the loss of lower ones is below 1e-32.
+def _min_logit(dtype: torch.dtype) -> float:
+    """Return the limit that lower logits are raised to: -25 in float32, where the loss of a pair is below 1e-32.
 
-    Below it, losses and gradients would become denormal numbers, which CPUs multiply 20 times more slowly. The limit
+    Below the limit, losses and gradients would become denormal numbers, which CPUs multiply 20 times more slowly. It
     leaves room for the matrix products with the gradients.
     """
     return math.log(torch.finfo(dtype).tiny) / 3.5
@@ -396,7 +396,7 @@ def _sigmoid_and_softplus(
     """
     # With e = exp(x), p is e / (1 + e). On a CPU log1p(e) takes eight times as long as log, so it is computed as
     # log(s) + (e - (s - 1)) / s, where s is 1 + e after rounding, and the bracket is the rounding error.
-    torch.clamp(x, min=small_logit(x.dtype), max=LARGE_LOGIT, out=exponential).exp_()
+    torch.clamp(x, min=_min_logit(x.dtype), max=LARGE_LOGIT, out=exponential).exp_()
     torch.add(exponential, 1, out=rounded)
     torch.sub(exponential, torch.sub(rounded, 1, out=lost), out=lost).div_(rounded)
     probability = exponential.div_(rounded)
