@@ -15,7 +15,7 @@ BYTES_FLOAT32 = 4
 BYTES_BF16 = 2
 MEASURED_UTILIZATION = 0.17
 """Share of an H100's peak (989 TFLOP/s in bf16) measured for CLIP's ResNet-50 with training loop and loader. In the
-steps alone it was 0.19, and 0.21 for ConvNeXt-B (docs/results.md, "On a GPU")."""
+steps alone it was 0.19, and 0.21 for ConvNeXt-B (docs/speed.md, "On a GPU")."""
 OPTIMIZER_COPIES = 5
 """Number of float32 values stored per trained weight: weight, gradient, two moments, average."""
 

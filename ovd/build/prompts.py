@@ -36,7 +36,7 @@ EXAMPLE_VIEWS = ((1.0, 1.0), (1.3, 1.0))
 """Views of an example that CLIP embeds: tight, and with some of its surroundings (`CropOptions.views`)."""
 SHARE_OF_IMAGES = 0.2
 """Weight of the examples in the row of a class with both texts and examples, chosen on the base classes of the embedded
-world (docs/results.md, "Asked by pictures")."""
+world (docs/results.md, "Example pictures as queries")."""
 
 
 @dataclass(frozen=True, eq=False)

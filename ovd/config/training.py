@@ -248,7 +248,7 @@ class TrainSection(Section):
     """Seed of the initial weights, the order of the data, augmentation and sampling."""
     deterministic: bool = False
     """Make results on a GPU bit-identical from run to run, so that a resumed run equals an uninterrupted one to the bit
-    (docs/results.md has the cost). Results on a CPU always are."""
+    (docs/speed.md has the cost). Results on a CPU always are."""
     learning_rate: PositiveFloat = 1e-3
     """Peak learning rate (AdamW)."""
     backbone_rate: NonNegativeFloat = 0.1
@@ -306,7 +306,7 @@ class TrainSection(Section):
     threads: PositiveInt = 2
     """Number of CPU threads; results on a CPU are bit-identical only for the same number."""
     compile: bool = False
-    """Compile pyramid and head with torch.compile: a slow start, then somewhat faster steps (docs/results.md). This
+    """Compile pyramid and head with torch.compile: a slow start, then somewhat faster steps (docs/speed.md). This
     replaces the Triton kernels and CUDA graphs. On a CPU it needs a C++ compiler."""
     cuda_graphs: bool = True
     """Run the forward and backward passes on a GPU as CUDA graphs. This applies to a single process with `accumulate`

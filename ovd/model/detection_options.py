@@ -38,7 +38,7 @@ class DetectionOptions(Section):
     """IoU above which the lower-scoring of two boxes of any classes is dropped; by default only `nms_iou` is used."""
     prefilter: float | None = Field(default=None, gt=0, lt=1)
     """Share of the points at which all names are scored: the points with the best scores for a sample of the names.
-    For tens of thousands of names, 0.15 for example; docs/results.md has the share of boxes that is kept. By default
+    For tens of thousands of names, 0.15 for example; docs/speed.md has the share of boxes that is kept. By default
     all points are used."""
     second_look: SecondLookOptions | None = None
     """Settings of the second look, in which CLIP embeds crops of the best boxes and helps to name them; none by
