@@ -76,7 +76,8 @@ class Case:
         }
         anchors = list(self.anchors.split(self.level_lengths))
         count = len(self.sizes)
-        return self.model.postprocess_detections(outputs, [anchors] * count, [(SIZE, SIZE)] * count)
+        found = self.model.postprocess_detections(outputs, [anchors] * count, [(SIZE, SIZE)] * count)
+        return [{name: value.cpu() for name, value in of_image.items()} for of_image in found]
 
     def product(self) -> Tensor:
         return self.predictions.embeddings.float() @ self.classifier.text.T

@@ -25,7 +25,7 @@ def has_area(boxes: Float[Tensor, "*N 4"]) -> Bool[Tensor, "*N"]:
 
 
 def rescale_boxes(
-    boxes: Float[Tensor, "*N 4"], from_size: Int[Tensor, "2"], to_size: Int[Tensor, "2"]
+    boxes: Float[Tensor, "*N 4"], from_size: Int[Tensor, "*#N 2"], to_size: Int[Tensor, "*#N 2"]
 ) -> Float[Tensor, "*N 4"]:
     """Convert boxes from pixels of an image of `from_size` to pixels of the same image at `to_size`.
 

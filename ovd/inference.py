@@ -273,9 +273,9 @@ class Inference(BatchDetector):
     def _detect_uncalibrated(
         self, predictions: Predictions, batch: ImageBatch, queries: QueryTexts, options: DetectionOptions
     ) -> tuple[Detections, ...]:
-        """Post-process predictions into detections on the CPU, whose scores are not mapped to probabilities."""
+        """Post-process predictions into detections whose scores are not mapped to probabilities."""
         embed_crops = None if self.second_look is None else partial(self.second_look, batch.images, batch.sizes)
-        found = postprocess(
+        return postprocess(
             predictions,
             self.classifier(queries.text),
             input_sizes=batch.sizes,
@@ -284,7 +284,6 @@ class Inference(BatchDetector):
             ensemble=queries.ensemble,
             embed_crops=embed_crops,
         )
-        return tuple(Detections(item.boxes.cpu(), item.scores.cpu(), item.classes.cpu()) for item in found)
 
 
 def _rescore(found: Detections, scores: Float[Tensor, " K"], *, above: float, limit: int) -> Detections:

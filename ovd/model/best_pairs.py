@@ -1,4 +1,4 @@
-"""The best (point, class) pairs of an image, found in one pass over the products of embeddings and text rows.
+"""The best (point, class) pairs of images, found in one pass over the products of embeddings and text rows.
 
 Points are processed chunk by chunk. Only pairs that may be among the best are scored and sorted. Two chains of bounds
 select them; cosines may be rough (rough_cosines.py), scores are exact:
@@ -10,7 +10,9 @@ The first chain starts from the highest rough cosine of each group of classes an
 ensemble, for few pairs, or if each point keeps only its best class, all pairs are scored.
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ovd.model.detection_options import DetectionOptions
 from ovd.model.pair_scores import PairScores, PointPredictions, Scoring
 from ovd.model.rounded_rows import ROW_MULTIPLE
 
@@ -40,6 +43,20 @@ class Pairs:
     classes: Int[Tensor, " N"]
     scores: Float[Tensor, " N"]
 
+    @classmethod
+    def none(cls, device: torch.device) -> "Pairs":
+        """Return no pairs."""
+        empty = torch.empty(0, dtype=torch.int64, device=device)
+        return cls(empty, empty, torch.empty(0, dtype=torch.float32, device=device))
+
+    @classmethod
+    def join(cls, parts: Sequence["Pairs"]) -> "Pairs":
+        """Return the pairs of all parts, one part after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        names = ("points", "classes", "scores")
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
     def __len__(self) -> int:
         """Return N, the number of pairs."""
         return len(self.scores)
@@ -47,49 +64,69 @@ class Pairs:
     def __getitem__(self, rows: Tensor | slice) -> "Pairs":
         return Pairs(self.points[rows], self.classes[rows], self.scores[rows])
 
-    def best_with(self, later: "Pairs", count: int) -> "Pairs":
-        """Return the best of these and later pairs, best first; equal scores stay in the order of point, then class.
+    def above(self, score: float) -> "Pairs":
+        """Return the pairs with higher scores."""
+        return self[(self.scores > score).nonzero().squeeze(1)]
 
-        Args:
-            later: pairs of later points.
-            count: maximum number of pairs.
-        """
-        both = Pairs(
-            torch.cat([self.points, later.points]),
-            torch.cat([self.classes, later.classes]),
-            torch.cat([self.scores, later.scores]),
-        )
-        return both[both.scores.argsort(descending=True, stable=True)[:count]]
+    def best_first(self) -> "Pairs":
+        """Return the pairs by falling score; equal scores stay in their order."""
+        return self[self.scores.argsort(descending=True, stable=True)]
 
 
-def best_pairs(points: PointPredictions, scoring: Scoring) -> Pairs:
-    """Find the `candidates` pairs with the highest scores above `score_threshold`, best first.
+def best_pairs(points: PointPredictions, scoring: Scoring, num_images: int = 1) -> list[Pairs]:
+    """Find each image's `candidates` pairs with the highest scores above `score_threshold`, best first.
 
     Pairs of equal score are in the order of point, then class. With `one_name_per_place` only the best class of each
     point counts.
 
+    Args:
+        points: points of all images, one image after the other, the same number of each. Several images are scored at
+            once, one alone in chunks.
+
     Raises:
         ValueError: a score is NaN.
     """
-    device, options = points.boxes.device, scoring.options
-    count, above = options.candidates, options.score_threshold
-    none = torch.empty(0, dtype=torch.int64, device=device)
-    best = Pairs(none, none, torch.empty(0, dtype=torch.float32, device=device))
-    min_score = torch.tensor(above, dtype=torch.float32, device=device)  # no pair with a lower score is among the best
+    count, above = scoring.options.candidates, scoring.options.score_threshold
+    # No pair with a lower score is among an image's best.
+    min_scores = torch.full((num_images,), above, dtype=torch.float32, device=points.boxes.device)
+    if num_images > 1:
+        found = _select(scoring.pair_scores(points), scoring.options, min_scores, count)
+        return _best_of_each_image(found.above(above), num_images, len(points) // num_images, count)
+
+    best = Pairs.none(points.boxes.device)
     chunk_size = math.ceil(len(points) / max(1, math.ceil(len(points) / scoring.chunk_size)))  # chunks of equal size
     for first in range(0, len(points), max(1, chunk_size)):
         scores = scoring.pair_scores(points[first : first + chunk_size])
-        if options.one_name_per_place is not None:
-            found = _best_class_of_each_point(scores.all_scores())
-        elif scores.has_ensemble or scores.num_pairs <= (FEW_COMPETING_PAIRS if scores.competes else FEW_PAIRS):
-            found = _select_by_score(scores.all_scores(), count)
-        else:
-            found = _select_by_cosine(scores, min_score, None if len(best) == count else count)
-        found = found[found.scores > above]
-        best = best.best_with(Pairs(first + found.points, found.classes, found.scores), count)
+        found = _select(scores, scoring.options, min_scores, None if len(best) == count else count).above(above)
+        best = Pairs.join([best, Pairs(first + found.points, found.classes, found.scores)]).best_first()[:count]
         if len(best) == count:
-            min_score = best.scores[-1]
-    return best
+            min_scores = best.scores[-1:]
+    return [best]
+
+
+def _best_of_each_image(pairs: Pairs, num_images: int, points_per_image: int, count: int) -> list[Pairs]:
+    """Return the `count` best pairs of each image, best first."""
+    pairs = pairs.best_first()
+    image = pairs.points // points_per_image
+    pairs = pairs[image.argsort(stable=True)]
+    numbers = image.bincount(minlength=num_images).tolist()
+    ends = itertools.accumulate(numbers)
+    return [pairs[end - number : end - number + min(number, count)] for number, end in zip(numbers, ends, strict=True)]
+
+
+def _select(scores: PairScores, options: DetectionOptions, min_scores: Float[Tensor, " B"], count: int | None) -> Pairs:
+    """Return pairs in the order of point, then class, among them the `count` best of each of the B images.
+
+    Args:
+        scores: scores of the points of all images, one image after the other.
+        min_scores: lowest score of a pair to find, for each image.
+        count: None to find all that reach the minimum score.
+    """
+    if options.one_name_per_place is not None:
+        return _best_class_of_each_point(scores.all_scores())
+    if scores.has_ensemble or scores.num_pairs <= (FEW_COMPETING_PAIRS if scores.competes else FEW_PAIRS):
+        return _select_by_score(scores.all_scores(), min_scores, options.candidates)
+    return _select_by_cosine(scores, min_scores, count)
 
 
 def check_not_nan(best_scores: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
@@ -111,28 +148,34 @@ def _best_class_of_each_point(scores: Float[Tensor, "P C"]) -> Pairs:
     return Pairs(torch.arange(len(scores), device=scores.device), classes, check_not_nan(best))
 
 
-def _select_by_score(scores: Float[Tensor, "P C"], count: int) -> Pairs:
-    """Return the pairs that may be among the `count` best ones."""
-    rows, classes = (scores >= _kth_best_score(check_not_nan(scores), count)).nonzero().unbind(dim=1)
+def _select_by_score(scores: Float[Tensor, "P C"], min_scores: Float[Tensor, " B"], count: int) -> Pairs:
+    """Return the pairs that may be among the `count` best ones of their image."""
+    limits = _kth_best_scores(check_not_nan(scores), len(min_scores), count)
+    rows, classes = (scores >= _per_point(limits, scores)[:, None]).nonzero().unbind(dim=1)
     return Pairs(rows, classes, scores[rows, classes])
 
 
-def _select_by_cosine(scores: PairScores, min_score: Float[Tensor, ""], count: int | None) -> Pairs:
-    """Return the pairs that may reach the minimum score, and a few others.
+def _select_by_cosine(scores: PairScores, min_scores: Float[Tensor, " B"], count: int | None) -> Pairs:
+    """Return the pairs that may reach the minimum score of their image, and a few others.
 
     Args:
-        min_score: the minimum score.
-        count: number of best pairs to find, which may raise the minimum score; None keeps it as it is.
+        min_scores: the minimum scores.
+        count: number of best pairs to find per image, which may raise the minimum scores; None keeps them as they are.
     """
-    rough = scores.rough_cosines
+    rough, num_images = scores.rough_cosines, len(min_scores)
     groups = _Groups.from_values(rough.values)
     if count is not None:  # the groups' highest are different pairs, so at least `count` pairs score this much
-        some = _merged_group_maxima(groups.highest, BOUNDS_PER_PAIR * count)
+        some = _merged_group_maxima(groups.highest, BOUNDS_PER_PAIR * count * num_images)
         certain = scores.score_lower_bounds(rough.exact_lower_bounds(some))
-        min_score = torch.maximum(min_score, _kth_best_score(certain, count))
-    min_values = check_not_nan(rough.min_values(scores.min_cosines(min_score)))
+        min_scores = torch.maximum(min_scores, _kth_best_scores(certain, num_images, count))
+    min_values = check_not_nan(rough.min_values(scores.min_cosines(_per_point(min_scores, rough.values))))
     rows, classes = groups.pairs_at_or_above(min_values, scores.num_classes)
     return Pairs(rows, classes, scores.scores_of_pairs(rows, classes))
+
+
+def _per_point(of_images: Float[Tensor, " B"], points: Float[Tensor, "P N"]) -> Float[Tensor, " P"]:
+    """Repeat a number of each image for all of its points."""
+    return of_images.repeat_interleave(len(points) // len(of_images))
 
 
 @dataclass(frozen=True)
@@ -190,12 +233,13 @@ def _merged_group_maxima(highest: Float[Tensor, "P G"], count: int) -> Float[Ten
     return highest[:, : num_joined * columns].unflatten(1, (num_joined, columns)).amax(dim=1)
 
 
-def _kth_best_score(scores: Float[Tensor, "P N"], count: int) -> Float[Tensor, ""]:
-    """Return the lowest of the `count` best scores; 0 if there are fewer."""
-    if scores.numel() < count:
-        return scores.new_zeros(())
+def _kth_best_scores(scores: Float[Tensor, "P N"], num_images: int, count: int) -> Float[Tensor, " B"]:
+    """Return the lowest of the `count` best scores of each image; 0 if it has fewer."""
+    of_images = scores.reshape(num_images, -1)
+    if of_images.shape[1] < count:
+        return scores.new_zeros(num_images)
     if scores.device.type != "cpu":
-        return scores.flatten().topk(count, sorted=False).values.amin()
+        return of_images.topk(count, dim=1, sorted=False).values.amin(dim=1)
     # On a CPU NumPy's selection is 3 to 9 times as fast.
-    place = scores.numel() - count
-    return scores.new_tensor(np.partition(scores.numpy(), place, axis=None)[place])
+    place = of_images.shape[1] - count
+    return torch.from_numpy(np.partition(of_images.numpy(), place, axis=1)[:, place].copy())

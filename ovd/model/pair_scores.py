@@ -13,7 +13,8 @@ Without an ensemble a score increases with the pair's cosine, and everything els
 class alone. So the cosines tell which pairs may reach a score, and the scores of all others need not be computed.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -52,6 +53,18 @@ class PointPredictions:
     """The dense CLIP feature, for score ensembling."""
     mixed: Float[Tensor, "P D"] | None = None
     """Vectors whose products with text rows are the mixed cosines, after a second look."""
+
+    @classmethod
+    def join(cls, images: Sequence["PointPredictions"]) -> "PointPredictions":
+        """Return the points of all images, one image after the other."""
+        if len(images) == 1:
+            return images[0]
+
+        def joined(name: str) -> Any:
+            values = [getattr(image, name) for image in images]
+            return None if values[0] is None else torch.cat(values)
+
+        return cls(*(joined(field.name) for field in fields(cls)))
 
     def __len__(self) -> int:
         """Return P, the number of points."""
@@ -149,13 +162,13 @@ class PairScores:
         restored_penalty = None if self._restored_penalty is None else self._restored_penalty.amin()
         return self._with_quality(self._probability(cosines, restored_penalty), cosines, (slice(None), None))
 
-    def min_cosines(self, score: Float[Tensor, ""]) -> Float[Tensor, " P"]:
-        """Compute, for each point, a lower bound on the cosines of classes that score at least this, and more than 0.
+    def min_cosines(self, scores: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+        """Compute lower bounds on each point's cosines with classes that score at least this, and more than 0.
 
         Without an ensemble only.
         """
-        score = ((1 - ROUNDING) * score).clamp(min=torch.finfo(torch.float32).tiny)
-        log_probability = 2 * score.log() - self._quality.log()  # of the class; a lower bound if names compete
+        scores = ((1 - ROUNDING) * scores).clamp(min=torch.finfo(torch.float32).tiny)
+        log_probability = 2 * scores.log() - self._quality.log()  # of the class; a lower bound if names compete
         certain = log_probability.clamp(max=0)  # at 0 the logit is infinite: no class scores that high
         logit = certain - (-torch.expm1(certain)).log()
         lowest = (logit - self._classifier.bias) / self._classifier.scale

@@ -24,18 +24,16 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from ovd.boxes import clip_boxes, has_area, rescale_boxes
-from ovd.model.best_pairs import best_pairs, check_not_nan
+from ovd.model.best_pairs import Pairs, best_pairs, check_not_nan
 from ovd.model.detection_options import DetectionOptions, SecondLookOptions
 from ovd.model.pair_scores import PointPredictions, ScoreEnsemble, Scoring
 from ovd.model.prefilter import prefilter_points
 from ovd.model.similarity import TextClassifier, unit_embeddings
+from ovd.model.suppression import best_after_nms
 from ovd.structures import Detections, Predictions
 
 SECOND_LOOK_NMS_IOU = 0.7
 """IoU above which a second look drops the lower-scoring of two points, whatever their classes."""
-
-INITIAL_NMS_FACTOR = 2
-"""Number of boxes that NMS processes first, as a multiple of the number to keep."""
 
 CropEmbedder = Callable[[Sequence[Float[Tensor, "_ 4"]]], Sequence[Float[Tensor, "_ D"]]]
 """Function that computes CLIP's unit embeddings of the crops of each image's boxes, in pixels of the input image."""
@@ -56,9 +54,9 @@ def postprocess(
 
     The score of a point for a class is sqrt(class probability * sigmoid(quality)). Per image, boxes are clipped to the
     image and those left without area are dropped; the `candidates` best (point, class) pairs above `score_threshold` go
-    through class-aware NMS, and the `max_detections` best are returned, best first. Pairs of equal score are in the
-    order of point, then class. With an `ensemble` the class probability is the geometric mean of the detector's and
-    CLIP's, weighted by class.
+    through class-aware NMS, and the `max_detections` best are returned on the CPU, best first. Pairs of equal score are
+    in the order of point, then class. With an `ensemble` the class probability is the geometric mean of the detector's
+    and CLIP's, weighted by class.
 
     `options` can add a competition between classes, NMS over all classes and a second look (see above), and leave out
     points that score little for a sample of the classes (prefilter.py).
@@ -81,10 +79,13 @@ def postprocess(
     if options.second_look is not None and len(classifier) > 1:
         assert embed_crops is not None, "a second look needs the encoder of crops"
         images = _apply_second_look(images, scoring, embed_crops, options.second_look)
-    return tuple(
-        _postprocess_image(image, scoring, input_size, original_size)
-        for image, input_size, original_size in zip(images, input_sizes, original_sizes, strict=True)
-    )
+    images = list(images)
+    at_once = _images_at_once(images, scoring)
+    found: list[Detections] = []
+    for first in range(0, len(images), at_once):
+        part = slice(first, first + at_once)
+        found += _postprocess_images(images[part], scoring, input_sizes[part], original_sizes[part])
+    return tuple(found)
 
 
 def _clip_to_images(predictions: Predictions, input_sizes: Int[Tensor, "B 2"]) -> list[PointPredictions]:
@@ -122,22 +123,6 @@ def _class_agnostic_nms(image: PointPredictions, scoring: Scoring) -> Int[Tensor
     return order[nms(image.boxes[order].double(), scores[order].double(), SECOND_LOOK_NMS_IOU)]
 
 
-def _best_after_nms(
-    boxes: Float[Tensor, "N 4"], scores: Float[Tensor, " N"], iou: float, count: int
-) -> Int[Tensor, " K"]:
-    """Return the rows of the `count` best boxes that NMS keeps, best first.
-
-    Args:
-        boxes: boxes, best first. Worse boxes do not change whether a box is kept, so they are processed only if needed.
-    """
-    num_tried = INITIAL_NMS_FACTOR * count
-    while True:
-        kept = nms(boxes[:num_tried], scores[:num_tried], iou)
-        if len(kept) >= count or num_tried >= len(boxes):
-            return kept[:count]
-        num_tried *= 2
-
-
 def _best_scores(image: PointPredictions, scoring: Scoring) -> Float[Tensor, " P"]:
     """Compute each point's score for its best class."""
     points = torch.arange(len(image), device=image.boxes.device)
@@ -145,23 +130,46 @@ def _best_scores(image: PointPredictions, scoring: Scoring) -> Float[Tensor, " P
     return check_not_nan(torch.cat([scoring.pair_scores(image[chunk]).all_scores().amax(dim=1) for chunk in chunks]))
 
 
-def _postprocess_image(
-    image: PointPredictions, scoring: Scoring, input_size: Int[Tensor, "2"], original_size: Int[Tensor, "2"]
-) -> Detections:
-    options, pairs = scoring.options, best_pairs(image, scoring)
-    boxes = image.boxes[pairs.points]
+def _images_at_once(images: Sequence[PointPredictions], scoring: Scoring) -> int:
+    """Return the number of images to process together: one, or on a GPU as many as a chunk of points holds.
+
+    A GPU waits between the small operations on one image.
+    """
+    numbers = {len(image) for image in images}
+    if scoring.classifier.text.device.type == "cpu" or len(numbers) != 1:
+        return 1
+    return max(1, scoring.chunk_size // max(1, *numbers))
+
+
+def _postprocess_images(
+    images: Sequence[PointPredictions],
+    scoring: Scoring,
+    input_sizes: Int[Tensor, "B 2"],
+    original_sizes: Int[Tensor, "B 2"],
+) -> list[Detections]:
+    """Select, suppress and rescale the boxes of some images with the same number of points."""
+    options, points = scoring.options, PointPredictions.join(images)
+    of_images = best_pairs(points, scoring, len(images))
     if options.one_name_per_place is not None:
-        kept = nms(boxes.double(), pairs.scores.double(), options.one_name_per_place)
-        boxes, pairs = boxes[kept], pairs[kept]
+        of_images = [_one_name_per_place(points, pairs, options.one_name_per_place) for pairs in of_images]
+    numbers, pairs = [len(pairs) for pairs in of_images], Pairs.join(of_images)
 
     # NMS is class-aware because the boxes of each class are shifted by a different distance, as in torchvision's
     # batched_nms, but in float64: in float32 the shifts of a thousand classes would round fractions of a pixel. On a
     # CPU batched_nms loops over the classes instead, which is many times slower.
-    shifts = pairs.classes * (input_size.max() + 1)
-    kept = _best_after_nms(
-        boxes.double() + shifts[:, None], pairs.scores.double(), options.nms_iou, options.max_detections
+    shifts = pairs.classes * (input_sizes.amax() + 1)
+    shifted = points.boxes[pairs.points].double() + shifts[:, None]
+    kept = best_after_nms(
+        shifted.split(numbers), pairs.scores.double().split(numbers), options.nms_iou, options.max_detections
     )
-    found = pairs[kept]
-    return Detections(
-        boxes=rescale_boxes(boxes[kept], input_size, original_size), scores=found.scores, classes=found.classes
-    )
+    found = Pairs.join([pairs[rows] for pairs, rows in zip(of_images, kept, strict=True)])
+
+    image = found.points // max(1, len(images[0]))
+    boxes = rescale_boxes(points.boxes[found.points], input_sizes[image], original_sizes[image])
+    parts = (values.cpu().split([len(rows) for rows in kept]) for values in (boxes, found.scores, found.classes))
+    return [Detections(*of_image) for of_image in zip(*parts, strict=True)]
+
+
+def _one_name_per_place(points: PointPredictions, pairs: Pairs, iou: float) -> Pairs:
+    """Return the pairs of an image that class-agnostic NMS keeps."""
+    return pairs[nms(points.boxes[pairs.points].double(), pairs.scores.double(), iou)]

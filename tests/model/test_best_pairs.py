@@ -1,5 +1,7 @@
 """The pairs found by their cosines are those of a full sort of all scores."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -68,7 +70,8 @@ def test_equals_a_full_sort(num_classes, lowers, competition, count, above, chun
     split(monkeypatch, chunk_size)
     options = DetectionOptions(competition=competition, candidates=count, score_threshold=above)
     points, scoring = make_points(60, hidden=9), Scoring(make_classifier(num_classes, lowers=lowers), options)
-    assert_equal(best_pairs(points, scoring), full_sort(scoring.pair_scores(points).all_scores(), count, above))
+    (found,) = best_pairs(points, scoring)
+    assert_equal(found, full_sort(scoring.pair_scores(points).all_scores(), count, above))
 
 
 @pytest.mark.usefixtures("cosines")
@@ -76,7 +79,7 @@ def test_equals_a_full_sort(num_classes, lowers, competition, count, above, chun
 def test_where_probabilities_round_to_0_and_1_no_high_score_is_missed(scale, monkeypatch):
     split(monkeypatch, 64)
     points, scoring = make_points(200), Scoring(make_classifier(500, scale=scale), DetectionOptions(candidates=50))
-    found = best_pairs(points, scoring)
+    (found,) = best_pairs(points, scoring)
     torch.testing.assert_close(found.scores, full_sort(scoring.pair_scores(points).all_scores(), 50, 0.0).scores)
 
 
@@ -92,15 +95,37 @@ def test_few_pairs_are_scored(competition, monkeypatch):
     monkeypatch.setattr(PairScores, "scores_of_pairs", counted)
     split(monkeypatch, 100)
     scoring = Scoring(make_classifier(600), DetectionOptions(competition=competition, candidates=100))
-    assert len(best_pairs(make_points(400), scoring)) == 100
+    (found,) = best_pairs(make_points(400), scoring)
+    assert len(found) == 100
     assert len(scored) == 4, "the chunks, each once"
     assert sum(scored) < 0.01 * 400 * 600
+
+
+@pytest.mark.parametrize("limit", [0, 2**30], ids=["by cosine", "by score"])
+@pytest.mark.parametrize("one_name_per_place", [None, 0.5])
+@pytest.mark.parametrize("competition", [0.0, 15.0])
+@pytest.mark.parametrize(("count", "above"), [(20, 0.0), (200, 0.3), (10_000, 0.05)])
+def test_several_images_at_once_have_their_own_pairs(count, above, competition, one_name_per_place, limit, monkeypatch):
+    """Each image has the pairs that it has alone, even if those of one image all score lower than those of another."""
+    for name in ("FEW_PAIRS", "FEW_COMPETING_PAIRS"):
+        monkeypatch.setattr(f"ovd.model.best_pairs.{name}", limit)
+    options = DetectionOptions(
+        competition=competition, candidates=count, score_threshold=above, one_name_per_place=one_name_per_place
+    )
+    scoring = Scoring(make_classifier(300), options)
+    images = [make_points(50, hidden=hidden, seed=seed) for seed, hidden in enumerate((0, 50, 9, 0))]
+    images[3] = replace(images[3], quality=images[3].quality - 6)
+    together = best_pairs(PointPredictions.join(images), scoring, len(images))
+    for row, (image, found) in enumerate(zip(images, together, strict=True)):
+        (alone,) = best_pairs(image, scoring)
+        assert_equal(replace(found, points=found.points - 50 * row), alone)
 
 
 def test_only_hidden_points_have_no_pairs(monkeypatch):
     split(monkeypatch, 4)
     scoring = Scoring(make_classifier(40), DetectionOptions(candidates=5))
-    assert len(best_pairs(make_points(9, hidden=9), scoring)) == 0
+    (found,) = best_pairs(make_points(9, hidden=9), scoring)
+    assert len(found) == 0
 
 
 @pytest.mark.parametrize("scale", [10.0, 100.0, 1000.0])
@@ -110,7 +135,7 @@ def test_the_bound_on_cosines_leaves_no_pair_out_and_few_in(scale, competition, 
     classifier = make_classifier(300, scale=scale, lowers=True)
     scores = PairScores(make_points(200, hidden=9), classifier, DetectionOptions(competition=competition))
     score = scores.all_scores().flatten().topk(count).values[-1]
-    passed = scores.cosines >= scores.min_cosines(score)[:, None]
+    passed = scores.cosines >= scores.min_cosines(score.expand(200))[:, None]
     wanted = (scores.all_scores() >= score) & (scores.all_scores() > 0)
     assert not (wanted & ~passed).any()
     assert int(passed.sum()) <= 10 * max(count, 100)

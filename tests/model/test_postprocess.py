@@ -10,7 +10,7 @@ from torchvision.ops import nms
 from ovd.model import similarity
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.pair_scores import PairScores, PointPredictions, ScoreEnsemble
-from ovd.model.postprocess import _best_after_nms, postprocess
+from ovd.model.postprocess import postprocess
 from ovd.model.similarity import TextClassifier
 from ovd.structures import Detections, Predictions
 
@@ -131,18 +131,6 @@ def test_boxes_of_low_precision_are_clipped_and_rescaled_in_float32() -> None:
         assert len(one.boxes) > 0
 
 
-@pytest.mark.parametrize("count", [1, 7, 60, 1000])
-@pytest.mark.parametrize("side", [1.0, 20.0, 300.0])
-def test_the_best_kept_are_those_of_all_boxes(side: float, count: int) -> None:
-    """The best kept boxes are those of NMS on all boxes, whether few overlap and the first ones suffice, or almost all
-    do."""
-    generator = torch.Generator().manual_seed(3)
-    corners = torch.rand(400, 2, generator=generator, dtype=torch.float64) * 100
-    boxes = torch.cat([corners, corners + side], dim=1)
-    scores = torch.rand(400, generator=generator, dtype=torch.float64).sort(descending=True).values
-    assert torch.equal(_best_after_nms(boxes, scores, 0.5, count), nms(boxes, scores, 0.5)[:count])
-
-
 def test_ties_are_in_order_of_point_and_class() -> None:
     predictions, text = make_predictions(1, 40), make_text(6)
     flat = Predictions(torch.zeros(1, 40, 8), predictions.boxes, torch.zeros(1, 40))  # all scores are equal
@@ -158,6 +146,23 @@ def test_tied_pairs_are_not_in_order_of_their_points_scores() -> None:
     (detections,) = detections_of(predictions, torch.eye(3)[:2], sizes, sizes)
     assert detections.classes.tolist() == [0, 0, 1, 1]
     assert detections.boxes[:, 0].tolist() == [20, 0, 0, 20]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"one_name_per_place": 0.4}, {"max_detections": 5}, {"competition": 5.0}], ids=str
+)
+def test_images_that_are_processed_together_have_what_they_have_alone(options: dict, monkeypatch) -> None:
+    predictions, text = make_predictions(5, 60), make_text(7)
+    sizes = torch.tensor([[100, 150], [120, 90], [150, 150], [60, 60], [150, 20]])
+    original = 3 * sizes.flip(0)
+    alone = detections_of(predictions, text, sizes, original, **options)
+    monkeypatch.setattr("ovd.model.postprocess._images_at_once", lambda images, scoring: 3)
+    together = detections_of(predictions, text, sizes, original, **options)
+    for found, expected in zip(together, alone, strict=True):
+        assert len(found) > 0
+        torch.testing.assert_close(found.boxes, expected.boxes)
+        torch.testing.assert_close(found.scores, expected.scores)
+        assert torch.equal(found.classes, expected.classes)
 
 
 def test_an_image_alone_equals_itself_in_a_batch() -> None:
