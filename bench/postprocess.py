@@ -60,7 +60,7 @@ class Case:
 
     def ours(self) -> tuple[Detections, ...]:
         return postprocess(
-            self.predictions, self.classifier, input_sizes=self.sizes, original_sizes=self.sizes, options=OPTIONS
+            self.predictions, [self.classifier], input_sizes=self.sizes, original_sizes=self.sizes, options=OPTIONS
         )
 
     @torch.no_grad()

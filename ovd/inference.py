@@ -27,6 +27,9 @@ from ovd.precision import Compute, autocast, on_device
 from ovd.structures import Detections, Predictions
 from ovd.threshold import shown_threshold
 
+MAX_PAIRS_TOGETHER, MAX_PAIRS_TOGETHER_ON_GPU = 2**22, 2**26
+"""Maximum number of (point, query) pairs of images with their own queries that are post-processed together."""
+
 
 @dataclass(frozen=True)
 class ImageBatch:
@@ -232,12 +235,31 @@ class Inference(BatchDetector):
     def _detect(self, groups: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
         found = [Detections.empty()] * len(batch)
         predictions = self.predict(batch.images, batch.sizes)
-        for of_images in groups:
-            rows = of_images.images
-            found[rows] = self.detections(predictions.of_images(rows), batch.of_images(rows), of_images.queries)
+        for together in self._processed_together(groups, predictions):
+            rows = slice(together[0].images.start, together[-1].images.stop)
+            queries = [group.queries for group in together]
+            found[rows] = self._detections(predictions.of_images(rows), batch.of_images(rows), queries)
         return tuple(found)
 
-    @torch.no_grad()
+    def _processed_together(
+        self, groups: Sequence[ImageQueries], predictions: Predictions
+    ) -> Iterator[list[ImageQueries]]:
+        """Yield the groups to post-process together: those of neighboring images, as long as they have few queries."""
+        max_pairs = MAX_PAIRS_TOGETHER if self.device.type == "cpu" else MAX_PAIRS_TOGETHER_ON_GPU
+        if self.options.prefilter is not None or self.options.second_look is not None:
+            max_pairs = 0
+        together: list[ImageQueries] = []
+        for group in groups:
+            if together:
+                tried = [*together, group]
+                num_pairs = len(tried) * predictions.boxes.shape[1] * max(len(each.queries) for each in tried)
+                has_ensemble = any(each.queries.ensemble is not None for each in tried)
+                if num_pairs > max_pairs or has_ensemble or together[-1].images.stop != group.images.start:
+                    yield together
+                    together = []
+            together.append(group)
+        yield together
+
     def detections(self, predictions: Predictions, batch: ImageBatch, queries: QueryTexts) -> tuple[Detections, ...]:
         """Post-process predictions as `detect` does; the same predictions can be used with several vocabularies.
 
@@ -245,43 +267,49 @@ class Inference(BatchDetector):
             predictions, batch: predictions for the images of this batch, on the detector's device.
             queries: at least one query.
         """
+        return self._detections(predictions, batch, [queries])
+
+    @torch.no_grad()
+    def _detections(
+        self, predictions: Predictions, batch: ImageBatch, queries: Sequence[QueryTexts]
+    ) -> tuple[Detections, ...]:
+        """Post-process predictions; the queries are those of all images, or of each of them, without an ensemble."""
         # Cosines are computed in float32, even if the caller is inside an autocast context.
         with on_device(self.device), autocast(self.device, False):
             # The calibration was fitted to the detector's own scores, so it does not apply to a score ensemble.
-            if self.calibration is None or self.threshold is None or queries.ensemble is not None:
+            if self.calibration is None or self.threshold is None or queries[0].ensemble is not None:
                 return self._detect_uncalibrated(predictions, batch, queries, self.options)
             return self._detect_calibrated(self.calibration, predictions, batch, queries)
 
     def _detect_calibrated(
-        self, calibration: ScoreCalibration, predictions: Predictions, batch: ImageBatch, queries: QueryTexts
+        self, calibration: ScoreCalibration, predictions: Predictions, batch: ImageBatch, queries: Sequence[QueryTexts]
     ) -> tuple[Detections, ...]:
         """Post-process predictions into detections whose scores are probabilities."""
-        nearness, options = self._nearness(queries.text, calibration), self.options
-        found = self._detect_uncalibrated(
-            predictions, batch, queries, calibration.options_before_map(options, nearness)
-        )
+        nearness, options = [self._nearness(each.text, calibration) for each in queries], self.options
+        before_map = calibration.options_before_map(options, torch.cat(nearness))
+        found = self._detect_uncalibrated(predictions, batch, queries, before_map)
         return tuple(
             _rescore(
                 item,
-                calibration.score_map(item.scores, nearness[item.classes]),
+                calibration.score_map(item.scores, of_queries[item.classes]),
                 above=options.score_threshold,
                 limit=options.max_detections,
             )
-            for item in found
+            for item, of_queries in zip(found, nearness * (len(found) // len(queries)), strict=True)
         )
 
     def _detect_uncalibrated(
-        self, predictions: Predictions, batch: ImageBatch, queries: QueryTexts, options: DetectionOptions
+        self, predictions: Predictions, batch: ImageBatch, queries: Sequence[QueryTexts], options: DetectionOptions
     ) -> tuple[Detections, ...]:
         """Post-process predictions into detections whose scores are not mapped to probabilities."""
         embed_crops = None if self.second_look is None else partial(self.second_look, batch.images, batch.sizes)
         return postprocess(
             predictions,
-            self.classifier(queries.text),
+            [self.classifier(each.text) for each in queries],
             input_sizes=batch.sizes,
             original_sizes=batch.original_sizes,
             options=options,
-            ensemble=queries.ensemble,
+            ensemble=queries[0].ensemble,
             embed_crops=embed_crops,
         )
 

@@ -7,7 +7,8 @@ select them; cosines may be rough (rough_cosines.py), scores are exact:
     minimum score -- min_cosines -------> cosines -- min_values ---------> rough cosines that a pair must have
 
 The first chain starts from the highest rough cosine of each group of classes and from the pairs found before. With an
-ensemble, for few pairs, or if each point keeps only its best class, all pairs are scored.
+ensemble, for few pairs, for images with classifiers of their own, or if each point keeps only its best class, all pairs
+are scored.
 """
 
 import itertools
@@ -124,7 +125,7 @@ def _select(scores: PairScores, options: DetectionOptions, min_scores: Float[Ten
     """
     if options.one_name_per_place is not None:
         return _best_class_of_each_point(scores.all_scores())
-    if scores.has_ensemble or scores.num_pairs <= (FEW_COMPETING_PAIRS if scores.competes else FEW_PAIRS):
+    if not scores.has_bounds or scores.num_pairs <= (FEW_COMPETING_PAIRS if scores.competes else FEW_PAIRS):
         return _select_by_score(scores.all_scores(), min_scores, options.candidates)
     return _select_by_cosine(scores, min_scores, count)
 
@@ -149,8 +150,8 @@ def _best_class_of_each_point(scores: Float[Tensor, "P C"]) -> Pairs:
 
 
 def _select_by_score(scores: Float[Tensor, "P C"], min_scores: Float[Tensor, " B"], count: int) -> Pairs:
-    """Return the pairs that may be among the `count` best ones of their image."""
-    limits = _kth_best_scores(check_not_nan(scores), len(min_scores), count)
+    """Return the pairs that reach the minimum score of their image and may be among its `count` best ones."""
+    limits = torch.maximum(min_scores, _kth_best_scores(check_not_nan(scores), len(min_scores), count))
     rows, classes = (scores >= _per_point(limits, scores)[:, None]).nonzero().unbind(dim=1)
     return Pairs(rows, classes, scores[rows, classes])
 

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.rough_cosines import COSINE_ROUNDING, RoughCosines, rough_is_faster
@@ -82,24 +83,34 @@ class PairScores:
     def __init__(
         self,
         points: PointPredictions,
-        classifier: TextClassifier,
+        classifiers: Sequence[TextClassifier],
         options: DetectionOptions,
         ensemble: ScoreEnsemble | None = None,
     ) -> None:
+        """
+        Args:
+            classifiers: classifier for all points, or one for the points of each image, with the same scale and bias.
+                C is the number of classes of the largest; classes that another one lacks score 0.
+        """
         self._points = points
-        self._classifier = classifier
+        self._classifiers = classifiers
+        self._classifier = classifiers[0]
         self._options = options
         self._ensemble = ensemble
         self._quality = sigmoid(points.quality.float())
         self.competes = options.competition > 0
         self._log_total = (options.competition * self.cosines).logsumexp(dim=1) if self.competes else None
         # The bias towards trained names affects the choice between names; with competition it is corrected only there.
-        self._restored_penalty = classifier.name_penalty if self.competes else None
+        self._restored_penalty = _name_penalty(len(points), classifiers) if self.competes else None
 
     @cached_property
     def cosines(self) -> Float[Tensor, "P C"]:
-        """Cosines that classes are chosen by, minus the classifier's `name_penalty`."""
-        return _cosines(self._points, self._classifier)
+        """Cosines that classes are chosen by, minus the classifier's `name_penalty`; -inf for classes that it lacks."""
+        if len(self._classifiers) == 1:
+            return _cosines(self._points, self._classifier)
+        embeddings = self._points.embeddings.unflatten(0, (len(self._classifiers), -1))
+        parts = (classifier.cosines(part) for part, classifier in zip(embeddings, self._classifiers, strict=True))
+        return torch.cat([F.pad(part, (0, self.num_classes - part.shape[1]), value=-torch.inf) for part in parts])
 
     @cached_property
     def rough_cosines(self) -> RoughCosines:
@@ -123,17 +134,17 @@ class PairScores:
     @property
     def num_classes(self) -> int:
         """C, the number of classes."""
-        return len(self._classifier)
+        return max(len(classifier) for classifier in self._classifiers)
 
     @property
     def num_pairs(self) -> int:
         """P x C, the number of (point, class) pairs."""
-        return len(self._points) * len(self._classifier)
+        return len(self._points) * self.num_classes
 
     @property
-    def has_ensemble(self) -> bool:
-        """Whether scores also depend on CLIP's cosines."""
-        return self._ensemble is not None
+    def has_bounds(self) -> bool:
+        """Whether cosines tell which pairs may reach a score: without an ensemble, with one classifier."""
+        return self._ensemble is None and len(self._classifiers) == 1
 
     def all_scores(self) -> Float[Tensor, "P C"]:
         """Compute the scores of all pairs."""
@@ -211,18 +222,21 @@ class PairScores:
 class Scoring:
     """Classes to detect, and the settings that points are scored with."""
 
-    classifier: TextClassifier
+    classifiers: Sequence[TextClassifier]
+    """Classifier for all images, or one for each, with the same scale and bias."""
     options: DetectionOptions
     ensemble: ScoreEnsemble | None = None
+    """Combination with CLIP's scores, for one classifier."""
 
     @property
     def chunk_size(self) -> int:
         """Number of points whose scores are in memory at a time."""
-        return points_per_chunk(len(self.classifier), self.classifier.text.device)
+        most = max(self.classifiers, key=len)
+        return points_per_chunk(len(most), most.text.device)
 
     def pair_scores(self, points: PointPredictions) -> PairScores:
-        """Return the scores of some points for all classes."""
-        return PairScores(points, self.classifier, self.options, self.ensemble)
+        """Return the scores of some points for all classes; with a classifier for each image, of all its points."""
+        return PairScores(points, self.classifiers, self.options, self.ensemble)
 
 
 def all_scores(
@@ -232,7 +246,15 @@ def all_scores(
     points = PointPredictions(
         predictions.embeddings.flatten(0, 1), predictions.boxes.flatten(0, 1), predictions.quality.flatten(), dense=None
     )
-    return PairScores(points, classifier, options).all_scores().unflatten(0, predictions.quality.shape)
+    return PairScores(points, [classifier], options).all_scores().unflatten(0, predictions.quality.shape)
+
+
+def _name_penalty(num_points: int, classifiers: Sequence[TextClassifier]) -> Float[Tensor, "*P C"] | None:
+    """Return the number subtracted from the cosines with each class: of all points, or point by point."""
+    penalties = [classifier.name_penalty for classifier in classifiers if classifier.name_penalty is not None]
+    if len(penalties) < 2:
+        return penalties[0] if penalties else None
+    return pad_sequence(penalties, batch_first=True).repeat_interleave(num_points // len(penalties), dim=0)
 
 
 def _cosines(points: PointPredictions, classifier: TextClassifier) -> Float[Tensor, "P C"]:

@@ -42,7 +42,7 @@ CropEmbedder = Callable[[Sequence[Float[Tensor, "_ 4"]]], Sequence[Float[Tensor,
 @torch.no_grad()
 def postprocess(
     predictions: Predictions,
-    classifier: TextClassifier,
+    classifiers: Sequence[TextClassifier],
     *,
     input_sizes: Int[Tensor, "B 2"],
     original_sizes: Int[Tensor, "B 2"],
@@ -62,7 +62,9 @@ def postprocess(
     points that score little for a sample of the classes (prefilter.py).
 
     Args:
-        classifier: classifier of the classes to detect, at least one; `Detections.classes` are its rows.
+        classifiers: classifier of the classes to detect, at least one, in all images; or a classifier for each image,
+            with the same scale and bias, without an ensemble, a prefilter and a second look. `Detections.classes` are
+            its rows.
         input_sizes: height and width of the detector's input images before padding.
         original_sizes: height and width of the original images, which the boxes are rescaled to.
         embed_crops: embeds crops of the same images, for a second look.
@@ -70,13 +72,14 @@ def postprocess(
     Raises:
         ValueError: the predictions or text rows contain NaN.
     """
-    assert len(classifier) > 0, "postprocess needs at least one class"
+    assert all(len(classifier) > 0 for classifier in classifiers), "postprocess needs at least one class"
     assert ensemble is None or predictions.dense is not None, "score ensembling needs the dense CLIP feature"
-    scoring = Scoring(classifier, options, ensemble)
+    scoring = Scoring(classifiers, options, ensemble)
     images: Iterable[PointPredictions] = _clip_to_images(predictions, input_sizes)
     if options.prefilter is not None:
+        (classifier,) = classifiers
         images = [image[prefilter_points(image, classifier, options.prefilter)] for image in images]
-    if options.second_look is not None and len(classifier) > 1:
+    if options.second_look is not None and len(classifiers[0]) > 1:
         assert embed_crops is not None, "a second look needs the encoder of crops"
         images = _apply_second_look(images, scoring, embed_crops, options.second_look)
     images = list(images)
@@ -133,10 +136,13 @@ def _best_scores(image: PointPredictions, scoring: Scoring) -> Float[Tensor, " P
 def _images_at_once(images: Sequence[PointPredictions], scoring: Scoring) -> int:
     """Return the number of images to process together: one, or on a GPU as many as a chunk of points holds.
 
-    A GPU waits between the small operations on one image.
+    A GPU waits between the small operations on one image. Images with classifiers of their own are all processed
+    together.
     """
+    if len(scoring.classifiers) > 1:
+        return len(images)
     numbers = {len(image) for image in images}
-    if scoring.classifier.text.device.type == "cpu" or len(numbers) != 1:
+    if scoring.classifiers[0].text.device.type == "cpu" or len(numbers) != 1:
         return 1
     return max(1, scoring.chunk_size // max(1, *numbers))
 
@@ -160,7 +166,11 @@ def _postprocess_images(
     shifts = pairs.classes * (input_sizes.amax() + 1)
     shifted = points.boxes[pairs.points].double() + shifts[:, None]
     kept = best_after_nms(
-        shifted.split(numbers), pairs.scores.double().split(numbers), options.nms_iou, options.max_detections
+        shifted.split(numbers),
+        pairs.scores.double().split(numbers),
+        options.nms_iou,
+        options.max_detections,
+        together=len(images) > 1 and shifted.device.type != "cpu",
     )
     found = Pairs.join([pairs[rows] for pairs, rows in zip(of_images, kept, strict=True)])
 

@@ -19,7 +19,12 @@ MAX_BOX_PAIRS = 2**25
 
 
 def best_after_nms(
-    boxes: Sequence[Float[Tensor, "_ 4"]], scores: Sequence[Float[Tensor, " _"]], iou: float, count: int
+    boxes: Sequence[Float[Tensor, "_ 4"]],
+    scores: Sequence[Float[Tensor, " _"]],
+    iou: float,
+    count: int,
+    *,
+    together: bool,
 ) -> list[Int[Tensor, " _"]]:
     """Return the rows of each image's `count` best boxes that NMS keeps, best first.
 
@@ -27,10 +32,14 @@ def best_after_nms(
         boxes: boxes of each image, best first. Worse boxes do not change whether a box is kept, so they are processed
             only if needed.
         scores: scores of these boxes.
+        together: whether to decide about the boxes of all images together, which is faster on a GPU.
     """
-    if len(boxes) == 1:
-        return [_best_of_image(boxes[0], scores[0], iou, count, INITIAL_FACTOR * count)]
     num_tried = INITIAL_FACTOR * count
+    if not together:
+        return [
+            _best_of_image(of_image, of_scores, iou, count, num_tried)
+            for of_image, of_scores in zip(boxes, scores, strict=True)
+        ]
     kept = _nms_of_images([of_image[:num_tried] for of_image in boxes], iou)
     return [
         rows[:count]

@@ -69,7 +69,7 @@ def cosines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_equals_a_full_sort(num_classes, lowers, competition, count, above, chunk_size, monkeypatch):
     split(monkeypatch, chunk_size)
     options = DetectionOptions(competition=competition, candidates=count, score_threshold=above)
-    points, scoring = make_points(60, hidden=9), Scoring(make_classifier(num_classes, lowers=lowers), options)
+    points, scoring = make_points(60, hidden=9), Scoring([make_classifier(num_classes, lowers=lowers)], options)
     (found,) = best_pairs(points, scoring)
     assert_equal(found, full_sort(scoring.pair_scores(points).all_scores(), count, above))
 
@@ -78,7 +78,7 @@ def test_equals_a_full_sort(num_classes, lowers, competition, count, above, chun
 @pytest.mark.parametrize("scale", [200.0, 3000.0])
 def test_where_probabilities_round_to_0_and_1_no_high_score_is_missed(scale, monkeypatch):
     split(monkeypatch, 64)
-    points, scoring = make_points(200), Scoring(make_classifier(500, scale=scale), DetectionOptions(candidates=50))
+    points, scoring = make_points(200), Scoring([make_classifier(500, scale=scale)], DetectionOptions(candidates=50))
     (found,) = best_pairs(points, scoring)
     torch.testing.assert_close(found.scores, full_sort(scoring.pair_scores(points).all_scores(), 50, 0.0).scores)
 
@@ -94,7 +94,7 @@ def test_few_pairs_are_scored(competition, monkeypatch):
 
     monkeypatch.setattr(PairScores, "scores_of_pairs", counted)
     split(monkeypatch, 100)
-    scoring = Scoring(make_classifier(600), DetectionOptions(competition=competition, candidates=100))
+    scoring = Scoring([make_classifier(600)], DetectionOptions(competition=competition, candidates=100))
     (found,) = best_pairs(make_points(400), scoring)
     assert len(found) == 100
     assert len(scored) == 4, "the chunks, each once"
@@ -112,7 +112,7 @@ def test_several_images_at_once_have_their_own_pairs(count, above, competition, 
     options = DetectionOptions(
         competition=competition, candidates=count, score_threshold=above, one_name_per_place=one_name_per_place
     )
-    scoring = Scoring(make_classifier(300), options)
+    scoring = Scoring([make_classifier(300)], options)
     images = [make_points(50, hidden=hidden, seed=seed) for seed, hidden in enumerate((0, 50, 9, 0))]
     images[3] = replace(images[3], quality=images[3].quality - 6)
     together = best_pairs(PointPredictions.join(images), scoring, len(images))
@@ -121,9 +121,29 @@ def test_several_images_at_once_have_their_own_pairs(count, above, competition, 
         assert_equal(replace(found, points=found.points - 50 * row), alone)
 
 
+@pytest.mark.parametrize("one_name_per_place", [None, 0.5])
+@pytest.mark.parametrize("lowers", [False, True])
+@pytest.mark.parametrize("competition", [0.0, 15.0])
+def test_images_with_classifiers_of_their_own_have_the_pairs_that_they_have_alone(
+    competition, lowers, one_name_per_place
+):
+    options = DetectionOptions(
+        competition=competition, candidates=50, score_threshold=0.02, one_name_per_place=one_name_per_place
+    )
+    images, classifier = [make_points(40, seed=seed) for seed in range(3)], make_classifier(30, lowers=lowers)
+    own = [classifier.select(rows) for rows in torch.arange(30).split([9, 1, 20])]
+    together = best_pairs(PointPredictions.join(images), Scoring(own, options), len(images))
+    for row, (image, of_image, found) in enumerate(zip(images, own, together, strict=True)):
+        (alone,) = best_pairs(image, Scoring([of_image], options))
+        assert len(alone) > 0
+        assert torch.equal(found.points - 40 * row, alone.points)
+        assert torch.equal(found.classes, alone.classes)
+        torch.testing.assert_close(found.scores, alone.scores, rtol=1e-6, atol=0)
+
+
 def test_only_hidden_points_have_no_pairs(monkeypatch):
     split(monkeypatch, 4)
-    scoring = Scoring(make_classifier(40), DetectionOptions(candidates=5))
+    scoring = Scoring([make_classifier(40)], DetectionOptions(candidates=5))
     (found,) = best_pairs(make_points(9, hidden=9), scoring)
     assert len(found) == 0
 
@@ -133,7 +153,7 @@ def test_only_hidden_points_have_no_pairs(monkeypatch):
 @pytest.mark.parametrize("count", [1, 100, 20_000])
 def test_the_bound_on_cosines_leaves_no_pair_out_and_few_in(scale, competition, count):
     classifier = make_classifier(300, scale=scale, lowers=True)
-    scores = PairScores(make_points(200, hidden=9), classifier, DetectionOptions(competition=competition))
+    scores = PairScores(make_points(200, hidden=9), [classifier], DetectionOptions(competition=competition))
     score = scores.all_scores().flatten().topk(count).values[-1]
     passed = scores.cosines >= scores.min_cosines(score.expand(200))[:, None]
     wanted = (scores.all_scores() >= score) & (scores.all_scores() > 0)

@@ -52,7 +52,7 @@ def detect(
     num_images = len(predictions.embeddings)
     return postprocess(
         predictions.of_images(images),
-        TextClassifier(text, torch.arange(len(text)), torch.tensor(SCALE), torch.tensor(BIAS)),
+        [TextClassifier(text, torch.arange(len(text)), torch.tensor(SCALE), torch.tensor(BIAS))],
         input_sizes=torch.tensor(INPUT_SIZES[:num_images])[images],
         original_sizes=torch.tensor(ORIGINAL_SIZES[:num_images])[images],
         options=options,

@@ -43,7 +43,7 @@ def detections_of(
     classifier = similarity.TextClassifier(text, torch.arange(len(text)), torch.tensor(SCALE), torch.tensor(BIAS))
     return postprocess(
         predictions,
-        classifier,
+        [classifier],
         input_sizes=input_sizes,
         original_sizes=original_sizes,
         options=DetectionOptions(**options),
@@ -257,7 +257,7 @@ def test_the_score_ensemble_is_exact_where_probabilities_are_below_those_of_floa
     classifier = TextClassifier(torch.eye(2), torch.arange(2), torch.tensor(200.0), torch.tensor(-60.0))
     for weight in (0.0, 0.3, 0.65, 1.0):
         ensemble = ScoreEnsemble(torch.full((2,), weight), clip_scale=100.0)
-        scores = PairScores(points, classifier, DetectionOptions(), ensemble).all_scores()[0].tolist()
+        scores = PairScores(points, [classifier], DetectionOptions(), ensemble).all_scores()[0].tolist()
         length = math.hypot(1.0, 0.25)
         for name, (cosine, of_clip) in enumerate(((1 / length, 0.6), (-0.25 / length, 0.8))):
             detected = -math.log1p(math.exp(60 - 200 * cosine))
@@ -278,7 +278,7 @@ def test_with_competition_a_lowered_name_is_lowered_in_the_choice_alone() -> Non
     cosines = torch.nn.functional.normalize(embedding.double(), dim=1)[0]
     for competition in (0.0, 30.0):
         options = DetectionOptions(competition=competition)
-        (found,) = postprocess(predictions, classifier, input_sizes=sizes, original_sizes=sizes, options=options)
+        (found,) = postprocess(predictions, [classifier], input_sizes=sizes, original_sizes=sizes, options=options)
         chosen = cosines - lowered.double()
         absolute = cosines if competition else chosen
         expected = ((9 * absolute - 4).sigmoid() * 0.5).sqrt() * (competition * chosen).softmax(dim=0).sqrt()

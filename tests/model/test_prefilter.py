@@ -42,7 +42,7 @@ def make_predictions(classifier: TextClassifier, *, objects: int) -> tuple[Predi
 def found_by(predictions: Predictions, classifier: TextClassifier, **options: float) -> Detections:
     sizes = torch.tensor([[SIZE, SIZE]])
     settings = DetectionOptions.model_validate({"max_detections": 50, "candidates": 100, **options})
-    return postprocess(predictions, classifier, input_sizes=sizes, original_sizes=sizes, options=settings)[0]
+    return postprocess(predictions, [classifier], input_sizes=sizes, original_sizes=sizes, options=settings)[0]
 
 
 @pytest.mark.parametrize("lowers", [False, True])

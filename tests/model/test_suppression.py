@@ -22,9 +22,10 @@ def falling_scores(boxes: Tensor) -> Tensor:
 
 def assert_equals_nms(images: list[Tensor], iou: float, count: int) -> None:
     scores = [falling_scores(boxes) for boxes in images]
-    kept = best_after_nms(images, scores, iou, count)
-    expected = [nms(boxes, of_image, iou)[:count] for boxes, of_image in zip(images, scores, strict=True)]
-    assert [rows.tolist() for rows in kept] == [rows.tolist() for rows in expected]
+    expected = [nms(boxes, of_image, iou)[:count].tolist() for boxes, of_image in zip(images, scores, strict=True)]
+    for together in (False, True):
+        kept = best_after_nms(images, scores, iou, count, together=together)
+        assert [rows.tolist() for rows in kept] == expected
 
 
 @pytest.mark.parametrize("count", [1, 7, 60, 1000])
@@ -47,7 +48,8 @@ def test_a_chain_of_overlaps_is_decided_to_its_end() -> None:
     left = 4.0 * torch.arange(101, dtype=torch.float64)
     boxes = torch.stack([left, torch.zeros(101), left + 10, torch.full((101,), 10.0)], dim=1)
     other = random_boxes(30, 20.0, seed=5)
-    (rows, _) = best_after_nms([boxes, other], [falling_scores(boxes), falling_scores(other)], 0.4, 1000)
+    scores = [falling_scores(boxes), falling_scores(other)]
+    (rows, _) = best_after_nms([boxes, other], scores, 0.4, 1000, together=True)
     assert rows.tolist() == list(range(0, 101, 2))
 
 

@@ -1,0 +1,78 @@
+"""Images of a batch that are detected together, each with its own queries, have the boxes that they have alone."""
+
+import pytest
+import torch
+from small_detector import build_detector
+from torch import Tensor
+
+from ovd import inference as module
+from ovd.inference import ImageBatch, Inference
+from ovd.model.detection_options import DetectionOptions
+from ovd.model.postprocess import postprocess
+from ovd.model.query_texts import QueryTexts
+from ovd.model.score_calibration import ScoreCalibration, ScoreMap
+from ovd.structures import Detections
+
+NUM_QUERIES = (3, 1, 0, 5, 2)
+
+
+def rows(count: int, seed: int) -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(count, 256, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+@pytest.fixture
+def batch() -> ImageBatch:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (len(NUM_QUERIES), 3, 64, 96), dtype=torch.uint8, generator=generator)
+    sizes = torch.tensor([[64, 96], [64, 80], [50, 96], [64, 96], [33, 96]])
+    return ImageBatch(images, sizes, 2 * sizes)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the images of each post-processing."""
+    calls: list[int] = []
+
+    def counted(predictions, *args, **kwargs) -> tuple[Detections, ...]:
+        calls.append(len(predictions.boxes))
+        return postprocess(predictions, *args, **kwargs)
+
+    monkeypatch.setattr(module, "postprocess", counted)
+    return calls
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"competition": 20.0}, {"one_name_per_place": 0.5}, {"score_threshold": 0.03}, {"max_detections": 4}],
+    ids=str,
+)
+def test_each_image_has_the_boxes_that_it_has_alone(options, calibrated, batch, calls, untrained_clip, monkeypatch):
+    detection_options = DetectionOptions(**options)
+    score_map = ScoreMap(0.7, 0.2, -0.3, -1.0)
+    calibration = ScoreCalibration(0.2, score_map, 0.3, detection_options, rows(4, 9)) if calibrated else None
+    detector = build_detector(untrained_clip, "head").requires_grad_(False).eval()
+    inference = Inference(detector, size=96, options=detection_options, low_precision=False, calibration=calibration)
+    queries = [QueryTexts(rows(count, seed)) for seed, count in enumerate(NUM_QUERIES)]
+    together = inference.detect_each(queries, batch)
+    assert calls == [2, 2], "the image without queries is left out"
+    monkeypatch.setattr(module, "MAX_PAIRS_TOGETHER", 0)
+    monkeypatch.setattr(module, "MAX_PAIRS_TOGETHER_ON_GPU", 0)
+    alone = inference.detect_each(queries, batch)
+    assert calls == [2, 2, 1, 1, 1, 1]
+    for found, expected, count in zip(together, alone, NUM_QUERIES, strict=True):
+        torch.testing.assert_close(found.boxes, expected.boxes)
+        torch.testing.assert_close(found.scores, expected.scores)
+        assert torch.equal(found.classes, expected.classes)
+        assert (len(found) > 0) == (count > 0)
+        assert set(found.classes.tolist()) <= set(range(count))
+
+
+def test_many_queries_are_detected_image_by_image(batch, calls, untrained_clip, monkeypatch) -> None:
+    detector = build_detector(untrained_clip, "head").requires_grad_(False).eval()
+    inference = Inference(detector, size=96, options=DetectionOptions(), low_precision=False)
+    num_points = len(detector.points(batch.images).centers)
+    monkeypatch.setattr(module, "MAX_PAIRS_TOGETHER", 2 * num_points * 3)
+    monkeypatch.setattr(module, "MAX_PAIRS_TOGETHER_ON_GPU", 2 * num_points * 3)
+    inference.detect_each([QueryTexts(rows(3, seed)) for seed in range(5)], batch)
+    assert calls == [2, 2, 1]
