@@ -175,8 +175,14 @@ def remove_stale_temporaries(folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Return the folder for files that are kept between runs and can be recreated: `OVD_CACHE`, or ~/.cache/ovd."""
-    return Path(os.environ.get("OVD_CACHE") or Path.home() / ".cache" / "ovd")
+    """Return the folder for files that are kept between runs and can be recreated: `OVD_CACHE`, or ~/.cache/ovd.
+
+    A user without a home folder, such as a number in a container, gets a path at which nothing can be written.
+    """
+    try:
+        return Path(os.environ.get("OVD_CACHE") or Path.home() / ".cache" / "ovd")
+    except RuntimeError:
+        return Path(os.devnull) / "ovd"
 
 
 def sha256_of(path: Path) -> str:

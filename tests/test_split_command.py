@@ -105,3 +105,17 @@ def test_images_are_exchanged_only_for_a_class_that_a_part_lacks():
     assert draw_parts(classes, 15, 3) == (sorted(order[:15]), sorted(order[15:]))
     assert draw_parts([{1}, {1}], 2, 0) == ([0, 1], [])
     assert draw_parts([], 0, 0) == ([], [])
+
+
+def test_records_with_nan_are_copied_unchanged(tmp_path, monkeypatch):
+    rows = content([[1]] * 10)
+    rows["images"][3]["license"] = float("nan")
+    parts = run(tmp_path, monkeypatch, rows)
+    (copied,) = (row for part in parts for row in part["images"] if row["id"] == rows["images"][3]["id"])
+    assert repr(copied) == repr(rows["images"][3])
+
+
+def test_a_file_name_that_is_no_text_is_not_judged(tmp_path, monkeypatch):
+    rows = content([[1]] * 10)
+    rows["images"][3]["file_name"] = ["a.jpg"]
+    assert sum(len(part["images"]) for part in run(tmp_path, monkeypatch, rows)) == 10

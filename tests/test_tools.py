@@ -196,6 +196,7 @@ AT_A_RUN = ("--run", "configs")
         (("tools/eval.py", "configs", "--same-place", "both"), "--same-place needs --expert"),
         (("tools/eval.py", "runs/none-such"), "runs/none-such does not exist; name the folder of a run"),
         (("tools/check_data.py", "coco", "--annotations", "x", "--no-images", "--split", "val"), "has no option split"),
+        (("tools/make_world.py", "--foreign", "shapes", "--parts", "val"), "--parts are those of the world"),
         (("tools/check_data.py", "yolo", "--annotations", "none.yaml"), "error[F1]: none.yaml: cannot be read"),
         (("tools/train.py", "configs/none-such.yaml"), "cannot be read"),
         (("tools/train.py", "configs/quickstart.yaml", "train.stepz=3"), "did you mean train.steps?"),

@@ -25,7 +25,6 @@ def main() -> None:
         "--parts",
         nargs="+",
         choices=PARTS,
-        default=[part for part in PARTS if part != "pretraining_pairs"],
         help="parts to draw (default: all except pretraining_pairs)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and the rare split (%(default)s)")
@@ -36,9 +35,12 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.foreign is not None:
+        if arguments.parts is not None:
+            parser.error("--parts are those of the world; --foreign draws its whole data set")
         print(build_foreign(arguments.root.parent / "foreign", ForeignSettings(arguments.foreign, seed=arguments.seed)))
         return
-    print(build_world(arguments.root, tuple(arguments.parts), Settings(seed=arguments.seed)))
+    parts = arguments.parts or [part for part in PARTS if part != "pretraining_pairs"]
+    print(build_world(arguments.root, tuple(parts), Settings(seed=arguments.seed)))
 
 
 if __name__ == "__main__":

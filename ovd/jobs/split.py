@@ -9,7 +9,7 @@ from typing import Any
 from ovd.data.annotations import load_truth
 from ovd.data.formats.options import FormatOptions
 from ovd.data.split import draw_parts
-from ovd.files import make_parent_folder, refuse_existing, write_json
+from ovd.files import atomic_write, make_parent_folder, refuse_existing
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _check_files_once(annotations: Path, images: list[dict[str, Any]]) -> None:
     Raises:
         ValueError: a file has several.
     """
-    count = Counter(name for image in images if (name := image.get("file_name") or image.get("coco_url")))
+    count = Counter(str(name) for image in images if (name := image.get("file_name") or image.get("coco_url")))
     if twice := [name for name, number in count.items() if number > 1]:
         raise ValueError(
             f"{annotations}: {len(twice)} files have several image records, the first {twice[0]}; one could "
@@ -88,6 +88,7 @@ def _write_part(file: Path, content: dict[str, Any], rows: list[int], *, exclusi
     images = [content["images"][row] for row in rows]
     ids = {int(image["id"]) for image in images}
     annotations = [row for row in content["annotations"] if int(row["image_id"]) in ids]
-    write_json(file, {**content, "images": images, "annotations": annotations}, indent=None)
+    with atomic_write(file) as stream:  # not write_json: a record may have NaN, which pandas writes for nothing
+        stream.write(json.dumps({**content, "images": images, "annotations": annotations}) + "\n")
     names = {int(category["id"]): category["name"] for category in content["categories"]}
     return SplitPart(file, len(images), len(annotations), tuple(names[class_id] for class_id in sorted(exclusive_ids)))

@@ -128,3 +128,12 @@ def test_few_images_hold_enough_boxes_of_every_class_and_not_many_more(folders) 
     assert few["annotations"] == [row for row in whole["annotations"] if row["image_id"] in kept]
     assert len(kept) < len(whole["images"])
     assert few_images(folder, 2, seed=1).read_text() != json.dumps(few)
+
+
+def test_what_a_killed_run_left_unfinished_is_drawn_again(folders, tmp_path) -> None:
+    folder = build_foreign(tmp_path, small("composites"))
+    (folder / ".done").unlink()
+    (folder / "pairs" / "manifest.json").unlink()
+    assert build_foreign(tmp_path, small("composites")) == folder
+    for name in ("00000.tar", "manifest.json"):
+        assert (folder / "pairs" / name).read_bytes() == (folders["composites"] / "pairs" / name).read_bytes()

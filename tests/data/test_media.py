@@ -1,6 +1,8 @@
 """The inputs that a user can name: files, folders, patterns, standard input and videos."""
 
+import errno
 import io
+import os
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -234,3 +236,17 @@ def test_without_the_package_the_error_says_what_to_install(tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ValueError, match=r"this needs the package av: pip install 'ovd\[video\]'"):
         next(read_frames(tmp_path / "film.mp4"))
+
+
+def test_folders_that_cannot_be_read_are_counted(folder, capsys, monkeypatch):
+    def scandir(path: str, scan=os.scandir):
+        if os.path.basename(path) == "below":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert find_images(folder) == [folder / "a.PNG", folder / "b.jpg"]
+    words = f"the first: {folder / 'below'} cannot be read (Permission denied)"
+    assert capsys.readouterr().err == f"warning: the files of 1 folder are left out; {words}\n"
+    assert find_images(folder / "none") == []
+    assert capsys.readouterr().err == ""

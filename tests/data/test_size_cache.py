@@ -100,3 +100,10 @@ def test_without_a_place_to_write_all_are_read(paths, read, tmp_path, monkeypatc
 def test_short_lists_are_not_kept(paths, read, tmp_path):
     assert sizes_of(paths[:4]) == [(20, 10 + number) for number in range(4)]
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_name_with_half_a_character_is_an_unreadable_image(paths):
+    sizes = sizes_of([*paths, paths[0].with_name("\ud800.png")])
+    assert sizes[:-1] == sizes_of(paths)
+    assert isinstance(sizes[-1], ImageError)
+    assert sizes[-1].code == "F9"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,15 @@ def test_the_faults_of_a_file_are_said_every_time(annotations, capsys):
         said.append((report.counts(), report.first_records(), capsys.readouterr().err))
     assert said[0] == said[1]
     assert said[0][0] == {("F2", "noticed"): 1}
+
+
+def test_without_a_home_folder_the_file_is_read_each_time(annotations, num_read, monkeypatch):
+    for name in ("OVD_CACHE", "HOME"):
+        monkeypatch.delenv(name)
+
+    def unknown(user: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {user}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert_equal(read(annotations), read(annotations))
+    assert len(num_read) == 2

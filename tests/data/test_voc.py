@@ -253,6 +253,13 @@ def test_lists_of_names_as_tools_write_them(folder, text):
     assert load_list(folder, text).image_files == ("b.jpg", "a.jpg")
 
 
+@pytest.mark.parametrize("name", ["[1]", "{1}"])
+def test_a_list_that_begins_with_a_bracket_is_no_json_if_it_names_a_file(folder, name):
+    (folder / "Annotations" / "a.xml").rename(folder / "Annotations" / f"{name}.xml")
+    (folder / "JPEGImages" / "a.jpg").rename(folder / "JPEGImages" / f"{name}.jpg")
+    assert load_list(folder, f"{name}\nb\n").image_files == (f"{name}.jpg", "b.jpg")
+
+
 def test_a_list_beside_a_folder_spelled_without_the_capital(folder):
     (folder / "Annotations").rename(folder / "annotations")
     assert load_list(folder, "b\na\n").image_files == ("b.jpg", "a.jpg")

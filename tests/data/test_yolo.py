@@ -607,6 +607,23 @@ def test_labels_of_a_folder_whose_images_are_all_missing_are_counted(root):
     assert not report.counts()
 
 
+@pytest.mark.parametrize("images", [[], ["e.png"], ["e.png", "d.detections.png"]])
+def test_labels_in_a_folder_of_other_images_are_counted(root, images):
+    """No image of the folder has a label file, so that the folder is none of a listed label file."""
+    set_data(root, train="images")
+    (root / "images" / "extra").mkdir()
+    for name in images:
+        save(root / "images" / "extra" / name)
+    write(root / "labels" / "extra" / "d.txt", ROW + ROW)
+    write(root / "labels" / "extra" / "d.detections.txt", ROW)
+    report = DataReport()
+    load(root, report)
+    orphans = report.first_records()[Finding("F8", "noticed")]
+    where = f"{root / 'labels/extra/d.txt'}: its image is not in {root / 'images/extra'}"
+    assert f"{where}; its 2 objects are left out" in orphans
+    assert len(orphans) == 2 - ("d.detections.png" in images)
+
+
 def test_boxes_of_images_that_cannot_be_read_are_counted(root):
     (root / "images" / "train" / "a.png").write_bytes(b"no image")
     for number in range(600):

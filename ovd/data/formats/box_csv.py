@@ -118,7 +118,7 @@ def _row(values: dict[str, str], where: str) -> _Row:
     texts = [values[side] for side in _SIDES]
     corners = finite_numbers(texts, LARGEST_COORDINATE)
     if corners is None:
-        raise DataError("F6", f"{where}: {texts} are not four finite numbers")
+        raise DataError("F6", f"{where}: {texts} are not four numbers under {LARGEST_COORDINATE:,.0f}")
     left, top, right, bottom = corners
     if not values["label"]:
         raise DataError("F1", f"{where}: the class has no name")

@@ -140,7 +140,7 @@ def _numbers(shape: Element, where: str, *names: str) -> tuple[float, float, flo
     texts = {name: shape.get(name) for name in names}
     found = finite_numbers(texts.values(), LARGEST_COORDINATE)
     if found is None:
-        raise DataError("F6", f"{where}: has {texts}, not four finite numbers")
+        raise DataError("F6", f"{where}: has {texts}, not four numbers under {LARGEST_COORDINATE:,.0f}")
     a, b, c, d = found
     return a, b, c, d
 

@@ -156,7 +156,7 @@ def _points(shape: dict[str, Any], where: str) -> list[tuple[float, float]]:
 def _numbers(shape: dict[str, Any], where: str, *names: str) -> list[float]:
     found: dict[str, Any] = {name: shape.get(name) for name in names}
     if not all(map(_is_number, found.values())):
-        raise DataError("F6", f"{where}: has {str(found)[:200]}, not finite numbers")
+        raise DataError("F6", f"{where}: has {str(found)[:200]}, not numbers under {LARGEST_COORDINATE:,.0f}")
     return list(found.values())
 
 

@@ -40,10 +40,7 @@ def xml_files(annotations: Path, report: DataReport) -> list[XmlFile]:
     folder = _folder_of_list(annotations)
     files: list[XmlFile] = []
     line_of: dict[str, int] = {}
-    lines = read_lines(annotations)
-    if lines and lines[0][1].startswith(("{", "[")):
-        raise DataError("F1", f"{annotations} is JSON, not a list of names: formats of JSON files are coco and lvis")
-    for number, line in lines:
+    for number, line in read_lines(annotations):
         name = posixpath.normpath(line if _exists(folder / f"{line}.xml") else line.removesuffix(".xml"))
         if is_image_name(name) and not _exists(folder / f"{name}.xml"):
             name = os.path.splitext(name)[0]
@@ -52,6 +49,9 @@ def xml_files(annotations: Path, report: DataReport) -> list[XmlFile]:
             continue
         path = folder / f"{name}.xml"
         if not _exists(path):
+            if not files and line.startswith(("{", "[")):
+                words = "is JSON, not a list of names: formats of JSON files are coco and lvis"
+                raise DataError("F1", f"{annotations} {words}")
             raise DataError(
                 "F1",
                 f"{annotations}: line {number} is {name[:80]!r}, but {path} does not exist; if the list is of other "

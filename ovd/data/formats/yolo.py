@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -131,16 +132,22 @@ def _notice_odd_labels(listing: Listing, report: DataReport) -> None:
             )
         image_folders.setdefault(label.parent, set()).add(image.parent)
     for folder, folders in image_folders.items():
-        names = {name for each in folders if each.is_dir() for name in os.listdir(each) if is_image_name(name)}
-        stems = {os.path.splitext(name)[0] for name in names}
+        stems = set[str]().union(*map(_image_stems, folders))
         orphans = [path for path in folder.glob("*.txt") if path.stem not in stems and path not in image_of_label]
         for path in sorted(orphans):
             _notice_orphan(path, folders, report)
+    stems_in = cache(_image_stems)
     for images, labels in listing.folders:
         for path in sorted(find_files(labels, lambda name: name.endswith(".txt"))):
             images_folder = images / path.relative_to(labels).parent
-            if path.parent not in image_folders and not images_folder.is_dir():
+            if path.parent not in image_folders and path.stem not in stems_in(images_folder):
                 _notice_orphan(path, {images_folder}, report)
+
+
+def _image_stems(folder: Path) -> set[str]:
+    """Return the names without suffix of the images in a folder; empty if there is no such folder."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    return {os.path.splitext(name)[0] for name in filter(is_image_name, names)}
 
 
 def _notice_unlabelled(path: Path, listing: Listing, kept: Sequence[int], report: DataReport) -> None:

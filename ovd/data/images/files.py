@@ -67,24 +67,35 @@ def find_files(folder: Path, is_wanted: Callable[[str], bool]) -> list[Path]:
     """Return the files in a folder and its subfolders whose names are wanted, in any order, following symbolic links.
 
     Hidden folders, and those in which systems keep thumbnails and the like, are skipped. Links to a folder that
-    contains them are not followed, since they would give the same files without end; a warning counts them.
+    contains them are not followed, since they would give the same files without end; a warning counts them. Another
+    counts the folders that cannot be read.
     """
-    loops = list[str]()
-    files = [Path(parent, name) for parent, names in _walk(folder, loops) for name in names if is_wanted(name)]
+    loops, unread = list[str](), list[OSError]()
+    files = [Path(parent, name) for parent, names in _walk(folder, loops, unread) for name in names if is_wanted(name)]
     if loops:
         warn(f"{len(loops)} links to folders that they lie in are not followed; the first: {min(loops)}")
+    if unread:
+        first = min(unread, key=lambda error: str(error.filename))
+        count = format_count(len(unread), "folder")
+        warn(f"the files of {count} are left out; the first: {first.filename} cannot be read ({first.strerror})")
     return files
 
 
-def _walk(folder: Path, loops: list[str]) -> Iterator[tuple[str, list[str]]]:
+def _walk(folder: Path, loops: list[str], unread: list[OSError]) -> Iterator[tuple[str, list[str]]]:
     """Yield a folder and its subfolders that are not skipped, each with the names of its files.
 
     Args:
         loops: list to which links to a folder that contains them are appended.
+        unread: list to which the errors of folders that exist but cannot be read are appended.
     """
+
+    def keep(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            unread.append(error)
+
     parents = Path(os.path.realpath(folder)).parents
     above = {str(folder): frozenset(map(_identity, parents))}
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=keep, followlinks=True):
         identity, above_here = _identity(parent), above.pop(parent)
         if identity is not None and identity in above_here:
             loops.append(parent)
@@ -142,7 +153,7 @@ def collect_images(sources: Sequence[str], *, recursive: bool) -> tuple[Path, li
 
 
 def _warn_of_images_below(folder: Path) -> None:
-    num_seen, left_out, below = 0, list[Path](), _walk(folder, [])
+    num_seen, left_out, below = 0, list[Path](), _walk(folder, [], [])
     next(below, None)  # the folder itself
     for parent, names in below:
         left_out += [Path(parent, name) for name in names if is_image_name(name) and not is_drawn(Path(name))]

@@ -51,11 +51,9 @@ def sizes_of(paths: Sequence[Path]) -> list[tuple[int, int] | ImageError]:
 
 def _file_of(paths: Sequence[Path]) -> Path:
     names = "\n".join(os.path.abspath(path) for path in paths)
-    return (
-        cache_folder()
-        / "image_sizes"
-        / f"{hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()[:32]}.npy"
-    )
+    # A name in JSON may have any lone surrogate, not only those of bytes that are not UTF-8.
+    digest = hashlib.sha256(names.encode(errors="surrogatepass")).hexdigest()
+    return cache_folder() / "image_sizes" / f"{digest[:32]}.npy"
 
 
 def _states(paths: Sequence[Path]) -> Int64[np.ndarray, "N 2"]:

@@ -28,11 +28,11 @@ def read_tsv(path: Path, columns: Sequence[str], images: Path | None, report: Da
         ValueError: the columns do not give one caption and one image, or the file has no line.
         DataError: too many pairs were left out.
     """
-    if columns.count("caption") != 1 or columns.count("path") + columns.count("base64") != 1:
-        raise ValueError(f"columns {','.join(columns)}: expected one caption, and one of path and base64")
     unknown = set(columns) - set(COLUMNS)
     if unknown:
-        raise ValueError(f"columns {', '.join(sorted(unknown))} are none of {', '.join(COLUMNS)}")
+        raise ValueError(f"columns {', '.join(map(repr, sorted(unknown)))} are none of {', '.join(COLUMNS)}")
+    if columns.count("caption") != 1 or columns.count("path") + columns.count("base64") != 1:
+        raise ValueError(f"columns {','.join(columns)}: expected one caption, and one of path and base64")
     with path.open("rb") as file:
         num_lines = sum(1 for _ in file)
     if num_lines == 0:

@@ -12,6 +12,7 @@ has a box.
 
 import fcntl
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -103,7 +104,7 @@ def foreign_classes(domain: Domain) -> tuple[ForeignClass, ...]:
 
 
 def build_foreign(root: Path, settings: ForeignSettings) -> Path:
-    """Draw the data set if it does not exist, and return its folder.
+    """Draw the data set if it does not exist, and return its folder; what a killed run left unfinished is drawn again.
 
     If several processes call this, one draws and the others wait for it.
     """
@@ -173,6 +174,7 @@ def _draw(folder: Path, settings: ForeignSettings) -> None:
             write_json(folder / "val_synonyms.json", _renamed(content, synonyms), indent=None)
             words = {row + 1: item.words for row, item in enumerate(classes)}
             write_json(folder / "val_words.json", _renamed(content, words), indent=None)
+    shutil.rmtree(folder / "pairs", ignore_errors=True)
     write_pair_shards(folder / "pairs", _pairs(settings), pairs_per_shard=settings.num_pairs)
 
 
