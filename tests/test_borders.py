@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import re
 import symtable
 from collections import defaultdict
 from pathlib import Path
@@ -108,3 +109,19 @@ def docstrings_of(tree):
             value = statement.value if isinstance(statement, ast.Expr) else None
             if isinstance(value, ast.Constant) and isinstance(value.value, str):
                 yield value.value
+
+
+@pytest.mark.parametrize("part", ["ovd", "tools", "bench"])
+def test_docstrings_describe_arguments_that_exist(part):
+    for file in files_of(OVD.parent / part):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                names = {argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg)}
+                assert described_arguments(ast.get_docstring(node) or "") <= names, f"{file}: {node.name}"
+
+
+def described_arguments(docstring):
+    """Return the names before a colon in a docstring's section `Args`."""
+    section = re.search(r"^Args:\n((?: .*\n?|\n)*)", docstring, re.MULTILINE)
+    lines = re.findall(r"^    ([\w*, ]+): ", section[1], re.MULTILINE) if section else []
+    return {name.strip(" *") for line in lines for name in line.split(",")}

@@ -19,7 +19,7 @@ from ovd.model.similarity import TextClassifier
 from ovd.structures import IGNORED, Assignment, Points, Predictions, Targets
 
 MAX_PAIRS_PER_CHUNK = 2**22
-"""Maximum number of (point, box) pairs in memory at a time, unless one image has more."""
+"""Maximum number of pairs of a point and a box or crowd region in memory at a time, unless one image has more."""
 CENTER_RADIUS = 1.5
 """Maximum distance in x and y of a point from a box's center in center sampling, in strides."""
 ATSS_CANDIDATES, ATSS_ANCHOR = 9, 8
@@ -44,7 +44,7 @@ def assign_fcos(points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tens
         targets: targets of each image.
         sizes: height and width of each image before padding. Points in the padding are never matched.
     """
-    most_boxes = max(len(image.boxes) for image in targets)
+    most_boxes = max(max(len(image.boxes), len(image.crowd_boxes)) for image in targets)
     images_at_a_time = max(1, MAX_PAIRS_PER_CHUNK // max(1, len(points.centers) * most_boxes))
     padding = points.in_padding(sizes)
     parts = []

@@ -276,7 +276,7 @@ class _NormalizedEmbeddings:
 
         Args:
             gradient: gradient of the rows.
-            along: its part along each unit row, from `radial_gradient`.
+            radial_gradient: its part along each unit row.
         """
         # The gradient has no part along an embedding, unless it is too short to be normalized.
         radial_gradient = radial_gradient.masked_fill(self.length < EPSILON, 0)

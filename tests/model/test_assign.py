@@ -142,6 +142,24 @@ def test_images_of_a_batch_are_matched_alike_however_many_at_a_time(monkeypatch,
         assert found.ignored[row].tolist() == ignored
 
 
+@pytest.mark.parametrize("num_boxes", [0, 1, 6])
+def test_boxes_and_crowd_regions_both_limit_the_images_at_a_time(monkeypatch, num_boxes: int) -> None:
+    points, sizes, box = make_points(64, 128), torch.tensor([[64, 128]] * 5), [8.0, 8.0, 40.0, 40.0]
+    targets = (make_targets([box] * num_boxes, [box] * (6 - num_boxes)), *[make_targets([])] * 4)
+    most_pairs = 2 * 6 * len(points.centers)
+    num_pairs = []
+
+    def record(points: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        distances = side_distances(points, boxes)
+        num_pairs.append(distances.shape[:-1].numel())
+        return distances
+
+    monkeypatch.setattr("ovd.model.assign.MAX_PAIRS_PER_CHUNK", most_pairs)
+    monkeypatch.setattr("ovd.model.assign.side_distances", record)
+    assign_fcos(points, targets, sizes=sizes)
+    assert 0 < max(num_pairs) <= most_pairs
+
+
 @pytest.mark.parametrize(("box", "expected"), [([3.0, 3.0, 5.0, 5.0], 1), ([9.0, 9.0, 11.0, 11.0], 0)])
 def test_box_smaller_than_a_stride(box: list[float], expected: int) -> None:
     """A box smaller than a stride is matched only if a point happens to lie inside; the finest level's points are at 4,
