@@ -71,6 +71,7 @@ def test_another_kind_replaces_the_base_section_instead_of_merging(tmp_path):
         ),
         ("output: x\ntrain: {steps: 5, learning_rate: .inf}\n", "train.learning_rate: Input should be a finite number"),
         ("output: x\ntrain: {steps: 5, seed: 99999999999999999999}\n", "train.seed: Input should be less than"),
+        ("output: x\ntrain: {steps: 5}\nbank: {seed: 99999999999999999999}\n", "bank.seed: Input should be less than"),
         ("output: x\ntrain: {steps: 5}\ndata: {scale: [2, 0.5]}\n", "data.scale: write the smallest factor first"),
         ("output: x\ntrain: {steps: 5, batch_size: 1}\ndata: {pairs: {labels: y}}\n", "train.batch_size=1 has no room"),
         (
@@ -219,6 +220,12 @@ def test_a_config_of_another_tool_is_called_that(name, kind, tool):
     path = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
     with pytest.raises(ConfigError, match=f"{name}.yaml: this is a config of {tool}$"):
         load_config(path, [], kind)
+
+
+def test_a_seed_that_torch_does_not_take_is_refused_for_an_alignment(tmp_path):
+    path = write(tmp_path, "output: x\ntrain: {steps: 5}\n")
+    with pytest.raises(ConfigError, match=r"train\.seed: Input should be less than"):
+        load_config(path, ["train.seed=99999999999999999999"], AlignConfig)
 
 
 def test_an_override_of_a_section_that_is_not_there_makes_it(tmp_path):

@@ -78,7 +78,7 @@ class AlignSection(Section):
     """Number of optimizer steps."""
     batch_size: PositiveInt = 8
     """Number of images per optimizer step, over all ranks."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the order of the images, their augmentation and the random boxes."""
     learning_rate: PositiveFloat = 1e-3
     """Peak learning rate (AdamW) of the trunk. The text tower is not trained."""

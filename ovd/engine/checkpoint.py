@@ -249,7 +249,8 @@ def restore(found: Checkpoint, state: TrainState) -> None:
     """
     if not (found.folder / _OPTIMIZER).is_file():
         raise ValueError(
-            f"{found.folder} holds weights alone and cannot be resumed; start a new run from it with init_from"
+            f"{found.folder} holds weights alone and cannot be resumed; start a new run from it with init_from and "
+            "init_state=averaged"
         )
     if state.ema is not None:
         path = found.folder / _EMA

@@ -56,12 +56,16 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
     text_towers = (first.notes.text_tower, second.notes.text_tower)
     if text_towers[0] != text_towers[1]:
         different.append(f"text tower ({text_towers[0]!r} and {text_towers[1]!r})")
+    first_tensors, second_tensors = load_weights(first.weights), load_weights(second.weights)
+    learns_names = "name_offsets" in second_tensors  # a row for each class, in the order of the classes
+    if learns_names and first.notes.classes != second.notes.classes:
+        different.append("the classes whose names were learned (expert.learn=names)")
     if different:
         raise ValueError(
             f"{first.folder} and {second.folder} cannot be averaged, they differ in: {'; '.join(different)}"
         )
     try:
-        tensors = interpolate(load_weights(first.weights), load_weights(second.weights), weight)
+        tensors = interpolate(first_tensors, second_tensors, weight)
     except ValueError as error:
         raise ValueError(f"{first.weights} and {second.weights}: {error}") from error
     make_folder(output, str(output))
@@ -74,7 +78,7 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
     )
     notes, attached = without_early_stop(second)
     notes = replace(notes, ensemble=sources, has_clip=False)
-    if "name_offsets" not in tensors:  # they belong to the second's classes, in their order
+    if not learns_names:
         notes = replace(notes, classes=_trained_classes(first, second, weight))
     if weight != 1:
         notes = replace(notes, calibration=None)

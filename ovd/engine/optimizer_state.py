@@ -32,7 +32,10 @@ def unflatten(optimizer: torch.optim.Optimizer, path: Path) -> None:
     here = [(group.get("name"), len(group["params"])) for group in optimizer.param_groups]
     there = [(group.get("name"), len(group["params"])) for group in rest["param_groups"]]
     if here != there:
-        raise ValueError(f"{path}: parameter groups (name, number of parameters) are {there}, the run's are {here}")
+        raise ValueError(
+            f"{path}: parameter groups (name, number of parameters) are {there}, the run's are {here}; train the same "
+            "parts, or start from the weights alone (init_state=averaged)"
+        )
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in (rest["state"] | load_weights(path)).items():

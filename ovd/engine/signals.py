@@ -54,6 +54,19 @@ class StopRequest:
             if not self.received:
                 raise
 
+    def finish(self, work: Callable[[], Kind]) -> Kind:
+        """Do work that a stop waits for; a second time if the signal has also killed the loader workers of the first.
+
+        Raises:
+            RuntimeError: the work failed without a stop request, or failed again.
+        """
+        try:
+            return work()
+        except RuntimeError:
+            if not self.received:
+                raise
+        return work()
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received:
             raise KeyboardInterrupt

@@ -7,6 +7,7 @@ losses, gradients and checkpoints are those of the whole batch.
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import assert_never
@@ -83,7 +84,7 @@ def train(
     checkpoints: CheckpointWriter,
     *,
     evaluate: Evaluate | None,
-    calibrate: Callable[[Detector], None] | None = None,
+    calibrate: Callable[[Detector, StopRequest], None] | None = None,
 ) -> dict[str, float]:
     """Train a detector in place.
 
@@ -100,7 +101,7 @@ def train(
     Raises:
         NonFiniteError: a loss or gradient is not finite; the optimizer step was skipped and nothing is saved.
         SystemExit: 143, after a checkpoint, on SIGTERM, SIGUSR1, SIGHUP or Ctrl-C. A running evaluation is aborted and
-            repeated when the run is resumed; those that `train.patience` compares are finished first.
+            repeated when the run is resumed; those that `train.patience` compares, and a calibration, are finished.
     """
     settings = criterion.train
     compute = Compute.configured(settings.precision, device_of_rank(settings.device))
@@ -135,7 +136,7 @@ def train(
             is_over = state.step == settings.steps
             is_evaluated = _is_evaluated(state.step, settings)
             if evaluation and early_stop is not None and (is_over or is_evaluated):  # before its checkpoint is saved
-                early_stop.record_evaluation(state.step, evaluation.run(state.step), state.ema)
+                early_stop.record_evaluation(state.step, stop.finish(partial(evaluation.run, state.step)), state.ema)
                 if is_over := is_over or early_stop.should_stop:
                     log.message(early_stop.restore_best(state.ema))
             if is_over:
@@ -147,7 +148,7 @@ def train(
         if num_steps_left:
             if is_over and calibrate:
                 state.ema.copy_to(averaged)
-                calibrate(averaged)
+                calibrate(averaged, stop)
             checkpoints.save(state, data.report, must_succeed=True, warning=log.warning)
         last_step = early_stop.best_step if early_stop and is_over else state.step
         metrics = {} if evaluation is None else evaluation.run_until(stop, last_step)

@@ -134,19 +134,19 @@ def _names_of(index: AnnotationIndex, pairs: LabelledPairs | None, ids: Sequence
 
 def _calibration_of(
     config: TrainConfig, clip: Clip, held_out: HeldOut, checkpoints: CheckpointWriter
-) -> Callable[[Detector], None]:
+) -> Callable[[Detector, StopRequest], None]:
     """Return a function that calibrates a detector, for the next checkpoint and the evaluation on all ranks.
 
     The calibration is computed on the main process.
     """
 
-    def calibrate(averaged: Detector) -> None:
+    def calibrate(averaged: Detector, stop: StopRequest) -> None:
         found: tuple[dict[str, Any], dict[str, Tensor]] | None = None
         if is_main():
             trained = TrainedDetector(averaged, config, clip, checkpoints.notes.classes)
             try:
                 readable = readable_part(held_out)
-                calibration = calibrate_detector(trained, readable)
+                calibration = stop.finish(lambda: calibrate_detector(trained, readable))
                 attached = {"trained_text": calibration.trained_text, "mean_example": mean_example(config, readable)}
                 found = calibration.to_json(), attached
             except CalibrationError as error:

@@ -6,13 +6,18 @@ from pathlib import Path
 from ovd.build.batches import samples_drawn
 from ovd.build.learner import Learner
 from ovd.build.trained import check_text_tower, find_checkpoint, initialize
-from ovd.config.training import TrainConfig
+from ovd.config.training import TrainConfig, TrainSection
 from ovd.config_files import parse_config
 from ovd.distributed import is_main
-from ovd.engine.checkpoint import Checkpoint
+from ovd.engine.checkpoint import Checkpoint, restore
+from ovd.engine.detector_groups import build_groups
+from ovd.engine.ema import Ema
 from ovd.engine.notes import NO_SAMPLES, SampleCounts
+from ovd.engine.optim import build_optimizer
 from ovd.engine.start import Fresh, InitFromTrainingState, Resume, Start
+from ovd.engine.train_state import DetectorState
 from ovd.files import sha256_of
+from ovd.model.detector import Detector
 from ovd.warn import warn
 
 
@@ -40,7 +45,7 @@ def choose_start(config: TrainConfig, found: Checkpoint | None, learner: Learner
         found: the checkpoint that the run resumes from; None for a new run.
 
     Raises:
-        ValueError: `init_from` has no fitting weights, or they come from another text tower.
+        ValueError: `init_from` has no fitting weights or training state, or they come from another text tower.
     """
     if found is not None:
         return ChosenStart(Resume(found), found.notes.first_samples)
@@ -49,10 +54,21 @@ def choose_start(config: TrainConfig, found: Checkpoint | None, learner: Learner
     if config.init_state == "training":
         before = find_checkpoint(config.init_from)
         check_text_tower(before, learner.clip)
+        _check_state_fits(before, learner.detector, config.train)
         _warn_of_seen_images(config, before)
         return ChosenStart(InitFromTrainingState(before), samples_drawn(before), before.weights)
     weights = initialize(learner.detector, config.init_from, learner.clip)
     return ChosenStart(Fresh(solve_bias=False), NO_SAMPLES, weights)
+
+
+def _check_state_fits(before: Checkpoint, detector: Detector, settings: TrainSection) -> None:
+    """Check that the training state of another run fits a detector, whose weights are replaced by that run's.
+
+    Raises:
+        ValueError: as `restore`.
+    """
+    optimizer = build_optimizer(build_groups(detector, settings), lr=settings.learning_rate)
+    restore(before, DetectorState(detector, optimizer, Ema(detector, settings.ema_decay)))
 
 
 def _warn_of_seen_images(config: TrainConfig, before: Checkpoint) -> None:

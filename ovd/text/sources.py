@@ -21,7 +21,7 @@ class TextSources(Section):
     """Probability that a token is dropped from a changed text."""
     tower_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout probability in the text tower, after attention and MLP, for a changed text."""
-    seed: NonNegativeInt = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the random changes."""
 
     @model_validator(mode="after")

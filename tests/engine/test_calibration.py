@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,27 @@ def test_a_calibration_that_fails_does_not_cost_the_training(
     assert "Traceback" in printed.err
     assert extra_of(run).get("calibration") is None
     assert load_detector(run).calibration is None
+
+
+def test_a_signal_that_kills_the_workers_of_a_calibration_costs_none(
+    calibrated, tmp_path, miniature_world, monkeypatch
+):
+    real, calls = ovd.jobs.train.calibrate_detector, []
+
+    def killed_once(*arguments: Any) -> ScoreCalibration:
+        calls.append(arguments)
+        if len(calls) == 1:
+            signal.raise_signal(signal.SIGTERM)
+            raise RuntimeError("a worker is killed")
+        return real(*arguments)
+
+    monkeypatch.setattr(ovd.jobs.train, "calibrate_detector", killed_once)
+    run = tmp_path / "run"
+    shutil.copytree(calibrated.run, run)
+    shutil.rmtree(end_of(run))
+    train_from_config(calibrating(run, miniature_world), resume=True, evaluate=False)
+    assert_same_step(end_of(calibrated.run), end_of(run), files=(*WEIGHTS, "attached"))
+    assert extra_of(run) == extra_of(calibrated.run)
 
 
 def test_a_run_that_holds_nothing_out_stores_no_calibration(plain_run):

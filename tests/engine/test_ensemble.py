@@ -187,6 +187,22 @@ def test_tensors_that_do_not_correspond_are_named(tmp_path):
         interpolate({str(number): torch.zeros(1) for number in range(30)}, {}, 0.5)
 
 
+def test_learned_names_are_averaged_with_those_of_the_same_classes_only(tmp_path):
+    def save_names(name: str, *classes: str) -> checkpoint.Checkpoint:
+        tensors = {"name_offsets": torch.rand(2, 8)}
+        notes = Notes(text_tower="abc", classes=classes)
+        return checkpoint.read(checkpoint.save_weights(tmp_path / name, tensors=tensors, config=CONFIG, notes=notes))
+
+    first, second = save_names("first", "anchor", "gear"), save_names("second", "anchor", "gear")
+    other = save_names("other", "gear", "anchor")
+    with pytest.raises(ValueError, match=r"they differ in: the classes whose names were learned"):
+        save_ensemble(first, other, weight=0.5, output=tmp_path / "mean")
+    save_ensemble(first, second, weight=0.5, output=tmp_path / "mean")
+    found = checkpoint.latest(tmp_path / "mean")
+    assert found is not None
+    assert found.notes.classes == ("anchor", "gear")
+
+
 def test_a_run_is_never_overwritten(tmp_path):
     first, second = save_run(tmp_path / "a", 0), save_run(tmp_path / "b", 1)
     for output in (tmp_path / "a", tmp_path / "b"):

@@ -402,13 +402,24 @@ def test_a_signal_in_an_evaluation_ends_it_and_the_run_goes_on_with_it(tmp_path,
     assert len(losses_of(config.output)) == 4
 
 
-def test_an_evaluation_that_the_end_of_a_run_depends_on_is_finished(tmp_path, miniature_world, monkeypatch):
+@pytest.mark.parametrize("kills_workers", [False, True])
+def test_an_evaluation_that_the_end_of_a_run_depends_on_is_finished(
+    tmp_path, miniature_world, monkeypatch, kills_workers
+):
     train = {"steps": 4, "eval_every": 2, "save_every": 100, "patience": 2}
     config = small_config(tmp_path / "run", miniature_world, train=train)
     seen = signal_in_an_evaluation(monkeypatch, 3)
+    add_results = BoxEvaluator.update
+
+    def update(self, image_id, detections):
+        add_results(self, image_id, detections)
+        if kills_workers and len(seen) == 3:
+            raise RuntimeError("a worker is killed")
+
+    monkeypatch.setattr(BoxEvaluator, "update", update)
     with pytest.raises(SystemExit):
         train_from_config(config)
-    assert len(seen) == NUM_VAL_IMAGES
+    assert len(seen) == NUM_VAL_IMAGES + (3 if kills_workers else 0)
     found = checkpoint.latest(config.output)
     assert found is not None
     assert found.step == 2

@@ -8,8 +8,9 @@ import pytest
 import real_layouts
 from small_run import small_config, source_of
 
-from ovd.build.trained import load_detector
+from ovd.build.trained import find_checkpoint, load_detector
 from ovd.data.report import DataError
+from ovd.engine.ensemble import save_ensemble
 from ovd.jobs.preflight import preflight
 from ovd.jobs.prerequisites import check_prerequisites
 from ovd.jobs.train import train_from_config
@@ -101,6 +102,19 @@ def test_settings_that_stop_before_the_first_step_stop_here_too(changes, message
     for check in (preflight, train_from_config):
         with pytest.raises(ValueError, match=message):
             check(small_config(tmp_path / "run", miniature_world, **data, **changes))
+
+
+def test_a_training_state_that_does_not_fit_stops_before_the_text_bank(start, tmp_path, miniature_world):
+    averaged = save_ensemble(*[find_checkpoint(start)] * 2, weight=0.5, output=tmp_path / "averaged")
+    for init_from, message in (
+        (start, r"parameter groups .* train the same parts, or start from the weights alone \(init_state=averaged\)"),
+        (averaged, "holds weights alone and cannot be resumed; .* init_state=averaged"),
+    ):
+        more = {"init_from": str(init_from), "init_state": "training", "detector": {"frozen_layers": 1}}
+        for check in (preflight, train_from_config):
+            with pytest.raises(ValueError, match=message):
+                check(small_config(tmp_path / "run", miniature_world, bank={"cache": str(tmp_path / "banks")}, **more))
+    assert not (tmp_path / "banks").exists()
 
 
 def test_a_folder_that_holds_a_run_is_said_unless_it_is_resumed(start, tmp_path, miniature_world, capsys):
