@@ -247,6 +247,14 @@ def test_a_file_is_evaluated_and_reported(engine, file_format, records, expected
     assert f"{len(records)} detections in {len(records)} of 1 images" in printed
 
 
+def test_a_folder_that_cannot_be_made_is_told_before_the_computation(annotations, tmp_path, capsys):
+    (tmp_path / "results.json").write_text(json.dumps([GOOD]))
+    output = tmp_path / "results.json" / "report"
+    with pytest.raises(ValueError, match=r"report cannot be made .*; give another --output"):
+        evaluate_results_file(annotations, tmp_path / "results.json", "coco", output_dir=output)
+    assert not capsys.readouterr().out
+
+
 def test_files_of_an_earlier_evaluation_do_not_stay_beside_those_of_another(annotations, tmp_path):
     (tmp_path / "results.json").write_text("[]")
     (tmp_path / "report").mkdir()
