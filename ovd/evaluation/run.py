@@ -135,11 +135,13 @@ def evaluate_results_file(
         html: whether to write report.html, too; with pictures if the images are known.
 
     Raises:
-        ValueError: a file is faulty (names it and the record), `html` is given without `output_dir`, or this folder
-            cannot be made or written to.
+        ValueError: a file is faulty (names it and the record), `html` is given without `output_dir`, this folder
+            cannot be made or written to, or `images` is no folder.
     """
     if html and output_dir is None:
         raise ValueError("the page needs a folder; give --output FOLDER")
+    if html and images is not None and not images.is_dir():
+        raise ValueError(f"{images} is no folder: --images is the folder of the images, for the pictures of the page")
     index = None
     if html and (images is not None or FORMATS[format].finds_images):
         index = load_annotations(
