@@ -230,6 +230,7 @@ def test_an_evaluation_is_not_replaced_by_one_of_another_data_set(runs, monkeypa
         run(monkeypatch, "eval", "run", *data, *options)
 
     evaluate("one")
+    assert capsys.readouterr().out.startswith("results.json and their plots are in ")  # only what was written
     evaluate("one")
     with pytest.raises(SystemExit) as stopped:
         evaluate("other")
