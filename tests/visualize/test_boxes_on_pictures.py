@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ovd.structures import Detections
 from ovd.visualize import boxes as boxes_on_pictures
 from ovd.visualize.boxes import GRID_PX, LEGEND, RARE_COLOR, choose_shown, draw_detections, grid, write_grid
+from ovd.visualize.labels import Label
 from ovd.visualize.palette import class_color
 
 FOUND = Detections(
@@ -80,7 +81,12 @@ def test_a_box_far_beyond_the_picture_takes_no_time(monkeypatch):
 
     lines = []
     draw_box = boxes_on_pictures._draw_box
-    monkeypatch.setattr(boxes_on_pictures, "_draw_box", lambda *args: (lines.append(args[1].box), draw_box(*args)))
+
+    def noted(draw: ImageDraw.ImageDraw, label: Label, line: int) -> None:
+        lines.append(label.box)
+        draw_box(draw, label, line)
+
+    monkeypatch.setattr(boxes_on_pictures, "_draw_box", noted)
     near, far = draw(700.0), draw(1e6)  # Pillow takes an hour for 1e11
     assert np.array_equal(near, far)
     assert np.abs(lines).max() <= 2 * 400

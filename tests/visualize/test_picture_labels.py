@@ -94,4 +94,4 @@ def test_a_name_of_several_lines_is_drawn_in_one():
         canvas = Image.new("RGB", PICTURE)
         draw_labels(canvas, [Label(text, (150, 100, 190, 140), (0, 0, 200), (255, 255, 255))], 14)
         canvases.append(np.asarray(canvas))
-    assert np.array_equal(*canvases)
+    assert np.array_equal(canvases[0], canvases[1])
