@@ -230,6 +230,7 @@ def test_an_evaluation_is_not_replaced_by_one_of_another_data_set(runs, monkeypa
         run(monkeypatch, "eval", "run", *data, *options)
 
     evaluate("one")
+    assert capsys.readouterr().out.startswith("results.json and their plots are in ")  # only what was written
     evaluate("one")
     with pytest.raises(SystemExit) as stopped:
         evaluate("other")
@@ -245,6 +246,10 @@ def test_an_evaluation_is_not_replaced_by_one_of_another_data_set(runs, monkeypa
         evaluate("one", "--output", "submission")
     assert "submission/results.json is not of an earlier evaluation of a run" in capsys.readouterr().err
     assert Path("submission/results.json").read_text() == "[]"
+    Path("submission/results.json").rename("submission/metrics.json")  # as of `ovd eval --results`
+    with pytest.raises(SystemExit):
+        evaluate("one", "--output", "submission")
+    assert "submission/metrics.json is not of an earlier evaluation of a run" in capsys.readouterr().err
     monkeypatch.chdir("/")  # another path to the same file
     run(monkeypatch, "eval", str(runs / "run"), "--format", "coco", "--images", str(runs / "images"),
         "--annotations", str(runs / "one/annotations/val.json"))  # fmt: skip

@@ -118,7 +118,7 @@ def evaluate_from_arguments(arguments: argparse.Namespace, subject: EvaluationSu
     )
     if not is_main():
         return
-    files = ["results.json", "metrics.json", "decisions.json", "per_class.csv", "predictions.jpg"]
-    files += ["naming.json"] if subject.onnx is None and not trained.experts.folders else []
-    files += ["report.html"] if arguments.html else []
-    print(f"{', '.join(files)} and their plots are in {output}")
+    files = ("results.json", "metrics.json", "decisions.json", "per_class.csv")
+    optional = ("predictions.jpg", "naming.json", "report.html")  # an earlier evaluation's were removed
+    names = [name for name in (*files, *optional) if (output / name).exists()]
+    print(f"{', '.join(names)} and their plots are in {output}")

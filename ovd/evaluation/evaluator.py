@@ -80,7 +80,8 @@ class BoxEvaluator(ABC):
             boxes_xywh=to_xywh(boxes),
             scores=detections.scores.detach().cpu().numpy().astype(np.float64),
         )
-        self.add_results(results, source=source)
+        self._check_values(results, source)
+        self._parts.append(results)  # the ids are known; to search for them takes time that grows with the data set
         self._pending_image_ids.remove(image_id)
 
     def add_results(self, results: Results, *, source: str) -> None:
@@ -93,12 +94,7 @@ class BoxEvaluator(ABC):
             ValueError: a score or box is not finite, a box is too large or has a negative side, or an image or category
                 is not in the annotation file; names `source` and the first such record.
         """
-        _, _, width, height = results.boxes_xywh.T
-        largest = np.maximum.reduce(np.abs(results.boxes_xywh).T)  # NaN if one of the four numbers is NaN
-        self._refuse(~np.isfinite(results.scores), "the score is not finite", results, source)
-        self._refuse(~np.isfinite(largest), "the box is not finite", results, source)
-        self._refuse(largest >= MAX_BOX_PX, "the box is beyond all pictures", results, source)
-        self._refuse((width < 0) | (height < 0), "the box has a negative side", results, source)
+        self._check_values(results, source)
         unknown_image = ~np.isin(results.image_ids, self.truth.ids_of_images)
         self._refuse(unknown_image, "no such image", results, source)
         unknown_category = ~np.isin(results.category_ids, self.truth.ids_of_categories)
@@ -127,6 +123,15 @@ class BoxEvaluator(ABC):
     def compute(self) -> dict[str, float]:
         """Compute only the metrics, 0 to 1; -1 where the annotation file has no true box for a metric."""
         return self.evaluate().metrics
+
+    def _check_values(self, results: Results, source: str) -> None:
+        """Check the scores and boxes; raise a ValueError as described in `add_results`."""
+        _, _, width, height = results.boxes_xywh.T
+        largest = np.maximum.reduce(np.abs(results.boxes_xywh).T)  # NaN if one of the four numbers is NaN
+        self._refuse(~np.isfinite(results.scores), "the score is not finite", results, source)
+        self._refuse(~np.isfinite(largest), "the box is not finite", results, source)
+        self._refuse(largest >= MAX_BOX_PX, "the box is beyond all pictures", results, source)
+        self._refuse((width < 0) | (height < 0), "the box has a negative side", results, source)
 
     def _refuse(self, bad: Bool[np.ndarray, " N"], reason: str, results: Results, source: str) -> None:
         if bad.any():

@@ -7,6 +7,7 @@ Large files are read by several processes, one part each.
 import codecs
 import json
 import multiprocessing
+import os
 import re
 import signal
 import warnings
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import msgspec
@@ -63,7 +65,7 @@ def results_loader(path: Path) -> Iterator[Callable[[], Results]]:
         return
     # Forked processes need not import the modules again, and they need no lock that another thread may hold.
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(len(others), context, _ignore_interrupts) as pool:
+    with ProcessPoolExecutor(len(others), context, _prepare_process) as pool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # about forking a process with threads
             loading = [pool.submit(_load_part, path, part) for part in others]
@@ -79,9 +81,18 @@ def results_loader(path: Path) -> Iterator[Callable[[], Results]]:
         yield results
 
 
-def _ignore_interrupts() -> None:
-    """Ignore Ctrl-C, which the waiting parent process handles."""
+def _prepare_process() -> None:
+    """Ignore Ctrl-C, which the waiting parent process handles, and exit if the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_exit_after_parent, daemon=True).start()
+
+
+def _exit_after_parent() -> None:
+    """Wait for the end of the parent process and exit; a pool's process would wait for its next task for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 class _Part(NamedTuple):

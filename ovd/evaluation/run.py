@@ -23,6 +23,7 @@ from ovd.evaluation.measures import Measures
 from ovd.evaluation.note import EvaluationNote, remove_note, write_note
 from ovd.evaluation.report import format_table, write_report
 from ovd.evaluation.results_file import results_loader
+from ovd.files import make_folder
 from ovd.shapes import Bool
 from ovd.warn import warn
 
@@ -134,10 +135,13 @@ def evaluate_results_file(
         html: whether to write report.html, too; with pictures if the images are known.
 
     Raises:
-        ValueError: a file is faulty (names it and the record), or `html` is given without `output_dir`.
+        ValueError: a file is faulty (names it and the record), `html` is given without `output_dir`, this folder
+            cannot be made or written to, or `images` is no folder.
     """
     if html and output_dir is None:
         raise ValueError("the page needs a folder; give --output FOLDER")
+    if html and images is not None and not images.is_dir():
+        raise ValueError(f"{images} is no folder: --images is the folder of the images, for the pictures of the page")
     index = None
     if html and (images is not None or FORMATS[format].finds_images):
         index = load_annotations(
@@ -148,7 +152,9 @@ def evaluate_results_file(
         evaluator = build_box_evaluator(truth, format, (), engine=engine)
         evaluator.add_results(read(), source=str(results))
     exhaustive = exhaustive_truth(truth, format)
-    if output_dir is not None:  # imported while the engine computes, which does not hold the GIL
+    if output_dir is not None:
+        make_folder(output_dir, str(output_dir), "; give another --output")  # now, not after minutes of computing
+        # Imported while the engine computes, which does not hold the GIL.
         Thread(target=importlib.import_module, args=("matplotlib.figure",), daemon=True).start()
     measures = measure_results(evaluator, exhaustive=exhaustive)
     print_measures(measures)

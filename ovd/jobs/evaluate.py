@@ -97,15 +97,15 @@ def prepare_output(output: Path, options: Mapping[str, str]) -> None:
 
 def _check_same(output: Path, before: EvaluationNote, options: Mapping[str, str]) -> None:
     """Check that the evaluation in a folder may be replaced by one with these options; see `prepare_output`."""
-    results = output / "results.json"
-    if not any((output / name).exists() for name in (results.name, "metrics.json")):
+    found = next((file for name in ("results.json", "metrics.json") if (file := output / name).exists()), None)
+    if found is None:
         return  # an earlier evaluation stopped before its results, for example at a missing image
     if before.options:
         names = {*before.options, *options}
         if different := sorted(name for name in names if before.options.get(name) != options.get(name)):
             raise ValueError(f"{output} holds an evaluation with another {', '.join(different)}; give another --output")
     elif not before.is_of_own_set:
-        raise ValueError(f"{results} is not of an earlier evaluation of a run; move it, or give another --output")
+        raise ValueError(f"{found} is not of an earlier evaluation of a run; move it, or give another --output")
 
 
 def evaluate_run(

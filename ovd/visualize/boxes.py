@@ -84,7 +84,7 @@ def draw_detections(
     line = 3 if in_grid else max(2, max(canvas.size) // 250)
     draw = ImageDraw.Draw(canvas)
     labels = []
-    for box, score, row in _rows(detections, zoom):
+    for box, score, row in _rows(detections, zoom, canvas):
         text = f"{names[row]} {score:.2f}" if with_scores else names[row]
         if row in rare:
             labels.append(Label(f"{RARE_MARK} {text}", box, RARE_COLOR, BLACK))
@@ -92,7 +92,7 @@ def draw_detections(
             labels.append(Label(text, box, class_color(names[row]), WHITE))
     hidden = [
         Label(f"({RARE_MARK} {names[row]})" if row in rare else f"({names[row]})", box, WHITE, BLACK, below=True)
-        for box, _, row in _rows(Detections.empty() if missed is None else missed, zoom)
+        for box, _, row in _rows(Detections.empty() if missed is None else missed, zoom, canvas)
     ]
     for label in hidden:
         _draw_box(draw, label, 1)
@@ -102,9 +102,14 @@ def draw_detections(
     return canvas
 
 
-def _rows(detections: Detections, zoom: float) -> Iterator[tuple[Box, float, int]]:
-    """Yield the box in pixels of the picture, the score and the class of each detection."""
-    columns = (zoom * detections.boxes, detections.scores, detections.classes)
+def _rows(detections: Detections, zoom: float, canvas: Image.Image) -> Iterator[tuple[Box, float, int]]:
+    """Yield the box in pixels of the picture, the score and the class of each detection.
+
+    Sides far outside the picture are moved nearer, where they are not visible either, since Pillow takes time for each
+    pixel of a line.
+    """
+    longest = max(canvas.size)
+    columns = ((zoom * detections.boxes).clamp(-longest, 2 * longest), detections.scores, detections.classes)
     for box, score, row in zip(*(column.tolist() for column in columns), strict=True):
         yield tuple(box), score, row
 

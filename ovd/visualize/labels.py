@@ -106,7 +106,8 @@ def draw_labels(canvas: Image.Image, labels: Sequence[Label], text_px: int) -> N
     """
     file = find_font_for(label.text for label in labels)
     font, draw = ImageFont.truetype(file.path, text_px), ImageDraw.Draw(canvas)
-    texts = [file.replace_missing(label.text) for label in labels]
+    # Pillow measures no text of several lines, and a name from a file may end in a line end.
+    texts = [" ".join(file.replace_missing(label.text).split()) for label in labels]
     height = sum(font.getmetrics()) + 2
     sizes = [(draw.textlength(text, font=font) + 2 * MARGIN_PX, float(height)) for text in texts]
     corners = place_labels(labels, sizes, canvas.size)

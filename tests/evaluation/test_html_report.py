@@ -249,6 +249,8 @@ def test_without_images_there_are_no_pictures_and_without_a_folder_no_page(data_
     assert evaluate(data_set, tmp_path)["images"] == {}
     with pytest.raises(ValueError, match="--output FOLDER"):
         evaluate_results_file(data_set / "annotations.json", data_set / "results.json", "coco", html=True)
+    with pytest.raises(ValueError, match="misspelled is no folder: --images"):
+        evaluate(data_set, tmp_path, images=data_set / "misspelled")
 
 
 def test_the_page_holds_all_it_needs_and_names_stay_text(data_set, tmp_path):

@@ -208,6 +208,30 @@ def test_a_killed_process_is_an_error_that_names_the_file(divided, tmp_path, mon
         load_results(tmp_path / "results.json")
 
 
+_KILLED_WHILE_READING = """
+import os, signal, sys
+from pathlib import Path
+from ovd.evaluation import results_file
+results_file._PROCESS_BYTES, results_file.num_cores = 100, lambda: 4
+with results_file.results_loader(Path(sys.argv[1])):
+    os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGKILL"])
+def test_the_other_processes_end_if_their_parent_is_killed(signal_name, tmp_path):
+    write_results(tmp_path / "results.json", random_results(50))
+    arguments = [sys.executable, "-c", _KILLED_WHILE_READING, str(tmp_path / "results.json"), signal_name]
+    # Standard output is at its end once every process that has it open has ended.
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, start_new_session=True) as parent:
+        try:
+            parent.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            os.killpg(parent.pid, signal.SIGKILL)
+            raise
+    assert parent.returncode == -getattr(signal, signal_name)
+
+
 @pytest.fixture
 def annotations(tmp_path: Path) -> Path:
     path = tmp_path / "annotations.json"
@@ -245,6 +269,14 @@ def test_a_file_is_evaluated_and_reported(engine, file_format, records, expected
     printed = capsys.readouterr().out
     assert printed.startswith(f"{file_format.upper()} box AP, ")
     assert f"{len(records)} detections in {len(records)} of 1 images" in printed
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_computation(annotations, tmp_path, capsys):
+    (tmp_path / "results.json").write_text(json.dumps([GOOD]))
+    output = tmp_path / "results.json" / "report"
+    with pytest.raises(ValueError, match=r"report cannot be made .*; give another --output"):
+        evaluate_results_file(annotations, tmp_path / "results.json", "coco", output_dir=output)
+    assert not capsys.readouterr().out
 
 
 def test_files_of_an_earlier_evaluation_do_not_stay_beside_those_of_another(annotations, tmp_path):

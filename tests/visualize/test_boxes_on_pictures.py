@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ovd.structures import Detections
+from ovd.visualize import boxes as boxes_on_pictures
 from ovd.visualize.boxes import GRID_PX, LEGEND, RARE_COLOR, choose_shown, draw_detections, grid, write_grid
+from ovd.visualize.labels import Label
 from ovd.visualize.palette import class_color
 
 FOUND = Detections(
@@ -67,6 +69,27 @@ def test_the_frame_of_a_box_is_seen_on_any_ground():
         for rare in ((), (0,)):
             across = np.asarray(draw_detections(ground, box, ["jar"], rare=rare))[250, 90:115].astype(int)
             assert np.abs(across - value).max() > 100
+
+
+def test_a_box_far_beyond_the_picture_takes_no_time(monkeypatch):
+    image = np.full((300, 400, 3), 90, np.uint8)
+
+    def draw(far: float) -> np.ndarray:
+        boxes = torch.tensor([[40.0, 50, far, far], [-far, 20, 200, far]])
+        found = Detections(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 0]))
+        return np.asarray(draw_detections(image, found, ["jar"]))
+
+    lines = []
+    draw_box = boxes_on_pictures._draw_box
+
+    def noted(draw: ImageDraw.ImageDraw, label: Label, line: int) -> None:
+        lines.append(label.box)
+        draw_box(draw, label, line)
+
+    monkeypatch.setattr(boxes_on_pictures, "_draw_box", noted)
+    near, far = draw(700.0), draw(1e6)  # Pillow takes an hour for 1e11
+    assert np.array_equal(near, far)
+    assert np.abs(lines).max() <= 2 * 400
 
 
 def test_a_grid_of_few_pictures_has_no_empty_columns():

@@ -85,3 +85,13 @@ def test_labels_are_drawn_in_their_colors_however_many_there_are(count):
     draw_labels(canvas, [label(150, 100, 190, 140)] * count, 14)
     pixels = np.asarray(canvas).reshape(-1, 3)
     assert (pixels == (0, 0, 200)).all(axis=1).any() == (count > 0)
+
+
+def test_a_name_of_several_lines_is_drawn_in_one():
+    """Names in annotation files may end in a line end, as the lines of a text file do."""
+    canvases = []
+    for text in ("a bat", "a\n bat\n"):
+        canvas = Image.new("RGB", PICTURE)
+        draw_labels(canvas, [Label(text, (150, 100, 190, 140), (0, 0, 200), (255, 255, 255))], 14)
+        canvases.append(np.asarray(canvas))
+    assert np.array_equal(canvases[0], canvases[1])
