@@ -1,6 +1,7 @@
 """The weighted average of two runs: exact at both ends, a mean in between, and a run like any other."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,23 @@ def test_runs_of_another_model_are_refused(tmp_path, config, notes, message):
     with pytest.raises(ValueError, match=message):
         save_ensemble(first, second, weight=0.5, output=tmp_path / "c")
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("expert", "classes", "message"),
+    [
+        ({"learn": "names"}, ("dog", "cat"), "differ in: the names that were learned"),
+        ({"learn": "path", "rank": 4}, ("cat", "dog"), "differ in: low-rank adapters"),
+        ({"learn": "names", "rank": 0}, ("cat", "dog"), None),
+        ({"learn": "path"}, ("dog", "cat"), None),
+    ],
+)
+def test_experts_whose_tensors_do_not_correspond_are_refused(expert, classes, message, tmp_path):
+    config = CONFIG | {"expert": expert}
+    first = save_run(tmp_path / "a", 0, config=config, notes=replace(NOTES, classes=("cat", "dog")))
+    second = save_run(tmp_path / "b", 1, config=config, notes=replace(NOTES, classes=classes))
+    with nullcontext() if message is None else pytest.raises(ValueError, match=message):
+        save_ensemble(first, second, weight=0.5, output=tmp_path / "c")
 
 
 def test_how_a_detector_learned_and_settings_of_one_version_alone_do_not_matter(tmp_path):
