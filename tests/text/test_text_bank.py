@@ -1,5 +1,8 @@
 """The file of text embeddings: rows equal the text tower's, variants are repeatable, and other files are refused."""
 
+import os
+import platform
+import subprocess
 from typing import Any
 
 import numpy as np
@@ -278,6 +281,16 @@ def test_a_bank_is_an_ordinary_safetensors_file_written_whole_or_not_at_all(tiny
     with pytest.raises(OSError, match="no space"):
         build_bank(tiny_clip, names[:299], [()] * 299, TextSources(), folder=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [bank.path.name]
+
+
+def test_what_a_killed_build_left_is_removed(untrained_clip, tmp_path):
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    running, other_machine = (f"a.safetensors.{name}.tmp" for name in (f"{platform.node()}.{os.getppid()}", "x.1"))
+    for name in (f"a.safetensors.{platform.node()}.{killed.pid}.tmp", running, other_machine):
+        (tmp_path / name).touch()
+    bank = build_bank(untrained_clip, NAMES, SYNONYMS, TextSources(), folder=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {bank.path.name, running, other_machine}
 
 
 def test_a_bank_serves_any_vocabulary_it_holds(bank, untrained_clip):
