@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.numpy import save
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from ovd.commands import text_bank
 from ovd.text.bank import TextBank, build_bank, class_texts
 from ovd.text.encoder import encode_classes, encode_tokens
 from ovd.text.names import fill_template
@@ -326,3 +328,12 @@ def test_missing_paraphrases_are_the_names_prompts_in_turn():
     assert class_texts("umbrella", ["brolly"], ["keeps rain off"], sources, 4) == [
         *prompts, "keeps rain off", *prompts, prompts[0]
     ]  # fmt: skip
+
+
+def test_a_file_without_a_class_name_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "names.txt").write_text("\n  \n")
+    config = Path(__file__).parents[2] / "configs" / "quickstart_base.yaml"
+    options = (f"bank.cache={tmp_path / 'banks'}", "--classes", str(tmp_path / "names.txt"))
+    monkeypatch.setattr("sys.argv", ["ovd text-bank", str(config), *options])
+    with pytest.raises(ValueError, match=r"names\.txt: no class name in this file"):
+        text_bank.main()
