@@ -10,7 +10,7 @@ from PIL import Image
 import ovd.__main__ as command
 
 
-def test_dense_and_pooled_feature_agree_and_one_image_is_refused(tmp_path, monkeypatch, capsys):
+def test_dense_and_pooled_feature_agree_and_too_few_images_are_refused(tmp_path, monkeypatch, capsys):
     def run(*options: str) -> str:
         monkeypatch.setattr(sys, "argv", ["ovd", "check-backbone", "tiny", "--images", str(tmp_path), *options])
         command.main()
@@ -25,7 +25,12 @@ def test_dense_and_pooled_feature_agree_and_one_image_is_refused(tmp_path, monke
     assert found is not None, out
     assert abs(float(found[1])) < 0.99
     assert run("--count", "2").startswith("tiny, 2 images of ")
-    with pytest.raises(SystemExit) as stopped:
-        run("--count", "1")
-    assert stopped.value.code == 2
+    for count in ("1", "-1"):
+        with pytest.raises(SystemExit, match="2"):
+            run("--count", count)
+        assert f"--count {count}: two images are compared, so give at least 2" in capsys.readouterr().err
+    for number in (1, 2):
+        (tmp_path / f"{number}.png").unlink()
+    with pytest.raises(SystemExit, match="2"):
+        run()
     assert "has 1 images; give a folder with at least two" in capsys.readouterr().err

@@ -46,9 +46,14 @@ def normalization_of(
     """Return open_clip's preprocessing options with the normalization for the weights of a local file.
 
     Raises:
-        ValueError: no normalization is given, and open_clip's weights of this name differ in it or do not exist.
+        ValueError: a given number is not of pixels from 0 to 1; or no normalization is given, and open_clip's weights
+            of this name differ in it or do not exist.
     """
     if mean is not None and std is not None:
+        if not (all(0 <= value <= 1 for value in mean) and all(0 < value <= 1 for value in std)):
+            raise ValueError(
+                f"clip.mean {mean} and clip.std {std} are not of pixels from 0 to 1; divide those of 0 to 255 by 255"
+            )
         return {"mean": mean, "std": std}
     tags = open_clip.list_pretrained_tags_by_model(name)
     published = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]

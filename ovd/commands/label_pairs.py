@@ -139,9 +139,12 @@ def label_on_cluster(arguments: argparse.Namespace, options: LabelOptions) -> st
     experts = expert_group(arguments)
     experts = replace(experts, folders=tuple(folder.resolve() for folder in experts.folders))
     labelling = label_request(arguments, options)
+    labelling = replace(labelling, pairs=labelling.pairs.resolve(), output=labelling.output.resolve())
+    if labelling.teacher_hf is not None and Path(labelling.teacher_hf).is_dir():
+        labelling = replace(labelling, teacher_hf=str(Path(labelling.teacher_hf).resolve()))
     request = RayRequest(
         run=arguments.run.resolve(),
-        labelling=replace(labelling, pairs=labelling.pairs.resolve(), output=labelling.output.resolve()),
+        labelling=labelling,
         experts=experts,
         threads=arguments.threads,
         num_shards=arguments.shards,

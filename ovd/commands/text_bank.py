@@ -35,6 +35,8 @@ def main() -> None:
         names, synonyms = index.names, index.synonyms
     else:
         names = tuple(dict.fromkeys(line for _, line in read_lines(arguments.classes)))
+        if not names:
+            raise ValueError(f"{arguments.classes}: no class name in this file")
         synonyms = ((),) * len(names)
     bank = build_class_bank(config, load_configured_clip(config.clip), names, synonyms)
     print(f"{bank.path}: {len(bank.names)} classes x {bank.variants.num_variants} variants x {bank.variants.dim}")

@@ -41,7 +41,8 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
 
     Raises:
         ValueError: the weight is outside 0 to 1, the runs differ in detector, CLIP or text tower, only one of them is
-            the run of an expert, or `output` already holds a run, or cannot be made or written to.
+            the run of an expert, both are and learned different names alone or low-rank adapters, or `output` already
+            holds a run, or cannot be made or written to.
         SaveError: writing failed.
     """
     experts = [found.folder for found in (first, second) if found.config_with_clip_path().get("expert") is not None]
@@ -60,6 +61,8 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
     learns_names = "name_offsets" in second_tensors  # a row for each class, in the order of the classes
     if learns_names and first.notes.classes != second.notes.classes:
         different.append("the classes whose names were learned (expert.learn=names)")
+    if (second.config_with_clip_path().get("expert") or {}).get("rank"):
+        different.append("low-rank adapters (expert.rank), of which only the products could be averaged")
     if different:
         raise ValueError(
             f"{first.folder} and {second.folder} cannot be averaged, they differ in: {'; '.join(different)}"

@@ -36,12 +36,14 @@ def measure_agreement(clip: Clip, folder: Path, *, count: int) -> Agreement:
 
     Args:
         folder: folder of the images.
-        count: maximum number of images.
+        count: maximum number of images, at least two.
 
     Raises:
-        ValueError: there are fewer than two images.
+        ValueError: `count` is less than two, or there are fewer than two images.
         ImageError: an image cannot be read.
     """
+    if count < 2:
+        raise ValueError(f"--count {count}: two images are compared, so give at least 2")
     backbone = backbone_from_visual(clip.model.visual).eval()
     side = clip.model.visual.image_size
     height, width = side if isinstance(side, tuple) else (side, side)

@@ -123,10 +123,15 @@ def label_images(
 
 
 def _counted(batches: Iterator[Batch], report: DataReport, journal: LabelJournal) -> Iterator[Batch]:
-    """Yield the batches after counting them in the report and adding their repairs to the journal."""
+    """Yield the batches after counting them in the report and adding their repairs to the journal.
+
+    A repair that is in the journal already is not counted again: the interruption came before its image was labelled.
+    """
+    before = set(journal.repaired)
     for batch in batches:
-        report.add_batch(batch)
-        journal.add_repaired(batch.repaired)
+        repaired = tuple(fault for fault in batch.repaired if fault not in before)
+        report.add_batch(replace(batch, repaired=repaired))
+        journal.add_repaired(repaired)
         yield batch
 
 

@@ -78,11 +78,13 @@ def label_on_ray(request: RayRequest, *, address: str | None, workers: int | Non
     ray = optional("ray", "ray")
     pairs = request.labelling.pairs
     listed = shards_of_worker(pairs, num_shards=request.num_shards)
-    num_pairs = len(PairShards(pairs, only=listed, listed=listed))
+    shards = PairShards(pairs, only=listed, listed=listed)
+    if shards.rejected or shards.num_failed:
+        print(f"{pairs}: {shards.describe_rejected()}")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        job = _RayJob(ray, request, listed, num_pairs)
+        job = _RayJob(ray, request, listed, len(shards))
         return job.run(job.num_workers(workers))
     finally:
         ray.shutdown()
@@ -149,8 +151,10 @@ class _RayJob:
         self._tries[name] += 1
         if self._tries[name] == MAX_TRIES:
             rank, world = list(self._listed).index(name), len(self._listed)
+            first_shards = "" if self._request.num_shards is None else f" --shards {world}"
             raise RuntimeError(
                 f"{name}: {MAX_TRIES} workers died while they had this shard, the last of "
-                f"{str(error).splitlines()[0]}; label it alone to see why (--rank {rank} --world {world})"
+                f"{str(error).splitlines()[0]}; label it alone to see why "
+                f"(--rank {rank} --world {world}{first_shards})"
             ) from error
         self._left.appendleft(name)

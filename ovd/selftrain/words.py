@@ -30,8 +30,8 @@ _IRREGULAR_PLURALS = dict(
 )
 NO_SINGULAR = word_set(
     "aircraft binoculars canvas christmas clothes deer fish glasses goggles headphones jeans leggings lens news "
-    "pajamas pants pliers pyjamas scissors series shears sheep shorts species stairs sunglasses tights tongs "
-    "trousers tweezers"
+    "overalls pajamas pants pliers pyjamas rhinoceros scissors series shears sheep shorts species spectacles stairs "
+    "sunglasses suspenders tights tongs trousers tweezers"
 )
 """Words that end like a plural, or are one, and have no other singular."""
 

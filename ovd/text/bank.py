@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovd.clip.load import Clip
-from ovd.files import atomic_write, make_folder
+from ovd.files import atomic_write, make_folder, remove_stale_temporaries
 from ovd.join_first import join_first
 from ovd.progress import progress
 from ovd.text.encoder import BATCH, encode_tokens, text_tower_fingerprint
@@ -186,6 +186,7 @@ def build_bank(
     path = folder / f"{hashlib.sha256(json.dumps(description).encode()).hexdigest()[:16]}.safetensors"
     if not path.exists():
         make_folder(folder, f"{folder}, the folder of text banks,", "; give another bank.cache")
+        remove_stale_temporaries(folder)
         with atomic_write(path, "wb") as file:
             _write(file, clip, {"tower": text_tower, "names": json.dumps(names)}, texts, sources)
     return TextBank(path)

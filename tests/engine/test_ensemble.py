@@ -1,6 +1,7 @@
 """The weighted average of two runs: exact at both ends, a mean in between, and a run like any other."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,14 @@ def test_runs_of_another_model_are_refused(tmp_path, config, notes, message):
     with pytest.raises(ValueError, match=message):
         save_ensemble(first, second, weight=0.5, output=tmp_path / "c")
     assert not (tmp_path / "c").exists()
+
+
+def test_low_rank_adapters_are_not_averaged(tmp_path):
+    for rank in (4, 0):
+        config = CONFIG | {"expert": {"learn": "path", "rank": rank}}
+        first, second = (save_run(tmp_path / f"{name}{rank}", 0, config=config) for name in "ab")
+        with pytest.raises(ValueError, match="differ in: low-rank adapters") if rank else nullcontext():
+            save_ensemble(first, second, weight=0.5, output=tmp_path / f"c{rank}")
 
 
 def test_how_a_detector_learned_and_settings_of_one_version_alone_do_not_matter(tmp_path):

@@ -17,7 +17,7 @@ from ovd.build.trained import build_inference, load_detector
 from ovd.commands import check, label
 from ovd.data.images.files import collect_images
 from ovd.data.loading.loader import LoaderOptions
-from ovd.data.report import DataReport
+from ovd.data.report import DataReport, Finding
 from ovd.fault import Fault
 from ovd.jobs.label_images import Thresholds, batches_by_padded_shape, label_images
 from ovd.jobs.label_journal import LabelJournal, SelectedDetections
@@ -238,6 +238,28 @@ def test_an_interrupted_labelling_goes_on_to_the_same_files(start, photos, tmp_p
     assert left == 99 - 4  # of seven readable images
     assert "goes on from" in capsys.readouterr().out
     assert bytes_of(parts.parent) == bytes_of(whole.parent)
+
+
+def test_a_repair_of_an_image_that_an_interruption_left_unlabelled_is_counted_once(
+    start, miniature_world, tmp_path, monkeypatch
+):
+    scene = next((miniature_world / "images").rglob("*.jpg")).read_bytes()
+    (tmp_path / "a.jpg").write_bytes(scene)
+    (tmp_path / "without_end.jpg").write_bytes(scene.removesuffix(b"\xff\xd9"))
+    real = LabelJournal.add
+
+    def add(journal: LabelJournal, name: str, *answer: Any) -> None:
+        if name == "without_end.jpg":
+            raise KeyboardInterrupt
+        real(journal, name, *answer)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LabelJournal, "add", add)
+        with pytest.raises(KeyboardInterrupt):
+            labels_of(start, tmp_path, DataReport(stops=False), 1, tmp_path / "journal")
+    report = DataReport(stops=False)
+    labels_of(start, tmp_path, report, 1, tmp_path / "journal")
+    assert (report.num_used(), report.counts()[Finding("F9", "repaired")]) == (2, 1)
 
 
 @pytest.mark.parametrize("what", ["write_review", "export_boxes"])

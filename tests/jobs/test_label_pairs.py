@@ -21,9 +21,11 @@ from ovd.data.pairs.write import write_pair_shards
 from ovd.data.report import DataError
 from ovd.jobs.label_pairs import LabelRequest, device_of_worker, pseudo_label_run
 from ovd.jobs.queries import read_class_names
+from ovd.jobs.ray_label import RayRequest
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.selftrain.labels import TeacherBoxes, read_labels
+from ovd.selftrain.ledger import LabelCounts, total_counts
 from ovd.text.prompts import TEMPLATES
 
 
@@ -211,6 +213,27 @@ def test_workers_are_of_a_cluster(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x", "run", "--pairs", "p", "--output", "o", "--workers", "8"])
     with pytest.raises(ValueError, match="--workers needs --ray"):
         label_pairs.main()
+
+
+@pytest.mark.parametrize(("teacher", "is_folder"), [("owl", True), ("google/owlv2", False)])
+def test_workers_of_a_cluster_find_every_folder_wherever_they_run(teacher, is_folder, tmp_path, monkeypatch):
+    requests = []
+
+    def label_on_ray(request: RayRequest, **_: object) -> LabelCounts:
+        requests.append(request)
+        return total_counts([])
+
+    monkeypatch.setattr("ovd.jobs.ray_label.label_on_ray", label_on_ray)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("run", "owl", "expert"):
+        Path(folder).mkdir()
+    options = ["--expert", "expert", "--teacher-hf", teacher, "--ray", "auto"]
+    monkeypatch.setattr(sys, "argv", ["x", "run", "--pairs", "p", "--output", "o", *options])
+    label_pairs.main()
+    (request,) = requests
+    assert (request.run, request.experts.folders) == (tmp_path / "run", (tmp_path / "expert",))
+    assert (request.labelling.pairs, request.labelling.output) == (tmp_path / "p", tmp_path / "o")
+    assert request.labelling.teacher_hf == (str(tmp_path / teacher) if is_folder else teacher)
 
 
 @pytest.mark.parametrize("option", ["--shards", "--workers"])

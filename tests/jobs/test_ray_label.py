@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tarfile
 import threading
 import time
 import warnings
@@ -158,6 +159,12 @@ class FakeRay:
         self.started = 0
         self.options_of_actors: list[dict] = []
 
+    def init(self, **_: object) -> None:
+        pass
+
+    def shutdown(self) -> None:
+        pass
+
     def cluster_resources(self) -> dict[str, float]:
         return self._resources
 
@@ -198,8 +205,9 @@ def entry_of(name: str) -> ManifestEntry:
     return ManifestEntry(2, f"sha256 of {name}", 1024)
 
 
-def job(ray: FakeRay, num_shards: int = 5, threads: int = 2) -> _RayJob:
-    request = RayRequest(Path("r"), LabelRequest(Path("p"), Path("o"), OPTIONS), threads=threads)
+def job(ray: FakeRay, num_shards: int = 5, threads: int = 2, first_shards: int | None = None) -> _RayJob:
+    labelling = LabelRequest(Path("p"), Path("o"), OPTIONS)
+    request = RayRequest(Path("r"), labelling, threads=threads, num_shards=first_shards)
     return _RayJob(ray, request, {name: entry_of(name) for name in names(num_shards)}, 2 * num_shards)
 
 
@@ -210,6 +218,21 @@ def test_every_shard_is_given_once_and_counted():
     assert of_job.run(2).pairs == 10
     assert sorted(name for _, name in ray.asked) == names(5)
     assert ray.options_of_actors == [{"num_gpus": 0, "num_cpus": 2}] * 2
+
+
+def test_members_that_are_not_used_are_told(tmp_path, monkeypatch, capsys):
+    scene = encode(np.zeros((8, 8, 3), np.uint8), "JPEG")
+    write_pair_shards(tmp_path, [Pair(str(number), scene, "a gear", {}) for number in range(2)], pairs_per_shard=2)
+    (tmp_path / "manifest.json").unlink()
+    with tarfile.open(next(tmp_path.glob("*.tar")), "a") as shard:
+        shard.addfile(tarfile.TarInfo("failed.txt"))
+        shard.addfile(tarfile.TarInfo("0.pickle"))
+    ray = FakeRay(lambda actor, name: (NOTHING, used()), CPU=2.0)
+    monkeypatch.setattr("ovd.jobs.ray_label.optional", lambda *_: ray)
+    monkeypatch.setattr("test_ray_label.entry_of", lambda name: None)
+    label_on_ray(RayRequest(Path("r"), LabelRequest(tmp_path, tmp_path / "o", OPTIONS)), address=None)
+    told = "1 members of the shards are not used, such as 0.pickle; 1 samples have no image (failed downloads)"
+    assert f"{tmp_path}: {told}\n" in capsys.readouterr().out
 
 
 def test_one_worker_per_gpu_and_never_more_than_shards():
@@ -239,8 +262,10 @@ def test_a_shard_that_kills_every_worker_stops_the_job():
             raise FakeErrors.RayActorError("killed")
         return NOTHING, used()
 
-    with pytest.raises(RuntimeError, match=r"3\.tar: 3 workers died .*--rank 3 --world 5"):
+    with pytest.raises(RuntimeError, match=r"3\.tar: 3 workers died .*\(--rank 3 --world 5\)"):
         job(FakeRay(answer, CPU=2.0)).run(1)
+    with pytest.raises(RuntimeError, match=r"3\.tar: 3 workers died .*\(--rank 3 --world 5 --shards 5\)"):
+        job(FakeRay(answer, CPU=2.0), first_shards=5).run(1)
 
 
 def test_a_worker_that_cannot_start_says_why():

@@ -27,7 +27,13 @@ def test_a_word_is_more_than_marks():
         assert split_words(text) == []
 
 
-@pytest.mark.parametrize("word", ["glasses", "scissors", "cactus", "lens", "dress", "iris", "gas", "jeans", "boy's"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "glasses", "scissors", "cactus", "lens", "dress", "iris", "gas", "jeans", "boy's", "overalls", "rhinoceros",
+        "spectacles", "suspenders",
+    ],
+)  # fmt: skip
 def test_words_that_only_look_like_plurals(word):
     assert normalize_text(word) == word
 

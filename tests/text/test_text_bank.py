@@ -1,5 +1,9 @@
 """The file of text embeddings: rows equal the text tower's, variants are repeatable, and other files are refused."""
 
+import os
+import platform
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +14,7 @@ from safetensors.numpy import save
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from ovd.commands import text_bank
 from ovd.text.bank import TextBank, build_bank, class_texts
 from ovd.text.encoder import encode_classes, encode_tokens
 from ovd.text.names import fill_template
@@ -280,6 +285,16 @@ def test_a_bank_is_an_ordinary_safetensors_file_written_whole_or_not_at_all(tiny
     assert [path.name for path in tmp_path.iterdir()] == [bank.path.name]
 
 
+def test_what_a_killed_build_left_is_removed(untrained_clip, tmp_path):
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    running, other_machine = (f"a.safetensors.{name}.tmp" for name in (f"{platform.node()}.{os.getppid()}", "x.1"))
+    for name in (f"a.safetensors.{platform.node()}.{killed.pid}.tmp", running, other_machine):
+        (tmp_path / name).touch()
+    bank = build_bank(untrained_clip, NAMES, SYNONYMS, TextSources(), folder=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {bank.path.name, running, other_machine}
+
+
 def test_a_bank_serves_any_vocabulary_it_holds(bank, untrained_clip):
     chosen = TextBank(bank.path, text_tower=bank.text_tower, names=["anchor", "umbrella"])
     assert chosen.names == ("anchor", "umbrella")
@@ -313,3 +328,12 @@ def test_missing_paraphrases_are_the_names_prompts_in_turn():
     assert class_texts("umbrella", ["brolly"], ["keeps rain off"], sources, 4) == [
         *prompts, "keeps rain off", *prompts, prompts[0]
     ]  # fmt: skip
+
+
+def test_a_file_without_a_class_name_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "names.txt").write_text("\n  \n")
+    config = Path(__file__).parents[2] / "configs" / "quickstart_base.yaml"
+    options = (f"bank.cache={tmp_path / 'banks'}", "--classes", str(tmp_path / "names.txt"))
+    monkeypatch.setattr("sys.argv", ["ovd text-bank", str(config), *options])
+    with pytest.raises(ValueError, match=r"names\.txt: no class name in this file"):
+        text_bank.main()
