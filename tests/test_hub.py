@@ -256,6 +256,14 @@ def test_a_clip_model_that_others_do_not_have_goes_along(tmp_path, monkeypatch):
     assert_same(Predictor.from_pretrained(tmp_path / "given")(IMAGE, NAMES), expected)
 
 
+def test_the_card_names_a_local_clip_model_without_its_folders(tmp_path):
+    copy_clip(TINY_CLIP, tmp_path / "my_clip")
+    Predictor(trained_detector(str(tmp_path / "my_clip"))).save_pretrained(tmp_path / "given")
+    text = (tmp_path / "given" / "README.md").read_text()
+    assert "CLIP model\n`my_clip`." in text
+    assert str(tmp_path) not in text
+
+
 @pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "mine.safetensors"])
 def test_a_clip_folder_goes_along_whatever_its_weights_are_called(tmp_path, name):
     copy_clip(TINY_CLIP, tmp_path / "my_clip")
