@@ -121,11 +121,13 @@ def test_a_folder_that_holds_a_detector_gets_no_other(run, tmp_path):
     with pytest.raises(ValueError, match="given already holds a detector"):
         Predictor(replace(trained_detector("tiny"), calibration=None)).save_pretrained(tmp_path / "given")
     assert bytes_of(tmp_path / "given") == before
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"config\.json of something else"):
-        Predictor.load(run).save_pretrained(tmp_path / "other")
-    assert (tmp_path / "other" / "config.json").read_text() == "{}"
+    for name in ("config.json", "metrics.json", "README.md"):
+        folder = tmp_path / f"other with {name}"
+        folder.mkdir()
+        (folder / name).write_text("{}")
+        with pytest.raises(ValueError, match=f"holds the {name} of something else"):
+            Predictor(replace(trained_detector("tiny"), calibration=None)).save_pretrained(folder)
+        assert {path.name: path.read_text() for path in folder.iterdir()} == {name: "{}"}
 
 
 def test_the_size_of_a_predictor_is_not_the_detectors(run, tmp_path):
