@@ -121,11 +121,13 @@ def test_a_folder_that_holds_a_detector_gets_no_other(run, tmp_path):
     with pytest.raises(ValueError, match="given already holds a detector"):
         Predictor(replace(trained_detector("tiny"), calibration=None)).save_pretrained(tmp_path / "given")
     assert bytes_of(tmp_path / "given") == before
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"config\.json of something else"):
-        Predictor.load(run).save_pretrained(tmp_path / "other")
-    assert (tmp_path / "other" / "config.json").read_text() == "{}"
+    for name in ("config.json", "metrics.json", "README.md"):
+        folder = tmp_path / f"other with {name}"
+        folder.mkdir()
+        (folder / name).write_text("{}")
+        with pytest.raises(ValueError, match=f"holds the {name} of something else"):
+            Predictor(replace(trained_detector("tiny"), calibration=None)).save_pretrained(folder)
+        assert {path.name: path.read_text() for path in folder.iterdir()} == {name: "{}"}
 
 
 def test_the_size_of_a_predictor_is_not_the_detectors(run, tmp_path):
@@ -254,6 +256,14 @@ def test_a_clip_model_that_others_do_not_have_goes_along(tmp_path, monkeypatch):
     Predictor(trained).save_pretrained(tmp_path / "given")
     shutil.rmtree(tmp_path / "my_clip")
     assert_same(Predictor.from_pretrained(tmp_path / "given")(IMAGE, NAMES), expected)
+
+
+def test_the_card_names_a_local_clip_model_without_its_folders(tmp_path):
+    copy_clip(TINY_CLIP, tmp_path / "my_clip")
+    Predictor(trained_detector(str(tmp_path / "my_clip"))).save_pretrained(tmp_path / "given")
+    text = (tmp_path / "given" / "README.md").read_text()
+    assert "CLIP model\n`my_clip`." in text
+    assert str(tmp_path) not in text
 
 
 @pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "mine.safetensors"])

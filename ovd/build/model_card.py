@@ -106,13 +106,18 @@ def model_card(trained: TrainedDetector, repository: str) -> ModelCard:
         template_str=TEMPLATE,
         title=title,
         repository=repository,
-        clip=f"`{trained.config.clip.name}`"
-        + (f" ({trained.config.clip.weights})" if trained.config.clip.weights else ""),
+        clip=_clip_of(trained),
         training=_training_rows(trained),
         classes=", ".join(trained.classes) or "not recorded",
         measured=NOT_MEASURED if metrics is None else _measured(trained, metrics),
         scores=_scores(trained),
     )
+
+
+def _clip_of(trained: TrainedDetector) -> str:
+    """Return the name of the CLIP model and of its weights; local folders stay private."""
+    name, weights = trained.config.clip.name, trained.config.clip.weights
+    return f"`{Path(name).name}`" + (f" ({Path(weights).name})" if weights else "")
 
 
 def _data_of(trained: TrainedDetector, part: str) -> str:

@@ -20,15 +20,16 @@ def check_packable(trained: TrainedDetector, folder: Path) -> None:
     """Check that `save_packaged` may write into a folder.
 
     Raises:
-        ValueError: the detector has experts, which are folders of their own; or the folder already holds a detector,
-            whose metrics and card would be mistaken for this one's, or a config.json of something else.
+        ValueError: the detector has experts, which are folders of their own; or the folder already holds a detector, or
+            the config, metrics or card of something else, which would be mistaken for this one's.
     """
     if trained.experts.folders:
         raise ValueError("a detector is saved without its experts: give their folders away beside it")
     if (folder / "manifest.json").exists():
         raise ValueError(f"{folder} already holds a detector; give another folder, or delete this one")
-    if (folder / "config.json").exists():
-        raise ValueError(f"{folder} holds the config.json of something else; give another folder")
+    for name in ("config.json", METRICS, "README.md"):
+        if (folder / name).exists():
+            raise ValueError(f"{folder} holds the {name} of something else; give another folder")
 
 
 def save_packaged(trained: TrainedDetector, folder: Path) -> None:
