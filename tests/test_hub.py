@@ -121,7 +121,7 @@ def test_a_folder_that_holds_a_detector_gets_no_other(run, tmp_path):
     with pytest.raises(ValueError, match="given already holds a detector"):
         Predictor(replace(trained_detector("tiny"), calibration=None)).save_pretrained(tmp_path / "given")
     assert bytes_of(tmp_path / "given") == before
-    for name in ("config.json", "metrics.json", "README.md"):
+    for name in ("config.json", "metrics.json"):
         folder = tmp_path / f"other with {name}"
         folder.mkdir()
         (folder / name).write_text("{}")

@@ -21,13 +21,13 @@ def check_packable(trained: TrainedDetector, folder: Path) -> None:
 
     Raises:
         ValueError: the detector has experts, which are folders of their own; or the folder already holds a detector, or
-            the config, metrics or card of something else, which would be mistaken for this one's.
+            the config or metrics of something else, which would be mistaken for this one's.
     """
     if trained.experts.folders:
         raise ValueError("a detector is saved without its experts: give their folders away beside it")
     if (folder / "manifest.json").exists():
         raise ValueError(f"{folder} already holds a detector; give another folder, or delete this one")
-    for name in ("config.json", METRICS, "README.md"):
+    for name in ("config.json", METRICS):
         if (folder / name).exists():
             raise ValueError(f"{folder} holds the {name} of something else; give another folder")
 
