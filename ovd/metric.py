@@ -12,6 +12,6 @@ def is_known(metric: float) -> bool:
     return metric != NO_TRUE_BOX
 
 
-def per_cent(metric: float, digits: int = 2, *, otherwise: str = "-") -> str:
-    """Format a metric in per cent; without a true box, return `otherwise`."""
-    return f"{100 * metric:.{digits}f}" if is_known(metric) else otherwise
+def per_cent(metric: float, digits: int = 2) -> str:
+    """Format a metric in per cent; without a true box, return a dash."""
+    return f"{100 * metric:.{digits}f}" if is_known(metric) else "-"

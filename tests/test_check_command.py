@@ -82,6 +82,16 @@ def test_boxes_that_are_left_out_at_their_size_are_not_left_out_again(folder):
     assert (report.num_used("box"), report.num_seen("box")) == (19, 30)
 
 
+def test_classes_are_counted_in_all_images_where_none_can_be_used(folder, capsys):
+    rows = content(20)
+    for image in rows["images"]:
+        image["file_name"] = f"gone/{image['file_name']}"
+    assert run(folder, rows) == 2
+    shown = capsys.readouterr().out
+    assert "2 classes, 0 of them without objects" in shown
+    assert "       10         10     cat" in shown
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -54,4 +54,4 @@ def main() -> None:
     for path in exported.removed:
         print(f"{path} of an earlier export is removed")
     for path in exported.written:
-        print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+        print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")

@@ -105,8 +105,8 @@ def class_counts(index: AnnotationIndex) -> list[ClassCount]:
 
 
 def describe(index: AnnotationIndex, report: DataReport, usable: AnnotationIndex) -> str:
-    """Describe a data set and its faults in text for people; class counts are those of `usable`."""
-    counts = class_counts(usable)
+    """Describe a data set and its faults in text for people; class counts are those of `usable`, if it has an image."""
+    counts = class_counts(usable if len(usable) else index)
     rows = [f"{count.images:>9,} {count.objects:>10,}  {count.frequency:1}  {count.name}" for count in counts]
     without = sum(count.objects == 0 for count in counts)
     classes_by_frequency = Counter(count.frequency for count in counts if count.frequency)

@@ -161,7 +161,7 @@ def _format_row(made: Decisions) -> str:
     cells = [(made.cgF1, 5, 1), (made.cgF1_50_95, 10, 1), (made.pmF1, 5, 3), (made.IL_MCC, 6, 3)]
     cells.append((made.absent_per_image, 12, 2))
     return "  ".join(
-        "-".rjust(width) if value is None else f"{value:{width}.{digits}f}" for value, width, digits in cells
+        "-".rjust(width) if value is None else f"{value:z{width}.{digits}f}" for value, width, digits in cells
     )
 
 

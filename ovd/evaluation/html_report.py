@@ -85,7 +85,7 @@ def report_data(
             "groups": [
                 {
                     "group": item.group,
-                    "error": round(item.reliability.error, 4),
+                    "error": item.reliability.error,
                     "scores": item.reliability.scores.round(4).tolist(),
                     "outcomes": item.reliability.outcomes.round(4).tolist(),
                 }
@@ -169,10 +169,10 @@ def _decisions(report: DecisionReport) -> dict[str, Any]:
         return {
             "group": group,
             "at": at,
-            "cgF1": None if made.cgF1 is None else round(made.cgF1, 2),
-            "pmF1": round(made.pmF1, 4),
-            "IL_MCC": None if made.IL_MCC is None else round(made.IL_MCC, 4),
-            "absent": round(made.absent_per_image, 4),
+            "cgF1": made.cgF1,
+            "pmF1": made.pmF1,
+            "IL_MCC": made.IL_MCC,
+            "absent": made.absent_per_image,
         }
 
     even, odd = report.thresholds

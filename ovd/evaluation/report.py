@@ -100,7 +100,7 @@ def format_table(evaluation: Evaluation) -> str:
     """Format the metrics in percent under their protocols, for a console."""
     lines = []
     for section in evaluation.sections:
-        cells = [per_cent(value, otherwise="-1") for value in section.metrics.values()]
+        cells = [per_cent(value) for value in section.metrics.values()]
         widths = [max(len(name), len(cell)) for name, cell in zip(section.metrics, cells, strict=True)]
         lines += [
             f"{section.protocol} (per cent; engine {evaluation.engine})",

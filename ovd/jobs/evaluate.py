@@ -190,7 +190,6 @@ def _measured(
     note: EvaluationNote,
 ) -> Evaluation:
     """Compute the metrics of the detections, and write all files, the note last."""
-    config = trained.config
     output.mkdir(parents=True, exist_ok=True)
     write_results(output / "results.json", evaluator.results())
     measures = measure_results(evaluator, exhaustive=index.exhaustive_truth, own_threshold=inference.threshold)
@@ -204,7 +203,7 @@ def _measured(
     if html:
         data = report_data(
             measures,
-            title=config.output.name,
+            title=trained.display_name,
             index=index,
             naming=None if naming is None else naming.confusions,
             is_trained=isin_names((category.name for category in measures.truth.categories), trained.classes),

@@ -157,13 +157,14 @@ def test_a_second_run_never_overwrites_the_first(reference, miniature_world):
 
 @pytest.mark.pictures
 def test_trained_run_evaluates_with_the_metrics_of_both_protocols(reference, tmp_path):
-    evaluation = evaluate_run(load_detector(reference), output=tmp_path / "eval")
+    evaluation = evaluate_run(load_detector(reference), output=tmp_path / "eval", html=True)
     assert {"AP", "APr", "APc", "APf", "AP_fixed", "APr_fixed", "APr_exhaustive"} <= evaluation.metrics.keys()
     for name in (
         "results.json", "metrics.json", "per_class.csv", "precision_recall.png", "decisions.json", "reliability.png",
         "naming.json", "naming.png",
     ):  # fmt: skip
         assert (tmp_path / "eval" / name).stat().st_size > 0
+    assert f"<title>{reference}: evaluation</title>" in (tmp_path / "eval" / "report.html").read_text()
     weights = find_checkpoint(reference).weights
     assert read_note(tmp_path / "eval") == EvaluationNote(sha256_of(weights), is_of_own_set=True)
 

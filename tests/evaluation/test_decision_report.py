@@ -222,6 +222,15 @@ def test_a_table_has_a_dash_for_what_is_not_known():
     assert any("no cgF1 and IL_MCC" in line for line in lines)
 
 
+def test_a_table_has_no_negative_zero():
+    truth = make_truth()
+    report = measure_decisions(truth, make_results(truth), {"all": np.ones(5, bool)})
+    group = report.groups[0]
+    wrong = replace(group, decisions=replace(group.decisions, cgF1=-0.0, cgF1_50_95=-0.04, IL_MCC=-0.058))
+    row = format_decisions(replace(report, groups=(wrong,))).splitlines()[2].split()
+    assert (row[2], row[3], row[5]) == ("0.0", "0.0", "-0.058")
+
+
 @pytest.mark.pictures
 def test_files_and_table(tmp_path):
     truth = make_truth()

@@ -136,7 +136,7 @@ def test_table_puts_the_protocol_above_aligned_figures():
     assert format_table(evaluation) == (
         "some protocol (per cent; engine official)\n"
         "   AP  AR@300  APr\n"
-        "12.35  100.00   -1\n"
+        "12.35  100.00    -\n"
         "\n"
         "other (per cent; engine official)\n"
         "    B\n"

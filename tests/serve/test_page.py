@@ -141,6 +141,17 @@ def test_boxes_are_asked_for_from_the_detectors_own_threshold_on_where_it_is_low
         assert browser.text("threshold-value") == "0.01"
 
 
+def test_where_no_box_is_shown_the_best_one_is_named(browser, page_server, picture):
+    browser.open()
+    browser.choose(picture)
+    browser.type_names("anchor")
+    browser.find()
+    browser.until_answered()
+    best = browser.run("return found.annotations[0].score.toFixed(2)")
+    browser.slide(1)
+    assert browser.text("status").startswith(f"No box; the best is anchor {best}. Lower the least ")
+
+
 def test_the_download_is_what_is_shown(browser, page_server, picture):
     browser.open()
     browser.choose(picture)

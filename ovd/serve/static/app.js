@@ -90,6 +90,14 @@ function whatIsMissing() {
   return bytes > largest ? `All pictures together are larger than ${limits.megabytes} megabytes.` : "";
 }
 
+// Returns the score and name of the best box for a sentence, "" without any box.
+function bestBox() {
+  const [best] = found.annotations;
+  if (!best) return "";
+  const { name } = found.categories.find((category) => category.id === best.category_id);
+  return `; the best is ${name} ${best.score.toFixed(2)}`;
+}
+
 function shown() {
   const least = Number(element("threshold").value);
   return found.annotations.filter((annotation) => annotation.score >= least);
@@ -141,7 +149,7 @@ function draw() {
   const listed = [...counts].map(([id, count]) => `${count} × ${names.get(id)}`).join(", ");
   element("status").textContent = annotations.length
     ? `${annotations.length} ${annotations.length === 1 ? "box" : "boxes"}: ${listed}.`
-    : "No box. Lower the least score, or try other words.";
+    : `No box${bestBox()}. Lower the least ${element("score-word").textContent}, or try other words.`;
 }
 
 async function ask(event) {
