@@ -16,6 +16,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ovd.format_count import format_count
+
 Kind = TypeVar("Kind")
 
 TIMEOUT = timedelta(minutes=10)
@@ -78,7 +80,8 @@ def device_of_rank(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {name}: torch finds {torch.cuda.device_count()} GPUs here; auto takes what there is")
+        found = format_count(torch.cuda.device_count(), "GPU")
+        raise ValueError(f"device {name}: torch finds {found} on this machine; auto uses a GPU if there is one")
     return device
 
 

@@ -40,14 +40,14 @@ def test_paraphrases_come_in_the_order_of_the_classes(tmp_path):
 def test_paraphrases_of_another_form_are_refused(tmp_path, content):
     path = tmp_path / "texts.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"texts\.json: needs JSON of the form"):
+    with pytest.raises(ValueError, match=r"texts\.json must be JSON of the form"):
         read_paraphrases(path, ["anchor"])
 
 
 def test_paraphrases_of_other_classes_are_refused(tmp_path):
     path = tmp_path / "texts.json"
     path.write_text('{"gear": ["turns"]}')
-    with pytest.raises(ValueError, match="texts about 1 classes, none of which is in the vocabulary"):
+    with pytest.raises(ValueError, match="has texts for 1 class, but none for the vocabulary"):
         read_paraphrases(path, ["anchor"])
 
 

@@ -214,4 +214,4 @@ def test_of_a_format_that_is_only_imported_it_is_said_how(name, monkeypatch, cap
     monkeypatch.setattr(sys, "argv", ["check", name, "--annotations", "photos"])
     with pytest.raises(SystemExit):
         check.main()
-    assert f"{name} is read by `ovd import-boxes {name}` alone" in capsys.readouterr().err
+    assert f"convert it with `ovd import-boxes {name}`" in capsys.readouterr().err

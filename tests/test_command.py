@@ -351,7 +351,9 @@ def test_words_too_long_for_the_name_of_a_file_are_asked_for(tmp_path, monkeypat
     words = ("word " * 60).strip()
     asked = requested_queries(Namespace(classes=f"{words}, gear", classes_file=None, prompt=[]))
     assert asked == [Query(words), Query("gear")]
-    assert capsys.readouterr().err == "warning: gear is a file; names are read from it with --classes-file gear\n"
+    assert capsys.readouterr().err == (
+        "warning: --classes gear is taken as a class name; to read names from this file, use --classes-file gear\n"
+    )
 
 
 def test_files_of_several_records_are_not_split(tmp_path, monkeypatch, capsys):
@@ -481,7 +483,7 @@ def test_a_minimum_score_is_from_0_to_1_and_has_a_name(query):
 
 def test_an_evaluation_whose_folder_cannot_be_written_to_says_what_to_give(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"file/eval cannot be made \(Not a directory\); give another --output"):
+    with pytest.raises(ValueError, match=r"file/eval cannot be created \(Not a directory\); give another --output"):
         prepare_output(tmp_path / "file" / "eval", {})
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(ValueError, match="eval cannot be written to; give another --output"):
@@ -508,9 +510,9 @@ def test_a_file_of_names_that_is_not_there_is_said_to_be_one(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--output=runs/x"], "--output=runs/x; settings of the config are given as output=runs/x"),
-        (["--output", "runs/x"], "--output runs/x; settings of the config are given as output=runs/x"),
-        (["--tf32", "--output"], "settings of the config are given as tf32=VALUE output=VALUE"),
+        (["--output=runs/x"], "--output=runs/x; write settings of the config as output=runs/x"),
+        (["--output", "runs/x"], "--output runs/x; write settings of the config as output=runs/x"),
+        (["--tf32", "--output"], "write settings of the config as tf32=VALUE output=VALUE"),
         (["-q"], "unrecognized arguments: -q\n"),
     ],
 )

@@ -217,7 +217,7 @@ def test_sections_of_several_kinds_can_be_set_key_by_key(tmp_path):
 )
 def test_a_config_of_another_tool_is_called_that(name, kind, tool):
     path = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
-    with pytest.raises(ConfigError, match=f"{name}.yaml: this is a config of {tool}$"):
+    with pytest.raises(ConfigError, match=f"{name}.yaml: this is a config for {tool}$"):
         load_config(path, [], kind)
 
 
@@ -264,7 +264,7 @@ def test_keys_of_other_trainers_lead_to_those_of_this_one(tmp_path, key, known):
 def test_overrides_are_a_list_and_a_path_may_be_text(tmp_path):
     path = write(tmp_path, MINIMAL)
     assert load_config(str(path), ("train.steps=7",), TrainConfig).train.steps == 7
-    with pytest.raises(ConfigError, match=r"overrides are a list, such as \['train.steps=7'\]"):
+    with pytest.raises(ConfigError, match=r"overrides must be a list, such as \['train.steps=7'\]"):
         load_config(path, "train.steps=7", TrainConfig)
 
 

@@ -123,7 +123,7 @@ def test_a_folder_that_holds_a_detector_gets_no_other(run, tmp_path):
     assert bytes_of(tmp_path / "given") == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"config\.json of something else"):
+    with pytest.raises(ValueError, match=r"config\.json that is not of ovd"):
         Predictor.load(run).save_pretrained(tmp_path / "other")
     assert (tmp_path / "other" / "config.json").read_text() == "{}"
 
@@ -148,14 +148,14 @@ def test_folders_and_the_givers_device_are_nobody_elses_business(run, tmp_path):
 
 def test_an_option_that_there_is_not_is_refused(run, tmp_path):
     Predictor.load(run).save_pretrained(tmp_path / "given")
-    with pytest.raises(TypeError, match="does not know sise"):
+    with pytest.raises(TypeError, match="unknown arguments: sise"):
         Predictor.from_pretrained(tmp_path / "given", sise=64)
 
 
 def test_a_folder_takes_the_options_of_a_run(run, tmp_path):
     Predictor.load(run).save_pretrained(tmp_path / "given")
     assert Predictor.from_pretrained(tmp_path / "given", prefilter=0.5)._inference.options.prefilter == 0.5
-    with pytest.raises(ValueError, match="holds no expert"):
+    with pytest.raises(ValueError, match="has no expert"):
         Predictor.from_pretrained(tmp_path / "given", experts=[tmp_path])
 
 
@@ -185,8 +185,8 @@ def test_without_measurements_the_card_says_so(tmp_path):
     trained = replace(trained_detector("tiny"), calibration=None)
     Predictor(trained).save_pretrained(tmp_path)
     text = (tmp_path / "README.md").read_text()
-    assert "Nothing was measured of this detector" in text
-    assert "are no probabilities" in text
+    assert "This detector was not evaluated" in text
+    assert "are not probabilities" in text
     assert not (tmp_path / "metrics.json").exists()
 
 
@@ -332,7 +332,7 @@ def test_pushing_and_pulling(run, tmp_path, monkeypatch):
 
 
 def test_a_name_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match="neither a folder nor a detector that the hub gives out"):
+    with pytest.raises(ValueError, match="neither a folder nor a detector that can be downloaded"):
         Predictor.from_pretrained("somebody/detector", local_files_only=True, cache_dir=tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="neither a run folder nor a checkpoint"):

@@ -194,7 +194,7 @@ AT_A_RUN = ("--run", "configs")
         (("tools/pseudo_label.py", "runs/none-such", "--size", "-5"), "'-5' is not a whole number of at least 1"),
         (("tools/eval.py", "runs/none-such", "--size", "0"), "'0' is not a whole number of at least 1"),
         (("tools/eval.py", "configs", "--same-place", "both"), "--same-place needs --expert"),
-        (("tools/eval.py", "runs/none-such"), "runs/none-such does not exist; name the folder of a run"),
+        (("tools/eval.py", "runs/none-such"), "runs/none-such does not exist; give the folder of a run"),
         (("tools/check_data.py", "coco", "--annotations", "x", "--no-images", "--split", "val"), "has no option split"),
         (("tools/check_data.py", "yolo", "--annotations", "none.yaml"), "error[F1]: none.yaml: cannot be read"),
         (("tools/train.py", "configs/none-such.yaml"), "cannot be read"),

@@ -24,11 +24,13 @@ def check_packable(trained: TrainedDetector, folder: Path) -> None:
             whose metrics and card would be mistaken for this one's, or a config.json of something else.
     """
     if trained.experts.folders:
-        raise ValueError("a detector is saved without its experts: give their folders away beside it")
+        raise ValueError(
+            "a detector is saved without its experts: load it without them, and share their folders separately"
+        )
     if (folder / "manifest.json").exists():
         raise ValueError(f"{folder} already holds a detector; give another folder, or delete this one")
     if (folder / "config.json").exists():
-        raise ValueError(f"{folder} holds the config.json of something else; give another folder")
+        raise ValueError(f"{folder} has a config.json that is not of ovd; give another folder")
 
 
 def save_packaged(trained: TrainedDetector, folder: Path) -> None:

@@ -31,7 +31,7 @@ def weights_file(tmp_path_factory) -> str:
 
 
 def test_a_local_file_must_be_told_its_activation(weights_file):
-    with pytest.raises(ValueError, match=r"model\.pt does not record which activation .* give clip\.activation=gelu"):
+    with pytest.raises(ValueError, match=r"model\.pt does not say which activation .* set clip\.activation=gelu"):
         load_clip(SMALL, weights_file, **HALVES)
     with pytest.raises(ValueError, match=r"was trained with QuickGELU, .* has GELU; open_clip has no such model"):
         load_clip(SMALL, weights_file, activation="quick_gelu", **HALVES)
@@ -48,14 +48,14 @@ def test_a_local_files_normalization_is_that_of_its_name_or_given(weights_file, 
     elsewhere = str(tmp_path / "other.pt")
     (tmp_path / "other.pt").touch()
     for name, count in (("ViT-L-14", 2), (SMALL, 0), ("NFNet-F0", 0)):
-        with pytest.raises(ValueError, match=f"weights of {name} have {count} normalizations.* give clip.mean"):
+        with pytest.raises(ValueError, match=f"weights of {name} have {count} normalizations.* set clip.mean"):
             load_clip(name, elsewhere, activation="gelu")
     assert normalization_of("ViT-B-32", elsewhere, None, None)["mean"] == OPENAI_MEAN
     assert normalization_of("ViT-B-16-SigLIP", elsewhere, None, None)["mean"] == (0.5, 0.5, 0.5)
 
 
 def test_weights_of_another_model_are_refused(weights_file):
-    with pytest.raises(ValueError, match=r"does not fit clip\.name 'RN50'"):
+    with pytest.raises(ValueError, match=r"does not match clip\.name 'RN50'"):
         load_clip("RN50", weights_file, activation="gelu", **HALVES)
 
 
@@ -101,7 +101,7 @@ def test_a_folder_whose_weights_are_missing_is_refused(tmp_path):
     (tmp_path / CONFIG).write_bytes((TINY_CLIP / CONFIG).read_bytes())
     (tmp_path / "epoch_32.pt").touch()
     with pytest.raises(
-        ValueError, match=rf"{tmp_path} has a config and no weights.* \.safetensors, \.bin, \.pth files"
+        ValueError, match=rf"{tmp_path} has a config but no weights.* \.safetensors, \.bin, \.pth files"
     ):
         load_clip(str(tmp_path))
 
@@ -167,8 +167,12 @@ def test_a_tokenizer_that_is_not_cached_is_named(offline):
             "/x/typo.pt",
             r"'/x/typo\.pt' is neither a file, nor `random`, nor one of the tags of RN50",
         ),
-        ("ViT-B-32", None, r"clip\.weights is missing for ViT-B-32; give a local file, `random`, or one of: openai"),
-        ("ViT-B-33", "openai", "neither a folder nor one of open_clip"),
+        (
+            "ViT-B-32",
+            None,
+            r"clip\.weights is not set for ViT-B-32; set it to a local file, `random`, or one of: openai",
+        ),
+        ("ViT-B-33", "openai", "neither a folder nor a name in open_clip"),
         ("tiny", "openai", r"includes its own weights; set clip\.weights=null"),
     ],
 )
@@ -180,7 +184,7 @@ def test_what_does_not_go_together_is_refused_before_anything_is_downloaded(name
 @pytest.mark.parametrize("said", [{"activation": "gelu"}, {"mean": (0.5,) * 3, "std": (0.5,) * 3}])
 @pytest.mark.parametrize(("name", "weights"), [("tiny", None), ("ViT-B-32", "openai"), (SMALL, "random")])
 def test_nothing_is_said_of_weights_that_bring_it_themselves(name, weights, said):
-    with pytest.raises(ValueError, match="are for weights in a local file"):
+    with pytest.raises(ValueError, match="are for local weights files only"):
         load_clip(name, weights, **said)
 
 

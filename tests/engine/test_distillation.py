@@ -242,7 +242,7 @@ def test_the_side_of_a_crop_is_configured_or_clips_own(tmp_path, miniature_world
     assert side(region_distillation={"crop": 48}) == 48
     with pytest.raises(
         ValueError,
-        match=r"region_distillation\.crop and .*ask for crops of 50 px; .*multiples of 16",
+        match=r"region_distillation\.crop and .*give crops of 50 px; .*multiple of 16",
     ):
         side(region_distillation={"crop": 50})
     plain = small_config(tmp_path / "run", miniature_world)

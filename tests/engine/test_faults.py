@@ -374,7 +374,7 @@ def test_a_folder_that_is_written_to_takes_no_second_training(miniature_world, t
     run.mkdir()
     with folder_lock(run), training(faults_config(run, miniature_world), fault=without_patience) as ranks:
         assert ranks.exit_codes() == [2], ranks.output()
-        assert f"{run} is being written to by process {os.getpid()} on " in ranks.output()
+        assert f"{run} is in use by process {os.getpid()} on " in ranks.output()
     assert [path.name for path in run.iterdir()] == [".lock"]
 
 

@@ -212,7 +212,7 @@ def test_mistakes_end_in_one_line(images, tmp_path):
     empty = message(folder, f"data.source.images={tmp_path / 'empty'}")
     assert "empty: no images (.jpg" in empty
     assert "set data.source.images to the folder that holds them" in empty
-    assert "the sides must be multiples of 16" in message(folder, f"data.source.images={images}", "crop=50")
+    assert "side must be a multiple of 16" in message(folder, f"data.source.images={images}", "crop=50")
     assert "did you mean train.steps" in message("train.step=5")
 
 

@@ -154,7 +154,7 @@ def test_where_a_file_goes_is_looked_at_before_the_first_picture(output, photos,
     assert (tmp_path / "not" / "there").is_dir()
     with pytest.raises(ValueError, match=r"photos is a folder; name a file"):
         output(photos, NAMES)
-    with pytest.raises(ValueError, match=r"its folder cannot be made"):
+    with pytest.raises(ValueError, match=r"the folder of .* cannot be created"):
         output(photos / "a.png" / "boxes.json", NAMES)
 
 
@@ -196,7 +196,7 @@ def test_a_device_is_no_file_to_delete(output):
 
 def test_a_folder_of_pictures_is_made_before_the_first_picture(photos, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"^--output .*file/out cannot be made \(Not a directory\)"):
+    with pytest.raises(ValueError, match=r"^--output .*file/out cannot be created \(Not a directory\)"):
         PictureFiles([str(photos / "a.png")], NAMES, tmp_path / "file" / "out")
     PictureFiles([str(photos / "a.png")], NAMES, tmp_path / "out")
     assert (tmp_path / "out").is_dir()

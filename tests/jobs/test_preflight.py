@@ -177,7 +177,7 @@ def test_a_path_from_the_current_folder_is_named_with_the_data_root(tmp_path, mi
     source = {"kind": "files", "format": "coco", **{name: str(value) for name, value in vars(layout).items()}}
     source["train_annotations"] = str(layout.train_annotations.relative_to(tmp_path))
     config = small_config(tmp_path / "run", miniature_world, data={"source": source, "classes": "all"})
-    with pytest.raises(DataError, match=r"starts at the data root, data \(OVD_DATA\), and is there from the current"):
+    with pytest.raises(DataError, match=r"is relative to the data root, data \(OVD_DATA\); it exists in the current"):
         preflight(config)
     layout.train_annotations.unlink()
     words = (

@@ -260,7 +260,7 @@ def test_the_tool_prints_a_table_and_writes_the_figures(tmp_path):
     ledger.write(file)
     printed = run_tool(*arguments).stdout
     assert "| all | 0.1 | 2 | 50.0% | 50.0% | 2 | 50.0% | 50.0% | 1 | 100.0% | 100.0% |" in printed
-    assert "2 pairs; 1 more left out" in printed
+    assert "2 pairs compared; 1 pair left out" in printed
     assert "more boxes" not in printed
     written = json.loads((tmp_path / "quality.json").read_text())
     assert (written["num_pairs"], written["num_pairs_left_out"], len(written["rows"])) == (2, 1, 8)
