@@ -218,15 +218,15 @@ def test_two_classes_of_one_name_stop_a_training_and_not_an_evaluation(tmp_path)
     with pytest.raises(DataError, match=r"train\.json: categories 3 and 9 are both called 'cat': give") as caught:
         load_training_index(parse_config(values, TrainConfig, "test"), report)
     assert caught.value.code == "F2"
-    assert "categories 3 and 9 are both called 'cat'; training refuses that" in str(report.first_records())
+    assert "categories 3 and 9 are both called 'cat', which training refuses" in str(report.first_records())
     assert len(load_evaluation_index(path, tmp_path, "coco", report=DataReport()).categories) == 3
 
 
 @pytest.mark.parametrize(
     ("annotations", "categories", "message"),
     [
-        ([], [], "has no category"),
-        ([], ["cup"], r"none of its 1 images has a box to train on \(0 are crowds"),
+        ([], [], "has no categories"),
+        ([], ["cup"], r"none of 1 image has a box to train on \(0 are crowds"),
         ([{"iscrowd": 1, "bbox": [1, 1, 9, 9]}], ["cup"], r"has a box to train on \(1 are crowds"),
         ([{"bbox": [1, 1, 0.5, 9]}], ["cup"], r"0 are crowds, which are not trained on; 1 were left out as faulty"),
     ],

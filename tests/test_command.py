@@ -532,7 +532,7 @@ def test_a_setting_that_is_written_as_an_option_is_named_as_it_is_given(name, op
             "photo.png: the box from (10, 10) to (100, 15) is empty",
         ),
         (["--prefilter", "7"], "argument --prefilter: '7' is not a number between 0 and 1"),
-        (["--size", "7"], "size is the longest side in pixels, a whole number from 32 on, not 7"),
+        (["--size", "7"], "size is 7; it must be the longest side in pixels"),
     ],
 )
 def test_what_can_be_seen_before_a_detector_is_loaded_is_said_before(options, words, runs, monkeypatch, capsys):

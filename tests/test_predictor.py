@@ -200,17 +200,20 @@ def test_no_rows_find_nothing(trained, image):
 
 @pytest.mark.parametrize("size", [0, -5, 1, 2.5, True, "192"])
 def test_a_size_that_is_none_is_refused(trained, size):
-    with unchecked(), pytest.raises(ValueError, match="size is the longest side in pixels, a whole number from 32 on"):
+    with (
+        unchecked(),
+        pytest.raises(ValueError, match="it must be the longest side in pixels, a whole number of at least 32"),
+    ):
         Predictor(trained, size=size)
 
 
 def test_the_size_of_a_calibration_is_told_of_sizes_that_are_taken(trained, monkeypatch, capsys):
     monkeypatch.setattr(TrainedDetector, "threshold", 0.4)
-    with pytest.raises(ValueError, match="whole number from 32 on, not 7"):
+    with pytest.raises(ValueError, match=r"size is 7; .* whole number of at least 32"):
         Predictor(trained, size=7)
     assert capsys.readouterr().err == ""
     Predictor(trained, size=64)
-    assert "at 64 px they are worse probabilities" in capsys.readouterr().err
+    assert "at 64 px they are less accurate as probabilities" in capsys.readouterr().err
 
 
 def test_options_of_experts_need_experts_and_known_words():

@@ -111,9 +111,9 @@ def write_yolo(data: Path) -> tuple[str, ...]:
 def test_voc_and_yolo_are_checked_trained_on_and_evaluated(format, write, custom_data, tmp_path):
     where = write(custom_data)
     checked = run_tool("tools/check_data.py", format, *where).stdout
-    assert "6 images, 80 to 140 px a side" in checked
+    assert "6 images, 80 to 140 px per side" in checked
     assert "5 objects and 1 crowd" in checked if format == "voc" else "5 objects and 0 crowd" in checked
-    assert "no faulty record" in checked
+    assert "no faulty records" in checked
     run = tmp_path / "run"
     _, annotations, _, images = where
     run_tool(
@@ -195,7 +195,7 @@ AT_A_RUN = ("--run", "configs")
         (("tools/eval.py", "runs/none-such", "--size", "0"), "'0' is not a whole number of at least 1"),
         (("tools/eval.py", "configs", "--same-place", "both"), "--same-place needs --expert"),
         (("tools/eval.py", "runs/none-such"), "runs/none-such does not exist; give the folder of a run"),
-        (("tools/check_data.py", "coco", "--annotations", "x", "--no-images", "--split", "val"), "has no option split"),
+        (("tools/check_data.py", "coco", "--annotations", "x", "--no-images", "--split", "val"), "option split"),
         (("tools/check_data.py", "yolo", "--annotations", "none.yaml"), "error[F1]: none.yaml: cannot be read"),
         (("tools/train.py", "configs/none-such.yaml"), "cannot be read"),
         (("tools/train.py", "configs/quickstart.yaml", "train.stepz=3"), "did you mean train.steps?"),

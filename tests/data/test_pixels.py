@@ -58,7 +58,7 @@ def test_every_form_of_a_picture_gives_its_pixels(form: str):
 
 
 def test_the_bytes_of_a_file_are_no_image():
-    with unchecked(), pytest.raises(ValueError, match="a bytes is no image; give a path, a PIL image"):
+    with unchecked(), pytest.raises(ValueError, match="a bytes is not an image; give a path, a PIL image"):
         as_pixels(b"\xff\xd8")  # type: ignore[arg-type]
 
 
@@ -106,5 +106,5 @@ def test_sixteen_bits_of_the_other_byte_order_are_the_same_picture():
 
 
 def test_a_file_is_no_image():
-    with unchecked(), pytest.raises(ValueError, match="a BytesIO is no image; give a path"):
+    with unchecked(), pytest.raises(ValueError, match="a BytesIO is not an image; give a path"):
         as_pixels(io.BytesIO(b"x"))  # type: ignore[arg-type]

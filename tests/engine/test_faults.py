@@ -291,7 +291,7 @@ def test_a_broken_annotation_file_ends_all_ranks_alike(miniature_world, tmp_path
     config = small_config(tmp_path / "run", miniature_world, data={"source": source})
     with training(config, ranks=2) as ranks:
         assert ranks.exit_codes() == [2, 2]
-        assert all(f"error[F1]: {broken}: not whole JSON at byte" in ranks.output(number) for number in range(2))
+        assert all(f"error[F1]: {broken}: invalid JSON at byte" in ranks.output(number) for number in range(2))
 
 
 def test_when_one_rank_is_killed_the_other_ends_within_a_minute(miniature_world, tmp_path):

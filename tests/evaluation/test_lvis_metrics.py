@@ -362,9 +362,9 @@ def break_dataset(dataset: dict, fault: str) -> None:
         ("frequency", "F1", "category 20: frequency is 'x'"),
         ("box", "F6", "annotation 3: bbox"),
         ("area", "F6", "annotation 3: area is None"),
-        ("image twice", "F2", "images records 0 and 1 share the id 9"),
+        ("image twice", "F2", "images records 0 and 1 have the same id, 9"),
         ("unknown category", "F3", "annotation 3 of category 99"),
-        ("no images", "F1", "no list of records named 'images'"),
+        ("no images", "F1", "the list 'images' is missing"),
     ],
 )
 def test_faulty_annotations_stop_before_any_engine(fault, code, message, small):
@@ -378,7 +378,7 @@ def test_faulty_annotations_stop_before_any_engine(fault, code, message, small):
 
 def test_truncated_annotations_are_named(small):
     small.write_text(small.read_text()[:-30])
-    with pytest.raises(DataError, match=r"small\.json: not whole JSON at byte"):
+    with pytest.raises(DataError, match=r"small\.json: invalid JSON at byte"):
         truth_of(small)
 
 

@@ -103,7 +103,7 @@ def test_candidates_are_below_the_threshold_and_at_a_place_of_their_own():
 def test_images_in_folders_below_are_named_where_they_are_left_out(photos, capsys):
     collect_images([str(photos)], recursive=False)
     words = f"warning: {photos}: 1 image in folders below it is left out; the first: {photos}/deeper/6.png"
-    assert capsys.readouterr().err == f"{words} (--recursive takes them, too)\n"
+    assert capsys.readouterr().err == f"{words} (--recursive also reads these)\n"
     collect_images([str(photos)], recursive=True)
     collect_images([str(photos / "deeper")], recursive=False)
     assert capsys.readouterr().err == ""
@@ -119,7 +119,7 @@ def test_folders_files_and_patterns(photos, tmp_path):
     assert names("", recursive=True) == [*top, "deeper/6.png", "half.png", "text.jpg"]
     assert names("[12].png", "2.png", "notes.txt") == ["1.png", "2.png", "notes.txt"]
     assert names("deeper", "3.png") == ["deeper/6.png", "3.png"]
-    for source, words in (("none", "no such folder"), ("*.bmp", "matches no image")):
+    for source, words in (("none", "not a folder or file"), ("*.bmp", "matches no image")):
         with pytest.raises(ValueError, match=words):
             names(source)
     (tmp_path / "empty" / "deeper").mkdir(parents=True)
@@ -152,7 +152,7 @@ def test_the_command_writes_what_checks_and_trains(start, photos, tmp_path, monk
         sys, "argv", ["check", "coco", "--annotations", str(tmp_path / "boxes.json"), "--images", str(photos)]
     )
     check.main()  # exits with code 2 on any fault
-    assert "no faulty record" in capsys.readouterr().out
+    assert "no faulty records" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"boxes\.json exists"):
         run(monkeypatch, *asked, "--output", tmp_path / "boxes.json")
     (tmp_path / "boxes.json").unlink()

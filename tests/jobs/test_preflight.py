@@ -30,9 +30,9 @@ def test_sound_data_pass_and_nothing_is_written(tmp_path, miniature_world, capsy
     assert preflight(small_config(tmp_path / "run", miniature_world))
     out = capsys.readouterr().out
     for line in (
-        "training: takes all ",
-        " are of classes that are not trained on\n",
-        "evaluation: takes all ",
+        "training: uses all ",
+        " belong to classes that are not trained on\n",
+        "evaluation: uses all of ",
         "names are trained on",
         "6 steps on 1 ranks draw 12",
     ):
@@ -47,7 +47,7 @@ def test_damaged_images_of_both_sets_are_all_found(tmp_path, world, capsys):
     assert not preflight(small_config(tmp_path / "run", world))
     out = capsys.readouterr().out
     assert all(str(path) in out for path in damaged)
-    assert "images and leaves out and counts the others" in out
+    assert "images; the others are left out and counted" in out
     assert "evaluation: stops, 1 of " in out
 
 
@@ -77,7 +77,7 @@ def test_many_damaged_images_stop_the_training_it_says(tmp_path, world, capsys):
 
 def test_what_stops_before_the_first_step_stops_here_too(tmp_path, world):
     images(world, "val")[0].unlink()
-    with pytest.raises(DataError, match=r"only .* of its .* images are in"):
+    with pytest.raises(DataError, match=r"only .* of .* images found in"):
         preflight(small_config(tmp_path / "run", world))
     path = world / "annotations" / "lvis_train.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))

@@ -107,7 +107,7 @@ def test_another_size_and_rows_of_ones_own(trained, model, image, capsys):
     )
     found = Predictor.load(model, size=64, threads=1).detect(image, text.numpy())
     assert capsys.readouterr().err == (
-        "warning: scores were calibrated at 96 px; at 64 px they are worse probabilities\n"
+        "warning: scores were calibrated at 96 px; at 64 px they are less accurate as probabilities\n"
     )
     expected = inference.image(QueryTexts(text), image)
     assert len(expected.scores) == len(found.scores) > 5

@@ -106,7 +106,7 @@ def test_labels_without_a_ledger_or_of_another_shard_are_refused(labelled):
     shard, ledger = folder / "00001.tar", file.with_suffix(".json")
     whole = shard.read_bytes()
     shard.write_bytes(whole + bytes(512))
-    with pytest.raises(ValueError, match=f"{len(whole) + 512} bytes, and had {len(whole)} when.*label it again"):
+    with pytest.raises(ValueError, match=f"{len(whole) + 512} bytes, but had {len(whole)} when.*label it again"):
         open_labelled_shards(folder, [file])
     shard.write_bytes(whole)
     content = ledger.read_text()
