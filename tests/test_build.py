@@ -109,7 +109,7 @@ def test_first_layers_of_the_backbone_are_frozen(untrained_clip):
     assert [any(p.requires_grad for p in layer) for layer in layers] == [False, False] + [True] * (len(layers) - 2)
     with pytest.raises(ValueError, match=r"detector\.frozen_layers is 99; tiny has"):
         build_backbone(train_config(frozen_layers=99), untrained_clip.model.visual)
-    with pytest.raises(ValueError, match=r"detector\.window is for transformers"):
+    with pytest.raises(ValueError, match=r"detector\.window is only for transformers"):
         build_backbone(train_config(window=7), untrained_clip.model.visual)
 
 

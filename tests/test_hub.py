@@ -344,7 +344,7 @@ def test_a_damaged_file_is_found(run, tmp_path):
     content = bytearray((tmp_path / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"model\.safetensors differs from its sha256"):
+    with pytest.raises(ValueError, match=r"model\.safetensors does not match its sha256"):
         Predictor.from_pretrained(tmp_path)
 
 
@@ -357,5 +357,5 @@ def test_a_prefilter_replaces_that_of_the_run(run):
     trained = load_detector(run)
     assert build_inference(trained, prefilter=0.5).options == trained.config.eval.with_prefilter(0.5)
     assert build_inference(trained).options.prefilter is None
-    with pytest.raises(ValueError, match="prefilter is a share of the points, between 0 and 1, not 400"):
+    with pytest.raises(ValueError, match="prefilter is 400; it must be a share of the points"):
         Predictor.load(run, prefilter=400)

@@ -32,7 +32,9 @@ def unflatten(optimizer: torch.optim.Optimizer, path: Path) -> None:
     here = [(group.get("name"), len(group["params"])) for group in optimizer.param_groups]
     there = [(group.get("name"), len(group["params"])) for group in rest["param_groups"]]
     if here != there:
-        raise ValueError(f"{path}: parameter groups (name, number of parameters) are {there}, the run's are {here}")
+        raise ValueError(
+            f"{path}: the parameter groups (name, number of parameters) are {there}, but those of the run are {here}"
+        )
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in (rest["state"] | load_weights(path)).items():
@@ -43,7 +45,7 @@ def unflatten(optimizer: torch.optim.Optimizer, path: Path) -> None:
         elif isinstance(value, Tensor):
             if value.shape != parameter.shape:
                 raise ValueError(
-                    f"{path}: {key} is {tuple(value.shape)}, its parameter is {tuple(parameter.shape)}; "
+                    f"{path}: {key} has the shape {tuple(value.shape)}, but its parameter {tuple(parameter.shape)}; "
                     "build the module and its parameter groups as when this was saved"
                 )
             # Fused AdamW reads raw memory on the CPU: a state in another memory format than its parameter (channels

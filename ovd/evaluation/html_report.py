@@ -152,11 +152,13 @@ def _threshold_words(decisions: DecisionReport) -> str:
 
 def _confusions(naming: Sequence[Confusion] | None, found: Sequence[Confusion], threshold: str) -> list[dict[str, Any]]:
     tables = [
-        ("Missed boxes that have another name", "A true box that is not found, and the best wrong detection that "
+        ("Missed boxes found with another name", "A true box that is not found, and the best wrong detection that "
          f"overlaps it at IoU 0.5, at {threshold}.", found),
     ]  # fmt: skip
     if naming is not None:
-        note = "Every true box named by the detector among all names, whatever it detects (up to 300 images)."
+        note = (
+            "The name that the detector gives to every true box, whether it detects the box or not (up to 300 images)."
+        )
         tables.insert(0, ("Names of true boxes", note, naming))
     return [
         {"title": title, "note": note, "rows": [[item.name, item.named, item.count, item.of] for item in rows]}
@@ -181,7 +183,7 @@ def _decisions(report: DecisionReport) -> dict[str, Any]:
     own = "" if report.own_threshold is None else f" Own: the detector's, {report.own_threshold:.3f}."
     warning = "" if report.warning is None else f"Warning: {report.warning}. "
     return {
-        "note": f"{warning}Detections from a threshold on as decisions, judged for {report.judged}. Chosen: {even:.3f} "
+        "note": f"{warning}Detections above a threshold as decisions, judged for {report.judged}. Chosen: {even:.3f} "
         f"for one half of the images, {odd:.3f} for the other, each the best for {report.chosen_on} classes on the "
         f"other half.{own}",
         "groups": rows,

@@ -137,7 +137,7 @@ def evaluate_results_file(
         ValueError: a file is faulty (names it and the record), or `html` is given without `output_dir`.
     """
     if html and output_dir is None:
-        raise ValueError("the page needs a folder; give --output FOLDER")
+        raise ValueError("report.html needs a folder; give --output FOLDER")
     index = None
     if html and (images is not None or FORMATS[format].finds_images):
         index = load_annotations(

@@ -394,7 +394,7 @@ def test_a_signal_in_an_evaluation_ends_it_and_the_run_goes_on_with_it(tmp_path,
         found = checkpoint.latest(config.output)
         assert found is not None
         steps.append(found.step)
-        assert f"stopped by a signal after step {found.step}, which is saved" in capsys.readouterr().out
+        assert f"stopped by a signal after step {found.step}; its checkpoint is saved" in capsys.readouterr().out
     assert steps == [2, 4]
     assert [record["step"] for record in records_of(config.output, "evaluation")] == [2]
     assert "APr" in train_from_config(config, resume=True)
@@ -453,5 +453,5 @@ def test_a_signal_that_kills_the_workers_too_is_a_stop(tmp_path, miniature_world
     with pytest.raises(SystemExit) as stopped:
         train_from_config(config, evaluate=False)
     assert stopped.value.code == 143
-    assert f"stopped by a signal after step {steps}, which is saved" in capsys.readouterr().out
+    assert f"stopped by a signal after step {steps}; its checkpoint is saved" in capsys.readouterr().out
     assert (config.output / f"step-00000{steps}").is_dir()

@@ -259,7 +259,7 @@ def test_ordinary_caps_an_image_at_300_and_fixed_does_not(engine, tmp_path):
     metrics = evaluation.metrics
     assert (metrics["AP"], metrics["APr"], metrics["AR@300"]) == (0, 0, 0)
     assert (metrics["AP_fixed"], metrics["APr_fixed"]) == pytest.approx((1, 1))
-    assert "ordinary AP leaves out 1 detections beyond an image's best 300" in evaluation.notes
+    assert "ordinary AP leaves out 1 detection beyond an image's best 300" in evaluation.notes
     assert [section.protocol for section in evaluation.sections] == [
         "LVIS box AP, ordinary, 300 per image, federated",
         "LVIS box AP, fixed, 10000 per class over the data set, federated",
@@ -300,13 +300,13 @@ def one_bad_record(**change) -> Results:
         ({"scores": np.inf}, "score is not finite"),
         ({"boxes_xywh": [np.nan, 2.0, 3.0, 4.0]}, "box is not finite"),
         ({"boxes_xywh": [1.0, 2.0, -3.0, 4.0]}, "negative side"),
-        ({"image_ids": 77}, "no such image"),
-        ({"category_ids": 77}, "no such category"),
+        ({"image_ids": 77}, "unknown image_id"),
+        ({"category_ids": 77}, "unknown category_id"),
     ],
 )
 def test_bad_results_are_refused_by_name(engine, change, message, small):
     evaluator = LVISEvaluator(truth_of(small), (), engine=engine)
-    with pytest.raises(ValueError, match=rf"run\.json: record 1 \(image_id .*{message}; 1 such records"):
+    with pytest.raises(ValueError, match=rf"run\.json: record 1 \(image_id .*{message}; 1 such record"):
         evaluator.add_results(one_bad_record(**change), source="run.json")
     assert len(evaluator.results()) == 0
 
@@ -403,7 +403,7 @@ def test_missing_frequencies_are_said(engine, small):
 
     evaluation = LVISEvaluator(truth_of(small), (), engine=engine).evaluate()
 
-    assert "4 of 4 categories have no frequency: in none of r, c, f" in evaluation.notes
+    assert "4 of 4 categories without a frequency: in none of r, c, f" in evaluation.notes
     assert "no true box of a rare class: APr is -1" in evaluation.notes
     assert (evaluation.metrics["APr"], evaluation.metrics["AP"]) == (-1, 0)
 

@@ -62,10 +62,13 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[{", "not valid JSON"),
-        ("{}", "a results file is a list of records, this one is a dict"),
-        (json.dumps({"images": [], "annotations": [GOOD]}), "a results file is a list of records, .* COCO document"),
-        (f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n", "not valid JSON: .*a record in each line is not one list"),
+        ("[{", "invalid JSON"),
+        ("{}", "a results file must be a list of records; this one is a dict"),
+        (
+            json.dumps({"images": [], "annotations": [GOOD]}),
+            "a results file must be a list of records; .* COCO document",
+        ),
+        (f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n", "invalid JSON: .*the file has a record in each line"),
         ("[3]", "record 0: is a int"),
         (json.dumps([GOOD, {"image_id": 1, "bbox": [1, 2, 3, 4]}]), "record 1: has no category_id, score"),
         (json.dumps([GOOD, GOOD | {"image_id": "one"}]), "record 1: image_id 'one' is not an integer"),
@@ -204,7 +207,7 @@ def test_a_killed_process_is_an_error_that_names_the_file(divided, tmp_path, mon
         return parse(*arguments)
 
     monkeypatch.setattr(results_file, "_parse", parse_or_die)
-    with pytest.raises(RuntimeError, match=r"results\.json: a process that read a part of it was killed"):
+    with pytest.raises(RuntimeError, match=r"results\.json: a process that read a part of the file was killed"):
         load_results(tmp_path / "results.json")
 
 
@@ -285,9 +288,9 @@ def test_both_engines_take_annotations_without_images(tmp_path):
     [
         (GOOD | {"score": float("nan")}, "the score is not finite"),
         (GOOD | {"score": float("inf")}, "the score is not finite"),
-        (GOOD | {"bbox": [0, 0, 1e300, 1e300]}, "beyond all pictures"),
-        (GOOD | {"image_id": 5}, "no such image"),
-        (GOOD | {"category_id": 5}, "no such category"),
+        (GOOD | {"bbox": [0, 0, 1e300, 1e300]}, "larger than any image"),
+        (GOOD | {"image_id": 5}, "unknown image_id"),
+        (GOOD | {"category_id": 5}, "unknown category_id"),
     ],
 )
 def test_a_bad_record_stops_the_evaluation(engine, file_format, record, message, annotations, tmp_path):

@@ -123,7 +123,7 @@ def test_a_signal_stops_after_a_checkpoint_even_if_it_kills_the_workers_too(
             align_backbone(config, command="")
     assert stopped.value.code == 143
     saved = 3 if with_workers else 4
-    assert f"stopped by a signal after step {saved}, which is saved" in capsys.readouterr().out
+    assert f"stopped by a signal after step {saved}; its checkpoint is saved" in capsys.readouterr().out
     assert max(run_folder.name for run_folder in config.output.glob("step-*")) == f"step-{saved:06d}"
     align_backbone(config, command="again")
     assert_same_bits(config.output, whole_run)

@@ -82,7 +82,8 @@ def notice_doubles(table: AnnotationTable, report: DataReport) -> None:
             if other.name == category.name:
                 where = f"{other.id} and {category.id} are both called {other.name!r}, which training refuses"
             else:
-                where = f"{other.name!r} and {category.name!r} differ only in case, spaces, hyphens or underscores; training uses both"
+                how = "differ only in case, spaces, hyphens or underscores"
+                where = f"{other.name!r} and {category.name!r} {how}; training uses both"
             report.count_noticed("F2", f"{table.path}: categories {where}")
     for category in table.categories:
         for synonym in category.synonyms:
