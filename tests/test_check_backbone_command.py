@@ -28,4 +28,4 @@ def test_dense_and_pooled_feature_agree_and_one_image_is_refused(tmp_path, monke
     with pytest.raises(SystemExit) as stopped:
         run("--count", "1")
     assert stopped.value.code == 2
-    assert "has 1 images; give a folder with at least two" in capsys.readouterr().err
+    assert "has 1 image; give a folder with at least two" in capsys.readouterr().err

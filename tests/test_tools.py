@@ -158,7 +158,7 @@ def test_demo_takes_any_words_and_writes_picture_and_json(trained, custom_data, 
     )  # fmt: skip
     found = json.loads((tmp_path / "3.detections.json").read_text())["detections"]
     assert {row["class"] for row in found} == {"red tile", "3:4 tile"}
-    assert "score of at least 0.00, or the one after its name" in result.stdout
+    assert "score of at least 0.00, or the minimum score after its name" in result.stdout
 
 
 AT_A_RUN = ("--run", "configs")

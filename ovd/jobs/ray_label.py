@@ -150,7 +150,7 @@ class _RayJob:
         if self._tries[name] == MAX_TRIES:
             rank, world = list(self._listed).index(name), len(self._listed)
             raise RuntimeError(
-                f"{name}: {MAX_TRIES} workers died while they had this shard, the last of "
+                f"{name}: {MAX_TRIES} workers died while labeling this shard, the last with "
                 f"{str(error).splitlines()[0]}; label it alone to see why (--rank {rank} --world {world})"
             ) from error
         self._left.appendleft(name)

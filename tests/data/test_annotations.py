@@ -610,7 +610,7 @@ def test_a_synonym_that_is_the_name_of_another_class_is_counted(tmp_path):
 def test_a_synonym_that_is_no_text_stops(tmp_path):
     content = lvis_content()
     content["categories"][0]["synonyms"] = ["ox", None]
-    with pytest.raises(DataError, match=r"category 9: the synonym None is no text") as caught:
+    with pytest.raises(DataError, match=r"category 9: the synonym None is not a string") as caught:
         load(tmp_path, content)
     assert caught.value.code == "F1"
 

@@ -375,7 +375,7 @@ def test_the_tool_writes_what_training_reads_as_it_is_and_changes_nothing(tmp_pa
     output = tmp_path / "mine" / "train.json"
     arguments = ("labelme", "--annotations", images, "--output", output)
     done = run_tool("tools/import_boxes.py", *arguments)
-    assert f"{output}: 2 images, 3 annotations, 2 categories; file names start at {images}" in done.stdout
+    assert f"{output}: 2 images, 3 annotations, 2 categories; file names are relative to {images}" in done.stdout
     assert json.loads(output.with_name("train.json.report.json").read_text())["repaired_by_code"] == {"F5": 1}
     assert {path: path.read_bytes() for path in images.iterdir()} == before
     report = DataReport()

@@ -107,7 +107,7 @@ def test_where_paths_start(root, tmp_path_factory):
     assert files(by_path) == ["a.png", "b.png"]
     assert by_path.image_files == ("images/train/a.png", "images/train/b.png")
     write(elsewhere, yaml.safe_dump({**data, "path": "/none"}))
-    with pytest.raises(DataError, match="/none/images/train is no folder") as caught:
+    with pytest.raises(DataError, match="/none/images/train is not a folder") as caught:
         load(elsewhere.parent)
     assert caught.value.code == "F1"
     assert load(elsewhere.parent, images=root).fingerprint() == by_path.fingerprint()
@@ -207,7 +207,7 @@ def test_of_a_path_of_another_machine_the_end_that_exists_is_taken_and_counted(r
     index = load(root, report)
     assert index.fingerprint() == by_itself.fingerprint()
     assert report.counts() == {("F8", "noticed"): 1}
-    assert "which is not there" in report.first_records()[Finding("F8", "noticed")][0]
+    assert "which does not exist" in report.first_records()[Finding("F8", "noticed")][0]
     assert load(root, images=root / "images").boxes.values.tolist() == by_itself.boxes.values.tolist()
 
 
@@ -500,7 +500,7 @@ def test_small_and_outside_boxes_are_counted_by_file_and_line(root):
     ("changes", "code", "message"),
     [
         ({"train": None}, "F1", "no 'train'; it has val"),
-        ({"train": "images/none"}, "F1", "'images/none', but .*images/none is no folder"),
+        ({"train": "images/none"}, "F1", "'images/none', but .*images/none is not a folder"),
         ({"train": "none.txt"}, "F1", r"data\.yaml: train is 'none\.txt', but .*none\.txt is not a list of images"),
         ({"train": " "}, "F1", r"train is ' ', but"),
         ({"train": 3}, "F1", "train is 3, not the path"),

@@ -202,7 +202,7 @@ def test_a_calibration_that_fails_does_not_cost_the_training(
     shutil.rmtree(run / f"step-{STEPS:06d}")
     train_from_config(calibrating(run, miniature_world), resume=True, evaluate=False)
     printed = capsys.readouterr()
-    assert "warning: the calibration failed (out of memory); the detector has none" in printed.err
+    assert "warning: the calibration failed (out of memory); the detector is not calibrated" in printed.err
     assert "Traceback" in printed.err
     assert extra_of(run).get("calibration") is None
     assert load_detector(run).calibration is None

@@ -190,7 +190,7 @@ def test_tensors_that_do_not_correspond_are_named(tmp_path):
 def test_a_run_is_never_overwritten(tmp_path):
     first, second = save_run(tmp_path / "a", 0), save_run(tmp_path / "b", 1)
     for output in (tmp_path / "a", tmp_path / "b"):
-        with pytest.raises(ValueError, match="already holds a run"):
+        with pytest.raises(ValueError, match="already contains a run"):
             save_ensemble(first, second, weight=0.5, output=output)
         assert sorted(path.name for path in output.iterdir()) == ["step-000001", "step-000002"]
 
@@ -247,7 +247,7 @@ def test_the_tool_writes_a_run_that_opens_as_a_detector(tmp_path):
 
     for options, message in (
         (("--weight", "2", "--output", tmp_path / "other"), "it must be from 0 to 1"),
-        (("--output", tmp_path / "mean"), "already holds a run"),
+        (("--output", tmp_path / "mean"), "already contains a run"),
     ):
         assert message in run_tool(*tool, *options, expect=2).stderr
 

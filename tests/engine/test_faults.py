@@ -358,7 +358,8 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches_if_it_divides_the
     with training(config, ranks=3, resume=True) as ranks:
         assert ranks.exit_codes() == [2, 2, 2], ranks.output()
         assert (
-            "a batch's 2 images (train.batch_size, data.pairs.share) cannot be divided among 3 ranks" in ranks.output()
+            "the 2 images of a batch (train.batch_size, data.pairs.share) cannot be divided among 3 ranks"
+            in ranks.output()
         )
     with training(config, ranks=2, resume=True) as ranks:
         assert ranks.exit_codes() == [0, 0], ranks.output()

@@ -101,9 +101,9 @@ def test_a_compressed_file_is_named(tmp_path):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"none\.json: results file cannot be read \(No such file"):
+    with pytest.raises(ValueError, match=r"none\.json: the results file cannot be read \(No such file"):
         load_results(tmp_path / "none.json")
-    with pytest.raises(ValueError, match=r"results file cannot be read \(Is a directory"):
+    with pytest.raises(ValueError, match=r"the results file cannot be read \(Is a directory"):
         load_results(tmp_path)
 
 

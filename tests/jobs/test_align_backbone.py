@@ -70,8 +70,8 @@ def test_the_result_is_a_clip_model_and_a_report(whole_run, tiny_clip):
     assert report["images"] == 12
     assert report["losses_after"]["point"] < report["losses_before"]["point"]
     assert report["losses_after"]["box"] < report["losses_before"]["box"]
-    assert "centre of a box" in format_report(report)
-    assert "trained images" in format_report(report)  # twelve images are too few to hold any out
+    assert "center of a box" in format_report(report)
+    assert "training images" in format_report(report)  # twelve images are too few to hold any out
     assert "held-out images" in format_report({**report, "held_out_images": 3})
 
 

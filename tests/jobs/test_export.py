@@ -85,7 +85,7 @@ def test_an_exported_file_is_evaluated_as_the_run_of_its_weights_alone(start, tm
     onnx.helper.set_model_props(content, {METADATA: json.dumps(usage)})
     onnx.save(content, tmp_path / "old.onnx")
     assert _exported(trained, tmp_path / "old.onnx").usage.size == trained.config.data.size
-    assert "old.onnx does not say which weights it was exported from" in capsys.readouterr().err
+    assert "old.onnx does not record which weights it was exported from" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -230,13 +230,13 @@ def test_an_interrupted_labelling_goes_on_to_the_same_files(start, photos, tmp_p
     assert set(bytes_of(parts.parent)) == {"boxes.json.partial"}
     with (parts.parent / "boxes.json.partial").open("ab") as file:
         file.write(b'["a line that was cut')
-    with pytest.raises(ValueError, match=r"partial is of an interrupted call with other settings"):
+    with pytest.raises(ValueError, match=r"partial is from an interrupted call with other settings"):
         run(monkeypatch, *asked, "--output", parts, "--overlapping")
     capsys.readouterr()
     left = 99
     run(monkeypatch, *asked, "--output", parts)
     assert left == 99 - 4  # of seven readable images
-    assert "goes on from" in capsys.readouterr().out
+    assert "resuming from" in capsys.readouterr().out
     assert bytes_of(parts.parent) == bytes_of(whole.parent)
 
 
@@ -291,7 +291,7 @@ def test_a_journal_that_was_removed_while_its_lock_was_waited_for_is_not_taken(t
         return True
 
     monkeypatch.setattr("ovd.jobs.label_journal.lock_file", lock_once_it_is_removed)
-    with pytest.raises(ValueError, match="another process is labelling into this"):
+    with pytest.raises(ValueError, match="is in use by another labeling process"):
         LabelJournal(path, {"names": ["anchor"]})
     assert not path.exists()
 
@@ -303,7 +303,7 @@ def test_an_image_that_has_changed_is_labelled_again_and_repairs_are_kept(tmp_pa
         assert not journal.is_resumed
         journal.add("a.png", [3, 17], ANSWER)
         journal.add_repaired([Fault("F9", "a.png: without its end")])
-        with pytest.raises(ValueError, match="another process is labelling into this"):
+        with pytest.raises(ValueError, match="is in use by another labeling process"):
             LabelJournal(path, settings)
     with LabelJournal(path, settings) as journal:
         assert journal.is_resumed
@@ -320,15 +320,15 @@ def test_an_image_that_has_changed_is_labelled_again_and_repairs_are_kept(tmp_pa
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"a": 1}\n', "line 1: not of ovd label .*move it away"),
-        ("my half download, without a line end", "line 1: not of ovd label"),
+        ('{"a": 1}\n', "line 1: not written by ovd label .*move the file away"),
+        ("my half download, without a line end", "line 1: not written by ovd label"),
         ('{"ovd label": 1, "names": ["gear"]}\n', r"other settings \(names was \['gear'\], is \['anchor'\]\)"),
-        ('{"ovd label": 1, "names": ["anchor"]}\n{}\n', "line 2: not of ovd label"),
+        ('{"ovd label": 1, "names": ["anchor"]}\n{}\n', "line 2: not written by ovd label"),
         (
             '{"ovd label": 1, "names": ["anchor"]}\n'
             '["a", [1, 2], {"boxes": [[1, 2, 3]], "scores": [1], "classes": [0]}, '
             '{"boxes": [], "scores": [], "classes": []}]\n',
-            "line 2: not of ovd label",
+            "line 2: not written by ovd label",
         ),
     ],
 )

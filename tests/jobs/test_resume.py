@@ -37,7 +37,7 @@ def test_the_page_lists_the_settings_that_may_change_in_a_resumed_run():
 
 def test_every_setting_that_differs_is_named():
     stored = config().model_dump(mode="json")
-    message = r"was started with other settings: train\.seed was 0, is 3; train\.steps was 100, is 200"
+    message = r"was started with different settings: train\.seed was 0, is 3; train\.steps was 100, is 200"
     with pytest.raises(ValueError, match=message):
         check_same_run(stored, config(steps=200, seed=3))
 

@@ -290,7 +290,7 @@ def test_a_bank_serves_any_vocabulary_it_holds(bank, untrained_clip):
 def test_a_bank_of_other_classes_or_of_another_tower_is_refused(bank):
     with pytest.raises(ValueError, match=r"lacks 2 classes \(gear, bow\)"):
         TextBank(bank.path, names=["gear", "anchor", "bow"])
-    with pytest.raises(ValueError, match="another text tower"):
+    with pytest.raises(ValueError, match="a different text tower"):
         TextBank(bank.path, text_tower="0" * 64)
 
 
