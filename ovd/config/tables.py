@@ -79,7 +79,7 @@ class FineTuningRow(Section):
     """Weight of the fine-tuned detector in the average of its weights and the starting detector's; not for an
     expert."""
     replay: bool = False
-    """Train on the world's image-text pairs as well, labelled by the starting detector."""
+    """Train on the world's image-text pairs as well, labeled by the starting detector."""
     boxes_per_class: PositiveInt | None = None
     """Minimum number of boxes of every class in the few images to train on, which are drawn at random; by default all
     images are used."""

@@ -105,7 +105,7 @@ def label_images(
         pin_memory=pins_memory(inference.device),
     )
     detected = _detected(_counted(batches, report, journal), detect)
-    for item in progress(detected, len(left), "labelling"):
+    for item in progress(detected, len(left), "labeling"):
         if item is not None:
             image, detections = item
             found[image] = thresholds.select(detections)

@@ -93,7 +93,7 @@ def test_a_port_that_is_taken_is_said():
     with open_socket("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
         assert address(first) == f"http://127.0.0.1:{port}"
-        with pytest.raises(ValueError, match=rf"127\.0\.0\.1 port {port} cannot be listened on: .*--port"):
+        with pytest.raises(ValueError, match=rf"cannot listen on 127\.0\.0\.1 port {port}: .*--port"):
             open_socket("127.0.0.1", port)
 
 
