@@ -128,7 +128,8 @@ def draw_examples(trained: TrainedDetector, index: AnnotationIndex, output: Path
     wanted = sorted({names[c] for c in first.labels.classes if c in rare})
     print(
         f"{output}/example.detections.jpg: validation image {first.id}, {hits} of "
-        f"{format_count(total, 'rare object')} found ({', '.join(wanted)}) among {len(names)} classes at threshold {predictor.threshold:.2f}; the picture "
+        f"{format_count(total, 'rare object')} found ({', '.join(wanted)}) "
+        f"among {len(names)} classes at threshold {predictor.threshold:.2f}; the picture "
         "shows the best class of overlapping boxes, rare classes in yellow, and missed objects in white and parentheses"
     )
 

@@ -69,7 +69,7 @@ def _detect(info: Json) -> Json:
         "example_name": {
             "type": "array",
             "items": {"type": "string"},
-            "description": "The class name of each example, in the order of the examples. Several may have the same name; "
+            "description": "The class name of each example, in the order of the examples. Several may have one name; "
             "a name that is also among 'names' is detected by its text and its examples.",
         },
         "threshold": {
