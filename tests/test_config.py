@@ -72,7 +72,10 @@ def test_another_kind_replaces_the_base_section_instead_of_merging(tmp_path):
         ("output: x\ntrain: {steps: 5, learning_rate: .inf}\n", "train.learning_rate: Input should be a finite number"),
         ("output: x\ntrain: {steps: 5, seed: 99999999999999999999}\n", "train.seed: Input should be less than"),
         ("output: x\ntrain: {steps: 5}\ndata: {scale: [2, 0.5]}\n", "data.scale: write the smallest factor first"),
-        ("output: x\ntrain: {steps: 5, batch_size: 1}\ndata: {pairs: {labels: y}}\n", "train.batch_size=1 has no room"),
+        (
+            "output: x\ntrain: {steps: 5, batch_size: 1}\ndata: {pairs: {labels: y}}\n",
+            "data.pairs needs train.batch_size=2",
+        ),
         (
             "output: x\ntrain: {steps: 5}\ndata: {source: {kind: files, format: cooco}}\n",
             "data.source.format: Input should be",
@@ -99,7 +102,7 @@ def test_another_kind_replaces_the_base_section_instead_of_merging(tmp_path):
         ("output: x\ntrain: {steps: 5, pair_negatives: true}\n", "train.pair_negatives needs data.pairs"),
         (
             "output: x\ntrain: {steps: 5, pair_negatives: true, negatives: strict}\ndata: {pairs: {labels: y}}\n",
-            "and not train.negatives=strict",
+            "but not train.negatives=strict",
         ),
         ("- 1\n- 2\n", "expected a mapping"),
         ("output: x\noutput: y\n", "the key 'output' occurs twice"),

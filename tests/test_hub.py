@@ -118,7 +118,7 @@ def test_a_folder_that_holds_a_detector_gets_no_other(run, tmp_path):
     """A detector is not saved over another, whose metrics and card would be mistaken for its own."""
     Predictor.load(run).save_pretrained(tmp_path / "given")
     before = bytes_of(tmp_path / "given")
-    with pytest.raises(ValueError, match="given already holds a detector"):
+    with pytest.raises(ValueError, match="given already contains a detector"):
         Predictor(replace(trained_detector("tiny"), calibration=None)).save_pretrained(tmp_path / "given")
     assert bytes_of(tmp_path / "given") == before
     (tmp_path / "other").mkdir()

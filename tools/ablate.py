@@ -22,6 +22,7 @@ from ovd.ablation.tables import format_lengths, format_report, write_between_mar
 from ovd.cli import add_overrides, parse_with_overrides, run_tool
 from ovd.config.tables import AblationConfig
 from ovd.config_files import load_config
+from ovd.format_count import format_count
 
 
 def report(config: AblationConfig, variants: list[dict[str, RowStages]], results: Path | None) -> None:
@@ -75,7 +76,9 @@ def main() -> None:
         ]
         start, steps_done, steps = time.monotonic(), 0, sum(of_row.steps for _, _, of_row in missing)
         for number, (row, seed, of_row) in enumerate(missing, start=1):
-            print(f"run {number} of {len(missing)}: {row}, seed {seed}, {of_row.steps} steps", flush=True)
+            print(
+                f"run {number} of {len(missing)}: {row}, seed {seed}, {format_count(of_row.steps, 'step')}", flush=True
+            )
             append_record(config.records, run_row(row, of_row, seed, config.runs))
             steps_done += of_row.steps
             left = (time.monotonic() - start) / steps_done * (steps - steps_done) / 60

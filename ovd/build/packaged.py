@@ -28,7 +28,7 @@ def check_packable(trained: TrainedDetector, folder: Path) -> None:
             "a detector is saved without its experts: load it without them, and share their folders separately"
         )
     if (folder / "manifest.json").exists():
-        raise ValueError(f"{folder} already holds a detector; give another folder, or delete this one")
+        raise ValueError(f"{folder} already contains a detector; give another folder, or delete this one")
     if (folder / "config.json").exists():
         raise ValueError(f"{folder} has a config.json that is not of ovd; give another folder")
 

@@ -36,7 +36,7 @@ class AblationRow(Section):
     @model_validator(mode="after")
     def _labels_have_a_teacher(self) -> "AblationRow":
         if (self.teacher is None) != (self.labels is None):
-            raise ValueError("a row has both `teacher` and `labels`, or neither")
+            raise ValueError("give both `teacher` and `labels`, or neither")
         return self
 
 

@@ -11,6 +11,7 @@ from ovd.data.truth import Truth
 from ovd.evaluation.decisions import MIN_DECISION_SCORE, NUM_BINS, DecisionEvaluator, Decisions, Reliability, Verdicts
 from ovd.evaluation.results import Results
 from ovd.files import write_json
+from ovd.format_count import format_count
 from ovd.shapes import Bool
 from ovd.visualize.figure import write_figure
 from ovd.visualize.palette import group_colors
@@ -123,7 +124,7 @@ def format_decisions(report: DecisionReport) -> str:
     """Format a table for a console with a row per group of classes."""
     even, odd = report.thresholds
     lines = [
-        f"Decisions of {report.num_images} images, judged for {report.judged}",
+        f"Decisions of {format_count(report.num_images, 'image')}, judged for {report.judged}",
         f"{'classes':<8}  {'number':>6}   cgF1  cgF1_50_95   pmF1  IL_MCC  absent/image    ECE  Brier  recall",
     ]
     for item in report.groups:

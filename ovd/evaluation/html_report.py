@@ -16,6 +16,7 @@ from ovd.evaluation.measures import Measures
 from ovd.evaluation.report import ClassRow, Curve
 from ovd.evaluation.report_pictures import build_pictures
 from ovd.files import atomic_write
+from ovd.format_count import format_count
 from ovd.html_page import fill_page
 from ovd.shapes import Float64
 
@@ -53,12 +54,12 @@ def report_data(
         is_trained: whether each category's name was trained on; None if it is not known.
     """
     evaluation, decisions = measures.evaluation, measures.decisions
-    num_images = f"{len(measures.truth.images):,} images"
+    num_images = format_count(len(measures.truth.images), "image")
     names = _groups_of_classes(measures)
     found = most_confused(names_at_true_boxes(decisions.verdicts, measures.truth), measures.truth.categories)
     return {
         "title": title,
-        "source": f"{measures.truth.path}: {num_images}, {len(evaluation.classes):,} classes",
+        "source": f"{measures.truth.path}: {num_images}, {format_count(len(evaluation.classes), 'class', 'classes')}",
         "engine": evaluation.engine,
         "notes": list(evaluation.notes),
         "protocols": [

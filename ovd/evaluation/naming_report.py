@@ -126,6 +126,8 @@ def draw_naming(report: NamingReport) -> Figure:
         axes.bar_label(bars, fmt="%.0f", fontsize="small")
     axes.set_xticks(positions, [title for title, _ in rows])
     axes.set(ylim=(0, 108), ylabel="true boxes with the correct name (%)")
-    axes.set_title(f"Naming of true boxes among {report.num_classes} classes", fontsize="medium")
+    axes.set_title(
+        f"Naming of true boxes among {format_count(report.num_classes, 'class', 'classes')}", fontsize="medium"
+    )
     figure.legend(loc="outside lower center", ncols=4 if len(rows) > 4 else 2)  # four do not fit into a narrow one
     return figure

@@ -85,9 +85,9 @@ def describe_vocabulary(training: AnnotationIndex, validation: AnnotationIndex) 
     trained, asked = training.names, validation.names
     new, unused = _missing(asked, trained), _missing(trained, asked)
     return (
-        f"{len(trained):,} names are trained on, {len(asked):,} are evaluated\n"
-        f"{len(new):,} are evaluated, but not trained on{_named(new)}\n"
-        f"{len(unused):,} are trained on, but not evaluated{_named(unused)}"
+        f"{format_count(len(trained), 'name')} trained on, {len(asked):,} evaluated\n"
+        f"{len(new):,} evaluated, but not trained on{_named(new)}\n"
+        f"{len(unused):,} trained on, but not evaluated{_named(unused)}"
     )
 
 

@@ -21,6 +21,7 @@ from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataReport
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.extras import optional
+from ovd.format_count import format_count
 from ovd.jobs.label_pairs import LabelRequest, build_labeller
 from ovd.selftrain.decoded_pairs import stop_if_too_many_unreadable
 from ovd.selftrain.ledger import LabelCounts, total_counts
@@ -113,7 +114,7 @@ class _RayJob:
         for _ in range(num_workers):
             self._assign_shard(self._new_actor())
         counts: list[LabelCounts] = []
-        with tqdm(total=self._num_pairs, desc=f"pairs on {num_workers} workers", unit=" images") as bar:
+        with tqdm(total=self._num_pairs, desc=f"pairs on {format_count(num_workers, 'worker')}", unit=" images") as bar:
             while self._running:
                 (ready,), _ = self._ray.wait(list(self._running), num_returns=1)
                 actor, name = self._running.pop(ready)

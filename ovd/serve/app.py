@@ -100,7 +100,9 @@ class RouteHandlers:
     async def _read(self, request: Request) -> DetectForm:
         """Read the body of a request; the number read at once is limited, since files take memory and disk."""
         if self._num_reading >= self._limits.bodies:
-            raise Refusal(503, f"The server is reading {self._num_reading} other requests; try again in a moment.")
+            raise Refusal(
+                503, f"The server is reading {format_count(self._num_reading, 'other request')}; try again in a moment."
+            )
         self._num_reading += 1
         try:
             return await read_form(request, self._limits)
@@ -125,7 +127,9 @@ class RouteHandlers:
 
     def _check_capacity(self) -> None:
         if self._num_waiting >= self._limits.waiting:
-            raise Refusal(503, f"The server is busy with {self._num_waiting} requests; try again in a moment.")
+            raise Refusal(
+                503, f"The server is busy with {format_count(self._num_waiting, 'request')}; try again in a moment."
+            )
 
     def _prepare(self, form: DetectForm) -> DetectionRequest:
         """Check the names; decode the picture and the examples, one after another."""

@@ -262,7 +262,7 @@ def test_settings_that_contradict_an_expert(start, tmp_path, miniature_world) ->
     source = source_of(miniature_world)
     with pytest.raises(ConfigError, match="expert needs init_from"):
         fine_tuning_config(tmp_path, source, expert={})
-    with pytest.raises(ConfigError, match=r"expert\.own_layers says which layers learn"):
+    with pytest.raises(ConfigError, match=r"expert\.own_layers sets which layers are trained"):
         fine_tuning_config(tmp_path, source, init_from=str(start), expert={}, detector={"frozen_layers": 1})
     larger = fine_tuning_config(tmp_path / "larger", source, init_from=str(start), expert={}, data={"size": 96})
     with pytest.raises(ValueError, match=r"data\.size is 96, that of \S+ 64"):
@@ -390,7 +390,7 @@ def test_learned_names_take_no_layers(start, tmp_path, miniature_world) -> None:
     source = source_of(miniature_world)
     with pytest.raises(ConfigError, match=r"expert\.learn=names learns no layers"):
         fine_tuning_config(tmp_path, source, init_from=str(start), expert={"learn": "names", "own_layers": 1})
-    with pytest.raises(ConfigError, match=r"start_distillation is for one set of weights"):
+    with pytest.raises(ConfigError, match=r"start_distillation cannot be used with expert"):
         fine_tuning_config(tmp_path, source, init_from=str(start), expert={}, train={"start_distillation": 1.0})
 
 

@@ -33,7 +33,7 @@ def test_sound_data_pass_and_nothing_is_written(tmp_path, miniature_world, capsy
         "training: uses all ",
         " belong to classes that are not trained on\n",
         "evaluation: uses all of ",
-        "names are trained on",
+        "names trained on",
         "6 steps on 1 rank draw 12",
     ):
         assert line in out

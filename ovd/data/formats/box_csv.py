@@ -84,7 +84,7 @@ def _rows(path: Path) -> Iterator[_Row]:
                 continue
             columns = {name: place for place, name in enumerate(_RETINANET)}
         if len(values) != num_columns:
-            raise DataError("F1", f"{path}: line {number} has {len(values)} values, not {num_columns}")
+            raise DataError("F1", f"{path}: line {number} has {format_count(len(values), 'value')}, not {num_columns}")
         yield _row({name: values[place].strip() for name, place in columns.items()}, f"{path}: line {number}")
 
 

@@ -130,7 +130,7 @@ def _rows(path: Path) -> Iterator[_Row]:
         if not values:
             continue
         if len(values) != len(header):
-            raise DataError("F1", f"{path}: line {number} has {len(values)} values, not {len(header)}")
+            raise DataError("F1", f"{path}: line {number} has {format_count(len(values), 'value')}, not {len(header)}")
         texts = [values[places[side]] for side in _SIDES]
         box = _box(texts)
         if box is None:
