@@ -74,7 +74,7 @@ def format_report(selection: Selection, rows: Sequence[str]) -> str:
     records = selection.records
     parts = [
         _runs(records),
-        "LVIS ordinary box AP, COCO AP and Objects365 AP in per cent, mean ± standard deviation over the seeds; "
+        "LVIS ordinary box AP, COCO AP and Objects365 AP in percent, mean ± standard deviation over the seeds; "
         "hours of one run, mean:",
         _row_table(records, rows),
     ]
@@ -127,7 +127,7 @@ def format_lengths(selection: Selection, rows: Sequence[str]) -> str:
     ]
     parts = [
         _runs(records),
-        "In per cent, mean ± standard deviation over the seeds:",
+        "In percent, mean ± standard deviation over the seeds:",
         markdown_table([head, *means]),
     ]
     if differences:
