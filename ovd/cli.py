@@ -57,7 +57,7 @@ def run_tool(main: Callable[[], None]) -> None:
             raise
         if isinstance(error, BrokenPipeError) and _is_pipe_closed(sys.stdout.fileno()):  # by an unbuffered print
             raise SystemExit(EXIT_BROKEN_PIPE) from None
-        print(f"{error_line(error)} (OVD_TRACEBACK=1 shows where)", file=sys.stderr)
+        print(f"{error_line(error)} (set OVD_TRACEBACK=1 to see the traceback)", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT if isinstance(error, ValueError) else EXIT_RUN_TIME) from error
     except KeyboardInterrupt:
         if os.environ.get("OVD_TRACEBACK"):
