@@ -150,7 +150,7 @@ def test_an_earlier_stage_leaves_out_the_images_that_a_later_one_is_calibrated_o
     left, none = hold_out(earlier, index)
     assert none is None
     assert set(left.image_ids) == set(index.image_ids) - set(held_out.index.image_ids)
-    with pytest.raises(ConfigError, match=r"leave out data\.held_out"):
+    with pytest.raises(ConfigError, match=r"data\.held_out cannot be combined"):
         small_config(tmp_path, miniature_world, data={"held_out": 4}, train={"calibration": {}})
 
     train_from_config(earlier, evaluate=False)

@@ -206,7 +206,7 @@ def test_file_names_that_are_not_utf8_are_written_or_refused_before_anything_is_
 
 
 def test_no_readable_image_is_an_error_that_names_the_first(start, photos, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"none of 1 images can be read; the first: .*text\.jpg"):
+    with pytest.raises(ValueError, match=r"none of 1 image can be read; the first: .*text\.jpg"):
         run(monkeypatch, photos / "text.jpg", "--classes", "a", "--run", start, "--output", tmp_path / "x.json")
     assert list(tmp_path.iterdir()) == []
 

@@ -534,7 +534,7 @@ def test_workers_are_numbered_by_arguments_then_by_the_environment():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"queries": "classes"}, r"queries 'classes' with 0 class names: `classes` needs some"),
+        ({"queries": "classes"}, r"queries is 'classes', with 0 class names; `classes` needs"),
         ({"queries": "classes", "classes": ("a", "a")}, r"queries 'classes' with 2 class names: .*each once"),
         ({"queries": "caption", "classes": ("a",)}, r"queries 'caption' with 1 class names"),
         ({"queries": "caption", "score_threshold": 0.1, "max_boxes": 0}, r"max_boxes\n.*greater than 0"),
