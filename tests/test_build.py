@@ -107,7 +107,7 @@ def test_first_layers_of_the_backbone_are_frozen(untrained_clip):
     backbone = build_backbone(train_config(frozen_layers=2), untrained_clip.model.visual)
     layers = backbone.layers()
     assert [any(p.requires_grad for p in layer) for layer in layers] == [False, False] + [True] * (len(layers) - 2)
-    with pytest.raises(ValueError, match=r"detector\.frozen_layers is 99; tiny has"):
+    with pytest.raises(ValueError, match=r"detector\.frozen_layers is 99, but tiny has"):
         build_backbone(train_config(frozen_layers=99), untrained_clip.model.visual)
     with pytest.raises(ValueError, match=r"detector\.window is only for transformers"):
         build_backbone(train_config(window=7), untrained_clip.model.visual)
@@ -215,7 +215,7 @@ def test_two_classes_of_one_name_stop_a_training_and_not_an_evaluation(tmp_path)
     source = {"kind": "files", "format": "coco", "train_annotations": str(path), "train_images": str(tmp_path)}
     values = {"output": "run", "train": {"steps": 1}, "data": {"source": source, "classes": "all"}}
     report = DataReport()
-    with pytest.raises(DataError, match=r"train\.json: categories 3 and 9 are both called 'cat': give") as caught:
+    with pytest.raises(DataError, match=r"train\.json: categories 3 and 9 are both called 'cat': rename") as caught:
         load_training_index(parse_config(values, TrainConfig, "test"), report)
     assert caught.value.code == "F2"
     assert "categories 3 and 9 are both called 'cat', which training refuses" in str(report.first_records())

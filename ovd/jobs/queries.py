@@ -44,7 +44,7 @@ def parse_query(query: str) -> Query:
         return Query(query.strip())
     value = float(minimum)
     if not 0 <= value <= 1 or not name.strip():
-        raise ValueError(f"{query.strip()!r}: the minimum score must be from 0 to 1, as in NAME:0.8")
+        raise ValueError(f"{query.strip()!r}: write it as NAME:0.8, a name and a minimum score from 0 to 1")
     return Query(name.strip(), value)
 
 

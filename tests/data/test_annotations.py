@@ -156,7 +156,7 @@ def test_truncated_json_stops_with_file_and_byte(tmp_path):
     path = tmp_path / "cut.json"
     for end in np.linspace(0, len(whole) - 1, 20).astype(int):
         path.write_bytes(whole[:end])
-        with pytest.raises(DataError, match=rf"cut\.json: not .* at byte \d+ of {end}") as caught:
+        with pytest.raises(DataError, match=rf"cut\.json: invalid .* at byte \d+ of {end}") as caught:
             load_annotations(path, None, format="lvis", report=DataReport())
         assert caught.value.code == "F1"
     path.write_bytes(whole[:-1] + b"?")
@@ -233,7 +233,7 @@ def test_numbers_of_a_box_may_be_text_and_are_counted(tmp_path):
     index, report = load(tmp_path, content)
     assert index.fingerprint() == expected.fingerprint()
     assert report.counts() == {("F6", "repaired"): 1}
-    assert "annotation 3: numbers of" in report.first_records()[Finding("F6", "repaired")][0]
+    assert "annotation 3: the numbers in" in report.first_records()[Finding("F6", "repaired")][0]
 
 
 @pytest.mark.parametrize("missing", ["left out", None, []])

@@ -111,7 +111,11 @@ BOX = '<box label="cat" xtl="1" ytl="2" xbr="30" ybr="40"/>'
     [
         (image("a.png", BOX.replace('"30"', '"nan"')), "F6", "image 0, a.png: <box> 'cat': has .*'xbr': 'nan'"),
         (image("a.png", BOX.replace('xtl="1"', "")), "F6", "not four finite numbers"),
-        (image("a.png", BOX.replace("box", "cuboid")), "F6", "<cuboid> 'cat': boxes, polygons, ellipses and masks"),
+        (
+            image("a.png", BOX.replace("box", "cuboid")),
+            "F6",
+            "<cuboid> 'cat': only boxes, polygons, ellipses and masks",
+        ),
         (image("a.png", BOX.replace("/>", ' rotation="left"/>')), "F6", "rotation is 'left'"),
         (image("a.png", BOX.replace("cat", " ")), "F1", "<box> has no label"),
         (image("a.png", '<polygon label="cat" points="1,2;3"/>'), "F6", "points are '1,2;3', not those of a polygon"),

@@ -294,7 +294,7 @@ def test_open_images(tmp_path, images):
     assert "1 of 3 images left out" in report.first_records()[Finding("F8", "repaired")][0]
     for damage, message in (
         (lambda text: text.replace("XMin", "X"), "has no column XMin"),
-        (lambda text: text.replace("/m/dog", "/m/emu"), r"line 3 is of '/m/emu'"),
+        (lambda text: text.replace("/m/dog", "/m/emu"), r"line 3 has the label '/m/emu'"),
         (lambda text: text.replace("xclick,", "", 1), r"line 2 has 10 values, not 11"),
         (lambda text: text.replace("1,0,1,0,1", "1,0,1,1,0"), "line 5: .* is not a box from 0 to 1"),
         (lambda text: text.replace("1,0,1,0,1", "1,0,1,0,nan"), "is not a box from 0 to 1"),

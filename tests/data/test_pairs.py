@@ -428,6 +428,6 @@ def test_compressed_shards_are_named(tmp_path, name):
     write_pair_shards(tmp_path, some_pairs(2), pairs_per_shard=2)
     (tmp_path / "manifest.json").unlink()
     (tmp_path / name).write_bytes(gzip.compress((tmp_path / "00000.tar").read_bytes()))
-    with pytest.raises(DataError, match=rf"{name}.*unpack|compressed by gzip") as caught:
+    with pytest.raises(DataError, match=rf"{name}.*unpack|compressed with gzip") as caught:
         PairShards(tmp_path)
     assert caught.value.code == "F13"

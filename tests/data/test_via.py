@@ -135,7 +135,7 @@ def test_a_set_without_regions(folder):
         (record("a.png", region(RECT | {"x": float("nan")}, kind="cat")), "F6", "not finite numbers"),
         (record("a.png", region({"name": "rect", "x": 1}, kind="cat")), "F6", "not finite numbers"),
         (record("a.png", region(POLYGON | {"all_points_x": [1, 2]}, kind="cat")), "F6", "not those of a polygon"),
-        (record("a.png", region({"name": "star"}, kind="cat")), "F6", "a 'star'; rectangles, polygons"),
+        (record("a.png", region({"name": "star"}, kind="cat")), "F6", "the shape is 'star'; only rectangles, polygons"),
         (record("a.png", {"region_attributes": {}}), "F1", "region 0 has no shape_attributes"),
         (record("a.png", region(RECT, kind="cat"), region(RECT)), "F1", "region 1: has no 'kind' with a class name"),
         (
@@ -149,7 +149,7 @@ def test_a_set_without_regions(folder):
         ({"images": [], "annotations": []}, "F1", "no records of images"),
         ({"project": {}, "file": {}, "metadata": {}, "view": {}}, "F1", "projects of VIA 3 are not supported"),
         ({}, "F1", "no records of images"),
-        ([], "F1", "holds a list, not an object"),
+        ([], "F1", "contains a list, not an object"),
     ],
 )
 def test_faults_are_named(folder, content, code, message):

@@ -276,7 +276,9 @@ def test_files_in_the_encoding_that_they_state(folder, encoding):
 def test_a_file_in_another_encoding_than_it_states_is_named(folder):
     for encoding in ("gb2312", "klingon"):
         write(folder, "a", f'<?xml version="1.0" encoding="{encoding}"?><annotation>'.encode() + b"\xff\xff")
-        with pytest.raises(DataError, match=rf"a\.xml: is not in the encoding {encoding}") as caught:
+        with pytest.raises(
+            DataError, match=rf"a\.xml: the content is not in the stated encoding, {encoding}"
+        ) as caught:
             load(folder)
         assert caught.value.code == "F1"
 

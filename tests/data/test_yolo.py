@@ -382,7 +382,7 @@ def test_darknets_data_file(root):
     judged = load_annotations(root / "obj.data", None, format="yolo", report=DataReport(), with_truth=True)
     assert files(judged) == ["c.png"]
     write(root / "obj.data", "\n".join((*lines, "backup = backup/")).replace("= 2", "= 80"))
-    with pytest.raises(DataError, match="classes is 80, but there are 2 names"):
+    with pytest.raises(DataError, match="classes is 80, but names has 2"):
         load_annotations(root / "obj.data", None, format="yolo", report=DataReport())
     write(root / "obj.data", "train = data/train.txt\n")
     with pytest.raises(DataError, match="the line `names = FILE`") as caught:
@@ -511,7 +511,7 @@ def test_small_and_outside_boxes_are_counted_by_file_and_line(root):
         ({"names": {}}, "F1", "names is {}"),
         ({"names": {"0": "cat"}}, "F1", "names has the id '0'"),
         ({"names": {0: "cat", 1: False}}, "F1", "name 1 is False, not a string; write it in quotes"),
-        ({"nc": 3}, "F1", "nc is 3, but there are 2 names"),
+        ({"nc": 3}, "F1", "nc is 3, but names has 2"),
         ({"kpt_shape": [17, 3]}, "F1", "has kpt_shape, so its labels are poses"),
     ],
 )
@@ -574,7 +574,7 @@ def test_label_files_of_no_image_and_of_two_are_counted(root):
     first = report.first_records()
     assert re.search(r"a\.txt: is the label file of .*a\.jpg and of .*a\.png;", first[Finding("F2", "noticed")][0])
     gone = first[Finding("F8", "noticed")][0]
-    assert re.search(r"gone\.txt: its image is not in .*images/train; its 2 objects", gone)
+    assert re.search(r"gone\.txt: its image is not in .*images/train; 2 objects", gone)
 
 
 def test_a_label_file_whose_image_is_there_and_not_listed_is_no_finding(root):

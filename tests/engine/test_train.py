@@ -216,7 +216,7 @@ def test_a_loss_that_is_not_finite_leaves_a_dump_that_can_be_looked_at(tmp_path,
     capsys.readouterr()
     replay_step(tmp_path / "run" / "failed-step-000002.rank0.pt")
     output = capsys.readouterr().out
-    assert "as trained: class nan" in output
+    assert "losses in training: class nan" in output
     assert "weights that are not finite: none" in output
     assert output.count("embeddings finite: True, boxes finite: True") == 2
     with pytest.raises(ValueError, match=r"config\.yaml is not the dump"):
@@ -330,7 +330,7 @@ def test_a_first_batch_that_cannot_be_read_is_passed_over(tmp_path, miniature_wo
     assert json.loads((tmp_path / "run" / "data_report.json").read_text())["skipped_by_code"] == {"F9": 1}
     for path in images.glob("train/*"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"no image could be read; the last: F9 .*file is empty"):
+    with pytest.raises(DataError, match=r"no image could be read; the last errors: F9 .*file is empty"):
         train_from_config(config.model_copy(update={"output": tmp_path / "other"}), evaluate=False)
 
 

@@ -318,8 +318,8 @@ def test_bad_results_are_refused_by_name(engine, change, message, small):
         (4, float("-inf"), 0, "image 4: record 1 .*not finite"),
         (4, 0.5, 2, "image 4: record 1: class 2 is outside the vocabulary's 2 rows"),
         (4, 0.5, -1, "image 4: record 1: class -1"),
-        (6, 0.5, 0, "image 6: added twice, or"),
-        (9, 0.5, 0, "image 9: added twice, or"),
+        (6, 0.5, 0, "image 6: the image was added twice, or"),
+        (9, 0.5, 0, "image 9: the image was added twice, or"),
     ],
 )
 def test_bad_detections_are_refused_by_name(image_id, score, row, message, small):

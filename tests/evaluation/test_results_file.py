@@ -19,6 +19,7 @@ from ovd.evaluation import results_file
 from ovd.evaluation.results import Results
 from ovd.evaluation.results_file import load_results, write_results
 from ovd.evaluation.run import evaluate_results_file
+from ovd.format_count import format_count
 
 GOOD = {"image_id": 1, "category_id": 2, "bbox": [1, 2.5, 3, 4], "score": 0.5}
 
@@ -96,7 +97,7 @@ def test_ids_as_annotation_files_may_have_them_are_read(tmp_path):
 
 def test_a_compressed_file_is_named(tmp_path):
     (tmp_path / "results.json.gz").write_bytes(gzip.compress(json.dumps([GOOD]).encode()))
-    with pytest.raises(ValueError, match=r"results\.json\.gz: compressed by gzip; unpack it first"):
+    with pytest.raises(ValueError, match=r"results\.json\.gz: the file is compressed with gzip; unpack it first"):
         load_results(tmp_path / "results.json.gz")
 
 
@@ -247,7 +248,7 @@ def test_a_file_is_evaluated_and_reported(engine, file_format, records, expected
     }
     printed = capsys.readouterr().out
     assert printed.startswith(f"{file_format.upper()} box AP, ")
-    assert f"{len(records)} detections in {len(records)} of 1 images" in printed
+    assert f"{format_count(len(records), 'detection')} in {len(records)} of 1 image" in printed
 
 
 def test_files_of_an_earlier_evaluation_do_not_stay_beside_those_of_another(annotations, tmp_path):

@@ -142,7 +142,7 @@ def test_a_run_with_other_settings_or_images_is_not_continued(whole_run, images,
     (more / "new.png").write_bytes((more / "1.png").read_bytes())
     state = small_align_config(run, more, train={"keep_checkpoints": 9}).model_dump(mode="json")
     rewrite_config(run, state)
-    with pytest.raises(ValueError, match="its images changed since"):
+    with pytest.raises(ValueError, match="the images changed since"):
         align_backbone(small_align_config(run, more, train={"keep_checkpoints": 9}), command="")
 
 

@@ -116,7 +116,7 @@ def test_sources_of_one_name_in_several_folders_keep_their_folders(photos, tmp_p
 def test_beside_pictures_that_lie_where_nothing_can_be_written(photos, tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != photos)
     sources = [str(photos / "a.png")]
-    with pytest.raises(ValueError, match=f"{photos} cannot be written to, .*; give --output FOLDER"):
+    with pytest.raises(ValueError, match=f"{photos} cannot be written to; .* --output FOLDER"):
         output_for("pictures", None, sources, NAMES)
     output_for("pictures", tmp_path / "out", sources, NAMES)
     output_for("lines", None, sources, NAMES)

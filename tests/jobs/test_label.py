@@ -102,7 +102,7 @@ def test_candidates_are_below_the_threshold_and_at_a_place_of_their_own():
 
 def test_images_in_folders_below_are_named_where_they_are_left_out(photos, capsys):
     collect_images([str(photos)], recursive=False)
-    words = f"warning: {photos}: 1 image in folders below it is left out; the first: {photos}/deeper/6.png"
+    words = f"warning: {photos}: 1 image in subfolders is left out; the first: {photos}/deeper/6.png"
     assert capsys.readouterr().err == f"{words} (--recursive also reads these)\n"
     collect_images([str(photos)], recursive=True)
     collect_images([str(photos / "deeper")], recursive=False)
@@ -196,7 +196,7 @@ def test_file_names_that_are_not_utf8_are_written_or_refused_before_anything_is_
     folder.mkdir()
     shutil.copy(photos / "0.png", folder / os.fsdecode(b"fot\xf6.png"))
     asked = [folder, "--classes", f"anchor:{LOW}", "--threads", 1, "--workers", 0, "--review", 0]
-    with pytest.raises(ValueError, match=r"voc cannot hold the names of 1 of 1 images, .* 'fot\\udcf6\.png'"):
+    with pytest.raises(ValueError, match=r"voc cannot hold the names of 1 of 1 image, .* 'fot\\udcf6\.png'"):
         run(monkeypatch, *asked, "--run", tmp_path, "--output", tmp_path / "voc", "--to", "voc")
     for output in ("boxes.json", "labels"):
         to = "yolo" if output == "labels" else "coco"

@@ -91,7 +91,7 @@ def test_what_stops_before_the_first_step_stops_here_too(tmp_path, world):
         ({"init_from": "nowhere"}, "nowhere"),
         ({"bank": {"file": "none.safetensors"}}, "text bank none.safetensors cannot be read"),
         ({"detector": {"frozen_layers": 99}}, "frozen_layers"),
-        ({"eval": {"second_look": {"crop": 50}}}, r"eval\.second_look\.crop and .* crops of 50 px; .*multiples of 16"),
+        ({"eval": {"second_look": {"crop": 50}}}, r"eval\.second_look\.crop and .* crops of 50 px; .*multiple of 16"),
         ({"train": {"batch_size": 3, "warmup_steps": 9}}, "train.warmup_steps is 9"),
         ({"train": {"eval_every": 2, "patience": 1}}, "train.patience needs evaluations"),
     ],

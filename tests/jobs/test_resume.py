@@ -57,7 +57,7 @@ def test_a_run_that_was_written_since_it_was_looked_at_is_left_alone(tmp_path):
     found = find_run(mine, resume=True)
     assert found is None
     folder = checkpoint.save_weights(tmp_path, tensors={"weight": torch.zeros(1)}, config={}, notes=Notes())
-    with pytest.raises(ValueError, match="another run wrote step-000000 there"), open_run_folder(mine, found):
+    with pytest.raises(ValueError, match="another run wrote step-000000 while"), open_run_folder(mine, found):
         pass
     with open_run_folder(mine, checkpoint.read(folder)):
         pass

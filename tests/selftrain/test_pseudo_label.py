@@ -535,8 +535,8 @@ def test_workers_are_numbered_by_arguments_then_by_the_environment():
     ("options", "message"),
     [
         ({"queries": "classes"}, r"queries is 'classes', with 0 class names; `classes` needs"),
-        ({"queries": "classes", "classes": ("a", "a")}, r"queries 'classes' with 2 class names: .*each once"),
-        ({"queries": "caption", "classes": ("a",)}, r"queries 'caption' with 1 class names"),
+        ({"queries": "classes", "classes": ("a", "a")}, r"queries is 'classes', with 2 class names; .*distinct names"),
+        ({"queries": "caption", "classes": ("a",)}, r"queries is 'caption', with 1 class name;"),
         ({"queries": "caption", "score_threshold": 0.1, "max_boxes": 0}, r"max_boxes\n.*greater than 0"),
         ({"queries": "caption", "batch_size": 0}, r"batch_size\n.*greater than 0"),
     ],
