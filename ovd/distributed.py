@@ -16,8 +16,6 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ovd.format_count import format_count
-
 Kind = TypeVar("Kind")
 
 TIMEOUT = timedelta(minutes=10)
@@ -80,8 +78,10 @@ def device_of_rank(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = format_count(torch.cuda.device_count(), "GPU")
-        raise ValueError(f"device {name}: torch finds {found} on this machine; auto uses a GPU if there is one")
+        raise ValueError(
+            f"device {name} does not exist (GPUs that torch finds: {torch.cuda.device_count()}); use auto, cpu, cuda or "
+            "cuda:N"
+        )
     return device
 
 
