@@ -79,8 +79,8 @@ def device_of_rank(name: str) -> torch.device:
         raise ValueError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device {name} does not exist (GPUs that torch finds: {torch.cuda.device_count()}); use auto, cpu, cuda or "
-            "cuda:N"
+            f"device {name} does not exist (GPUs that torch finds: {torch.cuda.device_count()}); use auto, cpu or "
+            "another cuda:N"
         )
     return device
 
