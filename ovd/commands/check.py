@@ -40,7 +40,9 @@ def _dataset(name: str) -> str:
 def _arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=_dataset, choices=[*get_args(DataFormatName), "pairs"])
+    parser.add_argument(
+        "dataset", type=_dataset, choices=[*get_args(DataFormatName), "pairs"], help="format of the data"
+    )
     parser.add_argument(
         "--annotations", type=Path, help="annotation file, or the folder of annotations if the format has one"
     )

@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="evaluate this COCO-format results file instead of a detector")
     parser.add_argument("--annotations", type=Path, help="annotation file (default: the run's validation set)")
     parser.add_argument("--images", type=Path, help="folder of the images")
-    parser.add_argument("--format", choices=get_args(DataFormatName))
+    parser.add_argument("--format", choices=get_args(DataFormatName), help="format of the annotations")
     add_format_options(parser, default_split="val")
     add_detector_options(parser)
     parser.add_argument("--onnx", type=Path, help="evaluate this file, which ovd export wrote from RUN")

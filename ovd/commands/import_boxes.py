@@ -27,7 +27,7 @@ from ovd.jobs.import_boxes import import_into_file
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("format", choices=get_args(ImportFormatName))
+    parser.add_argument("format", choices=get_args(ImportFormatName), help="format of the export")
     parser.add_argument("--annotations", type=Path, required=True, help="the exported file or folder")
     parser.add_argument(
         "--images", type=Path, help="folder of the images; not needed if the annotations say where they are"
