@@ -114,8 +114,8 @@ def parser() -> argparse.ArgumentParser:
         "--write",
         choices=get_args(DetectionForm),
         default="pictures",
-        help="output format (default: %(default)s); in coco, the frames of a video share a file name, so they cannot be "
-        "trained on",
+        help="output format (default: %(default)s); in coco, the frames of a video share a file name, so they "
+        "cannot be trained on",
     )
     parser.add_argument(
         "--output",
