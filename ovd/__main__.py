@@ -22,24 +22,24 @@ COMMANDS = {
     },
     "train": {
         "train": "train a detector from a config",
-        "fine-tune": "fine-tune a detector on your own boxes, and keep its other words",
+        "fine-tune": "fine-tune a detector on your own boxes, and keep its other classes",
         "label-pairs": "label image-text pairs with a detector, for self-training",
         "ensemble": "average the weights of two runs",
         "align-backbone": "align a backbone's dense feature with CLIP's crop embeddings, without labels",
-        "text-bank": "encode the text variants of many classes once",
-        "replay-step": "compute a step again whose loss was not finite",
-        "cost": "predict memory and time of a training",
+        "text-bank": "encode the texts of many classes once, for later trainings",
+        "replay-step": "repeat a training step whose loss was not finite",
+        "cost": "predict the memory and time of a training",
     },
     "measure": {
         "eval": "evaluate a detector on a data set, or a results file",
-        "check-backbone": "compare a backbone's dense feature with its pooled one",
-        "label-quality": "measure precision and recall of labelled pairs whose truth is known",
+        "check-backbone": "compare a backbone's dense feature with its pooled embedding",
+        "label-quality": "measure precision and recall of labeled pairs whose true boxes are known",
     },
     "prepare data": {
         "check": "check a whole data set and list its faults",
         "import-boxes": "convert the export of an annotation tool to COCO JSON",
         "import-pairs": "convert a TSV file of image-text pairs to tar shards",
-        "split": "split an annotation file in two by image",
+        "split": "split the images of an annotation file into two files",
     },
 }
 """Help line of every command, by group."""
@@ -50,7 +50,9 @@ def help_text() -> str:
     lines = ["usage: ovd COMMAND ...", "", "Open-vocabulary object detection: train, evaluate, detect.", ""]
     for group, commands in COMMANDS.items():
         lines += [f"{group}:", *(f"  {name:<16}{text}" for name, text in commands.items()), ""]
-    return "\n".join([*lines, "ovd COMMAND --help explains a command and has examples; ovd --version."])
+    return "\n".join(
+        [*lines, "`ovd COMMAND --help` explains a command and shows examples; `ovd --version` prints the version."]
+    )
 
 
 def run_command(arguments: list[str]) -> None:

@@ -32,7 +32,7 @@ def parse_with_overrides(parser: ArgumentParser) -> Namespace:
             if word.startswith("--"):
                 value = "" if "=" in word else f"={'VALUE' if following.startswith('-') else following}"
                 settings.append(f"{word.removeprefix('--')}{value}")
-        advice = f"; settings of the config are given as {' '.join(settings)}" if settings else ""
+        advice = f"; write settings of the config as {' '.join(settings)}" if settings else ""
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{advice}")
     return arguments
 
@@ -57,7 +57,7 @@ def run_tool(main: Callable[[], None]) -> None:
             raise
         if isinstance(error, BrokenPipeError) and _is_pipe_closed(sys.stdout.fileno()):  # by an unbuffered print
             raise SystemExit(EXIT_BROKEN_PIPE) from None
-        print(f"{error_line(error)} (OVD_TRACEBACK=1 shows where)", file=sys.stderr)
+        print(f"{error_line(error)} (set OVD_TRACEBACK=1 to see the traceback)", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT if isinstance(error, ValueError) else EXIT_RUN_TIME) from error
     except KeyboardInterrupt:
         if os.environ.get("OVD_TRACEBACK"):
@@ -80,7 +80,7 @@ def _flush() -> None:
 def error_line(error: Exception) -> str:
     """Return the message that a tool prints for an error, with its code if it is one of docs/faults.md."""
     code = getattr(error, "code", None)
-    words = "another rank has stopped; its own words say why" if _is_lost_connection(error) else str(error)
+    words = "another rank has stopped; its message says why" if _is_lost_connection(error) else str(error)
     return f"error: {words}" if code is None else f"error[{code}]: {words}"
 
 

@@ -56,7 +56,7 @@ def load_config(path: Path | str, overrides: Sequence[str], kind: type[ConfigTyp
         ConfigError: unreadable YAML, an unknown key, a value of the wrong type, or circular bases.
     """
     if isinstance(overrides, str):
-        raise ConfigError(f"overrides are a list, such as [{overrides!r}]")
+        raise ConfigError(f"overrides must be a list, such as [{overrides!r}]")
     values = _read_with_bases(Path(path), ())
     # A `kind` is applied first, since it clears its section and may be given after the section's settings.
     for override in sorted(overrides, key=lambda override: not override.partition("=")[0].endswith(".kind")):
@@ -79,7 +79,7 @@ def parse_config(values: dict[str, Any], kind: type[ConfigType], source: str) ->
         has_unknown_keys = any(problem["type"] == "extra_forbidden" for problem in error.errors())
         tools = [tool for other, tool in _TOOLS.items() if has_unknown_keys and _fits(values, other)]
         if tools:
-            raise ConfigError(f"{source}: this is a config of {tools[0]}") from None
+            raise ConfigError(f"{source}: this is a config for {tools[0]}") from None
         problems = {".".join(map(str, problem["loc"])): _explain(problem, kind) for problem in error.errors()}
         renamed = [f"{key} is now called {RENAMED_KEYS[key]}" for key in problems if key in RENAMED_KEYS]
         lines = [f"keys of an earlier version: {'; '.join(renamed)}"] if renamed else []
@@ -155,8 +155,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
     if _AMBIGUOUS_IN_YAML.search(text):
         raise ConfigError(
-            f"override {override!r}: YAML takes numbers that begin with 0 or have colons for others, and what follows "
-            " # for a comment; write numbers plainly, and put other text into quotes: key=\"'text'\""
+            f"override {override!r}: YAML changes numbers that begin with 0 or contain a colon, and drops all after "
+            "' #' as a comment; write numbers plainly, and put other text in quotes: key=\"'text'\""
         )
     try:
         value = read_value(text, f"override {override!r}")

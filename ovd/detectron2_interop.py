@@ -25,7 +25,7 @@ try:
     from detectron2.structures import Boxes, BoxMode, Instances
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"{error}: detectron2 is on no package index; docs/detectron2.md says how to get it"
+        f"{error}: detectron2 is not on PyPI; docs/detectron2.md says how to install it"
     ) from error
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -173,9 +173,9 @@ class OvdDetector(nn.Module):
         """
         options = cfg.MODEL.OVD
         if bool(options.RUN) == bool(options.CONFIG):
-            raise ValueError("give MODEL.OVD.RUN, a trained detector's folder, or MODEL.OVD.CONFIG, a config of ovd")
+            raise ValueError("set MODEL.OVD.RUN (folder of a trained detector) or MODEL.OVD.CONFIG (an ovd config)")
         if options.RUN and options.OVERRIDES:
-            raise ValueError("MODEL.OVD.OVERRIDES are for MODEL.OVD.CONFIG; MODEL.OVD.RUN contains its own settings")
+            raise ValueError("MODEL.OVD.OVERRIDES needs MODEL.OVD.CONFIG; MODEL.OVD.RUN has its own settings")
         training = _metadata(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None
         tested = _metadata((cfg.DATASETS.TEST or cfg.DATASETS.TRAIN)[0])
         device = cfg.MODEL.DEVICE
@@ -247,7 +247,7 @@ class OvdDetector(nn.Module):
     def _images(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, Int[Tensor, "B 2"]]:
         images = [given["image"] for given in batched_inputs]
         if any(image.dtype != torch.uint8 for image in images):
-            raise ValueError("OvdDetector takes images as uint8, 0 to 255, as DatasetMapper gives them")
+            raise ValueError("OvdDetector needs uint8 images, 0 to 255, as DatasetMapper makes them")
         padded, sizes = pad_images(images, divisor=self.detector.size_divisor)
         batch = padded.to(self.device)
         return (batch.flip(1) if self._is_bgr else batch), sizes

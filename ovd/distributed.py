@@ -78,7 +78,10 @@ def device_of_rank(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {name}: torch finds {torch.cuda.device_count()} GPUs here; auto takes what there is")
+        raise ValueError(
+            f"device {name} does not exist (GPUs that torch finds: {torch.cuda.device_count()}); use auto, cpu or "
+            "another cuda:N"
+        )
     return device
 
 

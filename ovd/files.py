@@ -28,7 +28,7 @@ def refuse_existing(path: Path) -> None:
         ValueError: there is a file or a folder at this path.
     """
     if path.exists():
-        raise ValueError(f"{path} exists; give another name, or remove it")
+        raise ValueError(f"{path} already exists; give another name, or delete it")
 
 
 def refuse_missing_run(path: Path) -> None:
@@ -40,7 +40,7 @@ def refuse_missing_run(path: Path) -> None:
         ValueError: the path does not exist.
     """
     if not path.exists():
-        raise ValueError(f"{path} does not exist; name the folder of a run (`make quickstart` makes runs/quickstart)")
+        raise ValueError(f"{path} does not exist; give the folder of a run (`make quickstart` makes runs/quickstart)")
 
 
 def make_parent_folder(output: Path) -> None:
@@ -49,7 +49,7 @@ def make_parent_folder(output: Path) -> None:
     Raises:
         ValueError: the folder cannot be created or written to.
     """
-    make_folder(output.parent, f"{output}: its folder")
+    make_folder(output.parent, f"the folder of {output}")
 
 
 def make_folder(folder: Path, words: str, advice: str = "") -> None:
@@ -65,7 +65,7 @@ def make_folder(folder: Path, words: str, advice: str = "") -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{words} cannot be made ({error.strerror or error}){advice}") from None
+        raise ValueError(f"{words} cannot be created ({error.strerror or error}){advice}") from None
     if not os.access(folder, os.W_OK):
         raise ValueError(f"{words} cannot be written to{advice}")
 
@@ -129,7 +129,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
     with (folder / LOCK).open("a+", encoding="utf-8") as lock:
         if not lock_file(lock):
             lock.seek(0)
-            raise ValueError(f"{folder} is being written to by {lock.read().strip()}; wait for its end")
+            raise ValueError(f"{folder} is in use by {lock.read().strip()}; wait until it ends")
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}\n")
         lock.flush()

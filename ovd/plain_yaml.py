@@ -37,7 +37,7 @@ def read_value(text: str, source: str) -> Any:
         ValueError: the text is too long, nested too deeply, or not a plain value.
     """
     if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"{source}: {len(text)} characters, more than {MAX_CHARACTERS}")
+        raise ValueError(f"{source} has {len(text)} characters; at most {MAX_CHARACTERS} are allowed")
     try:
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):

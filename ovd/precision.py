@@ -59,8 +59,8 @@ def check_default_dtype() -> None:
     """
     if (dtype := torch.get_default_dtype()) != torch.float32:
         raise ValueError(
-            f"models are made in float32, but torch's default dtype is {dtype}; "
-            "call torch.set_default_dtype(torch.float32) before they are loaded"
+            f"models are built in float32, but torch's default dtype is {dtype}; "
+            "call torch.set_default_dtype(torch.float32) before loading them"
         )
 
 

@@ -112,7 +112,7 @@ class Predictor(ModelHubMixin):
         """
         folders = (experts,) if isinstance(experts, str | Path) else tuple(experts)
         if not folders and (same_place != "base_stays" or nearest):
-            raise ValueError("same_place and nearest are for experts; give some, or leave both out")
+            raise ValueError("same_place and nearest need experts; pass experts=[...], or leave both out")
         group = ExpertGroup(tuple(map(Path, folders)), same_place, nearest)
         return cls(load_detector(Path(run), device, experts=group), size=size, prefilter=prefilter)
 
@@ -133,8 +133,8 @@ class Predictor(ModelHubMixin):
             return super().from_pretrained(pretrained_model_name_or_path, **options)
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise ValueError(
-                f"{pretrained_model_name_or_path} is neither a folder nor a detector that the hub gives out ({error}); "
-                "without a network only what was downloaded before is there (HF_HUB_OFFLINE, HF_HOME)"
+                f"{pretrained_model_name_or_path} is neither a folder nor a detector that can be downloaded "
+                f"({error}); without a network, only detectors in the cache can be loaded (HF_HUB_OFFLINE, HF_HOME)"
             ) from error
 
     @classmethod
@@ -142,7 +142,7 @@ class Predictor(ModelHubMixin):
         """Load a detector for the mixin's `from_pretrained`."""
         load_options = {name: options.pop(name) for name in signature(cls.load).parameters if name in options}
         if unknown := options.keys() - signature(ModelHubMixin.from_pretrained).parameters.keys():
-            raise TypeError(f"from_pretrained does not know {', '.join(sorted(unknown))}")
+            raise TypeError(f"from_pretrained got unknown arguments: {', '.join(sorted(unknown))}")
         folder = Path(model_id)
         return cls.load(folder if folder.is_dir() else snapshot_download(model_id, **options), **load_options)
 

@@ -25,7 +25,7 @@ class Section(BaseModel):
             if truth_value is not None and name in cls.model_fields:
                 kinds = _kinds_in(cls.model_fields[name].annotation)
                 if kinds & {int, float} and bool not in kinds:
-                    raise ValueError(f"{name} is a number, not {str(truth_value).lower()}")
+                    raise ValueError(f"{name} must be a number, not {str(truth_value).lower()}")
         return values
 
     @field_validator("*")

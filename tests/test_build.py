@@ -40,14 +40,14 @@ def test_paraphrases_come_in_the_order_of_the_classes(tmp_path):
 def test_paraphrases_of_another_form_are_refused(tmp_path, content):
     path = tmp_path / "texts.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"texts\.json: needs JSON of the form"):
+    with pytest.raises(ValueError, match=r"texts\.json must be JSON of the form"):
         read_paraphrases(path, ["anchor"])
 
 
 def test_paraphrases_of_other_classes_are_refused(tmp_path):
     path = tmp_path / "texts.json"
     path.write_text('{"gear": ["turns"]}')
-    with pytest.raises(ValueError, match="texts about 1 classes, none of which is in the vocabulary"):
+    with pytest.raises(ValueError, match="has texts for 1 class, but none for the vocabulary"):
         read_paraphrases(path, ["anchor"])
 
 
@@ -107,9 +107,9 @@ def test_first_layers_of_the_backbone_are_frozen(untrained_clip):
     backbone = build_backbone(train_config(frozen_layers=2), untrained_clip.model.visual)
     layers = backbone.layers()
     assert [any(p.requires_grad for p in layer) for layer in layers] == [False, False] + [True] * (len(layers) - 2)
-    with pytest.raises(ValueError, match=r"detector\.frozen_layers is 99; tiny has"):
+    with pytest.raises(ValueError, match=r"detector\.frozen_layers is 99, but tiny has"):
         build_backbone(train_config(frozen_layers=99), untrained_clip.model.visual)
-    with pytest.raises(ValueError, match=r"detector\.window is for transformers"):
+    with pytest.raises(ValueError, match=r"detector\.window is only for transformers"):
         build_backbone(train_config(window=7), untrained_clip.model.visual)
 
 
@@ -215,18 +215,18 @@ def test_two_classes_of_one_name_stop_a_training_and_not_an_evaluation(tmp_path)
     source = {"kind": "files", "format": "coco", "train_annotations": str(path), "train_images": str(tmp_path)}
     values = {"output": "run", "train": {"steps": 1}, "data": {"source": source, "classes": "all"}}
     report = DataReport()
-    with pytest.raises(DataError, match=r"train\.json: categories 3 and 9 are both called 'cat': give") as caught:
+    with pytest.raises(DataError, match=r"train\.json: categories 3 and 9 are both called 'cat': rename") as caught:
         load_training_index(parse_config(values, TrainConfig, "test"), report)
     assert caught.value.code == "F2"
-    assert "categories 3 and 9 are both called 'cat'; training refuses that" in str(report.first_records())
+    assert "categories 3 and 9 are both called 'cat', which training refuses" in str(report.first_records())
     assert len(load_evaluation_index(path, tmp_path, "coco", report=DataReport()).categories) == 3
 
 
 @pytest.mark.parametrize(
     ("annotations", "categories", "message"),
     [
-        ([], [], "has no category"),
-        ([], ["cup"], r"none of its 1 images has a box to train on \(0 are crowds"),
+        ([], [], "has no categories"),
+        ([], ["cup"], r"none of 1 image has a box to train on \(0 are crowds"),
         ([{"iscrowd": 1, "bbox": [1, 1, 9, 9]}], ["cup"], r"has a box to train on \(1 are crowds"),
         ([{"bbox": [1, 1, 0.5, 9]}], ["cup"], r"0 are crowds, which are not trained on; 1 were left out as faulty"),
     ],

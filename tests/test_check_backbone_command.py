@@ -20,7 +20,7 @@ def test_dense_and_pooled_feature_agree_and_too_few_images_are_refused(tmp_path,
     for number, (height, width) in enumerate([(40, 60), (64, 64), (90, 50)]):
         pixels = np.kron(rng.integers(0, 256, (height // 10, width // 10, 3)), np.ones((10, 10, 1))).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
-    dense, pooled = r"mean dense .*cosine 1\.000 \(least 1\.000\)", r"pooled .*cosine (-?0\.\d{3})"
+    dense, pooled = r"mean dense .*cosine 1\.000 \(lowest 1\.000\)", r"pooled .*cosine (-?0\.\d{3})"
     found = re.fullmatch(rf"tiny, 3 images of 112 x 112 px\n{dense}\n{pooled}\n", out := run())
     assert found is not None, out
     assert abs(float(found[1])) < 0.99
@@ -33,4 +33,4 @@ def test_dense_and_pooled_feature_agree_and_too_few_images_are_refused(tmp_path,
         (tmp_path / f"{number}.png").unlink()
     with pytest.raises(SystemExit, match="2"):
         run()
-    assert "has 1 images; give a folder with at least two" in capsys.readouterr().err
+    assert "has 1 image; give a folder with at least two" in capsys.readouterr().err

@@ -53,7 +53,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 def test_a_good_set(folder, capsys):
     assert run(folder, content(20)) == 0
     shown = capsys.readouterr().out
-    assert "training: takes all 20 images, takes all 20 boxes\nevaluation: takes all 20 images" in shown
+    assert "training: uses all 20 images, uses all 20 boxes\nevaluation: uses all of 20 images" in shown
 
 
 def test_boxes_of_images_that_are_left_out_count_for_nothing(folder, capsys):
@@ -61,7 +61,7 @@ def test_boxes_of_images_that_are_left_out_count_for_nothing(folder, capsys):
     (folder / "4.png").unlink()
     assert run(folder, rows) == 2
     shown = capsys.readouterr().out
-    assert "takes 19 of 20 images and leaves out and counts the others, takes 19 of 20 boxes" in shown
+    assert "uses 19 of 20 images; the others are left out and counted, uses 19 of 20 boxes" in shown
     assert "        9          9     cat" in shown
     assert "evaluation: stops, 1 of 20 images cannot be used" in shown
 
@@ -95,7 +95,7 @@ def test_classes_are_counted_in_all_images_where_none_can_be_used(folder, capsys
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"annotations": []}, "none of which has a box: its metrics would say nothing"),
+        ({"annotations": []}, "none has a box, so the metrics would be meaningless"),
         ({"annotations": [], "categories": []}, "evaluation: stops, error[F1]: "),
     ],
 )
@@ -140,7 +140,7 @@ def test_sides_that_are_swapped_stop_both(folder, capsys):
     shown = capsys.readouterr().out
     assert "training: stops, error[F12]: " in shown
     assert "evaluation: stops, error[F12]: " in shown
-    assert shown.count("boxes of 20 images leave the height and width of their record") == 2
+    assert shown.count("in 20 images, boxes reach outside the recorded height and width") == 2
 
 
 def test_faulty_boxes_are_too_many_of_those_of_the_images_that_are_there(folder, capsys):
@@ -167,8 +167,8 @@ def test_faulty_boxes_are_too_many_of_those_of_the_images_that_are_there(folder,
     [
         ({}, "evaluation: stops, error[F6]: "),
         ({"area": 9.0, "ignore": 1}, "evaluation: stops, error[F7]: "),
-        ({"area": 0.0}, "evaluation: takes all 20 images, none of which has a box: its metrics would say nothing"),
-        ({"area": 9.0}, "evaluation: takes all 20 images\n"),
+        ({"area": 0.0}, "evaluation: uses all of 20 images; none has a box, so the metrics would be meaningless"),
+        ({"area": 9.0}, "evaluation: uses all of 20 images\n"),
     ],
 )
 def test_what_an_evaluation_needs_besides(folder, capsys, monkeypatch, changed, words):
@@ -183,7 +183,7 @@ def test_what_an_evaluation_needs_besides(folder, capsys, monkeypatch, changed, 
     with suppress(SystemExit):
         check.main()
     shown = capsys.readouterr().out
-    assert "training: takes all 20 images, takes all 20 boxes" in shown
+    assert "training: uses all 20 images, uses all 20 boxes" in shown
     assert words in shown
 
 
@@ -206,7 +206,7 @@ def test_a_set_is_read_once_so_that_warnings_and_counts_come_once(folder, capsys
     assert shown.err.count("warning[F2]: ") == 1
     assert shown.out.count("F2 noticed: 1\n") == 1
     assert shown.out.count("F5 repaired: 1\n") == 1
-    assert "training: takes all 20 images, takes all 21 boxes" in shown.out
+    assert "training: uses all 20 images, uses all 21 boxes" in shown.out
 
 
 def test_a_folder_of_yolo_that_has_no_splits(tmp_path, capsys, monkeypatch):
@@ -216,7 +216,7 @@ def test_a_folder_of_yolo_that_has_no_splits(tmp_path, capsys, monkeypatch):
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     monkeypatch.setattr(sys, "argv", ["check", "yolo", "--annotations", str(tmp_path)])
     check.main()
-    assert "evaluation: takes all 2 images" in capsys.readouterr().out
+    assert "evaluation: uses all of 2 images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["labelme", "cvat", "via"])
@@ -224,4 +224,4 @@ def test_of_a_format_that_is_only_imported_it_is_said_how(name, monkeypatch, cap
     monkeypatch.setattr(sys, "argv", ["check", name, "--annotations", "photos"])
     with pytest.raises(SystemExit):
         check.main()
-    assert f"{name} is read by `ovd import-boxes {name}` alone" in capsys.readouterr().err
+    assert f"convert it with `ovd import-boxes {name}`" in capsys.readouterr().err

@@ -235,16 +235,16 @@ def test_an_evaluation_is_not_replaced_by_one_of_another_data_set(runs, monkeypa
     with pytest.raises(SystemExit) as stopped:
         evaluate("other")
     assert stopped.value.code == 2
-    assert "holds an evaluation with another annotations" in capsys.readouterr().err
+    assert "has an evaluation with different settings: annotations" in capsys.readouterr().err
     evaluate("other", "--output", "elsewhere")
     with pytest.raises(SystemExit):
         run(monkeypatch, "eval", "another_run", "--output", "elsewhere")
-    assert "holds an evaluation with another annotations, format, images, run" in capsys.readouterr().err
+    assert "has an evaluation with different settings: annotations, format, images, run" in capsys.readouterr().err
     Path("submission").mkdir()
     Path("submission/results.json").write_text("[]")
     with pytest.raises(SystemExit):
         evaluate("one", "--output", "submission")
-    assert "submission/results.json is not of an earlier evaluation of a run" in capsys.readouterr().err
+    assert "submission/results.json was not written by an evaluation of a run" in capsys.readouterr().err
     assert Path("submission/results.json").read_text() == "[]"
     Path("submission/results.json").rename("submission/metrics.json")  # as of `ovd eval --results`
     with pytest.raises(SystemExit):
@@ -343,8 +343,8 @@ def test_names_that_are_read_alike_are_asked_for_once(tmp_path, capsys):
     assert asked("anchor, Anchor , hot_dog:0.3", "hot dog:0.3", "owl") == [
         Query("anchor"), Query("hot_dog", 0.3), Query("owl"), Query("gear")
     ]  # fmt: skip
-    assert "2 names are given twice" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="'anchor' and 'Anchor' are one name with two minimum scores"):
+    assert "2 names are given more than once" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="'anchor' and 'Anchor' are the same name with two minimum scores"):
         asked("anchor:0.3, Anchor")
 
 
@@ -356,7 +356,9 @@ def test_words_too_long_for_the_name_of_a_file_are_asked_for(tmp_path, monkeypat
     words = ("word " * 60).strip()
     asked = requested_queries(Namespace(classes=f"{words}, gear", classes_file=None, prompt=[]))
     assert asked == [Query(words), Query("gear")]
-    assert capsys.readouterr().err == "warning: gear is a file; names are read from it with --classes-file gear\n"
+    assert capsys.readouterr().err == (
+        "warning: --classes gear is taken as a class name; to read names from this file, use --classes-file gear\n"
+    )
 
 
 def test_files_of_several_records_are_not_split(tmp_path, monkeypatch, capsys):
@@ -366,7 +368,7 @@ def test_files_of_several_records_are_not_split(tmp_path, monkeypatch, capsys):
         run(monkeypatch, "split", str(tmp_path / "all.json"), "--first", str(tmp_path / "a.json"),
             "--second", str(tmp_path / "b.json"))  # fmt: skip
     assert stopped.value.code == 2
-    assert "4 files have several image records, the first 0.jpg" in capsys.readouterr().err
+    assert "several image records for 4 files, the first 0.jpg" in capsys.readouterr().err
     assert not (tmp_path / "a.json").exists()
     unnamed = [{"id": number, "height": 9, "width": 9} for number in range(8)]
     content = {"images": unnamed, "annotations": [], "categories": []}
@@ -457,7 +459,9 @@ def test_the_lowest_minimum_starts_a_track_and_what_is_written_is_counted(runs, 
     monkeypatch.setattr(detect_queries, "detect_in_sources", detect_in_sources)
     run(monkeypatch, "detect", "film.mp4", "--classes", "anchor:0.2, umbrella", "--track")
     assert given == {"track_above": 0.2}
-    assert capsys.readouterr().out.startswith("3 objects with a score of at least 0.45, or the one after its name")
+    assert capsys.readouterr().out.startswith(
+        "3 objects with a score of at least 0.45, or the minimum score after its name"
+    )
 
 
 @pytest.mark.parametrize(
@@ -486,7 +490,7 @@ def test_a_minimum_score_is_from_0_to_1_and_has_a_name(query):
 
 def test_an_evaluation_whose_folder_cannot_be_written_to_says_what_to_give(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"file/eval cannot be made \(Not a directory\); give another --output"):
+    with pytest.raises(ValueError, match=r"file/eval cannot be created \(Not a directory\); give another --output"):
         prepare_output(tmp_path / "file" / "eval", {})
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(ValueError, match="eval cannot be written to; give another --output"):
@@ -499,23 +503,25 @@ def test_an_evaluation_without_results_does_not_keep_its_folder_from_another(tmp
     prepare_output(tmp_path, {"images": "right"})
     for name in ("results.json", "metrics.json"):
         (tmp_path / name).touch()
-        with pytest.raises(ValueError, match="holds an evaluation with another images; give another --output"):
+        with pytest.raises(
+            ValueError, match="has an evaluation with different settings: images; give another --output"
+        ):
             prepare_output(tmp_path, {"images": "others"})
         prepare_output(tmp_path, {"images": "right"})
         (tmp_path / name).unlink()
 
 
 def test_a_file_of_names_that_is_not_there_is_said_to_be_one(tmp_path):
-    with pytest.raises(ValueError, match=r"words\.txt: there is no such file; a file of class names has one per line"):
+    with pytest.raises(ValueError, match=r"words\.txt does not exist; give a text file with one class name per line"):
         read_queries(None, tmp_path / "words.txt")
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--output=runs/x"], "--output=runs/x; settings of the config are given as output=runs/x"),
-        (["--output", "runs/x"], "--output runs/x; settings of the config are given as output=runs/x"),
-        (["--tf32", "--output"], "settings of the config are given as tf32=VALUE output=VALUE"),
+        (["--output=runs/x"], "--output=runs/x; write settings of the config as output=runs/x"),
+        (["--output", "runs/x"], "--output runs/x; write settings of the config as output=runs/x"),
+        (["--tf32", "--output"], "write settings of the config as tf32=VALUE output=VALUE"),
         (["-q"], "unrecognized arguments: -q\n"),
     ],
 )
@@ -535,7 +541,7 @@ def test_a_setting_that_is_written_as_an_option_is_named_as_it_is_given(name, op
             "photo.png: the box from (10, 10) to (100, 15) is empty",
         ),
         (["--prefilter", "7"], "argument --prefilter: '7' is not a number between 0 and 1"),
-        (["--size", "7"], "size is the longest side in pixels, a whole number from 32 on, not 7"),
+        (["--size", "7"], "size is 7; it must be the longest side in pixels"),
     ],
 )
 def test_what_can_be_seen_before_a_detector_is_loaded_is_said_before(options, words, runs, monkeypatch, capsys):
@@ -555,7 +561,9 @@ def test_without_a_box_the_best_score_is_told(runs, monkeypatch, capsys, tmp_pat
     run(monkeypatch, "detect", str(tmp_path), "--classes", "anchor, umbrella", "--output", str(tmp_path / "found"))
     told = capsys.readouterr().out
     assert told.startswith("0 objects with a probability of at least 0.45")
-    assert told.endswith(f"; the best box has 0.44, 'umbrella' in {tmp_path / 'two.png'} (--threshold)\n")
+    assert told.endswith(
+        f"; the best box scores 0.44, 'umbrella' in {tmp_path / 'two.png'} (lower --threshold to see it)\n"
+    )
 
 
 def test_the_installed_command_and_the_module_are_the_same():

@@ -73,7 +73,10 @@ def test_another_kind_replaces_the_base_section_instead_of_merging(tmp_path):
         ("output: x\ntrain: {steps: 5, seed: 99999999999999999999}\n", "train.seed: Input should be less than"),
         ("output: x\ntrain: {steps: 5}\nbank: {seed: 99999999999999999999}\n", "bank.seed: Input should be less than"),
         ("output: x\ntrain: {steps: 5}\ndata: {scale: [2, 0.5]}\n", "data.scale: write the smallest factor first"),
-        ("output: x\ntrain: {steps: 5, batch_size: 1}\ndata: {pairs: {labels: y}}\n", "train.batch_size=1 has no room"),
+        (
+            "output: x\ntrain: {steps: 5, batch_size: 1}\ndata: {pairs: {labels: y}}\n",
+            "data.pairs needs train.batch_size=2",
+        ),
         (
             "output: x\ntrain: {steps: 5}\ndata: {source: {kind: files, format: cooco}}\n",
             "data.source.format: Input should be",
@@ -84,10 +87,10 @@ def test_another_kind_replaces_the_base_section_instead_of_merging(tmp_path):
         ),
         ("output: x\ntrain: {steps: 0}\n", "train.steps: Input should be greater than 0"),
         ("output: x\n", "train: Field required"),
-        ("output: x\ntrain: {steps: 5}\ndata: {flip: true}\n", "flip is a number, not true"),
-        ("output: x\ntrain: {steps: yes}\n", "steps is a number, not true"),
-        ("output: x\ntrain: {steps: 5}\ndata: {scale: [true, 2]}\n", "scale is a number, not true"),
-        ("output: x\ntrain: {steps: 5, patience: off}\n", "patience is a number, not false"),
+        ("output: x\ntrain: {steps: 5}\ndata: {flip: true}\n", "flip must be a number, not true"),
+        ("output: x\ntrain: {steps: yes}\n", "steps must be a number, not true"),
+        ("output: x\ntrain: {steps: 5}\ndata: {scale: [true, 2]}\n", "scale must be a number, not true"),
+        ("output: x\ntrain: {steps: 5, patience: off}\n", "patience must be a number, not false"),
         ("output: x\ntrain: {steps: 5}\ndetector: {shortcuts: {kind: magic}}\n", "magic"),
         (
             "output: x\ntrain: {steps: 5, negatives: strict}\ndata: {mosaic: 0.5}\n",
@@ -100,7 +103,7 @@ def test_another_kind_replaces_the_base_section_instead_of_merging(tmp_path):
         ("output: x\ntrain: {steps: 5, pair_negatives: true}\n", "train.pair_negatives needs data.pairs"),
         (
             "output: x\ntrain: {steps: 5, pair_negatives: true, negatives: strict}\ndata: {pairs: {labels: y}}\n",
-            "and not train.negatives=strict",
+            "but not train.negatives=strict",
         ),
         ("- 1\n- 2\n", "expected a mapping"),
         ("output: x\noutput: y\n", "the key 'output' occurs twice"),
@@ -218,7 +221,7 @@ def test_sections_of_several_kinds_can_be_set_key_by_key(tmp_path):
 )
 def test_a_config_of_another_tool_is_called_that(name, kind, tool):
     path = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
-    with pytest.raises(ConfigError, match=f"{name}.yaml: this is a config of {tool}$"):
+    with pytest.raises(ConfigError, match=f"{name}.yaml: this is a config for {tool}$"):
         load_config(path, [], kind)
 
 
@@ -271,7 +274,7 @@ def test_keys_of_other_trainers_lead_to_those_of_this_one(tmp_path, key, known):
 def test_overrides_are_a_list_and_a_path_may_be_text(tmp_path):
     path = write(tmp_path, MINIMAL)
     assert load_config(str(path), ("train.steps=7",), TrainConfig).train.steps == 7
-    with pytest.raises(ConfigError, match=r"overrides are a list, such as \['train.steps=7'\]"):
+    with pytest.raises(ConfigError, match=r"overrides must be a list, such as \['train.steps=7'\]"):
         load_config(path, "train.steps=7", TrainConfig)
 
 

@@ -184,7 +184,7 @@ def test_what_it_cannot_do_is_refused(cfg):
     with pytest.raises(ValueError, match="use fcos or atss"):
         build_model(cfg)
     cfg.MODEL.OVD.CONFIG, cfg.MODEL.OVD.RUN = "", "runs/any"
-    with pytest.raises(ValueError, match=r"MODEL\.OVD\.OVERRIDES are for"):
+    with pytest.raises(ValueError, match=r"MODEL\.OVD\.OVERRIDES needs"):
         build_model(cfg)
 
 
@@ -199,5 +199,5 @@ def test_what_detectron2s_loop_cannot_do_is_refused_in_training(cfg, splits, set
 
 def test_it_wants_a_run_or_a_config(cfg):
     cfg.MODEL.OVD.CONFIG = ""
-    with pytest.raises(ValueError, match=r"give MODEL\.OVD\.RUN, .* or MODEL\.OVD\.CONFIG"):
+    with pytest.raises(ValueError, match=r"set MODEL\.OVD\.RUN .* or MODEL\.OVD\.CONFIG"):
         build_model(cfg)

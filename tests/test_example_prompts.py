@@ -104,7 +104,7 @@ def test_files_and_faults(encoder, tmp_path):
     with pytest.raises(ImageError, match="file is missing"):
         encoder.rows((Prompt("x", images=(Example(tmp_path / "none.png"),)),))
     for box in ((0.0, 0.0, 0.0, 9.0), (-1.0, 0.0, 9.0, 9.0), (0.0, 0.0, 115.0, 9.0), (9.0, 9.0, 5.0, 20.0)):
-        with pytest.raises(ValueError, match=r"empty or reaches out of the image, which is 114 x 114"):
+        with pytest.raises(ValueError, match=r"empty or not inside the image, which is 114 x 114"):
             encoder.rows((Prompt("x", images=(Example(SCENE, box),)),))
 
 
@@ -114,17 +114,17 @@ def test_prompts_that_ask_for_nothing():
     for name, texts in ((" ", ("a",)), ("x", ("a", ""))):
         with pytest.raises(ValueError, match="blank"):
             Prompt(name, texts)
-    with pytest.raises(ValueError, match="not from 0 to 1"):
+    with pytest.raises(ValueError, match="must be from 0 to 1"):
         Prompt("x", ("a",), share_of_images=1.5)
 
 
 def test_prompts_of_words_and_pictures_that_are_no_tuples():
     with unchecked():
         for texts in ("keyboard", (b"keyboard",)):
-            with pytest.raises(ValueError, match="the prompt 'x': texts are a tuple"):
+            with pytest.raises(ValueError, match="the prompt 'x': texts must be a tuple"):
                 Prompt("x", texts)  # type: ignore[arg-type]
         for images in (Example("photo.jpg"), ("photo.jpg",)):
-            with pytest.raises(ValueError, match="the prompt 'x': images are a tuple of examples"):
+            with pytest.raises(ValueError, match="the prompt 'x': images must be a tuple of examples"):
                 Prompt("x", images=images)  # type: ignore[arg-type]
 
 

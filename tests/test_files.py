@@ -48,7 +48,7 @@ def test_a_folder_is_held_by_one_process_and_free_after_it(tmp_path: Path, monke
         return answers.get()
 
     with folder_lock(tmp_path):
-        assert f"{tmp_path} is being written to by process {os.getpid()} on " in other_process()
+        assert f"{tmp_path} is in use by process {os.getpid()} on " in other_process()
     assert other_process() == "entered"
 
 

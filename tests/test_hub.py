@@ -118,14 +118,14 @@ def test_a_folder_that_holds_a_detector_gets_no_other(run, tmp_path):
     """A detector is not saved over another, whose metrics and card would be mistaken for its own."""
     Predictor.load(run).save_pretrained(tmp_path / "given")
     before = bytes_of(tmp_path / "given")
-    with pytest.raises(ValueError, match="given already holds a detector"):
+    with pytest.raises(ValueError, match="given already contains a detector"):
         Predictor(replace(trained_detector("tiny"), calibration=None)).save_pretrained(tmp_path / "given")
     assert bytes_of(tmp_path / "given") == before
     for name in ("config.json", "metrics.json"):
         folder = tmp_path / f"other with {name}"
         folder.mkdir()
         (folder / name).write_text("{}")
-        with pytest.raises(ValueError, match=f"holds the {name} of something else"):
+        with pytest.raises(ValueError, match=f"has a {name} that is not of ovd"):
             Predictor(replace(trained_detector("tiny"), calibration=None)).save_pretrained(folder)
         assert {path.name: path.read_text() for path in folder.iterdir()} == {name: "{}"}
 
@@ -150,14 +150,14 @@ def test_folders_and_the_givers_device_are_nobody_elses_business(run, tmp_path):
 
 def test_an_option_that_there_is_not_is_refused(run, tmp_path):
     Predictor.load(run).save_pretrained(tmp_path / "given")
-    with pytest.raises(TypeError, match="does not know sise"):
+    with pytest.raises(TypeError, match="unknown arguments: sise"):
         Predictor.from_pretrained(tmp_path / "given", sise=64)
 
 
 def test_a_folder_takes_the_options_of_a_run(run, tmp_path):
     Predictor.load(run).save_pretrained(tmp_path / "given")
     assert Predictor.from_pretrained(tmp_path / "given", prefilter=0.5)._inference.options.prefilter == 0.5
-    with pytest.raises(ValueError, match="holds no expert"):
+    with pytest.raises(ValueError, match="has no expert"):
         Predictor.from_pretrained(tmp_path / "given", experts=[tmp_path])
 
 
@@ -187,8 +187,8 @@ def test_without_measurements_the_card_says_so(tmp_path):
     trained = replace(trained_detector("tiny"), calibration=None)
     Predictor(trained).save_pretrained(tmp_path)
     text = (tmp_path / "README.md").read_text()
-    assert "Nothing was measured of this detector" in text
-    assert "are no probabilities" in text
+    assert "This detector was not evaluated" in text
+    assert "are not probabilities" in text
     assert not (tmp_path / "metrics.json").exists()
 
 
@@ -342,7 +342,7 @@ def test_pushing_and_pulling(run, tmp_path, monkeypatch):
 
 
 def test_a_name_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match="neither a folder nor a detector that the hub gives out"):
+    with pytest.raises(ValueError, match="neither a folder nor a detector that can be downloaded"):
         Predictor.from_pretrained("somebody/detector", local_files_only=True, cache_dir=tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="neither a run folder nor a checkpoint"):
@@ -354,7 +354,7 @@ def test_a_damaged_file_is_found(run, tmp_path):
     content = bytearray((tmp_path / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"model\.safetensors differs from its sha256"):
+    with pytest.raises(ValueError, match=r"model\.safetensors does not match its sha256"):
         Predictor.from_pretrained(tmp_path)
 
 
@@ -367,5 +367,5 @@ def test_a_prefilter_replaces_that_of_the_run(run):
     trained = load_detector(run)
     assert build_inference(trained, prefilter=0.5).options == trained.config.eval.with_prefilter(0.5)
     assert build_inference(trained).options.prefilter is None
-    with pytest.raises(ValueError, match="prefilter is a share of the points, between 0 and 1, not 400"):
+    with pytest.raises(ValueError, match="prefilter is 400; it must be a share of the points"):
         Predictor.load(run, prefilter=400)

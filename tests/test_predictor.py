@@ -140,7 +140,7 @@ def test_one_name_may_stand_alone_and_images_in_memory_are_all_alike(trained, im
     with pytest.raises(ValueError, match="the class name 'cat face' is given twice"):
         predictor(image, ["cat face", "anchor", "Cat_face"])
     for names in (["anchor", " "], ""):
-        with pytest.raises(ValueError, match=r"class names \[\d\] \(counted from 0\) are blank"):
+        with pytest.raises(ValueError, match=r"these positions are blank: \[\d\] \(counted from 0\)"):
             predictor(image, names)
 
 
@@ -175,7 +175,7 @@ def test_a_prompt_of_nothing_is_refused(arguments, message):
 
 
 def test_a_box_of_three_numbers_is_refused(trained, image):
-    with unchecked(), pytest.raises(ValueError, match="a box has four numbers, x0, y0, x1, y1, not 3"):
+    with unchecked(), pytest.raises(ValueError, match="a box must have four numbers, x0, y0, x1, y1, not 3"):
         Predictor(trained)(image, Prompt("cat", images=(Example(image, (1, 2, 3)),)))  # type: ignore[arg-type]
 
 
@@ -189,7 +189,7 @@ def test_text_rows_of_ones_own_detect_as_names_do(tiny_clip, trained, image):
         assert torch.equal(found.classes, expected.classes)
         torch.testing.assert_close(found.scores, expected.scores)
         torch.testing.assert_close(found.boxes, expected.boxes)
-    with pytest.raises(ValueError, match="row 0 has the length 2"):
+    with pytest.raises(ValueError, match="row 0 has the norm 2"):
         predictor.detect(image, 2 * rows)
 
 
@@ -200,23 +200,26 @@ def test_no_rows_find_nothing(trained, image):
 
 @pytest.mark.parametrize("size", [0, -5, 1, 2.5, True, "192"])
 def test_a_size_that_is_none_is_refused(trained, size):
-    with unchecked(), pytest.raises(ValueError, match="size is the longest side in pixels, a whole number from 32 on"):
+    with (
+        unchecked(),
+        pytest.raises(ValueError, match="it must be the longest side in pixels, a whole number of at least 32"),
+    ):
         Predictor(trained, size=size)
 
 
 def test_the_size_of_a_calibration_is_told_of_sizes_that_are_taken(trained, monkeypatch, capsys):
     monkeypatch.setattr(TrainedDetector, "threshold", 0.4)
-    with pytest.raises(ValueError, match="whole number from 32 on, not 7"):
+    with pytest.raises(ValueError, match=r"size is 7; .* whole number of at least 32"):
         Predictor(trained, size=7)
     assert capsys.readouterr().err == ""
     Predictor(trained, size=64)
-    assert "at 64 px they are worse probabilities" in capsys.readouterr().err
+    assert "at 64 px they are less accurate as probabilities" in capsys.readouterr().err
 
 
 def test_options_of_experts_need_experts_and_known_words():
-    with pytest.raises(ValueError, match="same_place and nearest are for experts"):
+    with pytest.raises(ValueError, match="same_place and nearest need experts"):
         Predictor.load("none", nearest=True)
-    with unchecked(), pytest.raises(ValueError, match="same_place is one of base_stays, surer, both, not 'Surer'"):
+    with unchecked(), pytest.raises(ValueError, match="same_place must be one of base_stays, surer, both, not 'Surer'"):
         Predictor.load("none", experts="mine", same_place="Surer")  # type: ignore[arg-type]
 
 

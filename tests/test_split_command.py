@@ -52,7 +52,7 @@ def test_a_file_of_corners_is_split_as_it_is(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_written_to_is_named_with_the_file(tmp_path):
     (tmp_path / "all.json").write_text(json.dumps(content([[1]] * 10)))
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"file/b\.json: its folder cannot be made \("):
+    with pytest.raises(ValueError, match=r"the folder of .*file/b\.json cannot be created \("):
         split_annotations(
             tmp_path / "all.json", tmp_path / "a.json", tmp_path / "file" / "b.json", share=0.8, seed=0, xyxy=False
         )
@@ -66,7 +66,7 @@ def test_classes_of_one_part_alone_are_named(tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert all(len(part["categories"]) == 14 for part in parts)
     (alone,) = [line for line in lines if "class 10" in line]
-    assert "alone has objects of 1" in alone
+    assert "has objects of 1" in alone
     assert "class 19 and 2 more" in alone
     assert "class 20" not in alone
     of_three = 0 if any(row["category_id"] == 3 for row in parts[0]["annotations"]) else 1

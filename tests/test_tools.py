@@ -111,9 +111,9 @@ def write_yolo(data: Path) -> tuple[str, ...]:
 def test_voc_and_yolo_are_checked_trained_on_and_evaluated(format, write, custom_data, tmp_path):
     where = write(custom_data)
     checked = run_tool("tools/check_data.py", format, *where).stdout
-    assert "6 images, 80 to 140 px a side" in checked
+    assert "6 images, 80 to 140 px per side" in checked
     assert "5 objects and 1 crowd" in checked if format == "voc" else "5 objects and 0 crowd" in checked
-    assert "no faulty record" in checked
+    assert "no faulty records" in checked
     run = tmp_path / "run"
     _, annotations, _, images = where
     run_tool(
@@ -158,7 +158,7 @@ def test_demo_takes_any_words_and_writes_picture_and_json(trained, custom_data, 
     )  # fmt: skip
     found = json.loads((tmp_path / "3.detections.json").read_text())["detections"]
     assert {row["class"] for row in found} == {"red tile", "3:4 tile"}
-    assert "score of at least 0.00, or the one after its name" in result.stdout
+    assert "score of at least 0.00, or the minimum score after its name" in result.stdout
 
 
 AT_A_RUN = ("--run", "configs")
@@ -194,8 +194,8 @@ AT_A_RUN = ("--run", "configs")
         (("tools/pseudo_label.py", "runs/none-such", "--size", "-5"), "'-5' is not a whole number of at least 1"),
         (("tools/eval.py", "runs/none-such", "--size", "0"), "'0' is not a whole number of at least 1"),
         (("tools/eval.py", "configs", "--same-place", "both"), "--same-place needs --expert"),
-        (("tools/eval.py", "runs/none-such"), "runs/none-such does not exist; name the folder of a run"),
-        (("tools/check_data.py", "coco", "--annotations", "x", "--no-images", "--split", "val"), "has no option split"),
+        (("tools/eval.py", "runs/none-such"), "runs/none-such does not exist; give the folder of a run"),
+        (("tools/check_data.py", "coco", "--annotations", "x", "--no-images", "--split", "val"), "option split"),
         (("tools/make_world.py", "--foreign", "shapes", "--parts", "val"), "--parts are those of the world"),
         (("tools/check_data.py", "yolo", "--annotations", "none.yaml"), "error[F1]: none.yaml: cannot be read"),
         (("tools/train.py", "configs/none-such.yaml"), "cannot be read"),

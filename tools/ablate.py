@@ -22,6 +22,7 @@ from ovd.ablation.tables import format_lengths, format_report, write_between_mar
 from ovd.cli import add_overrides, parse_with_overrides, run_tool
 from ovd.config.tables import AblationConfig
 from ovd.config_files import load_config
+from ovd.format_count import format_count
 
 
 def report(config: AblationConfig, variants: list[dict[str, RowStages]], results: Path | None) -> None:
@@ -30,7 +31,7 @@ def report(config: AblationConfig, variants: list[dict[str, RowStages]], results
     selection = select(read_records(config.records, Record), configs, config.seeds)
     rows = list(config.rows)
     if not selection.records:
-        print("no finished run yet: neither tables nor picture")
+        print("there are no finished runs yet, so no tables and no picture")
         return
     config.picture.parent.mkdir(parents=True, exist_ok=True)
     draw, tables = (draw_lengths, format_lengths) if config.lengths else (draw_rows, format_report)
@@ -43,12 +44,12 @@ def report(config: AblationConfig, variants: list[dict[str, RowStages]], results
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, help="the table, see configs/ablation.yaml")
-    add_overrides(parser, help="applied to every row's configs")
-    parser.add_argument("--rows", nargs="+", help="only these rows (default: all)")
-    parser.add_argument("--seeds", nargs="+", type=int, help="run these (default: the table's); tables and "
-                        "picture have the table's seeds")  # fmt: skip
-    parser.add_argument("--report", action="store_true", help="run nothing, only write tables and picture")
+    parser.add_argument("config", type=Path, help="YAML file of the table, see configs/ablation.yaml")
+    add_overrides(parser, help="settings for the configs of all rows, for example train.steps=20")
+    parser.add_argument("--rows", nargs="+", help="run only these rows (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="seeds to run (default: those of the table); "
+                        "tables and picture always have the table's")  # fmt: skip
+    parser.add_argument("--report", action="store_true", help="only write tables and picture, without runs")
     parser.add_argument("--results", type=Path, help="Markdown file to write the tables into (default: only print)")
     arguments = parse_with_overrides(parser)
     config = load_config(arguments.config, [], AblationConfig)
@@ -57,7 +58,9 @@ def main() -> None:
         raise ValueError(f"{arguments.config} has no rows {unknown}; it has {', '.join(config.rows)}")
     if arguments.overrides:
         if arguments.results is not None:
-            raise ValueError("a trial, with key=value, has no place in a table of results; leave --results out")
+            raise ValueError(
+                "--results cannot be used with key=value, since trials do not belong in a table of results"
+            )
         trial = {"records": config.runs / "trial.jsonl", "picture": config.runs / "trial.png"}
         config = config.model_copy(update=trial)
     folder = arguments.config.parent
@@ -73,7 +76,9 @@ def main() -> None:
         ]
         start, steps_done, steps = time.monotonic(), 0, sum(of_row.steps for _, _, of_row in missing)
         for number, (row, seed, of_row) in enumerate(missing, start=1):
-            print(f"run {number} of {len(missing)}: {row}, seed {seed}, {of_row.steps} steps", flush=True)
+            print(
+                f"run {number} of {len(missing)}: {row}, seed {seed}, {format_count(of_row.steps, 'step')}", flush=True
+            )
             append_record(config.records, run_row(row, of_row, seed, config.runs))
             steps_done += of_row.steps
             left = (time.monotonic() - start) / steps_done * (steps - steps_done) / 60

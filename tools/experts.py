@@ -1,4 +1,4 @@
-"""List experts, check them against a detector, say who answers which query, remove one.
+"""List experts, check them against a detector, print which one answers a query, remove one.
 
 python tools/experts.py list runs/mine runs/other
 

@@ -30,11 +30,11 @@ from ovd.config_files import load_config
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", type=Path, help="the table, see configs/fine_tuning.yaml")
-    add_overrides(parser, help="of the table, for example domain=strokes")
-    parser.add_argument("--rows", nargs="+", help="only these rows (default: all)")
-    parser.add_argument("--seeds", nargs="+", type=int, help="run these (default: the table's)")
-    parser.add_argument("--report", action="store_true", help="run nothing, only write table and picture")
+    parser.add_argument("table", type=Path, help="YAML file of the table, see configs/fine_tuning.yaml")
+    add_overrides(parser, help="settings of the table, for example domain=strokes")
+    parser.add_argument("--rows", nargs="+", help="run only these rows (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="seeds to run (default: those of the table)")
+    parser.add_argument("--report", action="store_true", help="only write table and picture, without runs")
     parser.add_argument("--results", type=Path, help="Markdown file to write the table into (default: only print)")
     arguments = parse_with_overrides(parser)
     table = load_config(arguments.table, arguments.overrides, FineTuningTable)

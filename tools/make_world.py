@@ -20,14 +20,18 @@ from ovd.data.world.settings import Settings
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("data/world"), help="folder of drawn worlds (%(default)s)")
+    parser.add_argument(
+        "--root", type=Path, default=Path("data/world"), help="folder of drawn worlds (default: %(default)s)"
+    )
     parser.add_argument(
         "--parts",
         nargs="+",
         choices=PARTS,
         help="parts to draw (default: all except pretraining_pairs)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and the rare split (%(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the scenes and the rare classes (default: %(default)s)"
+    )
     parser.add_argument(
         "--foreign",
         choices=get_args(Domain),

@@ -37,6 +37,7 @@ from ovd.data.world.build import TRANSFER_PARTS
 from ovd.engine.log import format_duration
 from ovd.evaluation.groups import rare_rows
 from ovd.files import write_json
+from ovd.format_count import format_count
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run
 from ovd.jobs.picture_files import PICTURE
@@ -126,9 +127,10 @@ def draw_examples(trained: TrainedDetector, index: AnnotationIndex, output: Path
     hits, total = count_rare_found(index, first, scored)
     wanted = sorted({names[c] for c in first.labels.classes if c in rare})
     print(
-        f"{output}/example.detections.jpg: validation image {first.id}, {hits} of {total} rare objects found "
-        f"({', '.join(wanted)}) among {len(names)} classes at threshold {predictor.threshold:.2f}; the picture "
-        "shows the best class at every place, rare ones in yellow, and in white and parentheses what it missed"
+        f"{output}/example.detections.jpg: validation image {first.id}, {hits} of "
+        f"{format_count(total, 'rare object')} found ({', '.join(wanted)}) "
+        f"among {len(names)} classes at threshold {predictor.threshold:.2f}; the picture "
+        "shows the best class of overlapping boxes, rare classes in yellow, and missed objects in white and parentheses"
     )
 
 

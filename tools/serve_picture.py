@@ -55,7 +55,7 @@ def _shot(browser: Any, url: str, given: argparse.Namespace, size: tuple[int, in
         if browser.find_elements("css selector", "#boxes text"):
             break
         if error := browser.find_element("id", "error").text:
-            raise ValueError(f"{given.image}: the page says {error!r}")
+            raise ValueError(f"{given.image}: the page shows the error {error!r}")
         time.sleep(0.1)
     else:
         raise ValueError(f"{given.image}: the page shows no boxes; try other --names")
@@ -80,7 +80,9 @@ def main() -> None:
     parser.add_argument("image", type=Path)
     parser.add_argument("--names", required=True, help="comma-separated names to look for")
     parser.add_argument("--example", type=Path, action="append", default=[], help="picture of a thing to look for")
-    parser.add_argument("--output", type=Path, default=Path("docs/serve.png"), help="PNG file (%(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("docs/serve.png"), help="PNG file to write (default: %(default)s)"
+    )
     parser.add_argument("--chromium", type=Path, default=Path("/usr/bin/chromium"))
     parser.add_argument("--driver", type=Path, default=Path("/usr/bin/chromedriver"))
     arguments = parser.parse_args()

@@ -34,7 +34,7 @@ class Panel:
 
     title: str
     values: Mapping[str, Mapping[int, float]]
-    """Values in per cent by row and seed; NaN if unknown."""
+    """Values in percent by row and seed; NaN if unknown."""
 
 
 def draw_rows(records: Sequence[Record], titles: Mapping[str, str], image: Path) -> None:
@@ -94,7 +94,7 @@ def _draw_panel(axes: Axes, panel: Panel, rows: Sequence[str], seeds: Sequence[i
             axes.plot(of_row.mean, place + 0.28, "D", color="black", ms=4.5)
     axes.plot([], [], "D-", color="black", ms=4.5, label="mean, 95 % interval")
     axes.set_title(panel.title, fontsize="medium")
-    axes.set_xlabel("per cent")
+    axes.set_xlabel("percent")
     axes.grid(axis="x", alpha=0.3)
 
 
@@ -126,6 +126,6 @@ def draw_lengths(records: Sequence[Record], titles: Mapping[str, str], image: Pa
         axes.set_xticks(lengths, [f"{steps:,}" for steps in lengths])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("per cent")
+    panels[0].set_ylabel("percent")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False)
     write_figure(figure, image, dpi=110)

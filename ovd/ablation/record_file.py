@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from ovd.format_count import format_count
 from ovd.warn import warn
 
 RECORD_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -34,7 +35,7 @@ def append_record(path: Path, record: object) -> None:
         content = os.pread(file, os.fstat(file).st_size, 0)
         end = content.rfind(b"\n") + 1
         if _is_torn(content[end:], type(record)):
-            warn(f"{path}: cut off a torn last line of {len(content) - end} bytes")
+            warn(f"{path}: removed an incomplete last line of {format_count(len(content) - end, 'byte')}")
             os.ftruncate(file, end)
         elif content[end:]:  # complete, but an editor removed its line end
             end = len(content)
@@ -42,7 +43,7 @@ def append_record(path: Path, record: object) -> None:
         written = os.write(file, line)
         if written < len(line):
             os.ftruncate(file, end)
-            raise OSError(f"{path}: only {written} of {len(line)} bytes could be written; is the disk full?")
+            raise OSError(f"{path}: only {written} of {len(line)} bytes were written; the disk may be full")
         os.fsync(file)
     finally:
         os.close(file)
@@ -62,7 +63,7 @@ def read_records(path: Path, kind: type[RecordType]) -> list[RecordType]:
     adapter = TypeAdapter(kind)
     *lines, last = path.read_bytes().split(b"\n")
     if _is_torn(last, kind):
-        warn(f"{path}, line {len(lines) + 1}: torn, dropped ({len(last)} bytes)")
+        warn(f"{path}, line {len(lines) + 1}: left out, since it is incomplete ({format_count(len(last), 'byte')})")
     elif last:
         lines.append(last)
     records = []

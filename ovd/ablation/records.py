@@ -118,7 +118,7 @@ def select(records: Sequence[Record], configs: Collection[tuple[str, str]], seed
     present = [record for record in records if (record.row, record.config_hash) in configs and record.seed in seeds]
     num_other_seeds = len(records) - len(outdated) - len(present)
     if num_other_seeds:
-        notes.append(f"records of seeds that are not the table's: {num_other_seeds}")
+        notes.append(f"records of seeds that the table does not have: {num_other_seeds}")
     by_machine: dict[str, dict[tuple[str, str, int], Record]] = {}
     for record in present:
         runs = by_machine.setdefault(record.machine, {})

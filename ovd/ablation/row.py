@@ -110,7 +110,9 @@ def read_row(row: AblationRow, folder: Path, overrides: list[str]) -> RowStages:
     align = load_config(folder / row.align, [], AlignConfig) if row.align else None
     for config in (final, teacher, align):
         if config is not None and not isinstance(config.data.source, WorldData):
-            raise ConfigError(f"{folder / row.config}: the ablation's seeds draw worlds; use data.source.kind=world")
+            raise ConfigError(
+                f"{folder / row.config}: the seeds of an ablation draw worlds; set data.source.kind=world"
+            )
     return RowStages(final, teacher, row.labels, align)
 
 
@@ -260,7 +262,7 @@ def with_steps(stages: RowStages, steps: int) -> RowStages:
         ConfigError: the row has a teacher, whose share of the steps is undefined.
     """
     if stages.teacher is not None:
-        raise ConfigError("a table with `lengths` takes rows of one stage only")
+        raise ConfigError("in a table with `lengths`, every row must have one stage")
     return replace(stages, final=TrainConfig.model_validate(_set_steps(stages.final.model_dump(mode="json"), steps)))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from ovd.ablation.records import Record, Selection
 from ovd.ablation.statistics import Estimate, paired_difference, records_by_seed, row_estimate
 from ovd.files import atomic_write
+from ovd.format_count import format_count
 
 TITLES = {"AP": "AP", "APr": "APr", "APc": "APc", "APf": "APf", "coco_AP": "COCO AP", "o365_AP": "O365 AP"}
 COMPARED_METRICS = ("APr", "AP", "coco_AP", "o365_AP")
@@ -73,7 +74,7 @@ def format_report(selection: Selection, rows: Sequence[str]) -> str:
     records = selection.records
     parts = [
         _runs(records),
-        "LVIS ordinary box AP, COCO AP and Objects365 AP in per cent, mean ± standard deviation over the seeds; "
+        "LVIS ordinary box AP, COCO AP and Objects365 AP in percent, mean ± standard deviation over the seeds; "
         "hours of one run, mean:",
         _row_table(records, rows),
     ]
@@ -126,7 +127,7 @@ def format_lengths(selection: Selection, rows: Sequence[str]) -> str:
     ]
     parts = [
         _runs(records),
-        "In per cent, mean ± standard deviation over the seeds:",
+        "In percent, mean ± standard deviation over the seeds:",
         markdown_table([head, *means]),
     ]
     if differences:
@@ -140,7 +141,11 @@ def format_lengths(selection: Selection, rows: Sequence[str]) -> str:
 
 def _runs(records: Sequence[Record]) -> str:
     seeds = ", ".join(map(str, sorted({record.seed for record in records})))
-    return f"{len(records)} runs, seeds {seeds}, on {records[0].machine}." if records else "No finished run yet."
+    return (
+        f"{format_count(len(records), 'run')}, seeds {seeds}, on {records[0].machine}."
+        if records
+        else "No finished run yet."
+    )
 
 
 def _row_table(records: Sequence[Record], rows: Sequence[str]) -> str:
@@ -223,6 +228,8 @@ def write_between_markers(path: Path, name: str, text: str) -> None:
     before, begin, rest = content.partition(begins)
     _, end, after = rest.partition(ends)
     if not begin or not end or content.count(begins) + content.count(ends) != 2:
-        raise ValueError(f"{path}: needs one line {begins} and, below it, one line {ends}; tables are put between them")
+        raise ValueError(
+            f"{path}: needs one line {begins} and, below it, one line {ends}; the tables are written between them"
+        )
     with atomic_write(path) as file:
         file.write(f"{before}{begins}\n{text}{ends}{after}")

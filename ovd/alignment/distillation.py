@@ -94,7 +94,7 @@ class Distillation:
                 count += self.num_boxes(batch)
         num_boxes = int(sum_over_ranks(torch.tensor(count)))
         if num_boxes == 0:
-            raise DataError("F9", "none of the images to measure on can be read; data_report.json says why")
+            raise DataError("F9", "none of the held-out images can be read; data_report.json says why")
         point, box = (sum_over_ranks(totals) / num_boxes).tolist()
         return {"point": point, "box": box}
 

@@ -74,7 +74,7 @@ def images_from_shards(folder: Path, num_shards: int | None = None) -> Unlabelle
     """
     shards = PairShards(folder, only=list(islice(list_shards(folder), num_shards)))
     if len(shards) == 0:
-        raise ValueError(f"{folder}: its shards hold no pair; set data.source.shards to a folder of filled ones")
+        raise ValueError(f"{folder}: the shards contain no pairs; set data.source.shards to another folder")
     indexes = [(name, shards.index(name)) for name in shards.file_names]
     fingerprint = _hash([f"{name} {index.num_bytes} {len(index)}" for name, index in indexes])
     return UnlabelledImages(np.arange(len(shards)), partial(_path_in_shards, shards), shards.image, fingerprint)
@@ -87,7 +87,7 @@ def images_from_index(index: AnnotationIndex) -> UnlabelledImages:
         ValueError: the set has none.
     """
     if len(index) == 0:
-        raise ValueError(f"{index.path} lists no images; set data.source to a set that does")
+        raise ValueError(f"{index.path} lists no images; set data.source to a data set with images")
     return UnlabelledImages(
         np.arange(len(index)), partial(_path_in_index, index), index.encoded, _hash(list(index.image_files))
     )

@@ -73,7 +73,7 @@ def views_of(options: CropOptions, visual: Any, stride: int, *, section: str) ->
     for view in views:
         if view.side_px % stride or not view.side_px:
             raise ValueError(
-                f"{section}.crop and {section}.views ask for crops of {view.side_px} px; the sides must be "
-                f"multiples of {stride}, the backbone's stride"
+                f"{section}.crop and {section}.views give crops of {view.side_px} px; a crop's side must be a "
+                f"multiple of {stride}, the backbone's stride"
             )
     return views

@@ -22,6 +22,7 @@ from ovd.data.loading.small_objects import count_small_objects
 from ovd.data.report import DataError, DataReport
 from ovd.data.verdict import check_trainable
 from ovd.distributed import is_main
+from ovd.format_count import format_count
 from ovd.warn import warn
 
 
@@ -42,8 +43,8 @@ def load_training_index(config: TrainConfig, report: DataReport | None = None) -
         with_novel = [name for name, other in FORMATS.items() if other.base_split is not None]
         where = data_root() / source.train_annotations if isinstance(source, FileData) else source.root
         raise ValueError(
-            f"{where}: data.classes is `base`, but only the formats {' and '.join(with_novel)} tell novel "
-            "from base classes; set data.classes=all"
+            f"{where}: data.classes is `base`, but only the formats {' and '.join(with_novel)} define "
+            "novel classes; set data.classes=all"
         )
     index = split(load_whole_training_set(source, report))
     check_trainable(index, report, needs_boxes=config.data.pairs is None)
@@ -77,7 +78,8 @@ def hold_out(config: TrainConfig, index: AnnotationIndex) -> tuple[AnnotationInd
     images = held_out_images(index, options.images)
     if not images.any():
         raise ValueError(
-            f"{index.path} has {len(index)} images to train on, too few to hold some out; set train.calibration=null"
+            f"{index.path}: {format_count(len(index), 'image')} to train on, too few to hold some out; "
+            "set train.calibration=null"
         )
     held_out = HeldOut(index.take(np.flatnonzero(images)), held_out_names(index, options))
     return index.take(np.flatnonzero(~images)), held_out
@@ -153,8 +155,8 @@ def check_all_exist(index: AnnotationIndex, source: WorldData | FileData, *, all
     except DataError as error:
         raise DataError(error.code, f"{error}{_missing_folder_hint(index.images_root, source)}") from None
     if num_missing and is_main():
-        where = f"{num_missing} of its {len(index):,} images are missing, and will be left out and counted"
-        warn(f"{index.path}: {where}", code="F8")
+        where = f"{num_missing} of its {format_count(len(index), 'image')} cannot be found"
+        warn(f"{index.path}: {where}, and will be left out and counted", code="F8")
 
 
 def _missing_folder_hint(root: Path | None, source: WorldData | FileData) -> str:
@@ -169,7 +171,7 @@ def _missing_folder_hint(root: Path | None, source: WorldData | FileData) -> str
 
 def _images_folder(folder: Path | None, format: DataFormatName) -> Path | None:
     if folder is None and not FORMATS[format].finds_images:
-        raise ValueError(f"data.source.train_images is missing: format {format} needs the folder of images")
+        raise ValueError(f"data.source.train_images is not set; format {format} needs the folder of the images")
     return None if folder is None else data_root() / folder
 
 

@@ -19,11 +19,11 @@ def in_data_root(path: Path, key: str) -> Path:
     """
     place = data_root() / path
     if not place.exists() and not path.is_absolute():
-        advice = f", and is there from the current folder: give {path.absolute()}" if path.exists() else ""
+        advice = f"; it exists in the current folder, so write {path.absolute()}" if path.exists() else ""
         raise DataError("F1", f"{place} does not exist: {starts_at_root(path, key)}{advice}")
     return place
 
 
 def starts_at_root(path: Path, key: str) -> str:
     """Return the part of an error message that says where a relative path of `data.source` starts."""
-    return f"data.source.{key}={path} starts at the data root, {data_root()} (OVD_DATA)"
+    return f"data.source.{key}={path} is relative to the data root, {data_root()} (OVD_DATA)"

@@ -67,7 +67,9 @@ def build_backbone(config: TrainConfig, visual: Any) -> Backbone:
     if options.frozen_layers:
         layers = backbone.layers()
         if options.frozen_layers > len(layers):
-            raise ValueError(f"detector.frozen_layers is {options.frozen_layers}; {config.clip.name} has {len(layers)}")
+            raise ValueError(
+                f"detector.frozen_layers is {options.frozen_layers}, but {config.clip.name} has {len(layers)} layers"
+            )
         for parameter in chain.from_iterable(layers[: options.frozen_layers]):
             parameter.requires_grad_(False)
     if config.expert is not None:

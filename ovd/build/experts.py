@@ -98,7 +98,7 @@ def _load_expert(base: Inference, folder: Path, prefilter: float | None, options
     if is_calibrated != base.is_calibrated:
         which, its_calibration = ("the detector", base.calibration) if is_calibrated else ("the expert", calibration)
         how = "not calibrated (train.calibration)" if its_calibration is None else "calibrated for other eval settings"
-        warn(f"{folder}: {which} is {how}, so its scores and the other's mean different things where they are compared")
+        warn(f"{folder}: {which} is {how}, so the scores of the two cannot be compared")
     return Expert(
         description.sha256,
         stored.names,
@@ -140,7 +140,7 @@ def load_own_parameters(
         stored = tensors.get(name)
         if stored is None or stored.shape != parameter.shape:
             shape = None if stored is None else tuple(stored.shape)
-            words = f"{folder}: {name} is {shape} in its file, {tuple(parameter.shape)} in a detector"
-            earlier = "; an earlier version made it: train the expert again" if name.startswith("side.") else ""
+            words = f"{folder}: {name} has the shape {shape}, but the detector needs {tuple(parameter.shape)}"
+            earlier = "; the expert is from an earlier version: train it again" if name.startswith("side.") else ""
             raise ExpertError(f"{words}{earlier}")
         parameter.copy_(stored)

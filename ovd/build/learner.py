@@ -57,7 +57,7 @@ def check_deterministic(backbone: Backbone, device: torch.device) -> None:
     """
     if device.type == "cuda" and any(parameter.requires_grad for parameter in backbone.resampled_parameters()):
         raise ValueError(
-            "train.deterministic=true: on a GPU torch has no gradient with the same bits every time for a "
-            "transformer's position embeddings, which are resampled to each image's size. Freeze them with "
+            "train.deterministic=true: torch has no deterministic GPU gradient for the resampled position "
+            "embeddings of a transformer. Freeze them with "
             "detector.frozen_layers=1 or detector.freeze_backbone=true, or set train.deterministic=false"
         )

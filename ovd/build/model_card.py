@@ -15,14 +15,14 @@ from ovd.files import sha256_of
 from ovd.metric import is_known, per_cent
 
 METRICS = "metrics.json"
-NOT_MEASURED = "Nothing was measured of this detector: evaluate it on your data before you rely on it (`ovd eval`)."
+NOT_MEASURED = "This detector was not evaluated: evaluate it on your data before you rely on it (`ovd eval`)."
 TEMPLATE = """---
 {{ card_data }}
 ---
 
 # {{ title }}
 
-An open-vocabulary object detector: it finds what you name. It was trained with ovd on the CLIP model
+An open-vocabulary object detector: it detects the classes that you name. It was trained with ovd on the CLIP model
 {{ clip }}.
 
 ```python
@@ -50,11 +50,11 @@ Classes that it was trained on: {{ classes }}.
 
 ## What it may not be used for
 
-- It names what you ask for: where a thing is absent, a similar one may get its name. Check it on images that have none.
+- It may give a class name to a similar object if the class itself is not in the image. Check this on images without it.
 - Names far from the classes above were not measured, unless a table above says so.
-- Not for decisions about people, and not where a missed or wrong box may cause harm, without an evaluation on data of
-  that very use.
-- The CLIP model's own licence and limits hold for this detector, too, and so do those of the training data.
+- Do not use it for decisions about people, or where a missed or wrong box may cause harm, without an evaluation on data
+  of that use.
+- The license and limits of the CLIP model and of the training data also apply to this detector.
 """
 
 
@@ -136,7 +136,7 @@ def _training_rows(trained: TrainedDetector) -> str:
         "steps": f"{steps}, of {config.train.batch_size} images each",
         "longest side of an image": f"{config.data.size} px",
         "seed": config.train.seed,
-        "image-text pairs": "none" if config.data.pairs is None else "labelled by an earlier detector",
+        "image-text pairs": "none" if config.data.pairs is None else "labeled by an earlier detector",
     }
     return "\n".join(f"| {name} | {value} |" for name, value in rows.items())
 
@@ -158,7 +158,7 @@ def _eval_results(trained: TrainedDetector, metrics: dict[str, Any]) -> list[Eva
 
 def _measured(trained: TrainedDetector, metrics: dict[str, Any]) -> str:
     lines = [
-        f"One training, of seed {trained.config.train.seed}; so no spread is known. Per cent, on "
+        f"One training run (seed {trained.config.train.seed}), so the spread is not known. Percent, on "
         f"{_data_of(trained, 'val')}, computed by {metrics['engine']}.",
         "",
     ]
@@ -177,10 +177,8 @@ def _measured(trained: TrainedDetector, metrics: dict[str, Any]) -> str:
 
 def _scores(trained: TrainedDetector) -> str:
     if trained.threshold is None:
-        return (
-            "The scores are not calibrated: they rank boxes, and are no probabilities. Choose a threshold on your data."
-        )
+        return "Scores are not calibrated: they rank boxes, but are not probabilities. Choose a threshold on your data."
     return (
-        "Scores are probabilities that a box of this name is there, fitted on images held out of the training. Boxes "
-        f"above {trained.threshold:.2f} had the highest expected F1 there."
+        "A score is the probability that the box is correct, calibrated on images held out of the training. The "
+        f"threshold {trained.threshold:.2f} had the highest expected F1 on them."
     )

@@ -24,12 +24,14 @@ def check_packable(trained: TrainedDetector, folder: Path) -> None:
             the config or metrics of something else, which would be mistaken for this one's.
     """
     if trained.experts.folders:
-        raise ValueError("a detector is saved without its experts: give their folders away beside it")
+        raise ValueError(
+            "a detector is saved without its experts: load it without them, and share their folders separately"
+        )
     if (folder / "manifest.json").exists():
-        raise ValueError(f"{folder} already holds a detector; give another folder, or delete this one")
+        raise ValueError(f"{folder} already contains a detector; give another folder, or delete this one")
     for name in ("config.json", METRICS):
         if (folder / name).exists():
-            raise ValueError(f"{folder} holds the {name} of something else; give another folder")
+            raise ValueError(f"{folder} has a {name} that is not of ovd; give another folder")
 
 
 def save_packaged(trained: TrainedDetector, folder: Path) -> None:

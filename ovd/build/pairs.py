@@ -7,6 +7,7 @@ from ovd.build.world import world_folder
 from ovd.clip.load import Clip
 from ovd.config.training import FileData, PairsConfig, WorldData
 from ovd.distributed import is_main
+from ovd.format_count import format_count
 from ovd.selftrain.labelled_pairs import LabelledPairs, limit_boxes_per_text, read_filtered_labels
 from ovd.selftrain.labels import label_files
 from ovd.selftrain.ledger import open_labelled_shards
@@ -25,7 +26,9 @@ def pair_shards_folder(config: PairsConfig, source: WorldData | FileData) -> Pat
     if config.shards is not None:
         return data_root() / config.shards
     if isinstance(source, FileData):
-        raise ValueError("data.pairs.shards is missing: only the embedded world has pairs of its own")
+        raise ValueError(
+            "data.pairs.shards is not set: it is optional only for the embedded world (data.source.kind=world)"
+        )
     return world_folder(source, "pairs") / "pairs"
 
 
@@ -44,7 +47,10 @@ def load_labelled_pairs(config: PairsConfig, source: WorldData | FileData, clip:
     shards = open_labelled_shards(folder, files, text_tower=text_tower)
     if (unlabelled := shards.left_out) and is_main():
         num_shards = len(unlabelled) + len(shards.file_names)
-        warn(f"{len(unlabelled)} of {num_shards} shards of {folder} have no labels, the first: {unlabelled[0]}")
+        warn(
+            f"{folder}: {len(unlabelled)} of {format_count(num_shards, 'shard')} without labels are left out; "
+            f"the first: {unlabelled[0]}"
+        )
     kept, counts = read_filtered_labels(files, config, shards)
     banks = (TextBank(file, text_tower=text_tower) for file in files)
     texts = PairTexts(banks, [of_shard.pair_counts for of_shard in kept], first_id=first_id)

@@ -59,11 +59,11 @@ class Example:
         where = self.image if isinstance(self.image, str | PathLike) else "an example"
         box = (0.0, 0.0, float(width), float(height)) if self.box is None else self.box
         if len(box) != 4:
-            raise ValueError(f"{where}: a box has four numbers, x0, y0, x1, y1, not {len(box)}: {box}")
+            raise ValueError(f"{where}: a box must have four numbers, x0, y0, x1, y1, not {len(box)}: {box}")
         x0, y0, x1, y1 = box
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
             raise ValueError(
-                f"{where}: the box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) is empty or reaches out of the image, "
+                f"{where}: the box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) is empty or not inside the image, "
                 f"which is {width} x {height} px"
             )
         return pixels, box
@@ -84,17 +84,21 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if isinstance(self.texts, str) or not all(isinstance(text, str) for text in self.texts):
-            raise ValueError(f'the prompt {self.name!r}: texts are a tuple, such as ("umbrella",), not {self.texts!r}')
+            raise ValueError(
+                f'the prompt {self.name!r}: texts must be a tuple, such as ("umbrella",), not {self.texts!r}'
+            )
         if isinstance(self.images, Example) or not all(isinstance(image, Example) for image in self.images):
-            raise ValueError(f"the prompt {self.name!r}: images are a tuple of examples, such as (Example(path),)")
+            raise ValueError(f"the prompt {self.name!r}: images must be a tuple of examples, such as (Example(path),)")
         if not self.texts and not self.images:
             raise ValueError(f"the prompt {self.name!r} has neither a text nor an example")
         if not isinstance(self.name, str):
-            raise ValueError(f"the name of a prompt is text, not {self.name!r}")
+            raise ValueError(f"the name of a prompt must be a string, not {self.name!r}")
         if not all(map(name_key, (self.name, *self.texts))):
             raise ValueError(f"the prompt {self.name!r} has a blank name or text")
         if not 0 <= self.share_of_images <= 1:
-            raise ValueError(f"the prompt {self.name!r}: share_of_images is {self.share_of_images}, not from 0 to 1")
+            raise ValueError(
+                f"the prompt {self.name!r}: share_of_images is {self.share_of_images}; it must be from 0 to 1"
+            )
 
 
 class PromptEncoder:
@@ -169,8 +173,8 @@ class PromptEncoder:
         for prompt in mixed:
             if any(isin_names(prompt.texts, known)):
                 warn(
-                    f"{prompt.name!r} is asked for by more than its name, so that the detector answers in "
-                    "place of the expert that knows the name"
+                    f"the prompt {prompt.name!r} has several texts or examples; an expert knows this name, but experts "
+                    "take a single text only, so the base detector answers"
                 )
 
     def _encode_texts(self, texts: tuple[str, ...]) -> Float[Tensor, "T D"]:

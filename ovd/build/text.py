@@ -15,6 +15,7 @@ from ovd.config.training import TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.engine.step_texts import TextSampler
 from ovd.experts.folder import read_expert
+from ovd.format_count import format_count
 from ovd.model.pair_scores import ScoreEnsemble
 from ovd.model.query_texts import QueryTexts
 from ovd.model.similarity import add_name_offsets
@@ -97,11 +98,13 @@ def read_paraphrases(path: Path, names: Sequence[str]) -> list[tuple[str, ...]]:
         if not all(
             isinstance(of_class, list) and all(isinstance(text, str) for text in of_class) for of_class in lists
         ):
-            raise TypeError("not lists of texts by class name")
+            raise TypeError("it does not map class names to lists of texts")
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f'{path}: needs JSON of the form {{"class name": ["a text", ...]}} ({error})') from None
+        raise ValueError(f'{path} must be JSON of the form {{"class name": ["a text", ...]}} ({error})') from None
     if not set(texts) & set(names):
-        raise ValueError(f"{path} has texts about {len(texts)} classes, none of which is in the vocabulary")
+        raise ValueError(
+            f"{path} has texts for {format_count(len(texts), 'class', 'classes')}, but none for the vocabulary"
+        )
     return [tuple(texts.get(name, ())) for name in names]
 
 

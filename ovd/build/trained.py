@@ -80,13 +80,13 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
     refuse_missing_run(path)
     found = checkpoint.latest(path, check_all_files=False)
     if found is None:
-        raise ValueError(f"{path} is neither a run folder nor a checkpoint: no step-*/manifest.json in it")
+        raise ValueError(f"{path} is neither a run folder nor a checkpoint folder: it has no step-*/manifest.json")
     return found
 
 
 def describe_expert_run(run: Path, config: TrainConfig) -> str:
     """Describe an expert's run for messages: it is no detector to use alone."""
-    return f"{run} is the training of an expert of {config.init_from}; alone it may have forgotten all other words"
+    return f"{run} is the run of an expert of {config.init_from}; alone, it may have forgotten all other classes"
 
 
 def _warn_of_expert_run(path: Path, config: TrainConfig) -> None:
@@ -96,7 +96,7 @@ def _warn_of_expert_run(path: Path, config: TrainConfig) -> None:
         path: run folder or checkpoint folder of the expert.
     """
     runs = [folder for folder in (path, path.parent) if (folder / "expert" / DESCRIPTION).is_file()]
-    expert = f"--expert {runs[0]} (from Python experts=)" if runs else "its expert"
+    expert = f"--expert {runs[0]} (in Python: experts=)" if runs else "its expert"
     warn(f"{describe_expert_run(path, config)}: use {config.init_from} with {expert}")
 
 
@@ -170,7 +170,7 @@ def check_text_tower(found: checkpoint.Checkpoint, clip: Clip) -> None:
         ValueError: the detector was trained with another text tower.
     """
     if found.notes.text_tower != text_tower_fingerprint(clip):
-        raise ValueError(f"{found.folder} was trained with another text tower than that of the config's CLIP model")
+        raise ValueError(f"{found.folder} was trained with a different text tower than that of the config's CLIP model")
 
 
 def initialize(detector: Detector, init_from: Path, clip: Clip) -> Path:

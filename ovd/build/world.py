@@ -20,5 +20,5 @@ def draw_world(config: TrainConfig) -> Path:
     """
     source = config.data.source
     if not isinstance(source, WorldData):
-        raise ValueError("this works on the embedded world only: data.source.kind=world")
+        raise ValueError("this works only with the embedded world; set data.source.kind=world")
     return world_folder(source, "train", "val", "pairs", *TRANSFER_PARTS)

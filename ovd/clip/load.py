@@ -97,7 +97,7 @@ def load_clip(
         if weights not in (None, "random"):
             tag_needs_quick_gelu(name, weights)  # raises if it is no tag: a missing file
         raise ValueError(
-            f"clip.activation, clip.mean and clip.std are for weights in a local file; {weights or name} has its own"
+            f"clip.activation, clip.mean and clip.std are for local weights files only; {weights or name} has its own"
         )
     if (mean is None) != (std is None):
         raise ValueError("clip.mean and clip.std go together; give both or neither")
@@ -110,10 +110,10 @@ def load_clip(
             )
         return _load_folder(folder)
     if name not in open_clip.list_models():
-        raise ValueError(f"clip.name {name!r} is neither a folder nor one of open_clip.list_models()")
+        raise ValueError(f"clip.name {name!r} is neither a folder nor a name in open_clip.list_models()")
     if weights is None:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
-        raise ValueError(f"clip.weights is missing for {name}; give a local file, `random`, or one of: {tags}")
+        raise ValueError(f"clip.weights is not set for {name}; set it to a local file, `random`, or one of: {tags}")
     with hub_errors(f"the tokenizer of {name}"):
         tokenizer = open_clip.get_tokenizer(name)
     if weights == "random":
@@ -152,8 +152,8 @@ def _model_of_file(
         check_activation(name, weights, activation == "quick_gelu")
     elif "timm_model_name" not in open_clip.get_model_config(name)["vision_cfg"]:  # timm's backbones all have GELU
         raise ValueError(
-            f"{weights} does not record which activation its weights were trained with, and the wrong one makes "
-            "them silently worse; give clip.activation=gelu or quick_gelu (OpenAI's have quick_gelu)"
+            f"{weights} does not say which activation its weights were trained with, and the wrong one makes the "
+            "model silently worse; set clip.activation=gelu or quick_gelu (OpenAI's weights need quick_gelu)"
         )
     preprocessing = normalization_of(name, weights, mean, std)
     with weights_errors(f"clip.weights {weights!r}", name):
@@ -164,7 +164,7 @@ def _model_of_tag(name: str, tag: str) -> nn.Module:
     needs_quick = tag_needs_quick_gelu(name, tag)
     if needs_quick is not None:
         check_activation(name, tag, needs_quick)
-    with hub_errors(f"clip.weights {tag!r} of {name}", "; or give clip.weights=FILE"):
+    with hub_errors(f"clip.weights {tag!r} of {name}", "; or set clip.weights=FILE"):
         open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, tag))
     with weights_errors(f"clip.weights {tag!r}", name):
         return open_clip.create_model(name, pretrained=tag)
@@ -187,7 +187,7 @@ def build_on_meta(name: str) -> tuple[nn.Module, int]:
             model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, device="meta")
         return model, _folder_dim(folder)
     if name not in open_clip.list_models():
-        raise ValueError(f"clip.name {name!r} is no folder, and not one of open_clip.list_models()")
+        raise ValueError(f"clip.name {name!r} is neither a folder nor a name in open_clip.list_models()")
     with torch.device("meta"), _without_weights():
         return open_clip.create_model(name, load_weights=False, device="meta"), _embed_dim(name)
 
@@ -217,9 +217,7 @@ def _folder_dim(folder: Path) -> int:
 
 def _load_folder(folder: Path, *, load_weights: bool = True) -> Clip:
     if load_weights and not any(path.suffix in WEIGHTS for path in folder.iterdir()):
-        raise ValueError(
-            f"{folder} has a config and no weights, which open_clip looks for in {', '.join(WEIGHTS)} files"
-        )
+        raise ValueError(f"{folder} has a config but no weights; open_clip looks for {', '.join(WEIGHTS)} files")
     with weights_errors(f"the model in {folder}", str(folder)):
         model = open_clip.create_model(f"local-dir:{folder}", load_weights=load_weights)
     merges = folder / "merges.txt.gz"

@@ -16,8 +16,8 @@ def hub_errors(what: str, advice: str = "") -> Iterator[None]:
         yield
     except Exception as error:  # the hub's client and its callers raise many types
         raise ValueError(
-            f"{what} is not in the cache and cannot be fetched ({_first_line(error)}). Fetch it where there is a "
-            f"network, with HF_HUB_OFFLINE unset, and name the cache in HF_HOME{advice}"
+            f"{what} is not in the cache and cannot be downloaded ({_first_line(error)}). Download it on a machine "
+            f"with a network, with HF_HUB_OFFLINE unset, and set HF_HOME to the cache{advice}"
         ) from error
 
 
@@ -34,9 +34,9 @@ def weights_errors(weights: str, name: str) -> Iterator[None]:
             ) from error
         if isinstance(error, AssertionError) or (lines and lines[0].startswith("Error(s) in loading state_dict")):
             shown = "\n".join(lines[:MAX_LINES])
-            raise ValueError(f"{weights} does not fit clip.name {name!r}: {shown}") from error
+            raise ValueError(f"{weights} does not match clip.name {name!r}: {shown}") from error
         raise ValueError(
-            f"{weights} is refused: it is damaged, or contains more than tensors by name: {_first_line(error)}"
+            f"{weights} cannot be loaded: it is damaged, or contains more than a dict of tensors: {_first_line(error)}"
         ) from error
 
 

@@ -36,7 +36,7 @@ def check_activation(name: str, weights: str, needs_quick: bool) -> None:
         known = other in open_clip.list_models()
         raise ValueError(
             f"clip.weights {weights!r} was trained with {kinds[needs_quick]}, {name} has {kinds[has_quick]}; "
-            + (f"use clip.name={other}" if known else "open_clip has no such model with the other")
+            + (f"use clip.name={other}" if known else "open_clip has no such model with the other activation")
         )
 
 
@@ -62,6 +62,6 @@ def normalization_of(
         known = " or ".join(f"{mean} and {std}" for mean, std in kinds)
         raise ValueError(
             f"open_clip's weights of {name} have {len(kinds)} normalizations, and {weights} does not record its own; "
-            f"give clip.mean and clip.std{f': {known}' if known else ''}"
+            f"set clip.mean and clip.std{f': {known}' if known else ''}"
         )
     return {"mean": kinds[0][0], "std": kinds[0][1]}

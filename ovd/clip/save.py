@@ -43,7 +43,7 @@ def save_aligned(clip: Clip, name: str, folder: Path, *, teacher: Any, weight_fo
             tokenizer cannot be written.
     """
     if model_folder(name).resolve() == folder.resolve():
-        raise ValueError(f"{folder} is the folder of the model to align; give another output")
+        raise ValueError(f"output={folder} is the folder of the model to align; give another folder")
     before = {f"{VISUAL}{key}": tensor for key, tensor in teacher.state_dict().items()}
     before = {key.removeprefix(VISUAL): tensor for key, tensor in _weights(before, weight_format).items()}
     weights = {BEFORE_ALIGNMENT: before, WEIGHTS_FILE: _weights(clip.model.state_dict(), weight_format)}
@@ -105,7 +105,7 @@ def _write_tokenizer(tokenizer: Any, name: str, model_config: dict[str, Any], fo
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(folder)
     elif model_config["text_cfg"].get("hf_tokenizer_name") or not isinstance(tokenizer, open_clip.SimpleTokenizer):
-        raise ValueError(f"the tokenizer of {name}, {type(tokenizer).__name__}, cannot be written to a folder")
+        raise ValueError(f"the tokenizer of {name}, {type(tokenizer).__name__}, cannot be saved")
 
 
 def _weights(state: dict[str, Tensor], weight_format: WeightFormat) -> dict[str, Tensor]:
@@ -116,7 +116,7 @@ def _weights(state: dict[str, Tensor], weight_format: WeightFormat) -> dict[str,
             half = tensor.half()
             if name.startswith(VISUAL):
                 if half.isinf().any():
-                    raise ValueError(f"{name} has values beyond float16's range; set weights=float32")
+                    raise ValueError(f"{name} has values outside float16's range; set weights=float32")
                 tensor = half
             elif torch.equal(half.to(tensor.dtype), tensor):
                 tensor = half

@@ -30,4 +30,4 @@ def main() -> None:
     report = align_backbone(config, command=shlex.join(["python", *sys.argv]))
     if report:
         print(format_report(report))
-        print(f"{config.output}: the aligned model, for clip.name={config.output}")
+        print(f"wrote the aligned model; use it with clip.name={config.output}")

@@ -22,14 +22,22 @@ def add_format_options(parser: ArgumentParser, *, default_split: str) -> None:
         default_split: split named in the help; the YOLO reader takes `val` if it loads ground truth, else `train`.
     """
     parser.add_argument("--split", help=f"yolo: key of data.yaml that lists the images (default: {default_split})")
-    parser.add_argument("--class-names", type=Path, help="voc: text file of class names (default: from objects)")
-    parser.add_argument("--xyxy", action="store_true", help="JSON: boxes are [x1, y1, x2, y2], not COCO's form")
     parser.add_argument(
-        "--by-base-name", action="store_true", help="not yolo: find images by the last part of their names"
+        "--class-names", type=Path, help="voc: text file of class names (default: the classes of the objects)"
     )
-    parser.add_argument("--zero-based", action="store_true", help="voc: corners are box edges that count from 0")
     parser.add_argument(
-        "--sizes-from-images", action="store_true", help="not yolo: sizes are the images' own, whatever records say"
+        "--xyxy", action="store_true", help="JSON: boxes are [x1, y1, x2, y2], not [x, y, width, height]"
+    )
+    parser.add_argument(
+        "--by-base-name", action="store_true", help="not yolo: find images by base name, in any folder below --images"
+    )
+    parser.add_argument(
+        "--zero-based", action="store_true", help="voc: corners are box edges counted from 0, not pixels counted from 1"
+    )
+    parser.add_argument(
+        "--sizes-from-images",
+        action="store_true",
+        help="not yolo: read image sizes from the images, not the annotations",
     )
 
 
@@ -46,16 +54,16 @@ def add_expert_options(parser: ArgumentParser) -> None:
         type=Path,
         action="append",
         default=[],
-        help="folder of an expert of this detector (ovd fine-tune), which answers for its own names; repeatable",
+        help="folder of an expert of this detector (from ovd fine-tune), which detects its own names; can be repeated",
     )
     parser.add_argument(
         "--same-place",
         choices=get_args(SamePlace),
-        help="boxes of the detector and of an expert at one place: drop the expert's if it is the less probable "
-        "(base_stays, the default), drop the less probable (surer), or keep both",
+        help="if boxes of the detector and of an expert overlap: base_stays (default) drops the expert's box if its "
+        "score is lower, surer drops the box with the lower score, both keeps both",
     )
     parser.add_argument(
-        "--nearest", action="store_true", help="experts also answer other words that are near to their names"
+        "--nearest", action="store_true", help="experts also detect other names that are close to their own"
     )
 
 

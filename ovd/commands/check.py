@@ -31,8 +31,8 @@ def _dataset(name: str) -> str:
     """Parse the format, with a hint for formats that can only be imported."""
     if name in set(get_args(ImportFormatName)) - set(get_args(DataFormatName)):
         raise argparse.ArgumentTypeError(
-            f"{name} is read by `ovd import-boxes {name}` alone, which reports what is wrong with it and writes a JSON "
-            "file, whose format is coco"
+            f"ovd check does not read {name}; convert it with `ovd import-boxes {name}`, which reports its faults and "
+            "writes a JSON file of format coco"
         )
     return name
 
@@ -40,9 +40,13 @@ def _dataset(name: str) -> str:
 def _arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=_dataset, choices=[*get_args(DataFormatName), "pairs"])
-    parser.add_argument("--annotations", type=Path, help="annotation file, or folder where the format has one")
-    parser.add_argument("--images", type=Path, help="folder of images, see data/README.md for which")
+    parser.add_argument(
+        "dataset", type=_dataset, choices=[*get_args(DataFormatName), "pairs"], help="format of the data"
+    )
+    parser.add_argument(
+        "--annotations", type=Path, help="annotation file, or the folder of annotations if the format has one"
+    )
+    parser.add_argument("--images", type=Path, help="folder of images (data/README.md says which)")
     parser.add_argument("--no-images", action="store_true", help="check only the annotation file")
     add_format_options(parser, default_split="train")
     parser.add_argument("--shards", type=Path, help="folder of tar shards of image-text pairs")

@@ -18,13 +18,13 @@ from ovd.choices import Activation
 def _arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clip", help="as clip.name in a config")
-    parser.add_argument("--weights", help="as clip.weights in a config")
-    parser.add_argument("--activation", choices=get_args(Activation), help="as clip.activation, for a local file")
-    parser.add_argument("--mean", nargs=3, type=float, metavar=("R", "G", "B"), help="as clip.mean, for a local file")
-    parser.add_argument("--std", nargs=3, type=float, metavar=("R", "G", "B"), help="as clip.std, for a local file")
+    parser.add_argument("clip", help="name or folder of a CLIP model, as clip.name in a config")
+    parser.add_argument("--weights", help="pretrained tag or file, as clip.weights in a config")
+    parser.add_argument("--activation", choices=get_args(Activation), help="for a local file, as clip.activation")
+    parser.add_argument("--mean", nargs=3, type=float, metavar=("R", "G", "B"), help="for a local file, as clip.mean")
+    parser.add_argument("--std", nargs=3, type=float, metavar=("R", "G", "B"), help="for a local file, as clip.std")
     parser.add_argument("--images", type=Path, required=True, help="folder of images")
-    parser.add_argument("--count", type=int, default=100, help="number of images (%(default)s)")
+    parser.add_argument("--count", type=int, default=100, help="number of images (default: %(default)s)")
     return parser.parse_args()
 
 
@@ -42,5 +42,5 @@ def main() -> None:
     )
     found = measure_agreement(clip, arguments.images, count=arguments.count)
     print(f"{arguments.clip}, {found.num_images} images of {found.height} x {found.width} px")
-    print(f"mean dense feature and pooled embedding   cosine {found.dense_mean:.3f} (least {found.dense_min:.3f})")
+    print(f"mean dense feature and pooled embedding   cosine {found.dense_mean:.3f} (lowest {found.dense_min:.3f})")
     print(f"pooled embeddings of two images           cosine {found.others_mean:.3f}")

@@ -27,18 +27,22 @@ def main() -> None:
     parser.add_argument(
         "--height",
         type=positive_int,
-        help="in px (default: data.size, which batches of several images are padded to)",
+        help="image height in pixels (default: data.size, which batches of several images are padded to)",
     )
-    parser.add_argument("--gpus", type=positive_int, help="default: 8")
+    parser.add_argument("--gpus", type=positive_int, help="number of GPUs (default: 8)")
     parser.add_argument(
-        "--peak-tflops", type=positive_float, help="peak per GPU in bf16 (989.0: H100 SXM), or of the CPU"
+        "--peak-tflops",
+        type=positive_float,
+        help="peak TFLOP/s of a GPU in bf16 (default: 989, H100 SXM), or of the CPU",
     )
     parser.add_argument(
-        "--utilization", type=closed_fraction, help="share of the peak that is reached, 0 to 1 (default: measured)"
+        "--utilization",
+        type=closed_fraction,
+        help="share of the peak that training reaches, 0 to 1 (default: measured)",
     )
     arguments = parse_with_overrides(parser)
     if arguments.utilization == 0:
-        parser.error("--utilization 0: nothing would be computed")
+        parser.error("--utilization is 0; it must be above 0")
     config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before imports that take seconds
     from ovd.jobs.predict_cost import Hardware, predict_cost
 

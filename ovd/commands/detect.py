@@ -56,58 +56,72 @@ def requested_queries(arguments: argparse.Namespace) -> "list[Query]":
     if arguments.classes is None and arguments.classes_file is None:
         if arguments.prompt:
             return []
-        raise ValueError("say what to look for: --classes 'umbrella, anchor', or --classes-file with a name per line")
+        raise ValueError(
+            "give the classes to detect: --classes 'umbrella, anchor', or --classes-file FILE with a name per line"
+        )
     for name in map(str.strip, (arguments.classes or "").split(",")):
         if os.path.isfile(name):  # False for words too long for a file name
-            warn(f"{name} is a file; names are read from it with --classes-file {name}")
+            warn(f"--classes {name} is taken as a class name; to read names from this file, use --classes-file {name}")
     queries = read_queries(arguments.classes, arguments.classes_file)
     if not queries:
         where = arguments.classes_file or f"--classes {arguments.classes!r}"
-        raise ValueError(f"{where} has no class name; write it as --classes 'umbrella, anchor'")
+        raise ValueError(f"{where} has no class name; write for example --classes 'umbrella, anchor'")
     return queries
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser of the command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="image, video, folder, pattern, or - for stdin")
-    parser.add_argument("--classes", help="comma-separated class names, any words; NAME:0.8 for a minimum score")
-    parser.add_argument("--classes-file", type=Path, help="the same, one per line; a name may have commas")
+    parser.add_argument(
+        "sources", nargs="+", metavar="SOURCE", help="image, video, folder, pattern, or - for standard input"
+    )
+    parser.add_argument("--classes", help="comma-separated class names, in any words; NAME:0.8 sets a minimum score")
+    parser.add_argument(
+        "--classes-file", type=Path, help="text file of class names, one per line; a name may contain commas"
+    )
     parser.add_argument(
         "--prompt",
         action="append",
         default=[],
         metavar="NAME=IMAGE[:x,y,w,h]",
-        help="an example of a class: an image, or a box in it; repeatable",
+        help="an example of a class: an image, or a box in it; can be repeated",
     )
-    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="trained detector (%(default)s)")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        default=Path("runs/quickstart"),
+        help="folder of the trained detector (default: %(default)s)",
+    )
     add_detector_options(parser)
     parser.add_argument("--threshold", type=closed_fraction, help="minimum score shown (default: the detector's own)")
     parser.add_argument(
-        "--top", type=positive_int, default=100, help="maximum number of boxes per picture (%(default)s)"
+        "--top", type=positive_int, default=100, help="maximum number of boxes per picture (default: %(default)s)"
     )
     parser.add_argument("--overlapping", action="store_true", help="show every box above the threshold (default: of "
-                        "boxes that overlap by IoU 0.5 only the best, whatever their classes)")  # fmt: skip
-    parser.add_argument("--track", action="store_true", help="number the objects of a video through its frames")
+                        "boxes with an IoU above 0.5 only the best, whatever their classes)")  # fmt: skip
+    parser.add_argument(
+        "--track", action="store_true", help="track the objects of a video through its frames and number them"
+    )
     parser.add_argument(
         "--prefilter",
         type=open_fraction,
         metavar="SHARE",
-        help="score all names at this share of a picture's points only, such as 0.15: faster with tens of thousands of "
-        "names, and nearly the same boxes (default: the run's eval.prefilter, or all points)",
+        help="score all names only at this share of an image's points, such as 0.15: faster with tens of thousands of "
+        "names, with nearly the same boxes (default: the run's eval.prefilter; all points if it has none)",
     )
-    parser.add_argument("--threads", type=positive_int, help="CPU threads (default: torch's own choice)")
+    parser.add_argument("--threads", type=positive_int, help="number of CPU threads (default: as torch chooses)")
     parser.add_argument(
         "--write",
         choices=get_args(DetectionForm),
         default="pictures",
-        help="what is written (%(default)s); in coco, frames of a video all have its name: no data set to train on",
+        help="output format (default: %(default)s); in coco, the frames of a video share a file name, so they "
+        "cannot be trained on",
     )
     parser.add_argument(
         "--output",
         type=Path,
-        help="pictures: folder (default: beside each source); coco: file (detections.json); lines: file (standard "
-        "output)",
+        help="pictures: folder (default: beside each source); coco: file (default: detections.json); lines: file "
+        "(default: standard output)",
     )
     return parser
 
@@ -125,7 +139,7 @@ def main() -> None:
 
     queries, sources = requested_queries(arguments), find_media(arguments.sources)
     if arguments.track and not any(map(is_video, sources)):
-        raise ValueError("--track needs a video, and no source is one")
+        raise ValueError("--track needs a video, but none of the sources is a video")
     queries = add_examples(queries, arguments.prompt)
     preload_examples([query.prompt for query in queries])
     output = output_for(arguments.write, arguments.output, sources, [query.name for query in queries])

@@ -16,8 +16,12 @@ from ovd.files import refuse_missing_run
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", type=Path, help="run folder (its newest checkpoint) or checkpoint folder")
-    parser.add_argument("second", type=Path, help="likewise; the output takes its data and evaluation settings")
-    parser.add_argument("--weight", type=float, default=0.5, help="weight of the second run, 0 to 1 (%(default)s)")
+    parser.add_argument(
+        "second", type=Path, help="the same for the second run, whose data and evaluation settings the output gets"
+    )
+    parser.add_argument(
+        "--weight", type=float, default=0.5, help="weight of the second run, 0 to 1 (default: %(default)s)"
+    )
     parser.add_argument("--output", type=Path, required=True, help="run folder to write")
     arguments = parser.parse_args()
     for run in (arguments.first, arguments.second):
@@ -30,4 +34,4 @@ def main() -> None:
     print(f"{folder}: {1 - arguments.weight:g} x {first.folder} + {arguments.weight:g} x {second.folder}")
     calibrated = [str(found.folder) for found in (first, second) if found.notes.calibration is not None]
     if calibrated and arguments.weight != 1:
-        print(f"calibrated: {' and '.join(calibrated)}; the average is not: its scores are no probabilities")
+        print(f"calibrated: {' and '.join(calibrated)}; the average is not, so its scores are not probabilities")

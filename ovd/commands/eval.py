@@ -39,17 +39,21 @@ def main() -> None:
     parser.add_argument("run", type=Path, nargs="?", help="run folder or checkpoint folder of a trained detector")
     parser.add_argument("--results", type=Path, help="evaluate this COCO-format results file instead of a detector")
     parser.add_argument("--annotations", type=Path, help="annotation file (default: the run's validation set)")
-    parser.add_argument("--images", type=Path, help="folder of its images")
-    parser.add_argument("--format", choices=get_args(DataFormatName))
+    parser.add_argument("--images", type=Path, help="folder of the images")
+    parser.add_argument("--format", choices=get_args(DataFormatName), help="format of the annotations")
     add_format_options(parser, default_split="val")
     add_detector_options(parser)
-    parser.add_argument("--onnx", type=Path, help="evaluate this file that ovd export wrote of the RUN")
-    parser.add_argument("--engine", choices=get_args(Engine), help="default: that of the run's config, hotcoco")
+    parser.add_argument("--onnx", type=Path, help="evaluate this file, which ovd export wrote from RUN")
+    parser.add_argument(
+        "--engine",
+        choices=get_args(Engine),
+        help="package that computes the metrics (default: the run's eval.engine; hotcoco with --results)",
+    )
     parser.add_argument("--output", type=Path, help="folder for the results (default: RUN/eval, "
                         "RUN/eval-NAMES with another data set, experts or size)")  # fmt: skip
-    parser.add_argument("--html", action="store_true", help="also write report.html, one page that needs no network: "
+    parser.add_argument("--html", action="store_true", help="also write report.html, a single page that works offline: "
                         "classes, curves, confused names, best and worst images")  # fmt: skip
-    parser.add_argument("--threads", type=positive_int, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--threads", type=positive_int, default=2, help="number of CPU threads (default: %(default)s)")
     arguments = parser.parse_args()
     if (arguments.run is None) == (arguments.results is None):
         parser.error("give either a RUN or --results FILE")

@@ -1,4 +1,4 @@
-"""List experts, check them against a detector, say who answers which query, remove one.
+"""List experts, check them against a detector, print which one answers a query, remove one.
 
     ovd experts list runs/mine_expert runs/other
     ovd experts check runs/quickstart runs/mine_expert runs/other
@@ -19,12 +19,12 @@ from ovd.files import refuse_missing_run
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser("list", help="say what experts know and which detector they belong to")
+    listing = commands.add_parser("list", help="print the names that experts know and the detector that they belong to")
     listing.add_argument("experts", type=Path, nargs="+", help="expert folders, or the runs that they are in")
-    check = commands.add_parser("check", help="check that experts are whole and belong to a detector")
+    check = commands.add_parser("check", help="check that experts are undamaged and belong to a detector")
     check.add_argument("run", type=Path, help="run or checkpoint folder of the detector")
     check.add_argument("experts", type=Path, nargs="+", help="expert folders, or the runs that they are in")
-    who = commands.add_parser("who", help="say who answers which query")
+    who = commands.add_parser("who", help="print whether the detector or an expert answers a query")
     who.add_argument("run", type=Path, help="run or checkpoint folder of the detector")
     who.add_argument("experts", type=Path, nargs="+", help="expert folders, or the runs that they are in")
     who.add_argument("--classes", required=True, help="comma-separated queries")
@@ -42,7 +42,7 @@ def main() -> None:
     elif arguments.command == "check":
         for folder in arguments.experts:
             check_expert(arguments.run, folder)
-            print(f"{folder}: whole, and an expert of {arguments.run}")
+            print(f"{folder}: undamaged, an expert of {arguments.run}")
     elif arguments.command == "who":
         names = [query.name for query in read_queries(arguments.classes)]
         print(format_routing(arguments.run, arguments.experts, names))

@@ -23,12 +23,12 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="run folder or checkpoint folder of a trained detector")
     parser.add_argument("model", type=Path, help="file to write, whose name ends in .onnx")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--fp16", action="store_true", help="weights and features of 16 bits, for GPUs")
+    form.add_argument("--fp16", action="store_true", help="16-bit weights and features, for GPUs")
     form.add_argument(
-        "--int8", action="store_true", help="convolutions and linear layers of 8 bits, for CPUs; needs --images"
+        "--int8", action="store_true", help="8-bit convolutions and linear layers, for CPUs; needs --images"
     )
-    parser.add_argument("--images", type=Path, help="folder of images that --int8 finds the ranges of features on")
-    parser.add_argument("--no-text", action="store_true", help="leave out the text tower")
+    parser.add_argument("--images", type=Path, help="folder of images on which --int8 measures the ranges of features")
+    parser.add_argument("--no-text", action="store_true", help="do not export the text tower")
     parser.add_argument(
         "--plain",
         action="store_true",
@@ -52,6 +52,6 @@ def main() -> None:
         plain=arguments.plain,
     )
     for path in exported.removed:
-        print(f"{path} of an earlier export is removed")
+        print(f"removed {path} of an earlier export")
     for path in exported.written:
         print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")

@@ -26,10 +26,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="a YAML file, see configs/expert.yaml")
     add_overrides(parser, help="for example train.steps=100")
-    parser.add_argument("--weight", type=float, help="weight of the fine-tuned detector in the average; 1 makes "
-                        f"none ({WEIGHT}; an expert is not averaged)")  # fmt: skip
-    parser.add_argument("--no-kept", action="store_true", help="do not evaluate on the data set of the detector to "
-                        "start from, which may be large, or on another machine")  # fmt: skip
+    parser.add_argument("--weight", type=float, help="weight of the fine-tuned detector in the average with the "
+                        f"starting one (default: {WEIGHT}); 1 makes no average; not for an expert")  # fmt: skip
+    parser.add_argument("--no-kept", action="store_true", help="do not evaluate on the starting detector's validation "
+                        "set, for example if it is large or not on this machine")  # fmt: skip
     arguments = parse_with_overrides(parser)
     config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before imports that take seconds
     from ovd.distributed import is_main, process_group

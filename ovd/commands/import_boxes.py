@@ -27,13 +27,15 @@ from ovd.jobs.import_boxes import import_into_file
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("format", choices=get_args(ImportFormatName))
-    parser.add_argument("--annotations", type=Path, required=True, help="the exported file, or folder")
-    parser.add_argument("--images", type=Path, help="folder of its images; for some formats the annotations say it")
+    parser.add_argument("format", choices=get_args(ImportFormatName), help="format of the export")
+    parser.add_argument("--annotations", type=Path, required=True, help="the exported file or folder")
+    parser.add_argument(
+        "--images", type=Path, help="folder of the images; not needed if the annotations say where they are"
+    )
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write; must not exist")
-    parser.add_argument("--crowds-as-objects", action="store_true", help="crowd regions become objects: CVAT exports "
-                        "every mask as one")  # fmt: skip
-    parser.add_argument("--attribute", help="via: the attribute that names regions, where they have several")
+    parser.add_argument("--crowds-as-objects", action="store_true", help="turn crowd regions into objects, since CVAT "
+                        "exports every mask as a crowd")  # fmt: skip
+    parser.add_argument("--attribute", help="via: the attribute that holds the class name, if regions have several")
     add_format_options(parser, default_split="train")
     arguments = parser.parse_args()
     imported = import_into_file(

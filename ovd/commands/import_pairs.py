@@ -14,16 +14,21 @@ from pathlib import Path
 
 from ovd.data.pairs.tar import PairShards
 from ovd.data.pairs.tsv import COLUMNS
+from ovd.format_count import format_count
 from ovd.jobs.import_pairs import import_pairs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tsv", type=Path, help="the file")
-    parser.add_argument("--columns", required=True, help=f"comma-separated names among {', '.join(COLUMNS)}")
+    parser.add_argument("tsv", type=Path, help="TSV file of image-text pairs")
+    parser.add_argument(
+        "--columns", required=True, help=f"comma-separated names of the columns, from {', '.join(COLUMNS)}"
+    )
     parser.add_argument("--images", type=Path, help="folder that paths in the column `path` are relative to")
     parser.add_argument("--output", type=Path, required=True, help="folder for the shards; must not contain any")
-    parser.add_argument("--pairs-per-shard", type=int, default=1000, help="default: %(default)s")
+    parser.add_argument(
+        "--pairs-per-shard", type=int, default=1000, help="number of pairs in a shard (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     report = import_pairs(
         arguments.tsv,
@@ -33,4 +38,5 @@ def main() -> None:
         pairs_per_shard=arguments.pairs_per_shard,
     )
     skipped = ", ".join(f"{finding} {count}" for finding, count in report.counts().items())
-    print(f"{len(PairShards(arguments.output)):,} pairs in {arguments.output}; left out: {skipped or 'none'}")
+    pairs = format_count(len(PairShards(arguments.output)), "pair")
+    print(f"{pairs} in {arguments.output}; left out: {skipped or 'none'}")

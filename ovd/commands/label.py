@@ -10,7 +10,7 @@ threshold, or --threshold; a number after a name (anchor:0.8) is the threshold o
 Formats: `coco` (one JSON file, which ovd trains on and CVAT imports), `label_studio` (JSON tasks with predictions),
 `yolo` and `voc` (folders). Scores are kept. Beside the output, NAME.review.html shows the boxes that the detector is
 least sure of, to accept, reject and rename, and a report lists the images that could not be read. The same command
-resumes an interrupted labelling, from OUTPUT.partial.
+resumes an interrupted labeling, from OUTPUT.partial.
 """
 
 import argparse
@@ -39,25 +39,36 @@ def _arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", help="folders, files, or patterns in quotes")
-    parser.add_argument("--recursive", action="store_true", help="look into the folders below a folder, too")
+    parser.add_argument("--recursive", action="store_true", help="also label the images in subfolders")
     classes = parser.add_mutually_exclusive_group(required=True)
     classes.add_argument("--classes-file", type=Path, help="text file of class names, one per line")
-    classes.add_argument("--classes", help="comma-separated class names; NAME:0.8 for a minimum score")
-    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="trained detector (%(default)s)")
+    classes.add_argument("--classes", help="comma-separated class names; NAME:0.8 sets a minimum score")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        default=Path("runs/quickstart"),
+        help="folder of the trained detector (default: %(default)s)",
+    )
     add_detector_options(parser)
     parser.add_argument("--output", type=Path, required=True, help="file or folder to write; must not exist")
-    parser.add_argument("--to", choices=get_args(ExportFormatName), default="coco", help="format (%(default)s)")
+    parser.add_argument(
+        "--to", choices=get_args(ExportFormatName), default="coco", help="output format (default: %(default)s)"
+    )
     parser.add_argument("--threshold", type=closed_fraction, help="minimum score (default: the detector's own)")
     parser.add_argument("--overlapping", action="store_true", help="keep every box above the threshold (default: of "
-                        "boxes that overlap by IoU 0.5 only the best, whatever their names)")  # fmt: skip
+                        "boxes with an IoU above 0.5 only the best, whatever their names)")  # fmt: skip
     parser.add_argument("--review", type=nonnegative_int, default=200, metavar="N",
-                        help="boxes shown on the page to review; 0 for no page (%(default)s)")  # fmt: skip
+                        help="number of boxes on the review page; 0 for no page (default: %(default)s)")  # fmt: skip
     parser.add_argument("--copy-images", action="store_true", help="yolo: copy the images instead of linking to them")
     parser.add_argument("--image-url", default=LOCAL_FILES, metavar="PREFIX",
-                        help="label_studio: what stands before an image's name (%(default)s)")  # fmt: skip
-    parser.add_argument("--batch-size", type=positive_int, default=8, help="images at a time (%(default)s)")
-    parser.add_argument("--workers", type=nonnegative_int, default=2, help="processes that read images (%(default)s)")
-    parser.add_argument("--threads", type=positive_int, default=2, help="CPU threads (default: %(default)s)")
+                        help="label_studio: prefix of image names in URLs (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=8, help="number of images per batch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=nonnegative_int, default=2, help="number of processes that read images (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=positive_int, default=2, help="number of CPU threads (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.copy_images and arguments.to != "yolo":
         parser.error("--copy-images needs --to yolo")

@@ -33,44 +33,50 @@ def _arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run or checkpoint folder of the detector; a student trained on "
-                        "the labels needs its text tower")  # fmt: skip
+                        "the labels must have the same text tower")  # fmt: skip
     parser.add_argument("--pairs", type=Path, required=True, metavar="FOLDER", help="folder of tar shards")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder for labels and ledgers")
     parser.add_argument("--queries", choices=get_args(QuerySource), default="caption",
-                        help="what an image is asked for: its whole caption, the caption's n-grams or noun phrases, or "
-                        "the same class names in every image (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="for --queries classes: names, one a line")
-    parser.add_argument("--templates", choices=get_args(Templates), help="prompts that names and phrases are put "
-                        "into, for the detector and for the text embeddings of the labels (default: as the run was "
-                        "trained, but a detector of --teacher-hf reads names and phrases as they stand). Whole "
-                        "captions are never put into prompts. OWL-ViT and OWLv2 score the mean over the prompts; "
-                        "Grounding DINO and MM Grounding DINO take `none` alone, a single prompt")  # fmt: skip
+                        help="queries for an image: its whole caption, the caption's n-grams or noun phrases, or "
+                        "the same class names for every image (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="for --queries classes: text file of class names, one per line"
+    )
+    parser.add_argument("--templates", choices=get_args(Templates), help="prompt templates for names and "
+                        "phrases, for the detector and for the text embeddings of the labels (default: those of the "
+                        "run's training; a detector of --teacher-hf gets names and phrases without a template). "
+                        "Captions never get a template. OWL-ViT and OWLv2 score the mean over the prompts; "
+                        "Grounding DINO and MM Grounding DINO support only `none`")  # fmt: skip
     parser.add_argument("--teacher-hf", metavar="NAME", help="OWL-ViT, OWLv2, Grounding DINO or MM Grounding DINO of "
                         "Hugging Face (name or folder), which detects the boxes in place of RUN")  # fmt: skip
     add_expert_options(parser)
     parser.add_argument("--threshold", type=float, default=DEFAULTS.score_threshold,
-                        help="only boxes that score more are kept; keep it low, filters come later "
+                        help="score above which boxes are kept; choose it low, since filters are applied later "
                         "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--max-boxes", type=int, default=DEFAULTS.max_boxes,
-                        help="an image keeps so many boxes, the best ones, and beside them the best of each of its "
-                        "texts (default: %(default)s)")  # fmt: skip
+                        help="number of boxes kept per image, those with the best scores; the best box of each text "
+                        "is kept in any case (default: %(default)s)")  # fmt: skip
     parser.add_argument("--size", type=positive_int, help="longest image side in pixels (default: as trained)")
-    parser.add_argument("--batch-size", type=int, default=DEFAULTS.batch_size, help="default: %(default)s")
+    parser.add_argument(
+        "--batch-size", type=int, default=DEFAULTS.batch_size, help="number of images per batch (default: %(default)s)"
+    )
     parser.add_argument("--shards", type=positive_int, metavar="N", help="label the first N shards only (default: "
                         "all)")  # fmt: skip
     parser.add_argument("--skip-unreadable", action="store_true",
-                        help="go on past images that cannot be read, however many; they are counted (default: 100 in a "
-                        "row, or 1 %% and at least 5, stop the job)")  # fmt: skip
+                        help="continue and count the images that cannot be read, however many (default: stop after 100 "
+                        "in a row, or 1 %% and at least 5)")  # fmt: skip
     parser.add_argument("--rank", type=int, help="this worker labels the shards RANK, RANK + WORLD, ... (default: "
-                        "RANK of the environment, which torchrun sets, else 0)")  # fmt: skip
-    parser.add_argument("--world", type=int, help="number of workers (default: WORLD_SIZE of the environment, else 1)")
+                        "the environment variable RANK, which torchrun sets, else 0)")  # fmt: skip
+    parser.add_argument(
+        "--world", type=int, help="number of workers (default: the environment variable WORLD_SIZE, else 1)"
+    )
     parser.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help="label on a Ray cluster: `auto` for "
-                        "the one that this machine belongs to; without an address one is started here")  # fmt: skip
-    parser.add_argument("--workers", type=positive_int, metavar="N", help="for --ray: actors (default: one per GPU; "
-                        "without GPUs one per --threads cores)")  # fmt: skip
-    parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained; under torchrun the GPU "
+                        "that of this machine; without an address, one is started on this machine")  # fmt: skip
+    parser.add_argument("--workers", type=positive_int, metavar="N", help="for --ray: number of actors (default: one "
+                        "per GPU; without GPUs, one per --threads cores)")  # fmt: skip
+    parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained; with torchrun the GPU "
                         "LOCAL_RANK)")  # fmt: skip
-    parser.add_argument("--threads", type=positive_int, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--threads", type=positive_int, default=2, help="number of CPU threads (default: %(default)s)")
     return parser.parse_args()
 
 

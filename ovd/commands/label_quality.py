@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ovd.commands.arguments import closed_fraction
 from ovd.files import make_parent_folder, write_json
+from ovd.format_count import format_count
 from ovd.jobs.label_quality import label_quality
 from ovd.selftrain.quality import format_quality
 
@@ -21,23 +22,28 @@ from ovd.selftrain.quality import format_quality
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("labels", type=Path, help="folder of label files from `ovd label-pairs`")
-    parser.add_argument("--pairs", type=Path, required=True, help="folder of the image-text shards they belong to")
+    parser.add_argument(
+        "--pairs", type=Path, required=True, help="folder of the shards of image-text pairs that the labels belong to"
+    )
     parser.add_argument("--annotations", type=Path, help="LVIS file with the names' synonyms and frequencies")
     parser.add_argument(
         "--thresholds",
         type=closed_fraction,
         nargs="+",
         default=[0.0, 0.05, 0.1, 0.2, 0.3, 0.5],
-        help="default: %(default)s",
+        help="score thresholds to measure at (default: %(default)s)",
     )
-    parser.add_argument("--output", type=Path, help="JSON file for the same numbers")
+    parser.add_argument("--output", type=Path, help="JSON file to write the same numbers to")
     arguments = parser.parse_args()
 
     if arguments.output is not None:
         make_parent_folder(arguments.output)
     found = label_quality(arguments.labels, arguments.pairs, arguments.annotations, thresholds=arguments.thresholds)
     print(format_quality(found.rows))
-    print(f"{found.num_pairs} pairs; {found.num_left_out} more left out, whose true objects are not known")
+    print(
+        f"{format_count(found.num_pairs, 'pair')} compared; "
+        f"{format_count(found.num_left_out, 'pair')} left out, whose true objects are not known"
+    )
     if found.capped:
         print(found.capped)
     if arguments.output is not None:

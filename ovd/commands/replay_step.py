@@ -11,7 +11,7 @@ from pathlib import Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dump", type=Path, help="failed-step-*.pt in a run folder, whose config.yaml is used")
+    parser.add_argument("dump", type=Path, help="file failed-step-*.pt in a run folder, whose config.yaml is used")
     arguments = parser.parse_args()
     from ovd.jobs.replay_step import replay_step
 

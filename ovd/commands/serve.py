@@ -35,44 +35,67 @@ _PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder or checkpoint of a trained detector")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine alone)")
-    parser.add_argument("--port", type=port_number, default=8000, help="0 for any that is free (%(default)s)")
-    parser.add_argument("--public", action="store_true", help="other machines may ask; needed for such a --host")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, for this machine alone)"
+    )
+    parser.add_argument(
+        "--port", type=port_number, default=8000, help="port to listen on; 0 chooses a free one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--public",
+        action="store_true",
+        help="accept requests from other machines; required if --host is an address of the network",
+    )
     parser.add_argument(
         "--allow-host",
         action="append",
         default=[],
         type=name_of_host,
         metavar="NAME",
-        help="name that requests may call this server by, such as that of a reverse proxy; repeatable",
+        help="further host name of this server in requests, such as that of a reverse proxy; can be repeated",
     )
     add_detector_options(parser)
     parser.add_argument(
-        "--batch", type=positive_int, default=Settings.batch, help="largest batch of images (%(default)s)"
+        "--batch",
+        type=positive_int,
+        default=Settings.batch,
+        help="maximum number of images in a batch (default: %(default)s)",
     )
     parser.add_argument(
         "--gather-ms",
         type=nonnegative_float,
         default=Settings.gather_ms,
-        help="time to fill a batch, in ms (%(default)s)",
+        help="time that a batch waits for more images, in ms (default: %(default)s)",
     )
     parser.add_argument(
-        "--megabytes", type=positive_float, default=DEFAULTS.megabytes, help="largest picture file (%(default)s)"
+        "--megabytes",
+        type=positive_float,
+        default=DEFAULTS.megabytes,
+        help="maximum size of a picture file, in MB (default: %(default)s)",
     )
     parser.add_argument(
-        "--megapixels", type=positive_float, default=DEFAULTS.megapixels, help="largest picture (%(default)s)"
+        "--megapixels",
+        type=positive_float,
+        default=DEFAULTS.megapixels,
+        help="maximum size of a picture, in million pixels (default: %(default)s)",
     )
     parser.add_argument(
-        "--names", type=positive_int, default=DEFAULTS.names, help="most names in a request (%(default)s)"
+        "--names",
+        type=positive_int,
+        default=DEFAULTS.names,
+        help="maximum number of names in a request (default: %(default)s)",
     )
     parser.add_argument(
         "--waiting",
         type=positive_int,
         default=DEFAULTS.waiting,
-        help="length of the queue; beyond it 503 (%(default)s)",
+        help="maximum number of waiting requests; more are refused with status 503 (default: %(default)s)",
     )
     parser.add_argument(
-        "--seconds", type=positive_float, default=DEFAULTS.answer_seconds, help="time limit of a request (%(default)s)"
+        "--seconds",
+        type=positive_float,
+        default=DEFAULTS.answer_seconds,
+        help="time limit of a request, in seconds (default: %(default)s)",
     )
     return parser
 
@@ -87,7 +110,9 @@ def port_number(text: str) -> int:
 def name_of_host(text: str) -> str:
     """Parse --allow-host: the name or address in the Host header of a request, without its port."""
     if not is_address(text) and (not text or host_name(text) != text.lower()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a host's name alone; write it as detect.example.org")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a host name; write the name alone, such as detect.example.org"
+        )
     return text
 
 
@@ -98,9 +123,11 @@ def check_host(host: str, *, public: bool) -> None:
         ValueError: it is not, or the host is neither localhost nor an address.
     """
     if host != "localhost" and not is_address(host):
-        raise ValueError(f"--host {host}: write an address such as 127.0.0.1 or 0.0.0.0")
+        raise ValueError(f"--host {host} is not an IP address; give one such as 127.0.0.1 or 0.0.0.0")
     if not is_loopback(host) and not public:
-        raise ValueError(f"--host {host} lets other machines ask; say --public if this is meant (see docs/serve.md)")
+        raise ValueError(
+            f"--host {host} accepts requests from other machines; add --public to allow that (see docs/serve.md)"
+        )
 
 
 def main() -> None:

@@ -18,12 +18,14 @@ from ovd.warn import warn
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("annotations", type=Path)
-    parser.add_argument("--share", type=float, default=0.8, help="share of the images in the first part (%(default)s)")
-    parser.add_argument("--first", type=Path, required=True, help="file to write")
-    parser.add_argument("--second", type=Path, required=True, help="file to write")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--xyxy", action="store_true", help="bbox is [x1, y1, x2, y2], and stays so in the parts")
+    parser.add_argument("annotations", type=Path, help="annotation file in COCO's or LVIS's form")
+    parser.add_argument(
+        "--share", type=float, default=0.8, help="share of the images in the first part (default: %(default)s)"
+    )
+    parser.add_argument("--first", type=Path, required=True, help="file to write the first part to")
+    parser.add_argument("--second", type=Path, required=True, help="file to write the second part to")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random split (default: %(default)s)")
+    parser.add_argument("--xyxy", action="store_true", help="boxes are [x1, y1, x2, y2], in the file and in its parts")
     arguments = parser.parse_args()
     if not 0 < arguments.share < 1:
         parser.error(f"--share {arguments.share} is not between 0 and 1")
@@ -43,4 +45,4 @@ def main() -> None:
     for part in parts:
         if part.exclusive_classes:
             classes = format_count(len(part.exclusive_classes), "class", "classes")
-            warn(f"{part.file} alone has objects of {classes}: {join_first(part.exclusive_classes)}")
+            warn(f"only {part.file} has objects of {classes}: {join_first(part.exclusive_classes)}")

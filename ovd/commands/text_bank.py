@@ -19,7 +19,7 @@ from ovd.data.formats.text_files import read_lines
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, help="its `clip` and `bank` sections are used")
+    parser.add_argument("config", type=Path, help="a YAML file, of which the sections `clip` and `bank` are used")
     add_overrides(parser, help="for example bank.templates=full")
     parser.add_argument("--classes", type=Path, help="text file of class names, one per line (default: the config's)")
     arguments = parse_with_overrides(parser)
@@ -29,7 +29,7 @@ def main() -> None:
     from ovd.build.text import build_class_bank
 
     if config.bank.file is not None:
-        raise ValueError("bank.file is an existing bank; leave it out to build one")
+        raise ValueError("bank.file names an existing bank; remove it from the config to build one")
     if arguments.classes is None:
         index = load_training_index(config)
         names, synonyms = index.names, index.synonyms

@@ -23,12 +23,14 @@ def main() -> None:
     parser.add_argument("config", type=Path, help="a YAML file, see configs/")
     add_overrides(parser, help="for example train.steps=50")
     parser.add_argument("--resume", action="store_true", help="continue from the run folder's newest checkpoint")
-    parser.add_argument("--strict-resume", action="store_true", help="as --resume; stop if that checkpoint is damaged")
+    parser.add_argument(
+        "--strict-resume", action="store_true", help="like --resume, but stop if that checkpoint is damaged"
+    )
     parser.add_argument(
         "--preflight",
         action="store_true",
-        help="do not train: read both sets, every image and the vocabulary, build the detector, say what training "
-        "would do; exit with 2 if it would stop",
+        help="do not train, but read both data sets, every image and the vocabulary, build the detector, and print "
+        "what training would do; exit with 2 if it would stop",
     )
     arguments = parse_with_overrides(parser)
     config = load_config(arguments.config, arguments.overrides, TrainConfig)  # before imports that take seconds
@@ -42,4 +44,4 @@ def main() -> None:
         return
     train_from_config(config, resume=resume, strict_resume=arguments.strict_resume)
     if config.expert is not None:
-        print("trained, but not yet an expert: ovd fine-tune with the same config and settings writes it")
+        print("trained, but the expert is not written yet: run ovd fine-tune with the same config and settings")

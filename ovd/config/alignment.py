@@ -67,7 +67,7 @@ class AlignBoxes(Section):
         if self.random + self.proposals == 0:
             raise ValueError("random and proposals are both 0: an image needs at least one box")
         if self.sides[0] > self.sides[1]:
-            raise ValueError(f"sides are {self.sides}: the smallest comes first")
+            raise ValueError(f"sides is {self.sides}; the smallest must come first")
         return self
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, PositiveInt, model_validator
 
 from ovd.choices import QuerySource
+from ovd.format_count import format_count
 from ovd.section import Section
 
 
@@ -27,7 +28,7 @@ class LabelOptions(Section):
     def _classes_go_with_queries(self) -> "LabelOptions":
         if (self.queries == "classes") != bool(self.classes) or len(set(self.classes)) < len(self.classes):
             raise ValueError(
-                f"queries {self.queries!r} with {len(self.classes)} class names: `classes` needs some, each once, and "
-                "the other kinds of queries none"
+                f"queries is {self.queries!r}, with {format_count(len(self.classes), 'class name')}; `classes` needs "
+                "distinct names, and the other kinds of queries none"
             )
         return self

@@ -36,7 +36,7 @@ class AblationRow(Section):
     @model_validator(mode="after")
     def _labels_have_a_teacher(self) -> "AblationRow":
         if (self.teacher is None) != (self.labels is None):
-            raise ValueError("a row has both `teacher` and `labels`, or neither")
+            raise ValueError("give both `teacher` and `labels`, or neither")
         return self
 
 
@@ -79,7 +79,7 @@ class FineTuningRow(Section):
     """Weight of the fine-tuned detector in the average of its weights and the starting detector's; not for an
     expert."""
     replay: bool = False
-    """Train on the world's image-text pairs as well, labelled by the starting detector."""
+    """Train on the world's image-text pairs as well, labeled by the starting detector."""
     boxes_per_class: PositiveInt | None = None
     """Minimum number of boxes of every class in the few images to train on, which are drawn at random; by default all
     images are used."""

@@ -407,11 +407,11 @@ class TrainConfig(Section):
         )
         yield (
             data.pairs is not None and train.batch_size < 2,
-            "train.batch_size=1 has no room for data.pairs beside annotated images; set 2 or more",
+            "data.pairs needs train.batch_size=2 or more, since a batch has both pairs and annotated images",
         )
         yield (
             data.held_out > 0 and train.calibration is not None,
-            "train.calibration holds out images of its own (train.calibration.images); leave out data.held_out",
+            "data.held_out cannot be combined with train.calibration, which has its own held-out images",
         )
         yield (
             data.mosaic and data.shape_groups > 1,
@@ -419,7 +419,7 @@ class TrainConfig(Section):
         )
         yield (
             train.pair_negatives and (data.pairs is None or train.negatives == "strict"),
-            "train.pair_negatives needs data.pairs, and not train.negatives=strict: no text is verified as absent",
+            "train.pair_negatives needs data.pairs, but not train.negatives=strict: no text is verified as absent",
         )
         yield (
             data.mosaic and train.negatives == "strict",
@@ -437,7 +437,7 @@ class TrainConfig(Section):
             return
         yield (
             train.start_distillation,
-            "train.start_distillation is for one set of weights; an expert changes no old answer",
+            "train.start_distillation cannot be used with expert, which leaves the starting detector unchanged",
         )
         yield (
             expert.learn == "names" and (expert.own_layers != 0 or expert.rank),
@@ -445,7 +445,7 @@ class TrainConfig(Section):
         )
         yield (
             expert.rank and expert.own_layers == "all",
-            "expert.rank is for layers that are not the expert's own; with all its own, set it to 0",
+            "expert.rank is for layers that are not the expert's own; with expert.own_layers=all, set it to 0",
         )
         yield (
             self.init_from is None or self.init_state == "training",
@@ -453,5 +453,5 @@ class TrainConfig(Section):
         )
         yield (
             self.detector.freeze_backbone or self.detector.frozen_layers,
-            "expert.own_layers says which layers learn; leave out detector.freeze_backbone and frozen_layers",
+            "expert.own_layers sets which layers are trained; remove detector.freeze_backbone and frozen_layers",
         )

@@ -111,7 +111,7 @@ def describe(index: AnnotationIndex, report: DataReport, usable: AnnotationIndex
     without = sum(count.objects == 0 for count in counts)
     classes_by_frequency = Counter(count.frequency for count in counts if count.frequency)
     groups = ", ".join(f"{classes_by_frequency[letter]} {letter}" for letter in "rcf" if letter in classes_by_frequency)
-    sides = f", {index.image_sizes.min()} to {index.image_sizes.max()} px a side" if len(index) else ""
+    sides = f", {index.image_sizes.min()} to {index.image_sizes.max()} px per side" if len(index) else ""
     empty = int((np.diff(index.boxes.offsets) == 0).sum())
     objects, crowds = len(index.boxes.values), len(index.crowd_boxes.values)
     classes = f"{format_count(len(counts), 'class', 'classes')}{f' ({groups})' if groups else ''}"
@@ -132,7 +132,7 @@ def describe_findings(report: DataReport) -> Iterator[str]:
     """Yield a line for each kind of finding, followed by its first records."""
     counts = report.counts()
     if not counts:
-        yield "no faulty record"
+        yield "no faulty records"
     for finding, count in counts.items():
         yield f"{finding}: {count:,}"
         yield from (f"    {record}" for record in report.first_records()[finding])

@@ -60,5 +60,5 @@ def _rows(index: AnnotationIndex, names: frozenset[str]) -> np.ndarray:
     found = {category.name: row for row, category in enumerate(index.categories)}
     missing = sorted(names - found.keys())
     if missing:
-        raise ValueError(f"{index.path} is no COCO file with all 80 classes: it lacks {join_first(missing)}")
+        raise ValueError(f"{index.path} is not a COCO file with all 80 classes; missing: {join_first(missing)}")
     return np.array(sorted(found[name] for name in names), dtype=np.int64)

@@ -218,7 +218,11 @@ class DataReport:
             code,
             f"{num_skipped} of {total} skipped ({in_a_row} of them in a row), by code {dict(sorted(counts.items()))}; "
             f"first: {'; '.join(self._first[Finding(code, 'skipped')][:3])}"
-            + (f". If the boxes are right and the sizes wrong: {SIZES_FROM_IMAGES}" if code == "F12" else ""),
+            + (
+                f". If the boxes are right and only the sizes are wrong, set {SIZES_FROM_IMAGES}"
+                if code == "F12"
+                else ""
+            ),
         )
 
     def counts(self) -> dict[Finding, int]:

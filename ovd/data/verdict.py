@@ -7,6 +7,7 @@ from ovd.data.formats.image_names import check_images_exist
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport, Unit
 from ovd.data.truth import Truth
+from ovd.format_count import format_count
 
 _UNITS: tuple[tuple[Unit, str], ...] = (("sample", "images"), ("box", "boxes"))
 
@@ -32,22 +33,23 @@ def check_trainable(index: AnnotationIndex, report: DataReport, *, needs_boxes: 
         DataError: F1 there is no class, or no box to train on; F2 two classes have the same name.
     """
     if not index.categories:
-        raise DataError("F1", f"{index.path}: has no category, so there is no name to learn")
+        raise DataError("F1", f"{index.path}: has no categories, so there is no class to train on")
     first: dict[str, int] = {}
     for category in index.categories:
         if first.setdefault(category.name, category.id) != category.id:
             raise DataError(
                 "F2",
                 f"{index.path}: categories {first[category.name]} and {category.id} are both called "
-                f"{category.name!r}: give them different names, or move the boxes of one to the other and delete it",
+                f"{category.name!r}: rename one, or move its boxes to the other and delete it",
             )
     if not len(index.boxes.values) and needs_boxes:
         num_crowds = len(index.crowd_boxes.values)
-        hint = "; CVAT exports masks as crowds: ovd import-boxes --crowds-as-objects makes objects of them"
+        hint = "; CVAT exports masks as crowds; ovd import-boxes --crowds-as-objects converts them to objects"
         raise DataError(
             "F1",
-            f"{index.path}: none of its {len(index)} images has a box to train on ({num_crowds} are crowds, which are "
-            f"not trained on; {report.num_skipped('F4') + report.num_skipped('F5')} were left out as faulty)"
+            f"{index.path}: none of {format_count(len(index), 'image')} has a box to train on ({num_crowds} are "
+            f"crowds, which are not trained on; {report.num_skipped('F4') + report.num_skipped('F5')} were left out as "
+            "faulty)"
             f"{hint if num_crowds else ''}",
         )
 
@@ -79,7 +81,7 @@ def check_evaluable(index: AnnotationIndex) -> None:
         DataError: F1 there is no class.
     """
     if not index.categories:
-        raise DataError("F1", f"{index.path}: has no category, so that there is nothing to evaluate; list its classes")
+        raise DataError("F1", f"{index.path}: has no categories to evaluate; add the list of its classes")
 
 
 def evaluation_verdict(index: AnnotationIndex, report: DataReport, truth: Truth | DataError) -> Verdict:
@@ -98,12 +100,12 @@ def evaluation_verdict(index: AnnotationIndex, report: DataReport, truth: Truth 
         return Verdict(f"evaluation: stops, error[{error.code}]: {error}", stops=True)
     num_skipped = report.num_seen() - report.num_used()
     if num_skipped:
-        words = f"evaluation: stops, {num_skipped:,} of {report.num_seen():,} images cannot be used"
+        words = f"evaluation: stops, {num_skipped:,} of {format_count(report.num_seen(), 'image')} cannot be used"
         return Verdict(words, stops=True)
     if isinstance(truth, DataError):
         return Verdict(f"evaluation: stops, error[{truth.code}]: {truth}", stops=True)
-    without = "" if (~truth.crowd).any() else ", none of which has a box: its metrics would say nothing"
-    return Verdict(f"evaluation: takes all {report.num_used():,} images{without}", stops=False)
+    without = "" if (~truth.crowd).any() else "; none has a box, so the metrics would be meaningless"
+    return Verdict(f"evaluation: uses all of {format_count(report.num_used(), 'image')}{without}", stops=False)
 
 
 def _used(report: DataReport, num_others: int) -> Iterator[str]:
@@ -116,10 +118,10 @@ def _used(report: DataReport, num_others: int) -> Iterator[str]:
         seen, used = report.num_seen(unit), report.num_used(unit)
         not_learned = num_others if unit == "box" else 0
         if not_learned:
-            unlearned = f"{not_learned:,} are of classes that are not trained on"
+            unlearned = f"{not_learned:,} belong to classes that are not trained on"
             left_out = f", and {seen - used:,} are left out and counted" if seen > used else ""
-            yield f"takes {used - not_learned:,} of {seen:,} {name}: {unlearned}{left_out}"
+            yield f"uses {used - not_learned:,} of {seen:,} {name}; {unlearned}{left_out}"
         elif seen == used:
-            yield f"takes all {seen:,} {name}"
+            yield f"uses all {seen:,} {name}"
         else:
-            yield f"takes {used:,} of {seen:,} {name} and leaves out and counts the others"
+            yield f"uses {used:,} of {seen:,} {name}; the others are left out and counted"

@@ -8,6 +8,7 @@ import numpy as np
 
 from ovd.data.category import Category
 from ovd.data.index import AnnotationIndex, Ragged
+from ovd.format_count import format_count
 from ovd.join_first import join_first
 from ovd.shapes import Int64
 from ovd.text.names import name_key
@@ -27,11 +28,14 @@ def base_classes(index: AnnotationIndex) -> Int64[np.ndarray, " K"]:
     """
     without = [category.name for category in index.categories if category.frequency is None]
     if without:
-        raise ValueError(f"{index.path}: {len(without)} classes without a frequency ({without[0]!r}): no base classes")
+        raise ValueError(
+            f"{index.path}: {format_count(len(without), 'class', 'classes')} without a frequency ({without[0]!r}), "
+            "so base classes are not known"
+        )
     rows = [row for row, category in enumerate(index.categories) if category.frequency != "r"]
     if index.categories and not rows:
         raise ValueError(
-            f"{index.path}: all of its {len(index.categories)} classes are rare, so there is no base class to train "
+            f"{index.path}: all {len(index.categories)} classes are rare, so there is no base class to train "
             "on; correct their 'frequency', or set data.classes=all"
         )
     return np.array(rows, dtype=np.int64)
@@ -77,14 +81,14 @@ def check_no_leak(training: Sequence[Category], novel: Sequence[Category]) -> No
     """
     owner = {_normalized(name): category.name for category in training for name in _names(category)}
     leaks = {
-        f"{name!r} of novel class {category.name!r} is a name of training class {owner[_normalized(name)]!r}"
+        f"{name!r} of the novel class {category.name!r} is a name of the training class {owner[_normalized(name)]!r}"
         for category in novel
         for name in _names(category)
         if _normalized(name) in owner
     }
     if leaks:
         raise VocabularyLeak(
-            f"{len(leaks)} names of novel classes are trained on; remove those training classes or synonyms: "
+            f"{format_count(len(leaks), 'name')} of novel classes would be trained on; remove these classes or names: "
             f"{join_first(sorted(leaks), _NUM_NAMED, separator='; ')}"
         )
 

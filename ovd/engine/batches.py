@@ -55,4 +55,4 @@ def first_nonempty_batch(batches: Iterator[Batch], num_samples: int) -> Batch:
         with raise_on_all_ranks():
             report.add_batch(batch)
             report.raise_if_too_many(num_samples)
-    raise DataError("F9", f"no image could be read; the last: {'; '.join(map(str, batch.skipped[:3]))}")
+    raise DataError("F9", f"no image could be read; the last errors: {'; '.join(map(str, batch.skipped[:3]))}")

@@ -186,7 +186,7 @@ def _write(
         shutil.rmtree(temporary, ignore_errors=True)
         kept = _folders(run_dir) if run_dir.is_dir() else []
         older = f"the newest checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
-        raise SaveError(f"saving step {step} in {run_dir} failed ({error}); {older}") from error
+        raise SaveError(f"the checkpoint of step {step} in {run_dir} cannot be saved ({error}); {older}") from error
     return folder
 
 
@@ -210,7 +210,7 @@ def latest(run_dir: Path, *, strict: bool = False, check_all_files: bool = True)
         damage = _damage(folder, check_all_files=check_all_files)
         if damage is None:
             if damaged:
-                warn(f"damaged checkpoint {'; '.join(damaged)}; falling back to {folder}")
+                warn(f"damaged checkpoint {'; '.join(damaged)}; using {folder} instead")
             return _read_state(folder)
         if not folder.exists():  # a running training has replaced it by a newer one
             return latest(run_dir, strict=strict, check_all_files=check_all_files)
@@ -218,7 +218,7 @@ def latest(run_dir: Path, *, strict: bool = False, check_all_files: bool = True)
         if strict:
             break
     if damaged:
-        raise ValueError(f"damaged checkpoint {'; '.join(damaged)}; move it away to go on without it")
+        raise ValueError(f"damaged checkpoint {'; '.join(damaged)}; move it away to continue without it")
     return None
 
 
@@ -249,13 +249,13 @@ def restore(found: Checkpoint, state: TrainState) -> None:
     """
     if not (found.folder / _OPTIMIZER).is_file():
         raise ValueError(
-            f"{found.folder} holds weights alone and cannot be resumed; start a new run from it with init_from and "
+            f"{found.folder} has only weights and cannot be resumed; start a new run from it with init_from and "
             "init_state=averaged"
         )
     if state.ema is not None:
         path = found.folder / _EMA
         if not path.is_file():
-            raise ValueError(f"{found.folder} was saved without a weight average; switch the average off")
+            raise ValueError(f"{found.folder} has no weight average (EMA); it can only be loaded without one")
         tensors = load_weights(path)
         check_fit(state.module, tensors, source=path)
         state.ema.load_state_dict(tensors, int(read_metadata(path)["num_updates"]))
@@ -268,8 +268,8 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if tensor.numel() and first_name.setdefault(tensor.data_ptr(), name) != name:
             raise ValueError(
-                f"{first_name[tensor.data_ptr()]} and {name} are one tensor under two names; checkpoints store each "
-                "tensor once: register it in one module and pass it to the other as an argument"
+                f"{first_name[tensor.data_ptr()]} and {name} are the same tensor under two names; checkpoints store "
+                "each tensor once: register it in one module and pass it to the other as an argument"
             )
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
@@ -292,13 +292,13 @@ def _damage(folder: Path, *, check_all_files: bool = True) -> str | None:
         manifest = json.loads((folder / MANIFEST).read_text())
         needed = {_MODEL, _STATE}
         if not isinstance(manifest, dict) or not needed <= manifest.keys() <= needed | {_OPTIMIZER, _EMA, _ATTACHED}:
-            return f"{MANIFEST} does not name the files of a checkpoint"
+            return f"{MANIFEST} does not list the files of a checkpoint"
         unread = set[str]() if check_all_files else {_OPTIMIZER}
         if not check_all_files and _EMA in manifest:  # the average is evaluated instead of the module's own weights
             unread.add(_MODEL)
         for name, expected in manifest.items():
             if name not in unread and sha256_of(folder / name) != expected:
-                return f"{name} differs from its sha256 in {MANIFEST}"
+                return f"{name} does not match its sha256 in {MANIFEST}"
     except PermissionError:
         raise
     except OSError as error:

@@ -39,7 +39,7 @@ def draw_training_curves(records: list[dict[str, Any]], image: Path) -> None:
     lr_axes.set_ylabel("learning rate")
     if evaluations:
         _plot_by_name(further_axes[0], evaluations, "metrics", window=1, marker=".")
-        further_axes[0].set_ylabel("metrics of an evaluation")
+        further_axes[0].set_ylabel("evaluation metrics")
     if gates:
         _plot_by_name(further_axes[-1], gates, "gates", window=1, marker="." if len(gates) == 1 else "")
         _style_gates(further_axes[-1])

@@ -20,7 +20,7 @@ class Ema:
     @torch.no_grad()
     def __init__(self, module: nn.Module, decay: float) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"decay of the weight average {decay} is not in [0, 1)")
+            raise ValueError(f"the decay of the weight average is {decay}; it must be at least 0 and less than 1")
         self.decay = decay
         self.num_updates = 0
         self._updated: tuple[nn.Module, dict[str, Tensor], frozenset[str]] | None = None
@@ -74,7 +74,7 @@ class Ema:
         """
         if tensors.keys() != self._average.keys():
             different = sorted(tensors.keys() ^ self._average.keys())
-            raise ValueError(f"weight average: names on one side only: {join_first(different, 20)}")
+            raise ValueError(f"the weight average and the model have different tensors: {join_first(different, 20)}")
         for name, tensor in self._average.items():
             tensor.copy_(tensors[name])
         self.num_updates, self._updated = num_updates, None

@@ -48,11 +48,11 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
     experts = [found.folder for found in (first, second) if found.config_with_clip_path().get("expert") is not None]
     if len(experts) == 1:
         raise ValueError(
-            f"{experts[0]} is of the training of an expert, and the other run is not; an expert is used beside its "
-            "detector as it is (--expert)"
+            f"{experts[0]} is the run of an expert, but the other run is not; an expert is not averaged, but used "
+            "with its detector (--expert)"
         )
     if checkpoint.latest(output) is not None:
-        raise ValueError(f"{output} already holds a run; give another folder")
+        raise ValueError(f"{output} already contains a run; give another folder")
     different = detector_differences(first.config_with_clip_path(), second.config_with_clip_path())
     text_towers = (first.notes.text_tower, second.notes.text_tower)
     if text_towers[0] != text_towers[1]:
@@ -65,7 +65,7 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
         different.append("low-rank adapters (expert.rank), of which only the products could be averaged")
     if different:
         raise ValueError(
-            f"{first.folder} and {second.folder} cannot be averaged, they differ in: {'; '.join(different)}"
+            f"{first.folder} and {second.folder} cannot be averaged; they differ in: {'; '.join(different)}"
         )
     try:
         tensors = interpolate(first_tensors, second_tensors, weight)
@@ -115,16 +115,16 @@ def interpolate(first: dict[str, Tensor], second: dict[str, Tensor], weight: flo
     """
     if not 0 <= weight <= 1:
         raise ValueError(f"the second run's weight is {weight}; it must be from 0 to 1")
-    problems = [f"{name} is in one of them only" for name in sorted(first.keys() ^ second.keys())]
+    problems = [f"{name} is only in one of them" for name in sorted(first.keys() ^ second.keys())]
     for name in sorted(first.keys() & second.keys()):
         one, other = first[name], second[name]
         if (one.shape, one.dtype) != (other.shape, other.dtype):
             problems.append(f"{name} is {one.dtype} {tuple(one.shape)} and {other.dtype} {tuple(other.shape)}")
         elif not one.is_floating_point() and not torch.equal(one, other):
-            problems.append(f"{name} is {one.dtype}, which has no average, and differs")
+            problems.append(f"{name} is {one.dtype}, which cannot be averaged, and the values differ")
     if problems:
         named = join_first(problems, _NUM_LISTED, separator="; ")
-        raise ValueError(f"their tensors do not correspond: {named}")
+        raise ValueError(f"their tensors do not match: {named}")
     if weight in (0, 1):  # bit for bit: sums would lose the sign of -0.0
         return dict(second if weight else first)
     return {name: _mean(one, second[name], weight) if one.is_floating_point() else one for name, one in first.items()}

@@ -195,7 +195,7 @@ class RunLog:
         with self._warn_on_disk_error(f"the last lines of {self._metrics_file} are lost"):
             self._metrics.close()
         if self._tensorboard is not None:
-            with self._warn_on_disk_error("TensorBoard's log has no end"):
+            with self._warn_on_disk_error("the end of TensorBoard's log is missing"):
                 self._tensorboard.close()
         self._draw_curves()
         if self._unshown and sys.stdout.isatty():
@@ -213,7 +213,7 @@ class RunLog:
 
     def _append(self, record: dict[str, Any]) -> None:
         self._unwritten += to_line(record | {"time_s": time.time()}).encode()
-        with self._warn_on_disk_error(f"{self._metrics_file} is written to again at the next step"):
+        with self._warn_on_disk_error(f"{self._metrics_file} will be written at the next step"):
             while self._unwritten:
                 self._unwritten = self._unwritten[self._metrics.write(self._unwritten) :]
 
@@ -232,7 +232,7 @@ class RunLog:
                     self._tensorboard.add_scalar(name, value, step)
             except OSError as error:  # the writer's thread has ended, so every later call would fail, too
                 self._tensorboard = None
-                self.warning(f"TensorBoard's log ends at step {step} ({error}); metrics.jsonl goes on")
+                self.warning(f"TensorBoard's log ends at step {step} ({error}); metrics.jsonl is still written")
         if self._wandb is not None:
             self._wandb.scalars(step, values)
 
@@ -261,7 +261,7 @@ class RunLog:
                 print(line, flush=True)
 
     def _draw_curves(self) -> None:
-        with self._warn_on_disk_error(f"{self._curves_file} stays as it was"):
+        with self._warn_on_disk_error(f"{self._curves_file} is not updated"):
             records = read_records(self._metrics_file)
             if records:
                 draw_training_curves(records, self._curves_file)

@@ -27,7 +27,9 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             if number == len(lines):
                 break  # incomplete, since the run was killed while writing it
-            raise ValueError(f"{path}, line {number}: not JSON ({error}); repair or move the file away") from error
+            raise ValueError(
+                f"{path}, line {number}: invalid JSON ({error}); repair the file or move it away"
+            ) from error
     return records
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ovd.choices import LearningRateDecay
+from ovd.format_count import format_count
 
 
 class NonFiniteError(RuntimeError):
@@ -46,7 +47,9 @@ def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, deca
     if not 0 <= step < total_steps:
         raise ValueError(f"step {step} is outside the schedule of {total_steps} steps")
     if not 0 <= warmup_steps <= total_steps:
-        raise ValueError(f"{warmup_steps} warm-up steps do not fit into {total_steps} steps")
+        raise ValueError(
+            f"{format_count(warmup_steps, 'warm-up step')} do not fit into {format_count(total_steps, 'step')}"
+        )
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if decay == "constant":
@@ -121,5 +124,7 @@ def check_finite(
     bad = [f"{name} = {number}" for name, number in by_name.items() if not math.isfinite(number)]
     if bad:
         images = ", ".join(map(str, batch_ids))
-        raise NonFiniteError(f"not finite before the optimizer step: {', '.join(bad)}; images of the batch: {images}")
+        raise NonFiniteError(
+            f"NaN or infinity before the optimizer step: {', '.join(bad)}; images of the batch: {images}"
+        )
     return {name: by_name[name] for name in losses}

@@ -33,8 +33,8 @@ def unflatten(optimizer: torch.optim.Optimizer, path: Path) -> None:
     there = [(group.get("name"), len(group["params"])) for group in rest["param_groups"]]
     if here != there:
         raise ValueError(
-            f"{path}: parameter groups (name, number of parameters) are {there}, the run's are {here}; train the same "
-            "parts, or start from the weights alone (init_state=averaged)"
+            f"{path}: the parameter groups (name, number of parameters) are {there}, but those of the run are {here}; "
+            "train the same parts, or start from the weights alone (init_state=averaged)"
         )
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
@@ -46,7 +46,7 @@ def unflatten(optimizer: torch.optim.Optimizer, path: Path) -> None:
         elif isinstance(value, Tensor):
             if value.shape != parameter.shape:
                 raise ValueError(
-                    f"{path}: {key} is {tuple(value.shape)}, its parameter is {tuple(parameter.shape)}; "
+                    f"{path}: {key} has the shape {tuple(value.shape)}, but its parameter {tuple(parameter.shape)}; "
                     "build the module and its parameter groups as when this was saved"
                 )
             # Fused AdamW reads raw memory on the CPU: a state in another memory format than its parameter (channels

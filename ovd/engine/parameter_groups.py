@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ovd.format_count import format_count
 from ovd.join_first import join_first
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -75,7 +76,9 @@ def parameter_groups(module: nn.Module, specs: Mapping[str, GroupSpec]) -> list[
     forgotten = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in owner_of]
     if forgotten:
         named = join_first(forgotten, 20)
-        raise ValueError(f"{len(forgotten)} trainable parameters are in no group: {named}; add their module to one")
+        raise ValueError(
+            f"{format_count(len(forgotten), 'trainable parameter')} in no group: {named}; add their module to one"
+        )
     return groups
 
 

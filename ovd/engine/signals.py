@@ -82,7 +82,7 @@ class StopRequest:
 
 def exit_stopped(step: int, message: Callable[[str], None]) -> NoReturn:
     """Exit with code 143, after a run was stopped and its last step saved, so that it can be resumed."""
-    message(f"stopped by a signal after step {step}, which is saved: the run can be resumed")
+    message(f"stopped by a signal after step {step}; its checkpoint is saved, and the run can be resumed")
     raise SystemExit(EXIT_ON_SIGNAL)
 
 

@@ -68,9 +68,11 @@ class Criterion:
 
     def __post_init__(self) -> None:
         if (self.teacher is None) != (self.train.region_distillation is None):
-            raise ValueError("train.region_distillation needs a teacher (build_region_teacher), and nothing else does")
+            raise ValueError(
+                "a teacher (build_region_teacher) must be given if and only if train.region_distillation is set"
+            )
         if (self.start is None) == (self.train.start_distillation > 0):
-            raise ValueError("train.start_distillation needs the starting detector, and nothing else does")
+            raise ValueError("the starting detector must be given if and only if train.start_distillation is above 0")
 
     def assignment_rule(self, step: int) -> AssignmentRule:
         """Return the assignment rule of a step; `atss` replaces `task_aligned` in the first `atss_steps` steps."""

@@ -276,8 +276,8 @@ def train_step(
             loss_values = {name: loss.item() for name, loss in losses.items()}
             dump = StepDump(step, detector.state_dict(), batch, texts, loss_values).write(run_dir)
         except OSError as disk_error:
-            raise NonFiniteError(f"{error}; the step could not be kept to look at ({disk_error})") from None
-        raise NonFiniteError(f"{error}; ovd replay-step {dump} shows which image") from None
+            raise NonFiniteError(f"{error}; the step could not be saved for ovd replay-step ({disk_error})") from None
+        raise NonFiniteError(f"{error}; run `ovd replay-step {dump}` to find the image") from None
     state.step += 1
     return by_name, batch
 

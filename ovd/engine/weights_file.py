@@ -39,20 +39,20 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+            raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
     if path.suffix not in (".pt", ".pth", ".bin"):
-        raise ValueError(f"{path}: weights are read from .safetensors, .pt, .pth or .bin")
+        raise ValueError(f"{path}: the name of a weights file must end in .safetensors, .pt, .pth or .bin")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged or hostile bytes can raise anything inside torch's unpickler
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is refused: it is damaged or contains more than tensors: {reason}") from error
+        raise ValueError(f"{path} cannot be loaded: it is damaged, or contains more than tensors: {reason}") from error
     if not isinstance(weights, dict):
-        raise ValueError(f"{path} contains a {type(weights).__name__} instead of tensors by name; save a state_dict")
+        raise ValueError(f"{path} contains a {type(weights).__name__} instead of a dict of tensors; save a state_dict")
     others = [str(name) for name, value in weights.items() if not isinstance(value, Tensor)]
     if others:
         named = join_first(others, _NUM_LISTED)
-        raise ValueError(f"{path} contains more than tensors by name ({named}); save the module's state_dict alone")
+        raise ValueError(f"{path} contains more than a dict of tensors ({named}); save only the module's state_dict")
     return weights
 
 
@@ -71,4 +71,4 @@ def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], *, source: Path 
             problems.append(f"{name} is {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}")
     if problems:
         named = join_first(problems, _NUM_LISTED, separator="; ")
-        raise ValueError(f"{source} does not fit {type(module).__name__}: {named}")
+        raise ValueError(f"{source} does not match {type(module).__name__}: {named}")

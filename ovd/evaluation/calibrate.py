@@ -25,6 +25,7 @@ from torchvision.ops import box_iou
 
 from ovd.data.index import AnnotationIndex, Labels
 from ovd.data.loading.loader import LoaderOptions
+from ovd.format_count import format_count
 from ovd.inference import Inference
 from ovd.model.assign import assign_fcos, nearest_matched_points
 from ovd.model.query_texts import QueryTexts
@@ -106,7 +107,7 @@ def calibrate(
     )
     if not judged.right.any():
         raise CalibrationError(
-            f"{index.path}: no box of the {len(index)} held-out images is found; nothing to calibrate on"
+            f"{index.path}: no true box in {format_count(len(index), 'held-out image')} is found; cannot calibrate"
         )
     score_map = fit_map(judged, nearness)
     probabilities = score_map(judged.scores, nearness[judged.classes])

@@ -46,7 +46,9 @@ class COCOEvaluator(BoxEvaluator):
         groups: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         if truth.is_federated:
-            raise ValueError(f"{truth.path} was read as LVIS, without crowds; COCO metrics need another format")
+            raise ValueError(
+                f"{truth.path} was read as LVIS, which has no crowds; read it with another format for COCO metrics"
+            )
         self._whole = truth
         if groups:
             truth = _only_classes(truth, set().union(*groups.values()))
@@ -96,7 +98,11 @@ class COCOEvaluator(BoxEvaluator):
             ),
             notes=(
                 self.note_of_count(results),
-                *([f"{self._num_beyond} more, of classes or images that are not judged"] if self._num_beyond else ()),
+                *(
+                    [f"{self._num_beyond} more in images or of classes that are not evaluated"]
+                    if self._num_beyond
+                    else ()
+                ),
             ),
             classes=class_rows(self.truth, curves, results),
             curves=(
@@ -119,7 +125,7 @@ def exhaustive_metrics(truth: Truth, results: Results, *, engine: Engine = "hotc
     curves = _curves(engine, truth, results)
     groups: dict[str, Group] = {"AP": "all", "APr": "rare", "APc": "common", "APf": "frequent"}
     return ProtocolMetrics(
-        f"COCO box AP on the exhaustive truth, {MAX_PER_IMAGE_AND_CLASS[-1]} per image and class",
+        f"COCO box AP on the exhaustive ground truth, {MAX_PER_IMAGE_AND_CLASS[-1]} per image and class",
         {
             f"{name}_exhaustive": curves.average_precision(
                 categories=np.flatnonzero(group_mask(group, truth.categories))

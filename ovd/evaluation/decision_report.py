@@ -11,6 +11,7 @@ from ovd.data.truth import Truth
 from ovd.evaluation.decisions import MIN_DECISION_SCORE, NUM_BINS, DecisionEvaluator, Decisions, Reliability, Verdicts
 from ovd.evaluation.results import Results
 from ovd.files import write_json
+from ovd.format_count import format_count
 from ovd.shapes import Bool
 from ovd.visualize.figure import write_figure
 from ovd.visualize.palette import group_colors
@@ -64,17 +65,16 @@ class DecisionReport:
             advice = (
                 "Rescale the scores, or calibrate the detector (train.calibration); AP stays the same"
                 if self.own_threshold is None
-                else "The detector is calibrated: none of these classes is known well to it"
+                else "The detector is calibrated, but does not know these classes well"
             )
             return (
-                f"all scores are below {MIN_DECISION_SCORE}, which is too low to count, so that these figures are 0. "
-                f"{advice}"
+                f"all scores are below {MIN_DECISION_SCORE}, the lowest that counts, so these figures are 0. {advice}"
             )
         if least >= 0 and largest <= 1:
             return None
         return (
-            f"scores lie from {least:g} to {largest:g}: decisions and calibration take them for probabilities, from 0 "
-            f"to 1, and leave out those below {MIN_DECISION_SCORE}. Rescale the scores; AP stays the same"
+            f"scores are from {least:g} to {largest:g}, but decisions and calibration read them as probabilities, from "
+            f"0 to 1, and leave out those below {MIN_DECISION_SCORE}. Rescale the scores; AP stays the same"
         )
 
 
@@ -124,7 +124,7 @@ def format_decisions(report: DecisionReport) -> str:
     """Format a table for a console with a row per group of classes."""
     even, odd = report.thresholds
     lines = [
-        f"Decisions of {report.num_images} images, judged for {report.judged}",
+        f"Decisions of {format_count(report.num_images, 'image')}, judged for {report.judged}",
         f"{'classes':<8}  {'number':>6}   cgF1  cgF1_50_95   pmF1  IL_MCC  absent/image    ECE  Brier  recall",
     ]
     for item in report.groups:
@@ -139,16 +139,16 @@ def format_decisions(report: DecisionReport) -> str:
     lines += [
         "",
         "- cgF1 = 100 x pmF1 x IL_MCC, pmF1 over all boxes at IoU 0.5; cgF1_50_95 with its mean over IoU 0.5 to 0.95,",
-        "  as SAM 3 has it",
+        "  as in SAM 3",
         f"- thresholds: {even:.3f} for one half of the images, {odd:.3f} for the other, each the best for "
         f"{report.chosen_on} classes on the other half",
-        "- absent/image: classes that are reported in an image without being there",
+        "- absent/image: mean number of classes per image that are reported but not present",
         f"- ECE ({NUM_BINS} bins of equal count), Brier, recall: over all detections of at least {MIN_DECISION_SCORE}, "
         "right at IoU 0.5",
     ]
     if any(item.decisions.IL_MCC is None for item in report.groups):
         lines.append(
-            "- no cgF1 and IL_MCC of classes that are in all judged pairs or in none; thresholds are then F1's alone"
+            "- no cgF1 and IL_MCC if the classes are in all judged pairs or in none; thresholds are then those of F1"
         )
     if report.warning is not None:
         lines.append(f"- WARNING: {report.warning}")
@@ -216,10 +216,10 @@ def draw_reliability(report: DecisionReport) -> "matplotlib.figure.Figure":
     axes.set(
         xlim=(0, 1),
         ylim=(0, 1),
-        xlabel="score, mean of a bin",
-        ylabel="share of right detections (IoU 0.5)",
+        xlabel="mean score of the bin",
+        ylabel="share of correct detections (IoU 0.5)",
         aspect="equal",
     )
-    axes.set_title(f"Reliability of scores from {MIN_DECISION_SCORE}", fontsize="medium")
+    axes.set_title(f"Reliability of scores above {MIN_DECISION_SCORE}", fontsize="medium")
     axes.legend(loc="upper left")
     return figure

@@ -55,7 +55,7 @@ def detect_in_dataset(
     """
     category_ids = tuple(category.id for category in index.categories)
     if index.truth is None:
-        raise ValueError(f"{index.path} was loaded without its truth: an evaluation needs with_truth=True")
+        raise ValueError(f"{index.path} was loaded without ground truth; load it with with_truth=True")
     evaluator = build_box_evaluator(index.truth, index.format, category_ids, engine=engine)
     own = index.take(np.arange(rank(), len(index), world_size()))
     stop = stop or StopRequest()

@@ -11,6 +11,7 @@ from ovd.data.box_arrays import to_xywh
 from ovd.data.truth import Truth
 from ovd.evaluation.report import Evaluation
 from ovd.evaluation.results import Results, concatenate
+from ovd.format_count import format_count
 from ovd.shapes import Bool
 
 if TYPE_CHECKING:  # imports torch, which the evaluation of a results file does not need
@@ -45,7 +46,7 @@ class BoxEvaluator(ABC):
         groups: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         if not truth.categories:
-            raise ValueError(f"{truth.path} has no categories, so that there is nothing to evaluate; list its classes")
+            raise ValueError(f"{truth.path} has no categories to evaluate; add the list of its classes")
         self.truth = truth
         self.engine = engine
         self.named_groups = groups
@@ -65,7 +66,7 @@ class BoxEvaluator(ABC):
         """
         source = f"detections of image {image_id}"
         if image_id not in self._pending_image_ids:
-            raise ValueError(f"{source}: added twice, or an image that {self.truth.path} does not have")
+            raise ValueError(f"{source}: the image was added twice, or is not in {self.truth.path}")
         classes = detections.classes.detach().cpu().numpy().astype(np.int64)
         outside = np.flatnonzero((classes < 0) | (classes >= len(self._category_ids)))
         if len(outside):
@@ -96,9 +97,9 @@ class BoxEvaluator(ABC):
         """
         self._check_values(results, source)
         unknown_image = ~np.isin(results.image_ids, self.truth.ids_of_images)
-        self._refuse(unknown_image, "no such image", results, source)
+        self._refuse(unknown_image, "unknown image_id", results, source)
         unknown_category = ~np.isin(results.category_ids, self.truth.ids_of_categories)
-        self._refuse(unknown_category, "no such category", results, source)
+        self._refuse(unknown_category, "unknown category_id", results, source)
         self._parts.append(results)
 
     def clear(self) -> None:
@@ -114,7 +115,8 @@ class BoxEvaluator(ABC):
     def note_of_count(self, results: Results) -> str:
         """Return a note with the number of detections, and of the truth's images that have any."""
         num_with = int(np.isin(self.truth.ids_of_images, results.image_ids).sum())
-        return f"{len(results)} detections in {num_with} of {len(self.truth.images)} images"
+        images = format_count(len(self.truth.images), "image")
+        return f"{format_count(len(results), 'detection')} in {num_with} of {images}"
 
     @abstractmethod
     def evaluate(self) -> Evaluation:
@@ -130,7 +132,7 @@ class BoxEvaluator(ABC):
         largest = np.maximum.reduce(np.abs(results.boxes_xywh).T)  # NaN if one of the four numbers is NaN
         self._refuse(~np.isfinite(results.scores), "the score is not finite", results, source)
         self._refuse(~np.isfinite(largest), "the box is not finite", results, source)
-        self._refuse(largest >= MAX_BOX_PX, "the box is beyond all pictures", results, source)
+        self._refuse(largest >= MAX_BOX_PX, "the box is larger than any image", results, source)
         self._refuse((width < 0) | (height < 0), "the box has a negative side", results, source)
 
     def _refuse(self, bad: Bool[np.ndarray, " N"], reason: str, results: Results, source: str) -> None:
@@ -139,6 +141,6 @@ class BoxEvaluator(ABC):
             raise ValueError(
                 f"{source}: record {record} (image_id {results.image_ids[record]}, "
                 f"category_id {results.category_ids[record]}, score {results.scores[record]}, "
-                f"bbox {results.boxes_xywh[record].tolist()}): {reason}; {int(bad.sum())} such records; "
-                f"judged by {self.truth.path}"
+                f"bbox {results.boxes_xywh[record].tolist()}): {reason}; "
+                f"{format_count(int(bad.sum()), 'such record')}; compared with {self.truth.path}"
             )

@@ -16,6 +16,7 @@ from ovd.evaluation.measures import Measures
 from ovd.evaluation.report import ClassRow, Curve
 from ovd.evaluation.report_pictures import build_pictures
 from ovd.files import atomic_write
+from ovd.format_count import format_count
 from ovd.html_page import fill_page
 from ovd.shapes import Float64
 
@@ -53,12 +54,12 @@ def report_data(
         is_trained: whether each category's name was trained on; None if it is not known.
     """
     evaluation, decisions = measures.evaluation, measures.decisions
-    num_images = f"{len(measures.truth.images):,} images"
+    num_images = format_count(len(measures.truth.images), "image")
     names = _groups_of_classes(measures)
     found = most_confused(names_at_true_boxes(decisions.verdicts, measures.truth), measures.truth.categories)
     return {
         "title": title,
-        "source": f"{measures.truth.path}: {num_images}, {len(evaluation.classes):,} classes",
+        "source": f"{measures.truth.path}: {num_images}, {format_count(len(evaluation.classes), 'class', 'classes')}",
         "engine": evaluation.engine,
         "notes": list(evaluation.notes),
         "protocols": [
@@ -152,11 +153,13 @@ def _threshold_words(decisions: DecisionReport) -> str:
 
 def _confusions(naming: Sequence[Confusion] | None, found: Sequence[Confusion], threshold: str) -> list[dict[str, Any]]:
     tables = [
-        ("Missed boxes that have another name", "A true box that is not found, and the best wrong detection that "
+        ("Missed boxes found with another name", "A true box that is not found, and the best wrong detection that "
          f"overlaps it at IoU 0.5, at {threshold}.", found),
     ]  # fmt: skip
     if naming is not None:
-        note = "Every true box named by the detector among all names, whatever it detects (up to 300 images)."
+        note = (
+            "The name that the detector gives to every true box, whether it detects the box or not (up to 300 images)."
+        )
         tables.insert(0, ("Names of true boxes", note, naming))
     return [
         {"title": title, "note": note, "rows": [[item.name, item.named, item.count, item.of] for item in rows]}
@@ -181,7 +184,7 @@ def _decisions(report: DecisionReport) -> dict[str, Any]:
     own = "" if report.own_threshold is None else f" Own: the detector's, {report.own_threshold:.3f}."
     warning = "" if report.warning is None else f"Warning: {report.warning}. "
     return {
-        "note": f"{warning}Detections from a threshold on as decisions, judged for {report.judged}. Chosen: {even:.3f} "
+        "note": f"{warning}Detections above a threshold as decisions, judged for {report.judged}. Chosen: {even:.3f} "
         f"for one half of the images, {odd:.3f} for the other, each the best for {report.chosen_on} classes on the "
         f"other half.{own}",
         "groups": rows,

@@ -26,6 +26,7 @@ from ovd.evaluation.image_classes import ImageClassPairs
 from ovd.evaluation.precision_recall import PrecisionRecall
 from ovd.evaluation.report import Curve, Evaluation, ProtocolMetrics, class_rows
 from ovd.evaluation.results import Results, limit_per_class, limit_per_image
+from ovd.format_count import format_count
 from ovd.root_logger import preserve_root_logger
 from ovd.shapes import Bool
 
@@ -58,7 +59,9 @@ class LVISEvaluator(BoxEvaluator):
         max_per_class: int = 10_000,
     ) -> None:
         if not truth.is_federated:
-            raise ValueError(f"{truth.path} was not read as LVIS: without federated labels its metrics would change")
+            raise ValueError(
+                f"{truth.path} was not read as LVIS; without federated labels, LVIS metrics would be wrong"
+            )
         super().__init__(truth, category_ids, engine)
         if engine == "official":
             _import_lvis()  # a missing package is an error now, not after detection
@@ -102,10 +105,10 @@ class LVISEvaluator(BoxEvaluator):
             ),
             notes=(
                 self.note_of_count(results),
-                f"ordinary AP leaves out {len(results) - len(capped_by_image)} detections beyond an image's best "
-                f"{MAX_PER_IMAGE}",
-                f"fixed AP leaves out {len(results) - len(capped_by_class)} detections beyond a class's best "
-                f"{self._max_per_class}",
+                f"ordinary AP leaves out {format_count(len(results) - len(capped_by_image), 'detection')} beyond an "
+                f"image's best {MAX_PER_IMAGE}",
+                f"fixed AP leaves out {format_count(len(results) - len(capped_by_class), 'detection')} beyond a "
+                f"class's best {self._max_per_class}",
                 *self._unusual(results),
             ),
             classes=class_rows(self.truth, ordinary, capped_by_image),
@@ -130,18 +133,18 @@ class LVISEvaluator(BoxEvaluator):
         notes = []
         silent = sum(category.frequency is None for category in self.truth.categories)
         if silent:
-            notes.append(f"{silent} of {len(self.truth.categories)} categories have no frequency: in none of r, c, f")
+            notes.append(f"{silent} of {len(self.truth.categories)} categories without a frequency: in none of r, c, f")
         num_boxes = self.truth.num_boxes_of_categories()
         notes += [
-            f"no true box of a {name} class: AP{letter} is -1"
+            f"no true box of a {name} class, so AP{letter} is -1"
             for letter, name in NAME_OF_FREQUENCY.items()
             if not num_boxes[self._groups[letter]].any()
         ]
         if self.truth.num_without_area:
-            notes.append(f"{self.truth.num_without_area} true boxes without area left out")
+            notes.append(f"{format_count(self.truth.num_without_area, 'true box', 'true boxes')} without area left out")
         without_area = len(results) - int(_have_area(results).sum())
         if without_area:
-            notes.append(f"{without_area} detections without area not judged")
+            notes.append(f"{format_count(without_area, 'detection')} without area not evaluated")
         return notes
 
 
@@ -244,7 +247,7 @@ def _import_lvis() -> ModuleType:
         import lvis.eval
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"the official engine needs a package that is not there ({error}): pip install --no-deps lvis"
+            f"the official engine needs a package that is not installed ({error}): pip install --no-deps lvis"
         ) from error
     lvis.eval.np = _NumpyWithFloat("numpy")
     logging.getLogger("lvis").setLevel(logging.ERROR)

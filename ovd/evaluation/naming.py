@@ -185,9 +185,7 @@ class _BoxNamer:
         crops: CropEncoder,
     ):
         if len(text) != len(index.categories):
-            raise ValueError(
-                f"{index.path} has {len(index.categories)} classes, but there are {len(text)} rows of text"
-            )
+            raise ValueError(f"{index.path} has {len(index.categories)} classes, but there are {len(text)} text rows")
         shared = next(clip_backbone.parameters()) is next(inference.detector.backbone.parameters())
         assert not shared, "the detector's own backbone does not tell what CLIP was"
         self._inference = inference

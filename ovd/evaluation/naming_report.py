@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from ovd.evaluation.groups import Group
 from ovd.evaluation.naming_results import NAMING_METHODS, BoxNaming, NamingReport, NamingShares, PointNaming
 from ovd.files import write_json
+from ovd.format_count import format_count
 from ovd.visualize.figure import write_figure
 from ovd.visualize.palette import PALETTE
 
@@ -24,7 +25,7 @@ def format_naming(report: NamingReport, average_precision: Mapping[Group, float]
     """
     columns = "".join(f"  {head:>8}" for head in _HEADS)
     lines = [
-        f"Naming of true boxes among {report.num_classes} classes (per cent right), by CLIP and by the detector",
+        f"Naming of true boxes among {report.num_classes} classes (percent correct), by CLIP and by the detector",
         f"{'classes':<15}  {'boxes':>7}{columns}  change  cosine  backbone      AP",
     ]
     for item in report.groups:
@@ -46,9 +47,9 @@ def format_naming(report: NamingReport, average_precision: Mapping[Group, float]
     lines += [
         "- point: CLIP's dense feature at the box's point; mean: its mean over the box; crop: CLIP on the box's crop, "
         f"{report.crop_side_px} px",
-        "- change: from point to detector, which name by the same point before and after training",
-        "- cosine: the detector's class embedding with CLIP's dense feature; backbone: its own with CLIP's",
-        f"- {report.num_images} images; boxes left out, as no point is matched to them: "
+        "- change: from `point` to `detector`, which use the same point, before and after training",
+        "- cosine: detector's class embedding and CLIP's dense feature; backbone: dense features of both",
+        f"- {format_count(report.num_images, 'image')}; boxes left out, since no point is matched to them: "
         f"{report.num_boxes_without_point}",
     ]
     return "\n".join(lines) + "\n"
@@ -124,7 +125,9 @@ def draw_naming(report: NamingReport) -> Figure:
         bars = axes.bar(positions + (number - 1.5) * width, shares, width, label=label, color=color)
         axes.bar_label(bars, fmt="%.0f", fontsize="small")
     axes.set_xticks(positions, [title for title, _ in rows])
-    axes.set(ylim=(0, 108), ylabel="true boxes named right (%)")
-    axes.set_title(f"Naming of true boxes among {report.num_classes} classes", fontsize="medium")
+    axes.set(ylim=(0, 108), ylabel="true boxes with the correct name (%)")
+    axes.set_title(
+        f"Naming of true boxes among {format_count(report.num_classes, 'class', 'classes')}", fontsize="medium"
+    )
     figure.legend(loc="outside lower center", ncols=4 if len(rows) > 4 else 2)  # four do not fit into a narrow one
     return figure

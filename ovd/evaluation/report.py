@@ -103,7 +103,7 @@ def format_table(evaluation: Evaluation) -> str:
         cells = [per_cent(value) for value in section.metrics.values()]
         widths = [max(len(name), len(cell)) for name, cell in zip(section.metrics, cells, strict=True)]
         lines += [
-            f"{section.protocol} (per cent; engine {evaluation.engine})",
+            f"{section.protocol} (percent; engine {evaluation.engine})",
             "  ".join(name.rjust(width) for name, width in zip(section.metrics, widths, strict=True)),
             "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)),
             "",

@@ -46,7 +46,7 @@ def build_pictures(measures: Measures, index: AnnotationIndex | None) -> dict[st
         index: annotations with the paths of the images; None for no pictures.
     """
     if index is None:
-        return {"images": {}, "image_note": "No pictures: the folder of images was not given."}
+        return {"images": {}, "image_note": "No pictures, since the folder of images was not given."}
     tally = _tally(measures)
     has_file = np.isin(measures.truth.ids_of_images, index.image_ids)
     shown = {
@@ -55,7 +55,7 @@ def build_pictures(measures: Measures, index: AnnotationIndex | None) -> dict[st
     }
     note = (
         f"The images with the lowest and the highest F1 of boxes at IoU 0.5, of {len(measures.truth.images):,}; among "
-        "equal ones those with the most wrong and missed boxes, or with the most right ones."
+        "equal ones, those with the most wrong and missed boxes, or with the most correct boxes."
     )
     return {"images": shown, "image_note": note}
 

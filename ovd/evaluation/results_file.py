@@ -74,7 +74,9 @@ def results_loader(path: Path) -> Iterator[Callable[[], Results]]:
             try:
                 return concatenate([_load_part(path, own), *(part.result() for part in loading)])
             except BrokenProcessPool as error:
-                raise RuntimeError(f"{path}: a process that read a part of it was killed (out of memory?)") from error
+                raise RuntimeError(
+                    f"{path}: a process that read a part of the file was killed, possibly for lack of memory"
+                ) from error
             except (OSError, *_PARSE_ERRORS):
                 return _load_whole(path)  # its error names the file and the record
 
@@ -130,7 +132,7 @@ def _load_whole(path: Path) -> Results:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path}: results file cannot be read ({error.strerror or error})") from error
+        raise ValueError(f"{path}: the results file cannot be read ({error.strerror or error})") from error
     try:
         return _parse(content)
     except _PARSE_ERRORS:
@@ -181,19 +183,19 @@ def _columns(records: list[_Record]) -> Results:
 def _load_record_by_record(path: Path, content: bytes) -> Results:
     """Load results record by record, including NaN, infinity (which JSON lacks) and ids written as 7.0 or "7"."""
     if content.startswith(GZIP):
-        raise ValueError(f"{path}: compressed by gzip; unpack it first (gunzip)")
+        raise ValueError(f"{path}: the file is compressed with gzip; unpack it first (gunzip)")
     try:
         records = json.loads(content)
     except ValueError as error:
-        hint = "; a record in each line is not one list" if _JSON_LINES.match(content) else ""
-        raise ValueError(f"{path}: not valid JSON: {error}{hint}") from error
+        hint = "; the file has a record in each line, but must be one JSON list" if _JSON_LINES.match(content) else ""
+        raise ValueError(f"{path}: invalid JSON: {error}{hint}") from error
     except RecursionError as error:
-        raise ValueError(f"{path}: JSON nested too deeply") from error
+        raise ValueError(f"{path}: the JSON is nested too deeply") from error
     if not isinstance(records, list):
         is_document = isinstance(records, dict) and "annotations" in records
         raise ValueError(
-            f"{path}: a results file is a list of records, this one is a "
-            + ("COCO document: give the list of its annotations, with image and category ids of the annotation file"
+            f"{path}: a results file must be a list of records; this one is a "
+            + ("COCO document; give only the list of its annotations, with the ids of the annotation file"
                if is_document else type(records).__name__)
         )  # fmt: skip
 

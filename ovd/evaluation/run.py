@@ -139,9 +139,9 @@ def evaluate_results_file(
             cannot be made or written to, or `images` is no folder.
     """
     if html and output_dir is None:
-        raise ValueError("the page needs a folder; give --output FOLDER")
+        raise ValueError("report.html needs a folder; give --output FOLDER")
     if html and images is not None and not images.is_dir():
-        raise ValueError(f"{images} is no folder: --images is the folder of the images, for the pictures of the page")
+        raise ValueError(f"--images {images} is not a folder; give the folder of the images that report.html shows")
     index = None
     if html and (images is not None or FORMATS[format].finds_images):
         index = load_annotations(

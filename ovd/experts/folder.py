@@ -87,7 +87,7 @@ class StoredExpert:
         file = self.folder / TENSORS
         try:
             if sha256_of(file) != self.description.sha256:
-                raise ExpertError(f"{file} is not the file that {DESCRIPTION} describes: its sha256 differs")
+                raise ExpertError(f"{file} does not match {DESCRIPTION}: its sha256 differs")
             return load_file(file)
         except (OSError, SafetensorError) as error:
             raise ExpertError(f"{file} cannot be read: {error}") from None
@@ -115,8 +115,8 @@ class StoredExpert:
         if found.base_sha256 != base_sha256:
             raise ExpertError(
                 f"{self.path} is an expert of another detector: it was trained on {found.base} with weights of sha256 "
-                f"{found.base_sha256}; those of {base} have {base_sha256}. Train it again on this one, or restore the "
-                "other"
+                f"{found.base_sha256}; those of {base} have {base_sha256}. Train the expert again on this detector, or "
+                "use the other detector"
             )
 
 
@@ -129,7 +129,7 @@ def find_expert(path: Path) -> Path:
     for folder in (path, path / "expert"):
         if (folder / DESCRIPTION).is_file():
             return folder
-    raise ExpertError(f"{path} holds no expert: neither {DESCRIPTION} nor expert/{DESCRIPTION} is in it")
+    raise ExpertError(f"{path} has no expert: it contains neither {DESCRIPTION} nor expert/{DESCRIPTION}")
 
 
 def write_expert(folder: Path, description: ExpertDescription, tensors: Mapping[str, Tensor]) -> None:

@@ -20,7 +20,7 @@ class ExpertGroup:
 
     def __post_init__(self) -> None:
         if self.same_place not in get_args(SamePlace):
-            raise ValueError(f"same_place is one of {', '.join(get_args(SamePlace))}, not {self.same_place!r}")
+            raise ValueError(f"same_place must be one of {', '.join(get_args(SamePlace))}, not {self.same_place!r}")
 
 
 NO_EXPERTS = ExpertGroup()

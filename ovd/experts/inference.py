@@ -76,7 +76,7 @@ class ExpertInference(BatchDetector):
         super().__init__(**{field.name: getattr(base, field.name) for field in fields(BatchDetector)})
         self.experts = sorted(experts, key=lambda expert: expert.fingerprint)
         if len({expert.fingerprint for expert in experts}) < len(experts):
-            raise ValueError("an expert is given twice; name each once")
+            raise ValueError("an expert is given twice; give each only once")
         self.num_capped = 0
         """Number of detections cut off from the merged lists so far (`max_detections`)."""
         self._base = base

@@ -40,7 +40,7 @@ def export_detector(trained: TrainedDetector, path: Path, *, with_text: bool = T
             is missing.
     """
     if path.suffix != ".onnx":
-        raise ValueError(f"{path.name}: the name of the exported file has to end in .onnx")
+        raise ValueError(f"{path.name}: the name of the exported file must end in .onnx")
     trained = _exportable(trained, plain=plain)
     check_size(trained.detector, path)  # also before the text tower, whose export takes a while
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def write_detector(graph: DetectionGraph, path: Path, usage: Usage) -> None:
 def _exportable(trained: TrainedDetector, *, plain: bool) -> TrainedDetector:
     """Return the detector with only those settings of post-processing that a graph can contain."""
     if trained.experts.folders:
-        raise ValueError("a detector with experts cannot be exported; export it without them")
+        raise ValueError("a detector with experts cannot be exported; load it without them")
     config = trained.config
     if config.expert is not None:
         raise ValueError(
@@ -93,12 +93,12 @@ def _exportable(trained: TrainedDetector, *, plain: bool) -> TrainedDetector:
     beyond = [name for name in ("second_look", "ensemble") if getattr(config.eval, name) is not None]
     if beyond and not plain:
         raise ValueError(
-            f"the run's eval.{' and eval.'.join(beyond)} cannot be in a graph; --plain leaves it out and changes scores"
+            f"eval.{' and eval.'.join(beyond)} of the run cannot be exported; --plain leaves it out and changes scores"
         )
     if config.eval.prefilter is not None:
         warn(
-            f"eval.prefilter={config.eval.prefilter:g} is not in the graph: it scores all names at all points, which "
-            "takes more time and memory than the run where names are many"
+            f"eval.prefilter={config.eval.prefilter:g} is not exported: the graph scores all names at all points, "
+            "which takes more time and memory than the run if there are many names"
         )
     section = config.eval.model_copy(update=dict.fromkeys(beyond))
     return replace(trained, config=config.model_copy(update={"eval": section}))

@@ -50,7 +50,7 @@ def calibration_images(folder: Path) -> list[Path]:
     """
     paths = find_images(folder)
     if not paths:
-        raise ValueError(f"{folder} has no images to find the ranges of features on")
+        raise ValueError(f"{folder} has no images, which --int8 needs to measure the ranges of features")
     return [
         paths[row]
         for row in np.linspace(0, len(paths) - 1, min(MAX_CALIBRATION_IMAGES, len(paths))).round().astype(int)

@@ -52,8 +52,8 @@ def export_text(clip: Clip, templates: Templates, model: Path) -> None:
     tokenizer: Any = clip.tokenizer
     if not _is_simple(tokenizer):
         raise ValueError(
-            f"the tokenizer of the run's CLIP model is a {type(tokenizer).__name__}, and only that of CLIP's own "
-            "models can be exported; --no-text exports the detector alone, and text rows are then made with torch"
+            f"the tokenizer of the run's CLIP model is a {type(tokenizer).__name__}, but only CLIP's own tokenizer "
+            "can be exported; --no-text exports the detector alone, and text rows must then be made with torch"
         )
     graph, tokens = TextGraph(clip).eval(), tokenizer(["an anchor", "a cat"])
     length = int(tokens.any(dim=0).sum())

@@ -73,7 +73,7 @@ def check_size(module: nn.Module, path: Path) -> None:
     size = 4 * sum(weights.numel() for weights in (*module.parameters(), *module.buffers()))
     if size > MAX_BYTES:
         raise ValueError(
-            f"{path.name} would have {size / 1e9:.1f} GB of weights, and one ONNX file holds no more than "
+            f"{path.name} would have {size / 1e9:.1f} GB of weights, but one ONNX file holds at most "
             f"{MAX_BYTES / 1e9:g} GB; export a detector with a smaller backbone"
         )
 

@@ -91,9 +91,9 @@ def _align(config: AlignConfig, checkpoint: Checkpoint | None, command: str) -> 
 
 def format_report(report: dict[str, Any]) -> str:
     """Format the losses before and after training as a table for the console, with their angles in degrees."""
-    measured_on = "held-out images" if report["held_out_images"] else "trained images"  # a small set has none held out
+    measured_on = "held-out images" if report["held_out_images"] else "training images"  # a small set has none held out
     lines = [f"{measured_on:<16}{'before':>18}{'after':>18}"]
-    for name, label in (("point", "centre of a box"), ("box", "mean over it")):
+    for name, label in (("point", "center of a box"), ("box", "mean over a box")):
         values = [report["losses_before"][name], report["losses_after"][name]]
         cells = [f"{value:.4f} ({math.degrees(math.acos(max(-1.0, 1 - value))):.1f} deg)" for value in values]
         lines.append(f"{label:<16}" + "".join(f"{cell:>18}" for cell in cells))

@@ -17,6 +17,7 @@ from ovd.data.formats.supported import FORMATS
 from ovd.data.images.image_file import ImageError
 from ovd.data.images.read import read_image
 from ovd.evaluation.calibrate import CalibrationError, calibrate
+from ovd.format_count import format_count
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.progress import progress
 from ovd.warn import warn
@@ -58,9 +59,9 @@ def readable_part(held_out: HeldOut) -> HeldOut:
             read_image(record.path, expected_size=(record.height, record.width))
             readable.append(row)
         except ImageError as error:
-            warn(f"{error}; left out of the calibration", code=error.code)
+            warn(f"{error}; the image is left out of the calibration", code=error.code)
     if not readable:
-        raise CalibrationError(f"{index.path}: none of the {len(index)} held-out images can be read")
+        raise CalibrationError(f"{index.path}: none of {format_count(len(index), 'held-out image')} can be read")
     return held_out if len(readable) == len(index) else replace(held_out, index=index.take(np.array(readable)))
 
 
@@ -73,7 +74,7 @@ def mean_example(config: TrainConfig, held_out: HeldOut) -> Float[Tensor, " D"]:
     encoder, index = example_encoder(config), held_out.index
     device = resolve_device(config)
     total, count = torch.zeros(0), 0
-    for row in progress(range(len(index)), len(index), "mean example"):
+    for row in progress(range(len(index)), len(index), "embedding true boxes"):
         record = index.record(row)
         boxes = torch.from_numpy(record.labels.boxes).float()
         if len(boxes) == 0:

@@ -38,7 +38,7 @@ def check_shards(folder: Path) -> DatasetCheck:
     check_pairs(shards, report)
     lines = [
         f"{format_count(len(shards), 'pair')} in {format_count(len(shards.file_names), 'shard')}",
-        f"{shards.describe_rejected()}; {shards.num_undecodable_captions:,} captions not in UTF-8",
+        f"{shards.describe_rejected()}; {format_count(shards.num_undecodable_captions, 'caption')} not in UTF-8",
         *describe_findings(report),
     ]
     return DatasetCheck("\n".join(lines), is_sound=report.num_used() > 0 and not report.has_skipped())

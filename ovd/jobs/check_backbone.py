@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ovd.clip.load import Clip
 from ovd.data.images.files import find_images
 from ovd.data.images.read import read_image
+from ovd.format_count import format_count
 from ovd.model.backbone_families import backbone_from_visual
 from ovd.progress import progress
 
@@ -49,7 +50,7 @@ def measure_agreement(clip: Clip, folder: Path, *, count: int) -> Agreement:
     height, width = side if isinstance(side, tuple) else (side, side)
     files = find_images(folder)[:count]
     if len(files) < 2:
-        raise ValueError(f"{folder} has {len(files)} images; give a folder with at least two")
+        raise ValueError(f"{folder} has {format_count(len(files), 'image')}; give a folder with at least two")
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))
     all_pooled, all_dense = list[Tensor](), list[Tensor]()
     for path in progress(files, len(files), "images"):

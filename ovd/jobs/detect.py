@@ -44,7 +44,7 @@ def detect_in_sources(
         try:
             optional("av", "video")
         except ValueError as error:
-            raise ValueError(f"{videos[0]} is a video: {error}; without it, name the pictures alone") from None
+            raise ValueError(f"{videos[0]} is a video: {error}; without this package, give only pictures") from None
         if track_above is not None:
             tracking_package()
     report = DataReport(stops=False)
@@ -87,14 +87,14 @@ def _detect_in_each(
 
 def _close_after_an_error(output: DetectionOutput, report: DataReport) -> None:
     """Close the output after an error and print where its files are; print a second error instead of raising it."""
-    found = f"what was found in {format_count(report.num_used(), 'picture')}"
+    found = f"the detections in {format_count(report.num_used(), 'picture')}"
     try:
         output.close()
     except Exception as error:
         print(f"{found} could not be written: {error}", file=sys.stderr)
     else:
         if where := output.describe_location():
-            print(f"{found} before is kept{where}", file=sys.stderr)
+            print(f"{found} before the error are kept{where}", file=sys.stderr)
 
 
 def _with_bar(source: str) -> Iterator[Picture]:

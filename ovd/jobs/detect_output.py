@@ -45,8 +45,8 @@ def _check_folder(path: Path) -> None:
     is_named_as_file = path.suffix.lower() in (".json", ".jsonl") or is_image_name(path.name) or is_video(str(path))
     if not path.is_dir() and (path.exists() or is_named_as_file):
         raise ValueError(
-            f"--output {path}: pictures are written into a folder, and this is the name of a file; name a folder, or "
-            "add --write coco or --write lines for one file"
+            f"--output {path}: pictures are written into a folder, but this is the name of a file; give a folder, or "
+            "write one file with --write coco or --write lines"
         )
 
 
@@ -57,11 +57,11 @@ def _new_file(path: Path) -> Path:
         ValueError: the path exists, as a file, folder or device, or its folder cannot be made or written to.
     """
     if path.is_dir():
-        raise ValueError(f"--output {path} is a folder; name a file, such as {path / 'detections.json'}")
+        raise ValueError(f"--output {path} is a folder; give a file, such as {path / 'detections.json'}")
     if path.exists() and not path.is_file():
-        raise ValueError(f"--output {path} is no file; --write lines without --output writes to standard output")
+        raise ValueError(f"--output {path} is not a file; leave it out to write the lines to standard output")
     if path.exists():
-        raise ValueError(f"{path} exists; delete it, or name another file with --output")
+        raise ValueError(f"{path} already exists; delete it, or give another file with --output")
     make_parent_folder(path)
     return path
 

@@ -54,14 +54,14 @@ class DetectResult:
         num_boxes, (best, of_best) = self.report.num_used("box"), self.best
         text = f"{format_count(num_boxes, 'object')} with a {self.threshold_text}{self.where}"
         if num_boxes == 0 and best > 0:
-            text += f"; the best box has {best:.2f}, {of_best} (--threshold)"
+            text += f"; the best box scores {best:.2f}, {of_best} (lower --threshold to see it)"
         return text
 
     def unread_lines(self) -> Iterator[str]:
         """Yield lines that list the sources that could not be read; none if all could be read."""
         num_unread = self.report.num_seen() - self.report.num_used()
         if num_unread:
-            yield f"{num_unread} of {self.num_sources} sources could not be read:"
+            yield f"{num_unread} of {format_count(self.num_sources, 'source')} could not be read:"
             for records in self.report.first_records().values():
                 yield from (f"    {record}" for record in records)
 
@@ -95,7 +95,7 @@ def detect_queries(predictor: Predictor, search: DetectJob) -> DetectResult:
 
     report = detect_in_sources(sources, detect, search.output, track_above=min(thresholds) if search.tracks else None)
     kind = "probability" if predictor.is_calibrated else "score"
-    own = ", or the one after its name" if any(query.min_score is not None for query in queries) else ""
+    own = ", or the minimum score after its name" if any(query.min_score is not None for query in queries) else ""
     limit = f"{kind} of at least {threshold:.2f}{own}"
     return DetectResult(report, len(sources), limit, search.output.describe_location(), best)
 

@@ -31,6 +31,7 @@ from ovd.evaluation.run import measure_results, print_measures, write_measures
 from ovd.experts.inference import ExpertInference
 from ovd.export.inference import OnnxInference
 from ovd.files import make_folder, sha256_of
+from ovd.format_count import format_count
 from ovd.inference import BatchDetector, Inference
 from ovd.model.backbone_families import backbone_from_visual
 from ovd.model.crop_options import CropOptions
@@ -70,7 +71,8 @@ def detect_all(
         inference, queries, index, evaluation_loading(config), engine=engine or config.eval.engine, stop=stop
     )
     if isinstance(inference, ExpertInference) and inference.num_capped:
-        print(f"{inference.num_capped} boxes were cut off from the lists of detector and experts (eval.max_detections)")
+        boxes = format_count(inference.num_capped, "box", "boxes")
+        print(f"{boxes} of the detector and the experts dropped, beyond eval.max_detections per image")
     return evaluator
 
 
@@ -103,9 +105,11 @@ def _check_same(output: Path, before: EvaluationNote, options: Mapping[str, str]
     if before.options:
         names = {*before.options, *options}
         if different := sorted(name for name in names if before.options.get(name) != options.get(name)):
-            raise ValueError(f"{output} holds an evaluation with another {', '.join(different)}; give another --output")
+            raise ValueError(
+                f"{output} has an evaluation with different settings: {', '.join(different)}; give another --output"
+            )
     elif not before.is_of_own_set:
-        raise ValueError(f"{found} is not of an earlier evaluation of a run; move it, or give another --output")
+        raise ValueError(f"{found} was not written by an evaluation of a run; move it away, or give another --output")
 
 
 def evaluate_run(
@@ -167,13 +171,13 @@ def _exported(trained: TrainedDetector, path: Path) -> DetectionSession:
     if file_sha256 is None:
         if is_main():
             warn(
-                f"{path} does not say which weights it was exported from, so nothing shows that they are "
-                f"those of {trained.weights}; export again with this version"
+                f"{path} does not record which weights it was exported from, so it may not belong to "
+                f"{trained.weights}; export it again with this version"
             )
     elif file_sha256 != own_sha256:
         raise ValueError(
             f"{path} was exported from weights of sha256 {file_sha256}; those of {trained.weights} have {own_sha256}. "
-            "Export this run again, or evaluate the file with the run that it was exported from"
+            "Export this run again, or give the run that the file was exported from"
         )
     return session
 

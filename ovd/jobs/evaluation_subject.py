@@ -33,11 +33,11 @@ class EvaluationSubject:
     def __post_init__(self) -> None:
         if self.annotations is None:
             if self.images is not None or self.format is not None or self.options != NO_OPTIONS:
-                raise ValueError("--images, --format and its options need --annotations FILE")
+                raise ValueError("--images, --format and the options of a format need --annotations FILE")
         elif self.format is None or (self.images is None and not FORMATS[self.format].finds_images):
-            raise ValueError(f"--annotations needs --images (their folder) and --format ({', '.join(FORMATS)})")
+            raise ValueError(f"--annotations needs --images FOLDER and --format ({', '.join(FORMATS)})")
         if self.onnx is not None and self.experts:
-            raise ValueError("--expert cannot be used with --onnx: an exported detector has no experts")
+            raise ValueError("--expert cannot be used with --onnx, since an exported detector has no experts")
 
     @property
     def folder_name(self) -> str:

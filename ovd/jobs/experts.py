@@ -28,6 +28,7 @@ from ovd.experts.folder import (
 from ovd.experts.group import ExpertGroup
 from ovd.experts.names import fit_margin, route
 from ovd.files import sha256_of
+from ovd.format_count import format_count
 from ovd.join_first import join_first
 from ovd.metric import per_cent
 from ovd.model.low_rank import adapters_of, with_adapter_names
@@ -96,7 +97,7 @@ def _own_tensors(base: TrainedDetector, tuned: TrainedDetector, num_own: int) ->
     if changed:
         raise ExpertError(
             f"{tuned.config.output} cannot be an expert of {base.config.output}: training changed "
-            f"{len(changed)} shared tensors, {join_first(changed)}"
+            f"{format_count(len(changed), 'shared tensor')}, {join_first(changed)}"
         )
     return own
 
@@ -133,10 +134,10 @@ def describe_expert(folder: Path) -> str:
     )
     calibrated = "calibrated" if found.calibration is not None else "not calibrated"
     return (
-        f"{folder}: {len(found.names)} names ({join_first(found.names, MAX_NAMES_SHOWN)})\n"
-        f"  of {found.base}, weights sha256 {found.base_sha256[:16]}; {found.own_layers} backbone layers of its own"
-        f"{f', adapters of rank {found.rank}' if found.rank else ''}; "
-        f"{size:.1f} MB; {calibrated}{measured}"
+        f"{folder}: {format_count(len(found.names), 'name')} ({join_first(found.names, MAX_NAMES_SHOWN)})\n"
+        f"  of {found.base}, weights sha256 {found.base_sha256[:16]}; "
+        f"{format_count(found.own_layers, 'own backbone layer')}"
+        f"{f', adapters of rank {found.rank}' if found.rank else ''}; {size:.1f} MB; {calibrated}{measured}"
     )
 
 
@@ -160,14 +161,14 @@ def format_routing(run: Path, folders: Sequence[Path], names: Sequence[str]) -> 
     if not names:
         raise ValueError("give at least one query")
     if len({path.resolve() for path in map(find_expert, folders)}) < len(folders):
-        raise ValueError("an expert is given twice; name each once")
+        raise ValueError("an expert is given twice; give each only once")
     base = load_detector(run, experts=ExpertGroup(tuple(folders)))
     experts = [read_expert(folder).names for folder in folders]
     text = evaluation_text(base.config, base.clip, names)
     detectors = [str(run), *map(str, folders)]
     by_mode = [route(text, experts, nearest=nearest) for nearest in (False, True)]
     rows_of_table: list[tuple[str, ...]] = [
-        ("query", "answered by", "with --nearest", "cosine with the nearest name of each")
+        ("query", "answered by", "with --nearest", "cosine with the nearest name of the detector and each expert")
     ]
     for row, name in enumerate(names):
         by = [

@@ -24,6 +24,7 @@ from ovd.evaluation.note import EvaluationNote, read_note
 from ovd.experts.folder import read_expert, write_description
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.files import sha256_of, write_json
+from ovd.format_count import format_count
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.experts import save_expert
 from ovd.jobs.resume import check_same_data, check_same_init, check_same_run
@@ -98,15 +99,15 @@ def fine_tune(config: TrainConfig, *, weight: float, measures_kept: bool = True)
 
 def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple[Outcome, ...]:
     if config.init_from is None:
-        raise ValueError("fine-tuning needs init_from: the run folder of a trained detector")
+        raise ValueError("fine-tuning needs a trained detector to start from; set init_from to its run folder")
     if not 0 <= weight <= 1:
-        raise ValueError(f"--weight {weight:g}: the weight of the fine-tuned detector in the average is from 0 to 1")
+        raise ValueError(f"--weight is {weight:g}; it must be from 0 to 1")
     start = load_detector(config.init_from, config.train.device, warns=False)
     _check_start(start.config, config.init_from, config)
     original = _load_original_validation(start, config.init_from) if measures_kept else None
     new = load_validation_index(config)
     if new is None and is_main():
-        warn("no validation set (data.source.val_annotations): the gain on the new data is not measured")
+        warn("there is no validation set (data.source.val_annotations), so the gain on the new data is not measured")
 
     index = _finish_training(config)
     validation = _Validation(config, new, original)
@@ -156,11 +157,11 @@ def _check_start(start: TrainConfig, path: Path, config: TrainConfig) -> None:
         raise ValueError(f"{describe_expert_run(path, start)}. Start from the detector: init_from={start.init_from}")
     different = detector_differences(start.model_dump(mode="json"), config.model_dump(mode="json"))
     if different:
-        raise ValueError(f"the config's detector is not that of {path}; different: {'; '.join(different)}")
+        raise ValueError(f"the config's detector differs from that of {path} in: {'; '.join(different)}")
     if config.expert is not None and config.data.size != start.data.size:
         raise ValueError(
-            f"an expert sees the images that its detector sees: data.size is {config.data.size}, that of "
-            f"{path} {start.data.size}"
+            f"an expert needs the image size of its detector: data.size is {config.data.size}, but "
+            f"{start.data.size} in {path}"
         )
 
 
@@ -178,11 +179,11 @@ def _load_original_validation(start: TrainedDetector, path: Path) -> AnnotationI
     Raises:
         ValueError: it has no validation set, or the set is not on this machine.
     """
-    way_out = "what is kept there is not measured with --no-kept"
+    way_out = "use --no-kept to skip this evaluation"
     try:
         original = load_validation_index(start.config)
     except DataError as error:
-        raise DataError(error.code, f"{error}; it belongs to {path}: {way_out}") from None
+        raise DataError(error.code, f"{error}; this is the validation set of {path}; {way_out}") from None
     if original is None:
         raise ValueError(f"{path} has no validation set; {way_out}")
     return original
@@ -206,7 +207,10 @@ def _evaluate_expert(validation: _Validation, start: TrainedDetector, index: Ann
     forms = [form for category in index.categories for form in (category.name, *category.synonyms)]
     shared = list(dict.fromkeys(form for form in forms if name_key(form) in known))
     if shared and is_main():
-        print(f"the expert answers {len(shared)} of the detector's own words from now on: {join_first(shared)}")
+        print(
+            f"the expert now detects {format_count(len(shared), 'name')} that the detector was trained on: "
+            f"{join_first(shared)}"
+        )
     outcomes = (
         validation.outcome("before", config.init_from),
         validation.outcome("expert", config.init_from, experts=experts),
@@ -236,15 +240,15 @@ def _average_weights(start: Path, after: Path, weight: float) -> Path:
     if averaged is not None:
         sources = averaged.notes.ensemble
         if sources is None:
-            raise ValueError(f"{ensemble} holds something else than an average; move it away")
+            raise ValueError(f"{ensemble} contains a run that is not an average; move it away")
         if sources.weight != weight:
             raise ValueError(
                 f"{ensemble} was averaged with weight {sources.weight:g}, not {weight:g}; "
-                "use ovd ensemble to average with another weight into a new folder"
+                "for another weight, use ovd ensemble with a new folder"
             )
         for noted, path in ((sources.first_sha256, start), (sources.second_sha256, after)):
             if noted not in (None, sha256_of(find_checkpoint(path).weights)):
-                raise ValueError(f"{ensemble} is an average with weights that {path} no longer has; delete it")
+                raise ValueError(f"{ensemble} was averaged from older weights of {path}; delete it to average again")
     if averaged is None and is_main():
         save_ensemble(find_checkpoint(start), find_checkpoint(after), weight=weight, output=ensemble)
     barrier()
@@ -255,8 +259,8 @@ def format_outcomes(outcomes: tuple[Outcome, ...]) -> str:
     """Format outcomes as a table in per cent, with - where there is no true box; or say why nothing was measured."""
     if not _is_measured(outcomes):
         return (
-            "nothing was measured: there is no validation set of the new data (data.source.val_annotations), and "
-            "--no-kept leaves out that of the detector to start from"
+            "nothing was evaluated: the new data have no validation set (data.source.val_annotations), and "
+            "--no-kept skips the validation set of the starting detector"
         )
     return "\n".join(_lines(outcomes))
 

@@ -28,7 +28,7 @@ class ImportedFile:
             format_count(len(self.boxes.content[many]), one, many)
             for one, many in (("image", "images"), ("annotation", "annotations"), ("category", "categories"))
         )
-        written = f"{self.path}: {counts}; file names start at {self.boxes.images_root}"
+        written = f"{self.path}: {counts}; file names are relative to {self.boxes.images_root}"
         return "\n".join([*describe_findings(self.report), written])
 
 
@@ -56,5 +56,5 @@ def import_into_file(
     report.count_used(len(imported.content["images"]))
     report.write(report_file)
     if not imported.content["annotations"]:
-        warn(f"{annotations} has no box to import")
+        warn(f"{annotations} has no boxes to import")
     return ImportedFile(output, imported, report)

@@ -56,7 +56,7 @@ def label_into_files(trained: TrainedDetector, labelling: LabelJob) -> WrittenLa
     report = DataReport(stops=False)
     with LabelJournal(output.journal, _settings(trained, inference, labelling, min_scores)) as journal:
         if journal.is_resumed:
-            print(printable(f"goes on from {output.journal}"))
+            print(printable(f"resuming from {output.journal}"))
         labels = label_images(
             trained,
             inference,

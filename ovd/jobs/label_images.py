@@ -17,6 +17,7 @@ from ovd.data.loading.buckets import batches_by_padded_shape
 from ovd.data.loading.loader import LoaderOptions, image_loader
 from ovd.data.report import DataReport
 from ovd.distributed import pins_memory
+from ovd.format_count import format_count
 from ovd.inference import BatchDetector, ImageBatch
 from ovd.jobs.label_journal import LabelJournal, SelectedDetections, stat_of
 from ovd.jobs.label_output import LabelledSets
@@ -104,14 +105,14 @@ def label_images(
         pin_memory=pins_memory(inference.device),
     )
     detected = _detected(_counted(batches, report, journal), detect)
-    for item in progress(detected, len(left), "labelling"):
+    for item in progress(detected, len(left), "labeling"):
         if item is not None:
             image, detections = item
             found[image] = thresholds.select(detections)
             journal.add(file_names[image], stats[image], found[image])
     if not found:
-        first = next(iter(report.first_records().values()), ["no image was given"])[0]
-        raise ValueError(f"none of {len(paths)} images can be read; the first: {first}")
+        first = next(iter(report.first_records().values()), ["no images were given"])[0]
+        raise ValueError(f"none of {format_count(len(paths), 'image')} can be read; the first: {first}")
     kept, below = [], []
     for image in sorted(found):
         selected, file = found[image], file_names[image]
@@ -152,7 +153,7 @@ def _labelled(found: Detections, file: str, height: int, width: int, report: Dat
         report.count_used(int(large.sum()), unit="box")
         for box in found.boxes[~large].tolist():
             rounded = [round(value, 1) for value in box]
-            report.count_skipped("F4", f"{file}: a side of the box {rounded} is under {SMALLEST_EXPORTED_PX:g} px")
+            report.count_skipped("F4", f"{file}: a side of the box {rounded} is less than {SMALLEST_EXPORTED_PX:g} px")
     return LabelledImage(
         file,
         height,

@@ -68,7 +68,7 @@ class LabelJournal:
         self._file = path.open("a+b")
         try:
             if not lock_file(self._file) or not _is_at(path, self._file):
-                raise ValueError(f"{path}: another process is labelling into this; wait for its end")
+                raise ValueError(f"{path} is in use by another labeling process; wait until it ends")
             self._file.seek(0)
             whole = self._read()
             self._file.truncate(whole)  # drops a line that was cut off
@@ -100,7 +100,9 @@ class LabelJournal:
             except _OtherSettingsError:
                 raise
             except (ValueError, KeyError, TypeError, RuntimeError) as error:
-                raise ValueError(f"{self.path}, line {number}: not of ovd label ({error}); move it away") from None
+                raise ValueError(
+                    f"{self.path}, line {number}: not written by ovd label ({error}); move the file away"
+                ) from None
             whole += len(line)
         return whole
 
@@ -109,7 +111,7 @@ class LabelJournal:
             raise ValueError("it has no settings")
         if different := describe_differences(before, self._settings):
             raise _OtherSettingsError(
-                f"{self.path} is of an interrupted call with other settings ({different}); repeat these, or delete it"
+                f"{self.path} is from an interrupted call with other settings ({different}); use these, or delete it"
             )
 
     def find(self, name: str, stat: Sequence[int]) -> SelectedDetections | None:

@@ -143,7 +143,7 @@ class WrittenLabels:
         boxes = f"{format_count(kept.num_boxes, 'box', 'boxes')} of {format_count(len(counts), 'class', 'classes')}"
         yield (
             f"{output.path}: {format_count(len(kept.images), 'image')}, {boxes} with a {self.threshold_text}, "
-            f"{format_count(without, 'image')} without any{unread}; file names start at {kept.root}"
+            f"{format_count(without, 'image')} without any{unread}; file names are relative to {kept.root}"
         )
         if output.review is not None:
             yield f"{output.review} shows the {format_count(self.num_shown, 'box', 'boxes')} nearest to the threshold"

@@ -89,14 +89,14 @@ def build_labeller(trained: TrainedDetector, request: LabelRequest) -> Labeller:
     templates, teacher_hf = request.templates, request.teacher_hf
     if trained.experts.folders and (teacher_hf or templates not in (None, config.bank.templates)):
         raise ValueError(
-            "--expert cannot be used with --teacher-hf, or with other --templates than the run's: experts stand beside "
-            "the run's own detector, and know their names in its templates"
+            "--expert cannot be used with --teacher-hf, or with --templates other than the run's: experts belong to "
+            "the run's detector, and know their names only in its templates"
         )
     if teacher_hf is not None and request.size is not None:
-        raise ValueError("--size cannot be used with --teacher-hf, whose detectors have their own size of images")
+        raise ValueError("--size cannot be used with --teacher-hf, whose detectors have their own image size")
     if trained.detector.name_offsets is not None:
         raise ValueError(
-            f"{trained.display_name} learned names alone (expert.learn); label with its detector and --expert"
+            f"{trained.display_name} has learned only names (expert.learn=names); label with its detector and --expert"
         )
     device = resolve_device(config)
     are_names = options.queries == "classes" or QUERY_SOURCES[options.queries].are_names
@@ -117,11 +117,11 @@ def build_labeller(trained: TrainedDetector, request: LabelRequest) -> Labeller:
         display_name = teacher.name
     else:
         if config.eval.ensemble is not None:  # CLIP's softmax needs a whole vocabulary
-            print(f"{trained.display_name}: the teacher's own scores are used alone, without CLIP's (eval.ensemble)")
+            print(f"{trained.display_name}: only the teacher's own scores are used, without CLIP's (eval.ensemble)")
         if config.eval.competition > 0:
             print(
-                f"{trained.display_name}: names do not compete for a place (eval.competition), so that scores can be "
-                "compared across captions with different numbers of names"
+                f"{trained.display_name}: eval.competition is off, so that scores are comparable across captions with "
+                "different numbers of names"
             )
         # All names at a place are stored, and all points are scored: labels are filtered afterwards, and captions have
         # few names. The job keeps the best box of each name, so the teacher returns all candidates. A caption is a

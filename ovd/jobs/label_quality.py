@@ -54,5 +54,5 @@ def label_quality(labels: Path, pairs: Path, annotations: Path | None, *, thresh
     num_pairs = sum(len(objects.captions) for objects in truth)
     num_known = sum(int(objects.is_known.sum()) for objects in truth)
     if not num_known:
-        raise ValueError(f"{pairs}: the true objects of no pair are known (`boxes` and `names` in its JSON)")
+        raise ValueError(f"{pairs}: no pair has true objects (`boxes` and `names` in its JSON)")
     return LabelQuality(rows, num_known, num_pairs - num_known, describe_capped(files))

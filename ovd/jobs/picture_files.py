@@ -101,7 +101,7 @@ def _check_folders(folders: Iterable[Path]) -> None:
     for folder in sorted(folders):
         if folder.is_dir() and not os.access(folder, os.W_OK):
             raise ValueError(
-                f"{folder} cannot be written to, and pictures go beside their sources; give --output FOLDER"
+                f"{folder} cannot be written to; give another folder for the pictures with --output FOLDER"
             )
 
 
@@ -150,8 +150,8 @@ def targets(sources: Sequence[str], folder: Path | None) -> dict[str, Path]:
     for source, target in chosen.items():
         if target in of_path:
             raise ValueError(
-                f"{of_path[target]} and {source} would both be written to {target}.detections.jpg; give one after the "
-                "other, or write one file for all with --write coco or --write lines"
+                f"{of_path[target]} and {source} would both be written to {target}.detections.jpg; give them in "
+                "separate calls, or write one file for all with --write coco or --write lines"
             )
         of_path[target] = source
     return chosen

@@ -37,7 +37,7 @@ class Hardware:
         if gpus is not None:
             raise ValueError("--gpus cannot be used with train.device=cpu")
         if (peak_tflops is None) != (utilization is None):
-            raise ValueError("the time on a CPU needs --peak-tflops and --utilization; give both or neither")
+            raise ValueError("to predict the time on a CPU, give both --peak-tflops and --utilization")
         return cls(0, peak_tflops, utilization)
 
 
@@ -92,10 +92,7 @@ class PredictedCost:
         hardware, hours = self.hardware, self.hours
         if hours is None:
             tflop = self.steps * self.images_per_step * self.cost.training_flops / 1e12
-            return (
-                f"none: {work} are {tflop:,.3g} TFLOP, and how many a CPU does in a second is not known; give its "
-                "--peak-tflops and --utilization"
-            )
+            return f"not known: {work} are {tflop:,.3g} TFLOP; give the --peak-tflops and --utilization of the CPU"
         minutes = f"{60 * hours:.1f} min" if 60 * hours >= 1 else "under 1 min"
         time = f"{hours:,.1f} h" if hours >= 1 else minutes
         where = _counted(hardware.num_gpus, "GPU") if hardware.num_gpus else "a CPU"

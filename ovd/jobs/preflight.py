@@ -12,6 +12,7 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.verdict import evaluation_verdict, training_verdict
 from ovd.distributed import device_of_rank, world_size
+from ovd.format_count import format_count
 from ovd.jobs.prerequisites import check_prerequisites
 from ovd.jobs.resume import find_run
 from ovd.jobs.training_sets import load_training_sets, warn_of_absent_classes, warn_of_trained_images
@@ -43,7 +44,7 @@ def preflight(config: TrainConfig, *, resume: bool = False, strict_resume: bool 
     index, trained, held_out, validation = sets.whole, sets.trained, sets.held_out, sets.validation
     setup = build_training_setup(config, checkpoint, sets, verifies_labels=True)
     if (pairs := setup.pairs) is not None:
-        print(f"{len(pairs):,} image-text pairs with {len(pairs.texts):,} texts")
+        print(f"{format_count(len(pairs), 'image-text pair')} with {format_count(len(pairs.texts), 'text')}")
     setup.batches_from(0)
 
     print(f"training set {index.path}")
@@ -64,14 +65,14 @@ def preflight(config: TrainConfig, *, resume: bool = False, strict_resume: bool 
         warn_of_trained_images(trained, validation)
     samples, paired = (number * config.train.steps for number in samples_per_step(config))
     print(
-        f"{config.train.steps:,} steps on {world_size()} ranks draw {samples:,} images, "
+        f"{format_count(config.train.steps, 'step')} on {format_count(world_size(), 'rank')} draw {samples:,} images, "
         f"{samples / max(len(trained), 1):.3g} times the training set of {len(trained):,}"
     )
     if pairs is not None:
-        print(f"and {paired:,} image-text pairs, {paired / max(len(pairs), 1):.3g} times those labelled")
+        print(f"and {paired:,} image-text pairs, {paired / max(len(pairs), 1):.3g} times the labeled ones")
     if held_out is not None:
         print(
-            f"{len(held_out.index):,} of the images and {int(held_out.names.sum()):,} of the names are held out of it "
+            f"{len(held_out.index):,} of the images and {int(held_out.names.sum()):,} of the names are held out "
             "(train.calibration)"
         )
     warn_of_absent_classes(config, trained)
@@ -84,9 +85,9 @@ def describe_vocabulary(training: AnnotationIndex, validation: AnnotationIndex) 
     trained, asked = training.names, validation.names
     new, unused = _missing(asked, trained), _missing(trained, asked)
     return (
-        f"{len(trained):,} names are trained on, {len(asked):,} are asked for in the evaluation\n"
-        f"{len(new):,} of these are not trained on{_named(new)}\n"
-        f"{len(unused):,} that are trained on are not asked for{_named(unused)}"
+        f"{format_count(len(trained), 'name')} trained on, {len(asked):,} evaluated\n"
+        f"{len(new):,} evaluated, but not trained on{_named(new)}\n"
+        f"{len(unused):,} trained on, but not evaluated{_named(unused)}"
     )
 
 

@@ -24,9 +24,9 @@ def check_prerequisites(config: TrainConfig) -> None:
     if not is_main():
         return
     if config.clip.weights == "random":
-        warn("clip.weights=random: neither images nor texts mean anything to this CLIP; give weights")
+        warn("clip.weights=random: this CLIP model is untrained, so a detector cannot learn from it; set clip.weights")
     if config.eval.ensemble is not None and config.train.calibration is not None:
-        warn("with eval.ensemble scores stay uncalibrated: leave it or train.calibration out")
+        warn("with eval.ensemble, scores are not calibrated; remove eval.ensemble or train.calibration")
 
 
 def check_warmup(config: TrainConfig | AlignConfig) -> None:
@@ -38,7 +38,7 @@ def check_warmup(config: TrainConfig | AlignConfig) -> None:
     if config.train.warmup_steps > config.train.steps:
         raise ValueError(
             f"train.warmup_steps is {config.train.warmup_steps}, more than train.steps, {config.train.steps}; for a "
-            "short trial add train.warmup_steps=0"
+            "short trial, set train.warmup_steps=0"
         )
 
 
@@ -51,8 +51,8 @@ def _check_divisible(config: TrainConfig) -> None:
     for name, number in samples_per_step(config)._asdict().items():
         if number % world_size():
             raise ValueError(
-                f"a batch's {number} {name} (train.batch_size, data.pairs.share) cannot be divided among "
-                f"{world_size()} ranks; start as many as divide it"
+                f"the {number} {name} of a batch (train.batch_size, data.pairs.share) cannot be divided among "
+                f"{world_size()} ranks; start a number of ranks that divides it"
             )
 
 
@@ -64,6 +64,6 @@ def _check_surroundings(config: TrainConfig) -> None:
     """
     nearest = next(folder for folder in (config.output, *config.output.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ValueError(f"output={config.output}: {nearest} is no folder that can be written to")
+        raise ValueError(f"output={config.output}: {nearest} is not a folder, or cannot be written to")
     if config.train.wandb is not None and find_spec("wandb") is None:
         raise ValueError(f"train.wandb={config.train.wandb} {needs_package('wandb', 'wandb')}")

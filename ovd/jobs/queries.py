@@ -44,7 +44,7 @@ def parse_query(query: str) -> Query:
         return Query(query.strip())
     value = float(minimum)
     if not 0 <= value <= 1 or not name.strip():
-        raise ValueError(f"{query.strip()!r}: write it as NAME:0.8, with a minimum score from 0 to 1")
+        raise ValueError(f"{query.strip()!r}: write it as NAME:0.8, a name and a minimum score from 0 to 1")
     return Query(name.strip(), value)
 
 
@@ -61,7 +61,7 @@ def read_queries(classes: str | None, file: Path | None = None) -> list[Query]:
     queries = [query for query in (classes or "").split(",") if query.strip()]
     if file is not None:
         if not file.exists():
-            raise ValueError(f"{file}: there is no such file; a file of class names has one per line")
+            raise ValueError(f"{file} does not exist; give a text file with one class name per line")
         queries += [line for _, line in read_lines(file)]
     return deduplicate(list(map(parse_query, queries)))
 
@@ -76,7 +76,9 @@ def read_class_names(file: Path) -> tuple[str, ...]:
     for number, name in read_lines(file):
         reading = name_key(name)
         if not reading.strip("() "):
-            raise ValueError(f"{file}: line {number}: {name!r} reads as blank; name a class, or remove it")
+            raise ValueError(
+                f"{file}: line {number}: {name!r} is blank to the text tower; write a class name, or remove the line"
+            )
         first.setdefault(reading, name)
     return tuple(first.values())
 
@@ -112,10 +114,12 @@ def deduplicate(queries: Sequence[Query]) -> list[Query]:
     for query in queries:
         before = first.setdefault(name_key(query.name), query)
         if before.min_score != query.min_score:
-            raise ValueError(f"{before.name!r} and {query.name!r} are one name with two minimum scores; give it once")
+            raise ValueError(
+                f"{before.name!r} and {query.name!r} are the same name with two minimum scores; give it only once"
+            )
     if num_repeats := len(queries) - len(first):
         are = "is" if num_repeats == 1 else "are"
-        warn(f"{format_count(num_repeats, 'name')} {are} given twice, and asked for once")
+        warn(f"{format_count(num_repeats, 'name')} {are} given more than once; each is used once")
     return list(first.values())
 
 

@@ -21,6 +21,7 @@ from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataReport
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.extras import optional
+from ovd.format_count import format_count
 from ovd.jobs.label_pairs import LabelRequest, build_labeller
 from ovd.selftrain.decoded_pairs import stop_if_too_many_unreadable
 from ovd.selftrain.ledger import LabelCounts, total_counts
@@ -115,7 +116,7 @@ class _RayJob:
         for _ in range(num_workers):
             self._assign_shard(self._new_actor())
         counts: list[LabelCounts] = []
-        with tqdm(total=self._num_pairs, desc=f"pairs on {num_workers} workers", unit=" images") as bar:
+        with tqdm(total=self._num_pairs, desc=f"pairs on {format_count(num_workers, 'worker')}", unit=" images") as bar:
             while self._running:
                 (ready,), _ = self._ray.wait(list(self._running), num_returns=1)
                 actor, name = self._running.pop(ready)
@@ -153,7 +154,7 @@ class _RayJob:
             rank, world = list(self._listed).index(name), len(self._listed)
             first_shards = "" if self._request.num_shards is None else f" --shards {world}"
             raise RuntimeError(
-                f"{name}: {MAX_TRIES} workers died while they had this shard, the last of "
+                f"{name}: {MAX_TRIES} workers died while labeling this shard, the last with "
                 f"{str(error).splitlines()[0]}; label it alone to see why "
                 f"(--rank {rank} --world {world}{first_shards})"
             ) from error

@@ -28,7 +28,7 @@ def replay_step(dump: Path) -> None:
     detector, criterion = learner.detector, learner.criterion
     compute = resolve_compute(config)
     detector.load_state_dict(weights)
-    print(f"as trained: {', '.join(f'{name} {value:.4g}' for name, value in failed.losses.items())}")
+    print(f"losses in training: {', '.join(f'{name} {value:.4g}' for name, value in failed.losses.items())}")
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     print(f"weights that are not finite: {join_first(bad, 20) or 'none'}")
     for row, image_id in enumerate(batch.image_ids):

@@ -35,13 +35,13 @@ def find_run(config: TrainConfig, *, resume: bool, strict_resume: bool = False) 
     checkpoint = latest_on_all_ranks(config.output, strict=strict_resume)
     if resume and is_main():
         print(
-            f"goes on from {checkpoint.folder}"
+            f"resuming from {checkpoint.folder}"
             if checkpoint
-            else f"{config.output} holds no checkpoint: starts at step 0"
+            else f"{config.output} has no checkpoint; starting at step 0"
         )
     if checkpoint is not None:
         if not resume:
-            raise ValueError(f"{config.output} already holds a run; give --resume, or another output=FOLDER")
+            raise ValueError(f"{config.output} already contains a run; add --resume, or give another output=FOLDER")
         check_same_run(checkpoint.config, config)
     return checkpoint
 
@@ -63,7 +63,7 @@ def check_same_run(
     before, now = flatten(then.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
     if different := describe_differences(before, now, free=free):
         raise ValueError(
-            f"{config.output} was started with other settings: {different}. Resume it with its own, which are in "
+            f"{config.output} was started with different settings: {different}. Resume it with its own settings, in "
             f"{config.output}/config.yaml; {_other_init_hint(then, config)}"
         )
 
@@ -75,8 +75,10 @@ def _other_init_hint(then: TrainConfig | AlignConfig, config: TrainConfig | Alig
         then: config of the run.
     """
     if isinstance(config, TrainConfig) and isinstance(then, TrainConfig) and (config.expert or then.expert):
-        return f"to train with these, keep init_from={config.init_from or then.init_from} and give another output"
-    return f"to train on with these, start a run from it: init_from={config.output} and another output"
+        return (
+            f"to train with the new ones, keep init_from={config.init_from or then.init_from} and give another output"
+        )
+    return f"to continue with the new ones, start a new run from it: init_from={config.output} and another output"
 
 
 def sha256_of_init(config: TrainConfig) -> str | None:
@@ -128,6 +130,6 @@ def check_same_data(stored: Mapping[str, str], data: Mapping[str, str], output: 
     different = [name for name, fingerprint in data.items() if stored.get(name, fingerprint) != fingerprint]
     if different:
         raise ValueError(
-            f"{output} was started on other data: its {' and '.join(different)} changed since; restore the "
-            "original data, or train on the data as it is now with another output"
+            f"{output} was started on other data: the {' and '.join(different)} changed since; restore the "
+            "original data, or train on the present data with another output"
         )

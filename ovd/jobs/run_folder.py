@@ -31,7 +31,9 @@ def latest_on_all_ranks(run: Path, *, strict: bool = False) -> Checkpoint | None
     seen = all_gather(None if checkpoint is None else (checkpoint.folder.name, checkpoint.fingerprint()))
     if len(set(seen)) > 1:
         names = ", ".join("none" if one is None else one[0] for one in seen)
-        raise ValueError(f"{run}: the ranks see different checkpoints ({names}); it has to be on a disk that all share")
+        raise ValueError(
+            f"{run}: the ranks see different checkpoints ({names}); the folder must be on a disk that all ranks share"
+        )
     return checkpoint
 
 
@@ -52,7 +54,9 @@ def open_run_folder(config: TrainConfig | AlignConfig, checkpoint: Checkpoint | 
         with raise_on_all_ranks():
             if is_main():
                 if file.exists() and not _is_of_a_run(file):
-                    raise ValueError(f"{file} was written by hand and would be replaced; keep it, or change output")
+                    raise ValueError(
+                        f"{file} was not written by a run and would be replaced; move it away, or give another output"
+                    )
                 config.output.mkdir(parents=True, exist_ok=True)
                 held.enter_context(folder_lock(config.output))
                 _check_newest(config.output, checkpoint)
@@ -63,7 +67,9 @@ def open_run_folder(config: TrainConfig | AlignConfig, checkpoint: Checkpoint | 
         barrier()
         with raise_on_all_ranks():
             if not file.exists():
-                raise ValueError(f"{config.output}, which rank 0 made, is not there; it has to be on a shared disk")
+                raise ValueError(
+                    f"{config.output}, which rank 0 created, does not exist on this rank; it must be on a shared disk"
+                )
         yield
 
 
@@ -78,7 +84,7 @@ def _check_newest(run: Path, checkpoint: Checkpoint | None) -> None:
         return
     now = latest(run)  # the newer one may be damaged
     if (None if now is None else now.folder) != (None if checkpoint is None else checkpoint.folder):
-        raise ValueError(f"{run}: another run wrote {newest} there while this one started; start it again")
+        raise ValueError(f"{run}: another run wrote {newest} while this run started; start this run again")
 
 
 def _is_of_a_run(file: Path) -> bool:

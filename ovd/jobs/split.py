@@ -10,6 +10,7 @@ from ovd.data.annotations import load_truth
 from ovd.data.formats.options import FormatOptions
 from ovd.data.split import draw_parts
 from ovd.files import atomic_write, make_parent_folder, refuse_existing
+from ovd.format_count import format_count
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def split_annotations(
     for file, rows in zip((first, second), drawn, strict=True):
         refuse_existing(file)
         if not rows:
-            raise ValueError(f"{file} would have none of the {len(images)} images; give another --share")
+            raise ValueError(f"{file} would have none of {format_count(len(images), 'image')}; give another --share")
         make_parent_folder(file)
     in_first, in_second = (set[int]().union(*(classes[row] for row in rows)) for rows in drawn)
     return (
@@ -66,8 +67,8 @@ def _check_files_once(annotations: Path, images: list[dict[str, Any]]) -> None:
     count = Counter(str(name) for image in images if (name := image.get("file_name") or image.get("coco_url")))
     if twice := [name for name, number in count.items() if number > 1]:
         raise ValueError(
-            f"{annotations}: {len(twice)} files have several image records, the first {twice[0]}; one could "
-            "land in both parts; make one record of each (frames of a video: one file for each)"
+            f"{annotations}: several image records for {format_count(len(twice), 'file')}, the first {twice[0]}, "
+            "which could be put into both parts; merge the records (for frames of a video, save one file per frame)"
         )
 
 

@@ -20,7 +20,7 @@ def tracking_package() -> ModuleType:
         return optional("trackers", "video")
     except ValueError as error:
         # The requirements of trackers name an OpenCV build with a GUI, which shadows the headless one.
-        raise ValueError(f"{error}, and then pip install --no-deps trackers") from error
+        raise ValueError(f"{error}, then pip install --no-deps trackers") from error
 
 
 class Tracker:

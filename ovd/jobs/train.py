@@ -26,6 +26,7 @@ from ovd.engine.signals import StopRequest
 from ovd.engine.train import Evaluate, TrainingData, train
 from ovd.evaluation.calibrate import CalibrationError
 from ovd.evaluation.run import measure_results, print_measures, write_measures
+from ovd.format_count import format_count
 from ovd.jobs.calibrate import calibrate_detector, mean_example, readable_part
 from ovd.jobs.evaluate import detect_all
 from ovd.jobs.prerequisites import check_prerequisites
@@ -76,7 +77,8 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
     learner, start, pairs = setup.learner, setup.start, setup.pairs
     if pairs is not None and is_main():
         removed = ", ".join(f"{name} {count}" for name, count in pairs.box_counts.items() if count)
-        print(f"{len(pairs)} of {pairs.num_labelled} image-text pairs, {len(pairs.texts)} texts; boxes: {removed}")
+        numbers = f"{len(pairs)} of {format_count(pairs.num_labelled, 'image-text pair')}"
+        print(f"{numbers}, {format_count(len(pairs.texts), 'text')}; boxes: {removed}")
     with main_first():
         bank = build_text_bank(config, learner.clip, index)
     checkpoints = CheckpointWriter(
@@ -150,10 +152,10 @@ def _calibration_of(
                 attached = {"trained_text": calibration.trained_text, "mean_example": mean_example(config, readable)}
                 found = calibration.to_json(), attached
             except CalibrationError as error:
-                warn(f"{error}; the detector has no calibration")
+                warn(f"{error}; the detector is not calibrated")
             except Exception as error:  # such as out of memory: it must not end the training
                 traceback.print_exc()
-                warn(f"the calibration failed ({error}); the detector has none")
+                warn(f"the calibration failed ({error}); the detector is not calibrated")
         found = broadcast(found)
         if found is not None:
             checkpoints.notes = replace(checkpoints.notes, calibration=found[0])
@@ -182,7 +184,7 @@ def _evaluation_of(
             try:
                 write_measures(measures, config.output, index=validation)
             except OSError as error:  # a full disk is no reason to end a training
-                warn(f"{config.output}: files of an evaluation cannot be written ({error})")
+                warn(f"{config.output}: the files of the evaluation cannot be written ({error})")
             metrics = measures.evaluation.metrics
         return broadcast(metrics)
 

@@ -11,6 +11,7 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.verdict import check_evaluable
 from ovd.distributed import main_first
+from ovd.format_count import format_count
 from ovd.join_first import join_first
 from ovd.warn import warn
 
@@ -74,8 +75,10 @@ def _check_validation(config: TrainConfig, validation: AnnotationIndex | None) -
     if len(validation.boxes.values):
         return
     if config.train.patience:
-        raise ValueError(f"train.patience goes by AP, and {validation.path} has no box; give another validation set")
-    warn(f"{validation.path} has no box: its metrics will say nothing")
+        raise ValueError(
+            f"train.patience needs the validation AP, but {validation.path} has no boxes; give another validation set"
+        )
+    warn(f"{validation.path} has no boxes, so the validation metrics will be meaningless")
 
 
 def warn_of_absent_classes(config: TrainConfig, index: AnnotationIndex) -> None:
@@ -86,9 +89,8 @@ def warn_of_absent_classes(config: TrainConfig, index: AnnotationIndex) -> None:
     without = [name for name, has in zip(index.names, has_box.tolist(), strict=True) if not has]
     if without:
         warn(
-            f"{len(without)} classes have no box and are trained on as absent from every image "
-            f"(train.negatives=all): {join_first(without)}; remove them from the categories if they "
-            "may be there"
+            f"{format_count(len(without), 'class', 'classes')} without a box will be trained on as absent from every "
+            f"image (train.negatives=all): {join_first(without)}; remove from the categories what may be in the images"
         )
 
 
@@ -97,8 +99,8 @@ def warn_of_trained_images(training: AnnotationIndex, validation: AnnotationInde
     num_trained = len(_image_paths(training) & _image_paths(validation))
     if num_trained:
         warn(
-            f"{num_trained:,} of the {len(validation):,} images of {validation.path} are in the training set "
-            f"{training.path}, too: the metrics of the validation set will be of images that were trained on"
+            f"{num_trained:,} of {format_count(len(validation), 'image')} of {validation.path} are also in the "
+            f"training set, {training.path}, so the validation metrics will be measured on images that are trained on"
         )
 
 

@@ -89,5 +89,5 @@ def _hashes(config: TrainConfig, sets: TrainingSets, pairs: LabelledPairs | None
             data[name] = sha256_of(file)
     hashes_by_rank = all_gather(data)
     if any(other != data for other in hashes_by_rank):
-        raise ValueError(f"the ranks have read different data, as if it were still being written: {hashes_by_rank}")
+        raise ValueError(f"the ranks have read different data, which may still be being written: {hashes_by_rank}")
     return data

@@ -81,6 +81,6 @@ def _warn_of_seen_images(config: TrainConfig, before: Checkpoint) -> None:
     held_out = earlier.data.held_out if earlier_options is None else earlier_options.images
     if held_out < options.images and earlier.data.source == config.data.source:
         warn(
-            f"{config.init_from} was trained on images that train.calibration holds out here; train it with "
+            f"{config.init_from} was trained on images that train.calibration holds out in this run; train it with "
             f"data.held_out={options.images}"
         )

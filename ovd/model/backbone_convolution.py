@@ -74,7 +74,9 @@ class TimmConvolutionBackbone(Backbone):
             found = [feature.shape[1:] for feature in output.features]
             projected = self.project_locations(output.last).shape[2:]
         except (AssertionError, RuntimeError, ValueError, TypeError) as error:
-            raise ValueError(f"{name} is not a supported backbone: of {height} x {width} px it says: {error}") from None
+            raise ValueError(
+                f"{name} is not a supported backbone: an image of {height} x {width} px fails: {error}"
+            ) from None
         wanted = [
             (channels, height // stride, width // stride)
             for channels, stride in zip(self.channels, self.strides, strict=True)
@@ -133,7 +135,7 @@ class TimmConvolutionBackbone(Backbone):
         ]
         if not blocks:
             raise ValueError(
-                f"{type(self.trunk).__name__} has no blocks with stochastic depth; leave detector.drop_path at 0"
+                f"{type(self.trunk).__name__} has no blocks with stochastic depth; set detector.drop_path=0"
             )
         for number, block in enumerate(blocks):
             block.drop_path = DropPath(rate * number / max(1, len(blocks) - 1))
@@ -193,7 +195,7 @@ class ClipResNetBackbone(Backbone):
         return [pool.positional_embedding, *pool.q_proj.parameters(), *pool.k_proj.parameters()]
 
     def set_drop_path(self, rate: float) -> None:
-        raise ValueError("CLIP's ResNets have no stochastic depth; leave detector.drop_path at 0")
+        raise ValueError("CLIP's ResNets have no stochastic depth; set detector.drop_path=0")
 
     def _stages(self) -> list[nn.Sequential]:
         return [self.visual.layer1, self.visual.layer2, self.visual.layer3, self.visual.layer4]

@@ -30,7 +30,7 @@ def backbone_from_visual(visual: Any, *, window: int = 0, global_blocks: int = 0
     if isinstance(visual, TimmModel) and isinstance(visual.trunk, Eva | TimmVisionTransformer):
         return TimmTransformerBackbone(visual, **windows)
     if window:
-        raise ValueError(f"detector.window is for transformers; leave it out for {type(visual).__name__}")
+        raise ValueError(f"detector.window is only for transformers; {type(visual).__name__} needs detector.window=0")
     if isinstance(visual, ModifiedResNet):
         return ClipResNetBackbone(visual)
     if isinstance(visual, TimmModel) and hasattr(visual.trunk, "feature_info"):

@@ -139,7 +139,7 @@ def check_not_nan(best_scores: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
         ValueError: one is NaN.
     """
     if best_scores.numel() > 0 and best_scores.amax().isnan():
-        raise ValueError("a score is NaN: the detector's weights, its input or the text rows are broken")
+        raise ValueError("a score is NaN; the detector's weights, its input or the text rows contain NaN or infinity")
     return best_scores
 
 

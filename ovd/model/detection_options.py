@@ -53,7 +53,7 @@ class DetectionOptions(Section):
         try:
             DetectionOptions(prefilter=share)
         except ValidationError:
-            raise ValueError(f"prefilter is a share of the points, between 0 and 1, not {share}") from None
+            raise ValueError(f"prefilter is {share}; it must be a share of the points, between 0 and 1") from None
         return self.model_copy(update={"prefilter": share})
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:

@@ -26,7 +26,7 @@ class FeaturePyramid(nn.Module):
         super().__init__()
         if any(coarse != 2 * fine for fine, coarse in itertools.pairwise(backbone_strides)):
             raise ValueError(
-                f"the backbone's strides are {backbone_strides}; a pyramid needs each to be twice the one before"
+                f"the backbone's strides are {backbone_strides}; in a pyramid, each must be twice the one before"
             )
         self.laterals = nn.ModuleList(Conv2d(width, channels, 1) for width in backbone_channels)
         self.outputs = nn.ModuleList(

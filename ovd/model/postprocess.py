@@ -94,7 +94,7 @@ def postprocess(
 def _clip_to_images(predictions: Predictions, input_sizes: Int[Tensor, "B 2"]) -> list[PointPredictions]:
     """Return each image's points with clipped boxes; a box without area in the image gets quality 0, so score 0."""
     if predictions.boxes.isnan().any():
-        raise ValueError("the detector predicted a NaN box: its weights or its input are broken")
+        raise ValueError("the detector predicted a NaN box; its weights or its input contain NaN or infinity")
     boxes = clip_boxes(predictions.boxes.float(), input_sizes[:, None])
     quality = predictions.quality.masked_fill(~has_area(boxes), -torch.inf)
     dense = [None] * len(boxes) if predictions.dense is None else predictions.dense

@@ -56,7 +56,7 @@ def shared_parameters(backbone: Backbone, own_layers: int) -> list[nn.Parameter]
     """
     layers = backbone.layers()
     if not 0 <= own_layers <= len(layers):
-        raise ValueError(f"own_layers is {own_layers}; the backbone has {len(layers)} layers")
+        raise ValueError(f"own_layers is {own_layers}, but the backbone has {len(layers)} layers")
     if own_layers == 0:
         return list(backbone.parameters())
     return list(chain.from_iterable(layers[: len(layers) - own_layers]))

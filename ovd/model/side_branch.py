@@ -35,7 +35,7 @@ class SideBranch(nn.Module):
         if any(stride & (stride - 1) or stride < FIRST_STRIDE for stride in strides):
             listed = ", ".join(map(str, strides))
             raise ValueError(
-                f"expert.side needs strides that are powers of 2 from {FIRST_STRIDE} on, not {listed}; set "
+                f"expert.side needs strides that are powers of 2, at least {FIRST_STRIDE}, not {listed}; set "
                 "expert.side=false"
             )
         super().__init__()

@@ -200,11 +200,11 @@ def initial_bias(embeddings: Float[Tensor, "N D"], text: Float[Tensor, "C D"], *
     for chunk in embeddings.split(points_per_chunk(len(text), embeddings.device)):
         cosines = text_cosines(chunk, text).clamp(-1, 1)
         if cosines.isnan().any():
-            raise ValueError("the initial bias cannot be found: embeddings or text rows hold NaN")
+            raise ValueError("the initial bias cannot be computed: embeddings or text rows contain NaN")
         counts += torch.histc(cosines.cpu(), bins=num_bins, min=-1, max=1)
     counts = sum_over_ranks(counts)
     if counts.sum() == 0:
-        raise ValueError(f"the initial bias needs points and classes, got {len(embeddings)} and {len(text)}")
+        raise ValueError(f"the initial bias needs points and classes, but there are {len(embeddings)} and {len(text)}")
     bin_width = 2 / num_bins
     cosines = -1 + bin_width * (torch.arange(num_bins, dtype=torch.float64) + 0.5)
 

@@ -61,7 +61,7 @@ def open_session(path: Path, *, threads: int = 0, providers: Sequence[Any] | Non
     providers, available = list(providers or ["CPUExecutionProvider"]), onnxruntime.get_available_providers()
     names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
     if missing := [name for name in names if name not in available]:  # onnxruntime would fall back to the CPU
-        raise ValueError(f"this onnxruntime has no {', '.join(missing)}; it has {', '.join(available)}")
+        raise ValueError(f"the installed onnxruntime has no {', '.join(missing)}; it has {', '.join(available)}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the cores to others
@@ -87,7 +87,7 @@ class DetectionSession:
         self._session = open_session(path, threads=threads, providers=providers)
         content = self._session.get_modelmeta().custom_metadata_map.get(METADATA)
         if content is None:
-            raise ValueError(f"{path} is not a detector that ovd export wrote: its metadata has no {METADATA!r}")
+            raise ValueError(f"{path} was not written by ovd export: its metadata has no {METADATA!r}")
         self.usage = Usage(**json.loads(content))
 
     def __call__(

@@ -36,7 +36,7 @@ class TextEncoder:
         missing = [path.name for path in (tower, table) if not path.is_file()]
         if missing:
             raise ValueError(
-                f"{', '.join(missing)} not beside {model}; ovd export writes them, unless --no-text is given"
+                f"{', '.join(missing)} not found beside {model}; ovd export writes them unless --no-text is given"
             )
         try:
             content = json.loads(table.read_text(encoding="utf-8"))
@@ -44,7 +44,7 @@ class TextEncoder:
             self._templates = tuple(content["templates"])
             self._shortens = bool(content["shortens"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{table} is not a table of ovd export ({error!r})") from None
+            raise ValueError(f"{table} was not written by ovd export ({error!r})") from None
         self._session = open_session(tower, threads=threads)
 
     def __call__(self, names: Sequence[str]) -> Float32[np.ndarray, "C D"]:

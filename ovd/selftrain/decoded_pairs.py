@@ -16,7 +16,7 @@ from ovd.fault import Fault
 from ovd.threads import map_ahead
 
 _REMEDY = (
-    "repair or remove these samples, and write shards and manifest anew (ovd check pairs counts them all), or go on "
+    "repair or remove these samples and rebuild shards and manifest (ovd check pairs counts them all), or continue "
     "without them: --skip-unreadable"
 )
 

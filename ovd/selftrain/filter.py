@@ -36,7 +36,7 @@ def filter_labels(
         ValueError: `caption_match` is set without captions, or their number differs from that of the pairs.
     """
     if filters.caption_match and captions is None:
-        raise ValueError("caption_match compares with captions; give those of the shard")
+        raise ValueError("caption_match needs captions; give those of the shard")
     mask = np.ones(len(labels.scores.values), dtype=bool)
     counts: dict[str, int] = {}
 

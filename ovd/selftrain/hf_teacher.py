@@ -20,6 +20,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
 
 from ovd.boxes import clip_boxes
+from ovd.format_count import format_count
 from ovd.join_first import join_first
 from ovd.selftrain.labels import TeacherBoxes
 from ovd.selftrain.teacher_settings import weights_fingerprint
@@ -93,10 +94,12 @@ class HuggingFaceTeacher:
         """
         prompts_per_query = 1 if templates is None else len(templates)
         if not prompts_per_query:
-            raise ValueError("templates are an empty tuple; give at least one, or None to ask queries as they stand")
+            raise ValueError(
+                "templates is an empty tuple; give at least one template, or None to use queries unchanged"
+            )
         for template in templates or ():
             if "{}" not in template:
-                raise ValueError(f"template {template!r} has no {{}} for the query to stand in")
+                raise ValueError(f"template {template!r} has no {{}} for the query")
         self._family, self._processor, model = _load(str(name_or_folder), prompts_per_query)
         self._model = model.to(device).eval()
         self._device = device
@@ -125,7 +128,9 @@ class HuggingFaceTeacher:
         found_boxes, found_scores, found_texts = [torch.zeros(0, 4)], [torch.zeros(0)], [torch.zeros(0).long()]
         for boxes, scores, positions in self._score(image, queries):
             if boxes.isnan().any() or scores.isnan().any():
-                raise ValueError(f"{self._name_or_folder} gave NaN for an image: its weights or its input are broken")
+                raise ValueError(
+                    f"{self._name_or_folder} gave NaN for an image; its weights or its input contain NaN or infinity"
+                )
             visible = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
             rows, columns = (visible[:, None] & (scores > self._score_threshold)).nonzero().unbind(dim=1)
             found_boxes.append(boxes[rows])
@@ -191,16 +196,16 @@ def _load(name: str, prompts_per_query: int) -> tuple[str, Any, Any]:
     except ImportError as error:
         raise ValueError(
             f"the teacher {name} needs the package transformers, which cannot be imported ({error}); install it: "
-            "pip install transformers, or ovd with its extra `teachers`"
+            "pip install transformers, or pip install 'ovd[teachers]'"
         ) from error
     family = _read(AutoConfig, name).model_type
     if family not in _OWL + _GROUNDING_DINO:
         known = ", ".join(_OWL + _GROUNDING_DINO)
-        raise ValueError(f"the teacher {name} is a {family!r}; zero-shot detectors that can be used are: {known}")
+        raise ValueError(f"the teacher {name} is a {family!r}; supported zero-shot detectors are: {known}")
     if family in _GROUNDING_DINO and prompts_per_query > 1:
         raise ValueError(
-            f"the teacher {name} is a {family!r}, whose boxes depend on the text: it cannot be asked in "
-            f"{prompts_per_query} templates; give a single one (--templates none), leave --templates out, or take an "
+            f"the teacher {name} is a {family!r}, whose boxes depend on the text, so it cannot use "
+            f"{prompts_per_query} templates; use a single one (--templates none), leave --templates out, or use an "
             "OWL-ViT or OWLv2"
         )
     processor = _read(AutoProcessor, name)
@@ -208,7 +213,9 @@ def _load(name: str, prompts_per_query: int) -> tuple[str, Any, Any]:
     model, report = _read(AutoModelForZeroShotObjectDetection, name, dtype=torch.float32, output_loading_info=True)
     missing = sorted(report["missing_keys"])
     if missing:
-        raise ValueError(f"the teacher {name} lacks {len(missing)} of its weights: {join_first(missing, _NUM_LISTED)}")
+        raise ValueError(
+            f"the teacher {name} lacks {format_count(len(missing), 'weight')}: {join_first(missing, _NUM_LISTED)}"
+        )
     return family, processor, model
 
 
@@ -218,8 +225,8 @@ def _read(kind: Any, name: str, **options: Any) -> Any:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"the teacher {name} cannot be loaded ({reason}); it must be a folder that save_pretrained wrote, with "
-            "model and processor, or be cached under HF_HOME, or be reachable, with HF_HUB_OFFLINE unset"
+            f"the teacher {name} cannot be loaded ({reason}); it must be a folder with model and processor, written "
+            "by save_pretrained, or a model in the cache (HF_HOME) or on the hub (with HF_HUB_OFFLINE unset)"
         ) from error
 
 

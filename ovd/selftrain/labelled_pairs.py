@@ -12,6 +12,7 @@ from ovd.config.training import BoxFilters
 from ovd.data.index import ImageRecord, Labels
 from ovd.data.pairs.tar import PairShards
 from ovd.distributed import is_main
+from ovd.format_count import format_count
 from ovd.progress import progress
 from ovd.selftrain.filter import best_of_groups, filter_labels
 from ovd.selftrain.filtered_labels import FilteredLabels
@@ -50,8 +51,8 @@ def read_filtered_labels(
         num_cut += count_truncated_pairs(labels, filters.min_score, max_boxes=max_boxes)
     if num_cut > 0 and is_main():
         print(
-            f"{shards.directory}: in {num_cut:,} pairs boxes above data.pairs.min_score may be missing, since labels "
-            "hold a limited number (ovd label-pairs --max-boxes)"
+            f"{shards.directory}: boxes above data.pairs.min_score may be missing in {format_count(num_cut, 'pair')}, "
+            "since the number of labels per pair is limited (ovd label-pairs --max-boxes)"
         )
     return kept, counts
 
@@ -124,11 +125,13 @@ class LabelledPairs:
         self.num_labelled = len(shards)
         """Number of pairs given to the teacher, including those without a label to train on."""
         if self._starts[-1] != len(shards):
-            raise ValueError(f"{shards.directory} has {len(shards)} pairs, its labels have {self._starts[-1]}")
+            raise ValueError(f"{shards.directory} has {len(shards)} pairs, but its labels have {self._starts[-1]}")
         counts = [np.diff(kept.boxes.offsets) if with_boxes else kept.num_texts() for kept in labels]
         positions = np.flatnonzero(np.concatenate([np.zeros(0, np.int64), *counts]))
         if len(positions) == 0:
-            raise ValueError(f"no pair of {shards.directory} has a label that passes the filters; loosen data.pairs")
+            raise ValueError(
+                f"no label of the pairs in {shards.directory} passes the filters; relax those of data.pairs"
+            )
         self.image_ids = -1 - positions
         """Image ids: -1 - the pair's position in the shards; negative, unlike the image ids of the detection data."""
 

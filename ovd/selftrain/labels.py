@@ -139,8 +139,8 @@ def _text_metadata(keys: Sequence[str], reasons: Sequence[Fault | None], texts: 
 def _check_header(path: Path, num_bytes: int, num_texts: int) -> None:
     if num_bytes > _MAX_HEADER_BYTES:
         raise ValueError(
-            f"{path}: {num_texts:,} texts and the keys of the pairs take {num_bytes:,} bytes, and its header holds "
-            f"{_MAX_HEADER_BYTES:,}; make shards of fewer pairs"
+            f"{path}: {num_texts:,} texts and the keys of the pairs take {num_bytes:,} bytes, but the header holds "
+            f"{_MAX_HEADER_BYTES:,}; make shards with fewer pairs"
         )
 
 
@@ -191,7 +191,7 @@ def _reading(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
             yield file, metadata
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
-            f"{path} is not a whole file of pseudo-labels ({error}); remove it and run ovd label-pairs again"
+            f"{path} is not a valid file of pseudo-labels ({error}); delete it and run ovd label-pairs again"
         ) from None
 
 
@@ -203,7 +203,7 @@ def label_files(folder: Path) -> list[Path]:
     """
     files = sorted(folder.glob("*.safetensors"), key=shard_name)
     if not files:
-        raise ValueError(f"{folder} has no labels (*.safetensors); make them with ovd label-pairs")
+        raise ValueError(f"{folder} has no labels (*.safetensors); run ovd label-pairs first")
     return files
 
 

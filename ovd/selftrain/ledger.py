@@ -15,6 +15,7 @@ from typing import Any
 from ovd.data.pairs.manifest import list_shards
 from ovd.data.pairs.tar import PairShards
 from ovd.files import sha256_of, write_json
+from ovd.format_count import format_count
 from ovd.progress import progress
 from ovd.selftrain.labels import read_shard_index, shard_name
 
@@ -41,8 +42,9 @@ class LabelCounts:
         """Describe the counts in a sentence."""
         reasons = ", ".join(f"{count} {code}" for code, count in self.reasons.items()) or "none"
         return (
-            f"{self.pairs} pairs, {self.pairs_with_boxes} with boxes, {self.boxes} boxes ({self.capped_pairs} pairs "
-            f"had more); {self.texts} texts ({self.long_texts} fill the text tower's context); pairs not labelled: "
+            f"{format_count(self.pairs, 'pair')}, {self.pairs_with_boxes} with boxes, "
+            f"{format_count(self.boxes, 'box', 'boxes')} ({self.capped_pairs} of the pairs had more); "
+            f"{format_count(self.texts, 'text')} ({self.long_texts} fill the text tower's context); pairs not labeled: "
             f"{reasons}"
         )
 
@@ -114,7 +116,7 @@ def read_ledger(labels_file: Path) -> Ledger:
             raise TypeError(f"text_tower is {ledger.text_tower!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} cannot be read as a ledger of pseudo-labels ({error!r}); remove it and run ovd label-pairs again, "
+            f"{path} is not a valid ledger of pseudo-labels ({error!r}); delete it and run ovd label-pairs again, "
             "or give another --output"
         ) from None
     return ledger
@@ -136,8 +138,8 @@ def describe_capped(files: Sequence[Path]) -> str:
     if counts.capped_pairs == 0:
         return ""
     return (
-        f"{counts.capped_pairs:,} of {counts.pairs:,} pairs had more boxes than their labels hold (ovd label-pairs "
-        "--max-boxes), so that filters do not see all of them"
+        f"{counts.capped_pairs:,} of {format_count(counts.pairs, 'pair')} had more boxes than are stored "
+        "(ovd label-pairs --max-boxes), so filters do not see all of them"
     )
 
 
@@ -159,7 +161,7 @@ def check_labels(files: Sequence[Path]) -> None:
         for file, whole in progress(checked, len(files), "checking labels"):
             if not whole:
                 raise ValueError(
-                    f"{file} does not match its ledger; remove both and label this shard again (ovd label-pairs)"
+                    f"{file} does not match its ledger; delete both and label this shard again (ovd label-pairs)"
                 )
 
 
@@ -183,18 +185,18 @@ def open_labelled_shards(folder: Path, files: Sequence[Path], *, text_tower: str
         settings = ledger.settings
         expected = listed.get(ledger.shard)
         if expected is not None and expected.sha256 != ledger.shard_sha256:
-            raise ValueError(f"{file} was made from another {ledger.shard} than the present one; label it again")
+            raise ValueError(f"{file} was made from another version of {ledger.shard}; label it again")
         if text_tower not in (None, ledger.text_tower):
             raise ValueError(
-                f"{file} was made with another text tower than the student has; label with a run of the same CLIP "
-                "(ovd label-pairs)"
+                f"{file} was made with a different text tower than the student's; label with a run of the same CLIP "
+                "model (ovd label-pairs)"
             )
         common = common or settings
         different = [key for key in sorted(common.keys() | settings.keys()) if common.get(key) != settings.get(key)]
         if different:
             raise ValueError(
-                f"{file} was made with other settings than {files[0].name} ({', '.join(different)}); remove the files "
-                "that do not match the others and run ovd label-pairs again"
+                f"{file} was made with different settings than {files[0].name} ({', '.join(different)}); delete the "
+                "files that do not match the others, and run ovd label-pairs again"
             )
     indexes = {shard_name(file): read_shard_index(file) for file in files}
     shards = PairShards(folder, only=indexes, known=indexes, listed=listed)

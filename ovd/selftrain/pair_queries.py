@@ -34,7 +34,7 @@ class PairQueries:
             fault = _fault(caption)
             asked = () if fault else tuple(dict.fromkeys(query for query in queries_of(caption) if query.strip()))
             queries.append(asked)
-            reasons.append(fault or (None if asked else Fault("F30", "the caption has no query")))
+            reasons.append(fault or (None if asked else Fault("F30", "the caption gives no query")))
         return cls(tuple(queries), tuple(reasons))
 
     @cached_property

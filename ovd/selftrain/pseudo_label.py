@@ -24,6 +24,7 @@ from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataReport
 from ovd.fault import Fault
 from ovd.files import remove_stale_temporaries, sha256_of
+from ovd.format_count import format_count
 from ovd.progress import progress
 from ovd.selftrain.decoded_pairs import DecodedPair, batches_of_shards, count_image, decode_ahead
 from ovd.selftrain.labels import FORMAT, TeacherBoxes, check_header_size, labels_path, read_labels, write_labels
@@ -47,7 +48,7 @@ def shards_of_worker(
         DataError: F13, as `list_shards`.
     """
     if not 0 <= rank < world:
-        raise ValueError(f"rank {rank} of {world} workers: ranks are 0 to world - 1")
+        raise ValueError(f"rank {rank} of {world} workers: ranks must be from 0 to world - 1")
     return dict(islice(list_shards(folder).items(), rank, num_shards, world))
 
 
@@ -90,7 +91,7 @@ def label_shards(
     done = {name: labeller.read_finished_shard(name, sha256[name], report) for name in listed}
     counts = [of_shard for of_shard in done.values() if of_shard is not None]
     if counts:
-        print(f"{output}: {len(counts)} of {len(listed)} shards are labelled already")
+        print(f"{output}: {len(counts)} of {format_count(len(listed), 'shard')} already labeled")
 
     shards = PairShards(folder, only=[name for name in listed if done[name] is None], listed=listed)
     if shards.rejected or shards.num_failed:
@@ -113,11 +114,13 @@ def resolve_worker(rank: int | None, world: int | None, environment: Mapping[str
         ValueError: only one of the two is given, or a variable is not a number.
     """
     if (rank is None) != (world is None):
-        raise ValueError("--rank says which of --world workers this is; give both or neither")
+        raise ValueError("--rank and --world must be given together")
     if rank is not None and world is not None:
         return rank, world
     if ("RANK" in environment) != ("WORLD_SIZE" in environment):
-        raise ValueError("the environment has only one of RANK and WORLD_SIZE; set both, or give --rank and --world")
+        raise ValueError(
+            "only one of the environment variables RANK and WORLD_SIZE is set; set both, or give --rank and --world"
+        )
     return int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
 
 
@@ -162,9 +165,9 @@ class _ShardLabeller:
         before = {**ledger.settings, "shard_sha256": ledger.shard_sha256}
         now = {**self.settings, "shard_sha256": shard_sha256}
         if different := describe_differences(before, now):
-            raise ValueError(f"{path} was made with other settings: {different}; give another --output")
+            raise ValueError(f"{path} was made with different settings: {different}; give another --output")
         if not labels_file.exists() or sha256_of(labels_file) != ledger.labels_sha256:
-            print(f"{labels_file} is missing or does not match its ledger; {shard} is labelled again")
+            print(f"{labels_file} is missing or does not match its ledger; labeling {shard} again")
             return None
         labels = read_labels(labels_file)
         for key, reason, (height, _) in zip(labels.keys, labels.reasons, labels.image_sizes, strict=True):
@@ -242,6 +245,6 @@ def _within_limit(texts: Int64[np.ndarray, " N"], count: int) -> Int64[np.ndarra
 
 def _checked(found: TeacherBoxes, num_queries: int, where: str) -> TeacherBoxes:
     if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
-        raise ValueError(f"{where}: a box or score that is not a number; the teacher's weights are broken")
+        raise ValueError(f"{where}: a box or score is NaN; the teacher's weights contain NaN or infinity")
     assert ((found.texts >= 0) & (found.texts < num_queries)).all(), where
     return found

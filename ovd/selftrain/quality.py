@@ -140,14 +140,14 @@ def read_true_objects(pairs: PairShards, positions: Sequence[int]) -> TrueObject
 def _problem_of(boxes: Any, names: Any) -> str | None:
     """Describe the fault of an info member's lists of boxes and names; return None if they are valid."""
     if not isinstance(boxes, list) or not isinstance(names, list) or len(boxes) != len(names):
-        return "give a list of boxes, and one of as many names"
+        return "give two lists of the same length"
     for number, box in enumerate(boxes, start=1):
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
             return f"box {number} is {box}: give four finite numbers"
         if not all(is_number(value, LARGEST_COORDINATE) for value in box):
-            return f"box {number} is {box}: numbers are pixels, each less than {LARGEST_COORDINATE:,.0f}"
+            return f"box {number} is {box}: give pixels, each less than {LARGEST_COORDINATE:,.0f}"
     wrong = next((name for name in names if not isinstance(name, str)), None)
-    return None if wrong is None else f"{wrong!r} is no text; give names"
+    return None if wrong is None else f"{wrong!r} is not a string; give names"
 
 
 def _is_finite(value: Any) -> bool:

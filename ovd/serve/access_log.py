@@ -22,16 +22,16 @@ class Metrics:
             "ovd_requests", "Requests by path and status.", ["path", "status"], registry=self._registry
         )
         self.seconds = Histogram(
-            "ovd_request_seconds", "Seconds from a request's headers to its answer.", registry=self._registry
+            "ovd_request_seconds", "Seconds from a request's headers to its reply.", registry=self._registry
         )
         self.batch_size = Histogram(
             "ovd_batch_size",
-            "Pictures that were detected in together, of each picture.",
+            "Batch size with which each picture was processed.",
             buckets=(1, 2, 4, 8, 16, 32, 64),
             registry=self._registry,
         )
-        self.boxes = Counter("ovd_boxes", "Boxes in answers.", registry=self._registry)
-        self.waiting = Gauge("ovd_waiting", "Detections that are asked for and not answered.", registry=self._registry)
+        self.boxes = Counter("ovd_boxes", "Boxes in replies.", registry=self._registry)
+        self.waiting = Gauge("ovd_waiting", "Detection requests without a reply yet.", registry=self._registry)
 
     def reply(self) -> Response:
         """Return all metrics in Prometheus' text format."""

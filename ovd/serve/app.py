@@ -23,6 +23,7 @@ from starlette.types import ASGIApp
 from torch import Tensor
 
 from ovd.data.images.image_file import ALLOWED_FORMATS, ImageError
+from ovd.format_count import format_count
 from ovd.serve.access_log import AccessLog, Metrics
 from ovd.serve.batch_queue import BatchedResult, BatchQueue
 from ovd.serve.coco_response import coco_document
@@ -86,19 +87,22 @@ class RouteHandlers:
                     prepared, result = await _cancel_on_disconnect(request, self._submit(form))
             except TimeoutError:
                 raise Refusal(
-                    503, f"The server is busy and found nothing within {self._limits.answer_seconds:g} seconds."
+                    503,
+                    f"The server is busy and did not finish within {self._limits.answer_seconds:g} seconds.",
                 ) from None
             except Refusal:
                 raise
             except Exception as error:
-                _LOG.exception("the detector failed")
+                _LOG.exception("detection failed")
                 raise Refusal(500, FAILURE) from error
             return self._reply(request, form, prepared, result, seconds=loop.time() - start)
 
     async def _read(self, request: Request) -> DetectForm:
         """Read the body of a request; the number read at once is limited, since files take memory and disk."""
         if self._num_reading >= self._limits.bodies:
-            raise Refusal(503, f"The server is reading {self._num_reading} other requests; try again in a moment.")
+            raise Refusal(
+                503, f"The server is reading {format_count(self._num_reading, 'other request')}; try again in a moment."
+            )
         self._num_reading += 1
         try:
             return await read_form(request, self._limits)
@@ -123,14 +127,16 @@ class RouteHandlers:
 
     def _check_capacity(self) -> None:
         if self._num_waiting >= self._limits.waiting:
-            raise Refusal(503, f"The server is busy with {self._num_waiting} requests; try again in a moment.")
+            raise Refusal(
+                503, f"The server is busy with {format_count(self._num_waiting, 'request')}; try again in a moment."
+            )
 
     def _prepare(self, form: DetectForm) -> DetectionRequest:
         """Check the names; decode the picture and the examples, one after another."""
         try:
             self._service.check_names(form.names)
         except ValueError as error:
-            raise Refusal(400, f"The names {error}; give one of them, or fewer words.") from None
+            raise Refusal(400, f"The names {error}; give only one of them, or use fewer words.") from None
         image = self._decode(form.image, self._service.prepare)
         examples: dict[str, list[Float[Tensor, " D"]]] = {}
         for number, (name, upload) in enumerate(form.examples, start=1):
@@ -152,7 +158,7 @@ class RouteHandlers:
                     "decode; make it smaller.",
                 ) from None
             raise Refusal(
-                415, f"The file{of_what} is damaged or no picture; {', '.join(ALLOWED_FORMATS)} files are read."
+                415, f"The file{of_what} is damaged or not a picture; allowed are {', '.join(ALLOWED_FORMATS)}."
             ) from None
 
     def _reply(
@@ -163,9 +169,10 @@ class RouteHandlers:
         self.metrics.batch_size.observe(result.batch_size)
         self.metrics.boxes.inc(len(shown.scores))
         height, width = prepared.image.shape
-        examples = f", {len(form.examples)} examples" if form.examples else ""
+        names = format_count(len(prepared.names), "name")
+        examples = f", {format_count(len(form.examples), 'example')}" if form.examples else ""
         request.scope["note"] += [
-            f"{width} x {height} px, {len(prepared.names)} names{examples}, {len(shown.scores)} boxes",
+            f"{width} x {height} px, {names}{examples}, {format_count(len(shown.scores), 'box', 'boxes')}",
             f"batch of {result.batch_size}",
         ]
         info = {
@@ -220,7 +227,7 @@ async def _cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, Done
     try:
         while not (await asyncio.wait({working}, timeout=DISCONNECT_POLL_S))[0]:
             if await request.is_disconnected():
-                raise Refusal(400, "Whoever asked has gone.")
+                raise Refusal(400, "The client has closed the connection.")
         return working.result()
     finally:
         working.cancel()

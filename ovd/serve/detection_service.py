@@ -112,7 +112,7 @@ class DetectionService:
         templates = TEMPLATES[self._trained.config.bank.templates]
         tokens = [tokenizer(build_prompts(name, (), 0, templates)).numpy().tobytes() for name in long]
         if pairs := find_equal_tokens(long, tokens):
-            raise ValueError(f"{pairs[0][0]!r} and {pairs[0][1]!r} are too long for the detector to tell them apart")
+            raise ValueError(f"{pairs[0][0]!r} and {pairs[0][1]!r} are too long for the detector to distinguish them")
 
     def prepare(self, content: bytes, *, max_pixels: int) -> PreparedImage:
         """Decode and resize a picture file. Any thread may call this.

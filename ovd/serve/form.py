@@ -54,7 +54,7 @@ async def read_form(request: Request, limits: Limits) -> DetectForm:
         raise Refusal(415, "Send the picture and the names as multipart/form-data.")
     others = re.sub(r'charset\s*=\s*(utf-?8|"utf-?8")\s*(?=;|$)', "", content_type)
     if "charset" in others:  # even as one of several: some of Python's codecs raise, or take long
-        raise Refusal(415, "Write the form in UTF-8.")
+        raise Refusal(415, "The form must be UTF-8.")
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limits.max_body_bytes:
         raise _too_large(limits)
@@ -66,14 +66,14 @@ async def read_form(request: Request, limits: Limits) -> DetectForm:
                 max_part_size=limits.max_text_bytes,
             )
     except TimeoutError:
-        raise Refusal(408, f"The request was not sent in {limits.body_seconds:g} seconds.") from None
+        raise Refusal(408, f"The request was not complete after {limits.body_seconds:g} seconds.") from None
     except ClientDisconnect:
-        raise Refusal(400, "The request ended before its body did.") from None
+        raise Refusal(400, "The request ended before its body was complete.") from None
     except (HTTPException, MultiPartException) as error:
         reason = error.detail if isinstance(error, HTTPException) else error.message
         raise Refusal(400, f"The multipart form cannot be read: {reason}") from None
     except UnicodeError:
-        raise Refusal(400, "The multipart form has text that cannot be read.") from None
+        raise Refusal(400, "The multipart form contains text that cannot be decoded.") from None
     try:
         return await asyncio.to_thread(parse_form, form, limits)
     except Refusal:
@@ -88,7 +88,7 @@ def parse_form(form: FormData, limits: Limits) -> DetectForm:
         Refusal: a field is missing, unknown or wrong.
     """
     if unknown := next((key for key in form if key not in FIELDS), None):
-        raise Refusal(400, f"There is no field {unknown[:40]!r}; the fields are {', '.join(FIELDS)}.")
+        raise Refusal(400, f"Unknown field {unknown[:40]!r}; the fields are {', '.join(FIELDS)}.")
     if sum(len(value.encode()) for _, value in form.multi_items() if isinstance(value, str)) > limits.max_text_bytes:
         raise Refusal(413, f"The texts of the form are larger than {limits.max_text_bytes} bytes.")
     images = form.getlist("image")
@@ -98,7 +98,7 @@ def parse_form(form: FormData, limits: Limits) -> DetectForm:
     limit = _optional_text(form, "limit")
     overlapping = (_optional_text(form, "overlapping") or "").lower()
     if overlapping not in _BOOLEANS:
-        raise Refusal(400, "The field 'overlapping' is true or false.")
+        raise Refusal(400, "The field 'overlapping' must be true or false.")
     names = parse_names([_require_text(value, "names") for value in form.getlist("names")], limits)
     examples = _unify_names(names, _examples(form, limits))
     if not names and not examples:
@@ -121,14 +121,14 @@ def parse_names(texts: Sequence[str], limits: Limits) -> tuple[str, ...]:
     """
     parts = [part for text in texts for part in re.split(r"[,\r\n]", text)]
     if any(unicodedata.category(letter) in ("Cc", "Cs") and letter != "\t" for part in parts for letter in part):
-        raise Refusal(400, "A name has a control character in it.")
+        raise Refusal(400, "A name contains a control character.")
     first: dict[str, str] = {}
     for part in parts:
         if reading := name_key(part):
             first.setdefault(reading, " ".join(part.split()))
     names = tuple(first.values())
     if len(names) > limits.names:
-        raise Refusal(400, f"There are {len(names)} names; at most {limits.names} may be looked for at once.")
+        raise Refusal(400, f"There are {len(names)} names; at most {limits.names} are allowed in a request.")
     if longest := next((name for name in names if len(name) > limits.name_length), None):
         raise Refusal(
             400, f"The name that starts with {longest[:20]!r} is longer than {limits.name_length} characters."
@@ -140,7 +140,7 @@ def _examples(form: FormData, limits: Limits) -> tuple[tuple[str, UploadFile], .
     """Return the files of the fields `example`, each with the name in the `example_name` at the same position."""
     pictures = form.getlist("example")
     if len(pictures) > limits.examples:  # if they are texts; the parser refuses more files
-        raise Refusal(400, f"There are {len(pictures)} examples; at most {limits.examples} may be sent at once.")
+        raise Refusal(400, f"There are {len(pictures)} examples; at most {limits.examples} are allowed in a request.")
     example_names = [_require_text(value, "example_name") for value in form.getlist("example_name")]
     if len(example_names) != len(pictures):
         raise Refusal(
@@ -154,7 +154,7 @@ def _examples(form: FormData, limits: Limits) -> tuple[tuple[str, UploadFile], .
             raise Refusal(400, "Send examples as files, in the fields 'example'.")
         names = parse_names([text], limits)
         if len(names) != 1:
-            raise Refusal(400, "Each field 'example_name' has one name.")
+            raise Refusal(400, "Each field 'example_name' must have exactly one name.")
         examples.append((names[0], picture))
     return tuple(examples)
 
@@ -190,7 +190,7 @@ def _too_large(limits: Limits) -> Refusal:
 
 def _require_text(value: UploadFile | str, field: str) -> str:
     if isinstance(value, UploadFile):
-        raise Refusal(400, f"The field {field!r} is text, not a file.")
+        raise Refusal(400, f"The field {field!r} must be text, not a file.")
     return value
 
 
@@ -198,19 +198,19 @@ def _optional_text(form: FormData, field: str) -> str | None:
     """Return the text of a field that occurs at most once; None if it is missing."""
     values = form.getlist(field)
     if len(values) > 1:
-        raise Refusal(400, f"The field {field!r} is there more than once.")
+        raise Refusal(400, f"The field {field!r} occurs more than once.")
     return _require_text(values[0], field).strip() if values else None
 
 
 def _parse_threshold(text: str) -> float:
     value = finite_number(text, math.inf)
     if value is None or not 0 <= value <= 1:
-        raise Refusal(400, "The field 'threshold' is a number from 0 to 1.")
+        raise Refusal(400, "The field 'threshold' must be a number from 0 to 1.")
     return value
 
 
 def _parse_limit(text: str, limit: int) -> int:
     value = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
     if not 1 <= value <= limit:
-        raise Refusal(400, f"The field 'limit' is a whole number from 1 to {limit}.")
+        raise Refusal(400, f"The field 'limit' must be a whole number from 1 to {limit}.")
     return value

@@ -66,7 +66,7 @@ class Guard:
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
         name = host_name(hosts[0]) if len(hosts) == 1 else ""
         if name not in self._hosts and not (self._any_address and is_address(name)):
-            raise Refusal(421, "This server does not go by that host name; its owner can allow it with --allow-host.")
+            raise Refusal(421, "This server does not accept that host name; its owner can allow it with --allow-host.")
         if any(origin.partition("://")[2].lower() != hosts[0].lower() for origin in origins) or (
             headers.get("sec-fetch-site") in ("cross-site", "same-site") and headers.get("sec-fetch-mode") != "navigate"
         ):

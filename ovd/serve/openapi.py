@@ -11,8 +11,8 @@ _REFUSALS = {
     403: "The request comes from a page of another site.",
     408: "The request was not sent in time.",
     413: "The picture has too many bytes or pixels.",
-    415: "The file is no picture that can be read, or the body no form.",
-    421: "The server does not go by the host name of the request.",
+    415: "The file is not a readable picture, or the body is not a form.",
+    421: "The server does not accept the host name of the request.",
     431: "The address and the headers are too long.",
     503: "The server is busy; try again.",
 }
@@ -30,7 +30,7 @@ def describe_api(info: Json) -> Json:
             "title": f"Detector {info['model']}",
             "version": info["version"],
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
-            "description": "Find anything you can name in a picture: send the picture and the names, get boxes.",
+            "description": "Detect classes of any name in a picture: send the picture and the names, and get boxes.",
         },
         "paths": {
             "/api/detect": {"post": _detect(info)},
@@ -38,7 +38,7 @@ def describe_api(info: Json) -> Json:
             "/openapi.json": _get("This description", None),
             "/docs": _get("This description as a page", None, media="text/html"),
             "/health": _get("Whether the server answers", None),
-            "/metrics": _get("Figures of the server, for Prometheus", None, media="text/plain"),
+            "/metrics": _get("Metrics of the server, for Prometheus", None, media="text/plain"),
             "/": _get("The page", None, media="text/html"),
         },
         "components": {"schemas": _schemas()},
@@ -57,39 +57,39 @@ def _detect(info: Json) -> Json:
         "names": {
             "type": "array",
             "items": {"type": "string"},
-            "description": "What to look for, in any words; several in one field stand apart by commas or line ends. "
-            f"At most {limits['names']} names of {limits['name_length']} characters.",
+            "description": "Class names to detect, in any words; several in one field are separated by commas or line "
+            f"ends. At most {limits['names']} names of {limits['name_length']} characters.",
         },
         "example": {
             "type": "array",
             "items": {"type": "string", "format": "binary"},
-            "description": "Pictures of things to look for, tightly cut out: beside names or in their place. At most "
-            f"{limits['examples']}.",
+            "description": "Example pictures of classes, cropped tightly, in addition to names or instead of them. At "
+            f"most {limits['examples']}.",
         },
         "example_name": {
             "type": "array",
             "items": {"type": "string"},
-            "description": "What each example is called, in the order of the examples. Several may have one name; one "
-            "that is among 'names' is looked for by name and examples.",
+            "description": "The class name of each example, in the order of the examples. Several may have one name; "
+            "a name that is also among 'names' is detected by its text and its examples.",
         },
         "threshold": {
             "type": "number",
             "minimum": 0,
             "maximum": 1,
             "default": least,
-            "description": "Least score of a box, for all names; a name such as 'keyboard:0.95' sets none.",
+            "description": "Minimum score of a box, for all names; names such as 'keyboard:0.95' do not set one.",
         },
         "limit": {
             "type": "integer",
             "minimum": 1,
             "maximum": limits["boxes"],
             "default": limits["boxes"],
-            "description": "Number of boxes, at most; the best ones.",
+            "description": "Maximum number of boxes, those with the highest scores.",
         },
         "overlapping": {
             "type": "boolean",
             "default": False,
-            "description": "Whether there may be boxes of several names at one place.",
+            "description": "Whether overlapping boxes of different names are kept; by default only the best one is.",
         },
     }
     schema = {
@@ -104,7 +104,7 @@ def _detect(info: Json) -> Json:
         for status, text in _REFUSALS.items()
     }
     return {
-        "summary": "Find named things in a picture",
+        "summary": "Detect named classes in a picture",
         "operationId": "detect",
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}},
         "responses": {
@@ -143,18 +143,18 @@ def _schemas() -> Json:
         "items": number,
         "minItems": 4,
         "maxItems": 4,
-        "description": "x and y of the left upper corner, width and height, in pixels of the picture as it is shown.",
+        "description": "x and y of the upper left corner, width and height, in pixels of the picture as displayed.",
     }
     color = {
         "type": "array",
         "items": integer,
         "minItems": 3,
         "maxItems": 3,
-        "description": "Red, green and blue, 0 to 255: the name's color in all pictures.",
+        "description": "Red, green and blue, 0 to 255; a name has the same color in all pictures.",
     }
     score = {
         "type": "number",
-        "description": "From 0 to 1; of a calibrated detector, the probability that such a thing is there.",
+        "description": "From 0 to 1; for a calibrated detector, the probability that the box is correct.",
     }
     return {
         "Found": record(
@@ -168,7 +168,7 @@ def _schemas() -> Json:
         "Info": record(
             model=text,
             version=text,
-            threshold={"type": "number", "description": "Least score of a box where a request says no other."},
+            threshold={"type": "number", "description": "Default minimum score of a box."},
             calibrated={"type": "boolean", "description": "Whether scores are probabilities."},
             size={"type": "integer", "description": "Longest side that pictures are resized to, in pixels."},
             device=text,
@@ -198,7 +198,7 @@ def docs_page(api: Json) -> str:
         f"<title>{title}: API</title><link rel='icon' href='data:,'><link rel='stylesheet' href='style.css'></head>"
         f"<body><header><h1>{title}: API</h1><nav><a href='./'>Page</a> <a href='openapi.json'>OpenAPI</a></nav>"
         f"</header><main class='docs'><p>{escape(api['info']['description'])}</p>{''.join(parts)}"
-        f"<h2>Forms of answers</h2>{''.join(schemas)}</main></body></html>"
+        f"<h2>Schemas of replies</h2>{''.join(schemas)}</main></body></html>"
     )
 
 

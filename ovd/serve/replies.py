@@ -8,11 +8,11 @@ from starlette.responses import JSONResponse, Response
 
 from ovd.serve.limits import Refusal
 
-FAILURE = "The server failed at this request; its terminal shows where."
+FAILURE = "The server failed to process this request; its terminal shows the error."
 
 _SENTENCES = {
-    404: "There is nothing at this address; /docs lists what there is.",
-    405: "This address does not take requests of this method; /docs lists what there is.",
+    404: "Nothing exists at this address; /docs lists all addresses.",
+    405: "This address does not support this method; /docs lists the methods.",
 }
 
 

@@ -26,7 +26,7 @@ def open_socket(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:
         raise ValueError(
-            f"{host} port {port} cannot be listened on: {error.strerror or error}; choose another with --port"
+            f"cannot listen on {host} port {port}: {error.strerror or error}; choose another port with --port"
         ) from None
 
 

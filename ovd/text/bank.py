@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from ovd.clip.load import Clip
 from ovd.files import atomic_write, make_folder, remove_stale_temporaries
+from ovd.format_count import format_count
 from ovd.join_first import join_first
 from ovd.progress import progress
 from ovd.text.encoder import BATCH, encode_tokens, text_tower_fingerprint
@@ -65,7 +66,7 @@ class VariantRows:
         finally:
             os.close(file)
         if len(content) < row_bytes * len(offsets):
-            raise ValueError(f"{self.path} ends before its rows do; it was changed or cut since it was opened")
+            raise ValueError(f"{self.path} is too short; it was changed or cut after it was opened")
         gathered = torch.from_numpy(np.frombuffer(content, np.float16)).view(-1, self.dim)
         return F.normalize(gathered.float(), dim=-1)
 
@@ -95,27 +96,27 @@ class TextBank:
             in_file = json.loads(metadata["names"])
             position = {name: row for row, name in enumerate(in_file)}
             if not num_rows == len(in_file) == len(position):
-                raise ValueError(f"{num_rows} classes have {len(in_file)} names, {len(position)} of them different")
+                raise ValueError(f"{num_rows} classes, but {len(in_file)} names, of which {len(position)} are distinct")
             start, end = tensor["data_offsets"]
             self.text_tower: str = metadata["tower"]
             """Fingerprint of the text tower that the rows come from."""
         except OSError as error:
-            raise ValueError(f"the text bank {path} cannot be read ({error.strerror}); see bank.file") from None
+            raise ValueError(f"the text bank {path} cannot be read ({error.strerror}); check bank.file") from None
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
-            raise ValueError(f"{path} is not a text bank ({error}); delete it to have it built again") from None
+            raise ValueError(f"{path} is not a text bank ({error}); delete it, and it is built again") from None
         if text_tower not in (None, self.text_tower):
-            raise ValueError(f"{path} was made with another text tower; build it again with ovd text-bank")
+            raise ValueError(f"{path} was made with a different text tower; build it again with ovd text-bank")
         missing = [name for name in names or () if name not in position]
         if missing:
             raise ValueError(
-                f"{path} has no variants of {len(missing)} classes ({join_first(missing, 5)}); "
+                f"{path} lacks {format_count(len(missing), 'class', 'classes')} ({join_first(missing, 5)}); "
                 "build a bank with them (ovd text-bank)"
             )
         self.names = tuple(position if names is None else names)
         self._positions = np.array([position[name] for name in self.names], np.int64)
         self.variants = VariantRows(path, num_variants, dim, 8 + header_bytes + start)
         if tensor["dtype"] != "F16" or size < 8 + header_bytes + end:
-            raise ValueError(f"{path} is a damaged text bank; delete it to have it built again")
+            raise ValueError(f"{path} is a damaged text bank; delete it, and it is built again")
 
     def rows(self, classes: Int[np.ndarray, " K"], variants: Int[np.ndarray, " K"]) -> Float[Tensor, "K D"]:
         """Read the unit row of each class and variant as float32."""
@@ -180,7 +181,7 @@ def build_bank(
     texts = [class_texts(*of_class, sources, num_paraphrases) for of_class in per_class]
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
-        raise ValueError(f"a text bank needs every class once, but {twice!r} is given more often")
+        raise ValueError(f"a text bank needs every class once, but {twice!r} occurs more than once")
     random = {name: getattr(sources, name) for name in ("draws", "token_drop", "tower_dropout", "seed")}
     description = [FORMAT_VERSION, text_tower, names, texts, random]
     path = folder / f"{hashlib.sha256(json.dumps(description).encode()).hexdigest()[:16]}.safetensors"

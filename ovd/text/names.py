@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ovd.format_count import format_count
 from ovd.text.clean import clean
 from ovd.warn import warn
 
@@ -45,10 +46,10 @@ def as_query_tuple(names: Any, kinds: tuple[type, ...]) -> tuple[Any, ...]:
     if not queries:
         raise ValueError("give at least one class name to detect")
     if wrong := [item for item in queries if not isinstance(item, kinds)]:
-        raise ValueError(f"class names are text, not {type(wrong[0]).__name__}: {wrong[0]!r}")
+        raise ValueError(f"class names must be strings, not {type(wrong[0]).__name__}: {wrong[0]!r}")
     words = [item if isinstance(item, str) else item.name for item in queries]
     if blank := [position for position, word in enumerate(words) if not name_key(word)]:
-        raise ValueError(f"class names {blank} (counted from 0) are blank")
+        raise ValueError(f"class names at these positions are blank: {blank} (counted from 0)")
     return queries
 
 
@@ -90,8 +91,8 @@ def warn_of_equal_tokens(names: Sequence[str], tokens: Sequence[bytes]) -> None:
     if pairs:
         one, other = pairs[0]
         warn(
-            f"the text tower cannot tell {len(pairs)} names from others, such as {one!r} and {other!r}: their "
-            "tokens are equal, or differ beyond its context; ask for one of them, or in fewer words"
+            f"the text tower cannot distinguish {format_count(len(pairs), 'pair')} of names, such as {one!r} and "
+            f"{other!r}: their tokens are equal, or differ beyond its context; leave one out, or use fewer words"
         )
 
 

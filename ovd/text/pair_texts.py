@@ -37,7 +37,7 @@ class PairTexts:
         for bank in banks:
             text_tower = text_tower or bank.text_tower
             if bank.text_tower != text_tower:
-                raise ValueError(f"{bank.path} and {self._banks[0].path} come from different text towers")
+                raise ValueError(f"{bank.path} and {self._banks[0].path} were made with different text towers")
             self._banks.append(bank.variants)
             bank_hashes.append(np.array([_hash(name_key(name)) for name in bank.names], np.int64))
         lengths = [len(hashes) for hashes in bank_hashes]

@@ -22,7 +22,9 @@ def drop_tokens(
     try:
         start, end = clip.tokenizer.sot_token_id, clip.tokenizer.eot_token_id  # type: ignore[attr-defined]
     except AttributeError:
-        raise ValueError("token dropping needs CLIP's own tokenizer; set bank.token_drop=0 for this model") from None
+        raise ValueError(
+            "bank.token_drop needs CLIP's own tokenizer, which this model does not have; set it to 0"
+        ) from None
     content = (tokens != start) & (tokens != end) & ((tokens == end).cumsum(dim=1) == 0)
     luck = torch.rand(tokens.shape, generator=generator)
     luckiest = luck.masked_fill(~content, -1.0).argmax(dim=1, keepdim=True)
@@ -63,5 +65,5 @@ def _residual_blocks(model: Any) -> list[Any]:
     text_tower = getattr(model, "text", model)
     blocks = list(getattr(getattr(text_tower, "transformer", None), "resblocks", []))
     if not blocks or not all(hasattr(block, "ls_1") and hasattr(block, "ls_2") for block in blocks):
-        raise ValueError("dropout needs one of open_clip's own text towers; set bank.tower_dropout=0 for this model")
+        raise ValueError("bank.tower_dropout needs one of open_clip's own text towers; set it to 0 for this model")
     return blocks

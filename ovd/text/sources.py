@@ -30,6 +30,6 @@ class TextSources(Section):
         if random != (self.draws > 1):
             raise ValueError(
                 f"draws={self.draws}, token_drop={self.token_drop}, tower_dropout={self.tower_dropout}: several draws "
-                "need a chance above 0, and a chance above 0 needs several draws"
+                "need a probability above 0, and a probability above 0 needs several draws"
             )
         return self

@@ -22,9 +22,9 @@ def as_unit_rows(rows: Any, dim: int) -> Float32[np.ndarray, "C D"]:
     """
     checked = np.array(rows, dtype=np.float32)
     if checked.ndim != 2 or len(checked) == 0 or checked.shape[1] != dim:
-        raise ValueError(f"text rows have the shape {checked.shape}; the detector takes (C, {dim})")
+        raise ValueError(f"text rows have the shape {checked.shape}; the detector needs (C, {dim})")
     lengths = np.linalg.norm(checked, axis=1)
     wrong = np.flatnonzero(~(np.abs(lengths - 1) <= TOLERANCE))  # NaN is wrong, too
     if len(wrong):
-        raise ValueError(f"text row {wrong[0]} has the length {lengths[wrong[0]]:.3g}; divide each by its length")
+        raise ValueError(f"text row {wrong[0]} has the norm {lengths[wrong[0]]:.3g}; divide each row by its norm")
     return checked / lengths[:, None]

@@ -29,7 +29,7 @@ def canonical_projections(
         ValueError: there are fewer pairs than dimensions.
     """
     if len(images) < max(images.shape[1], texts.shape[1]):
-        raise ValueError(f"{len(images)} pairs do not determine {images.shape[1]} x {texts.shape[1]} correlations")
+        raise ValueError(f"{len(images)} pairs are too few for {images.shape[1]} x {texts.shape[1]} correlations")
     whiten_images, whiten_texts = _whitening(images, ridge), _whitening(texts, ridge)
     between = images.double().T @ texts.double() / len(images)
     left, correlations, right = torch.linalg.svd(whiten_images @ between @ whiten_texts, full_matrices=False)

@@ -59,7 +59,7 @@ def batch_of_step(
     """
     if len(images) < batch_size or crop > images.shape[1]:
         raise ValueError(
-            f"{len(images)} pairs of {images.shape[1]} px do not give batches of {batch_size} crops of {crop} px"
+            f"{len(images)} pairs of {images.shape[1]} px are too few or too small for {batch_size} crops of {crop} px"
         )
     steps_per_epoch = len(images) // batch_size
     epoch, position = divmod(step, steps_per_epoch)
@@ -100,7 +100,9 @@ def pretrain(clip: Clip, images: UInt8[np.ndarray, "N S S 3"], captions: list[st
     found = checkpoint.latest(config.output)
     if found is not None:
         if found.config != resolved_config:
-            raise ValueError(f"{config.output} was started with other settings: {found.config}; now {resolved_config}")
+            raise ValueError(
+                f"{config.output} was started with different settings: {found.config}; now they are {resolved_config}"
+            )
         checkpoint.restore(found, state)
         state.step = found.step
     with RunLog(config.output, total_steps=config.steps, resumed_step=state.step) as log:

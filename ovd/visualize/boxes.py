@@ -27,11 +27,11 @@ GRID_GAP_PX = 6
 
 RARE_COLOR = (255, 214, 0)
 RARE_MARK = "\N{BLACK STAR}"
-LEGEND = "colored: what the detector reports, right or wrong; white, in parentheses: objects that it missed"
+LEGEND = "colored: detections, right or wrong; white, in parentheses: missed objects"
 """Legend of a picture with missed objects."""
 LEGEND_WITH_RARE = (
-    f"{RARE_MARK} and yellow: rare classes; other colors: other classes, reported right or wrong; "
-    "white, in parentheses: missed"
+    f"{RARE_MARK} and yellow: rare classes; other colors: other classes, right or wrong; "
+    "white, in parentheses: missed objects"
 )
 """Legend of a picture with missed objects in which rare classes are marked."""
 

@@ -71,7 +71,7 @@ def find_font(letters: frozenset[str]) -> FontFile:
     if unwarned := best.missing - _WARNED_LETTERS:
         _WARNED_LETTERS.update(unwarned)
         words = "".join(sorted(unwarned)[:20])
-        warn(f"no font of this system has all of {words}; names in pictures have a ? for each of them")
+        warn(f"no font on this system has all of {words}; pictures show a ? for each of them")
     return best
 
 

@@ -61,7 +61,7 @@ def test_boxes_of_a_step_depend_on_the_image_and_the_step_alone():
 def test_an_image_without_any_box_is_refused_by_the_config():
     with pytest.raises(ValueError, match="needs at least one box"):
         AlignBoxes(random=0, proposals=0)
-    with pytest.raises(ValueError, match="the smallest comes first"):
+    with pytest.raises(ValueError, match="the smallest must come first"):
         AlignBoxes(sides=(0.5, 0.1))
 
 

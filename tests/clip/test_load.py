@@ -31,7 +31,7 @@ def weights_file(tmp_path_factory) -> str:
 
 
 def test_a_local_file_must_be_told_its_activation(weights_file):
-    with pytest.raises(ValueError, match=r"model\.pt does not record which activation .* give clip\.activation=gelu"):
+    with pytest.raises(ValueError, match=r"model\.pt does not say which activation .* set clip\.activation=gelu"):
         load_clip(SMALL, weights_file, **HALVES)
     with pytest.raises(ValueError, match=r"was trained with QuickGELU, .* has GELU; open_clip has no such model"):
         load_clip(SMALL, weights_file, activation="quick_gelu", **HALVES)
@@ -51,14 +51,14 @@ def test_a_local_files_normalization_is_that_of_its_name_or_given(weights_file, 
     elsewhere = str(tmp_path / "other.pt")
     (tmp_path / "other.pt").touch()
     for name, count in (("ViT-L-14", 2), (SMALL, 0), ("NFNet-F0", 0)):
-        with pytest.raises(ValueError, match=f"weights of {name} have {count} normalizations.* give clip.mean"):
+        with pytest.raises(ValueError, match=f"weights of {name} have {count} normalizations.* set clip.mean"):
             load_clip(name, elsewhere, activation="gelu")
     assert normalization_of("ViT-B-32", elsewhere, None, None)["mean"] == OPENAI_MEAN
     assert normalization_of("ViT-B-16-SigLIP", elsewhere, None, None)["mean"] == (0.5, 0.5, 0.5)
 
 
 def test_weights_of_another_model_are_refused(weights_file):
-    with pytest.raises(ValueError, match=r"does not fit clip\.name 'RN50'"):
+    with pytest.raises(ValueError, match=r"does not match clip\.name 'RN50'"):
         load_clip("RN50", weights_file, activation="gelu", **HALVES)
 
 
@@ -73,7 +73,9 @@ class Payload:
 def test_weights_with_more_than_tensors_in_them_are_refused_and_not_run(tmp_path):
     witness = tmp_path / "ran"
     torch.save({"weight": Payload(witness)}, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=r"clip\.weights '.*weights\.pt' is refused: .*more than tensors by name"):
+    with pytest.raises(
+        ValueError, match=r"clip\.weights '.*weights\.pt' cannot be loaded: .*more than a dict of tensors"
+    ):
         load_clip(SMALL, str(tmp_path / "weights.pt"), activation="gelu", **HALVES)
     assert not witness.exists()
     torch.load(tmp_path / "weights.pt", weights_only=False)  # the payload does run where pickles are allowed
@@ -86,7 +88,7 @@ def test_weights_with_more_than_tensors_in_them_are_refused_and_not_run(tmp_path
 )
 def test_damaged_weights_are_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"clip\.weights '.*{name}' is refused: it is damaged"):
+    with pytest.raises(ValueError, match=rf"clip\.weights '.*{name}' cannot be loaded: it is damaged"):
         load_clip(SMALL, str(tmp_path / name), activation="gelu", **HALVES)
 
 
@@ -95,7 +97,7 @@ def test_a_damaged_folder_of_a_model_is_refused(tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (weights,) = tmp_path.glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=f"the model in {tmp_path} is refused: it is damaged"):
+    with pytest.raises(ValueError, match=f"the model in {tmp_path} cannot be loaded: it is damaged"):
         load_clip(str(tmp_path))
 
 
@@ -104,7 +106,7 @@ def test_a_folder_whose_weights_are_missing_is_refused(tmp_path):
     (tmp_path / CONFIG).write_bytes((TINY_CLIP / CONFIG).read_bytes())
     (tmp_path / "epoch_32.pt").touch()
     with pytest.raises(
-        ValueError, match=rf"{tmp_path} has a config and no weights.* \.safetensors, \.bin, \.pth files"
+        ValueError, match=rf"{tmp_path} has a config but no weights.* \.safetensors, \.bin, \.pth files"
     ):
         load_clip(str(tmp_path))
 
@@ -170,8 +172,12 @@ def test_a_tokenizer_that_is_not_cached_is_named(offline):
             "/x/typo.pt",
             r"'/x/typo\.pt' is neither a file, nor `random`, nor one of the tags of RN50",
         ),
-        ("ViT-B-32", None, r"clip\.weights is missing for ViT-B-32; give a local file, `random`, or one of: openai"),
-        ("ViT-B-33", "openai", "neither a folder nor one of open_clip"),
+        (
+            "ViT-B-32",
+            None,
+            r"clip\.weights is not set for ViT-B-32; set it to a local file, `random`, or one of: openai",
+        ),
+        ("ViT-B-33", "openai", "neither a folder nor a name in open_clip"),
         ("tiny", "openai", r"includes its own weights; set clip\.weights=null"),
     ],
 )
@@ -183,7 +189,7 @@ def test_what_does_not_go_together_is_refused_before_anything_is_downloaded(name
 @pytest.mark.parametrize("said", [{"activation": "gelu"}, {"mean": (0.5,) * 3, "std": (0.5,) * 3}])
 @pytest.mark.parametrize(("name", "weights"), [("tiny", None), ("ViT-B-32", "openai"), (SMALL, "random")])
 def test_nothing_is_said_of_weights_that_bring_it_themselves(name, weights, said):
-    with pytest.raises(ValueError, match="are for weights in a local file"):
+    with pytest.raises(ValueError, match="are for local weights files only"):
         load_clip(name, weights, **said)
 
 

@@ -104,7 +104,7 @@ def test_mistakes_are_named_and_leave_no_folder_that_loads(tiny_clip, tmp_path):
     clip = changed(tiny_clip)
     with torch.no_grad():
         next(clip.model.visual.parameters())[0] = 1e6
-    with pytest.raises(ValueError, match=r"visual\..* beyond float16's range; set weights=float32"):
+    with pytest.raises(ValueError, match=r"visual\..* outside float16's range; set weights=float32"):
         save(clip, "tiny", tmp_path, weight_format="float16")
     assert not (tmp_path / "open_clip_config.json").exists()
     save(clip, "tiny", tmp_path, weight_format="float32")

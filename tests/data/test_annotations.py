@@ -156,7 +156,7 @@ def test_truncated_json_stops_with_file_and_byte(tmp_path):
     path = tmp_path / "cut.json"
     for end in np.linspace(0, len(whole) - 1, 20).astype(int):
         path.write_bytes(whole[:end])
-        with pytest.raises(DataError, match=rf"cut\.json: not .* at byte \d+ of {end}") as caught:
+        with pytest.raises(DataError, match=rf"cut\.json: invalid .* at byte \d+ of {end}") as caught:
             load_annotations(path, None, format="lvis", report=DataReport())
         assert caught.value.code == "F1"
     path.write_bytes(whole[:-1] + b"?")
@@ -182,7 +182,7 @@ def test_duplicate_ids_name_both_records(tmp_path, name):
     content = lvis_content()
     content[name][2]["id"] = content[name][0]["id"]
     expected = r"categories records \d and \d" if name == "categories" else f"{name} records 0 and 2"
-    with pytest.raises(DataError, match=f"{expected} share the id {content[name][0]['id']}") as caught:
+    with pytest.raises(DataError, match=f"{expected} have the same id, {content[name][0]['id']}") as caught:
         load(tmp_path, content)
     assert caught.value.code == "F2"
 
@@ -233,7 +233,7 @@ def test_numbers_of_a_box_may_be_text_and_are_counted(tmp_path):
     index, report = load(tmp_path, content)
     assert index.fingerprint() == expected.fingerprint()
     assert report.counts() == {("F6", "repaired"): 1}
-    assert "annotation 3: numbers of" in report.first_records()[Finding("F6", "repaired")][0]
+    assert "annotation 3: the numbers in" in report.first_records()[Finding("F6", "repaired")][0]
 
 
 @pytest.mark.parametrize("missing", ["left out", None, []])
@@ -267,7 +267,7 @@ def test_without_bbox_the_box_around_the_polygons_is_taken_and_counted(tmp_path,
     np.testing.assert_array_equal(truth.boxes_xywh, expected_truth.boxes_xywh)
     np.testing.assert_array_equal(truth.areas_px, expected_truth.areas_px)
     assert report.counts() == {("F6", "repaired"): 2}
-    where = f"{path}: annotation 3: has no bbox; the box around its polygons is taken"
+    where = f"{path}: annotation 3: has no bbox; the box around its polygons is used"
     assert report.first_records()[Finding("F6", "repaired")][1] == where
 
 
@@ -276,13 +276,13 @@ def test_without_bbox_the_box_around_the_polygons_is_taken_and_counted(tmp_path,
     [
         (
             {"size": [100, 100], "counts": [5, 9]},
-            "has no bbox, and its segmentation is a mask, of which no box is made",
+            "has no bbox, and its segmentation is a mask, which is not converted to a box",
         ),
-        ([[1, 2, 3, 4]], r".* has \[1, 2, 3, 4\], not the even number, from 6 on, of finite numbers of a polygon"),
-        ([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 7]], "has .*7], not the even number"),
-        ([[1, 2, 3, 4, 5, float("nan")]], "has .*nan], not the even number"),
-        ([[1, 2, 3, 4, 5, 1e9]], "has .*], not the even number"),
-        ([1, 2, 3, 4, 5, 6], ".* has 1, not the even number"),
+        ([[1, 2, 3, 4]], r".* has \[1, 2, 3, 4\]; a polygon has an even number of finite numbers, 6 or more"),
+        ([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 7]], "has .*7]; a polygon has an even number"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "has .*nan]; a polygon has an even number"),
+        ([[1, 2, 3, 4, 5, 1e9]], "has .*]; a polygon has an even number"),
+        ([1, 2, 3, 4, 5, 6], ".* has 1; a polygon has an even number"),
         ([], "bbox is None, not four finite numbers"),
     ],
 )
@@ -344,7 +344,7 @@ def test_ids_of_another_type_are_the_numbers_they_stand_for(tmp_path, form):
 def test_an_id_as_a_number_and_as_text_is_the_same_id_twice(tmp_path):
     content = lvis_content()
     content["images"][1]["id"] = str(content["images"][0]["id"])
-    with pytest.raises(DataError, match="images records 0 and 1 share the id") as caught:
+    with pytest.raises(DataError, match="images records 0 and 1 have the same id") as caught:
         load(tmp_path, content)
     assert caught.value.code == "F2"
 
@@ -352,7 +352,7 @@ def test_an_id_as_a_number_and_as_text_is_the_same_id_twice(tmp_path):
 def test_ids_that_are_no_numbers_are_refused_with_what_to_do(tmp_path):
     content = lvis_content()
     content["images"][1]["id"] = "a/1.jpg"
-    words = "images record a/1.jpg: id is 'a/1.jpg', not int; ids are whole numbers: number the images"
+    words = "images record a/1.jpg: id is 'a/1.jpg', not int; ids must be whole numbers: number the images"
     with pytest.raises(DataError, match=words) as caught:
         load(tmp_path, content)
     assert caught.value.code == "F1"
@@ -419,7 +419,7 @@ def test_names_and_objects_that_are_there_twice_are_counted(tmp_path, capsys):
     assert "warning[F2]" in capsys.readouterr().err
     report.write(tmp_path / "report.json")
     first = json.loads((tmp_path / "report.json").read_text())["first_records"]["F2 noticed"]
-    assert "annotation 50: has the image, class and box of an earlier one" in first[0]
+    assert "annotation 50: has the same image, class and box as an earlier one" in first[0]
     assert "'coffee_cup ' and 'Coffee cup'" in first[2] or "'Coffee cup' and 'coffee_cup '" in first[2]
 
 
@@ -434,7 +434,7 @@ def many_boxes(boxes: Sequence[Sequence[float]]) -> dict:
 
 def test_a_file_of_corners_is_told_from_one_of_sides(tmp_path):
     corners = [[60, 20, 95, 45], [50, 5, 80, 40], [70, 30, 90, 50], [55, 1, 100, 9], [1, 1, 9, 9]]
-    with pytest.raises(DataError, match=r"4 of 5 boxes leave their image .* data\.source\.xyxy=true") as caught:
+    with pytest.raises(DataError, match=r"4 of 5 boxes reach outside their image .* data\.source\.xyxy=true") as caught:
         load(tmp_path, many_boxes(corners))
     assert caught.value.code == "F5"
     path = tmp_path / "corners.json"
@@ -455,7 +455,7 @@ def test_a_file_of_corners_is_told_from_one_of_sides(tmp_path):
 
 
 def test_boxes_as_shares_of_the_image_are_named(tmp_path):
-    with pytest.raises(DataError, match="all boxes lie from 0 to 1") as caught:
+    with pytest.raises(DataError, match="all coordinates are from 0 to 1") as caught:
         load(tmp_path, many_boxes([[0.1, 0.2, 0.5, 0.5], [0, 0, 1, 1], [0.3, 0.3, 0.1, 0.2], [0.5, 0, 0.5, 1]]))
     assert caught.value.code == "F6"
 
@@ -603,14 +603,14 @@ def test_a_synonym_that_is_the_name_of_another_class_is_counted(tmp_path):
     _, report = load(tmp_path, content)
     assert report.counts() == {("F2", "noticed"): 1}
     (line,) = report.first_records()[Finding("F2", "noticed")]
-    assert "has the synonym 'Cat ', which is the name of 'cat'; training takes it for both" in line
+    assert "has the synonym 'Cat ', which is the name of 'cat'; training uses it for both" in line
     assert "cat" in others
 
 
 def test_a_synonym_that_is_no_text_stops(tmp_path):
     content = lvis_content()
     content["categories"][0]["synonyms"] = ["ox", None]
-    with pytest.raises(DataError, match=r"category 9: the synonym None is no text") as caught:
+    with pytest.raises(DataError, match=r"category 9: the synonym None is not a string") as caught:
         load(tmp_path, content)
     assert caught.value.code == "F1"
 
@@ -643,9 +643,9 @@ def test_boxes_of_another_form_are_refused_where_only_a_truth_is_wanted(tmp_path
         row["bbox"] = [number / 100 for number in row["bbox"]]
     path.write_text(json.dumps(content))
     for options in (FormatOptions(), FormatOptions(xyxy=True)):
-        with pytest.raises(DataError, match="shares of the image"):
+        with pytest.raises(DataError, match="relative to the image size"):
             load_truth(path, format="coco", options=options)
-        with pytest.raises(DataError, match="shares of the image"):
+        with pytest.raises(DataError, match="relative to the image size"):
             load_annotations(path, None, format="coco", options=options)
 
 

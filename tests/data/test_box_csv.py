@@ -45,7 +45,7 @@ def test_rows_of_images_without_objects_and_images_without_a_row(folder):
     assert found == {"a.png": []}
     assert report.counts()[Finding("F8", "noticed")] == 1
     assert "1 of 2 images in" in report.first_records()[Finding("F8", "noticed")][0]
-    with pytest.raises(DataError, match="has no row of an image"):
+    with pytest.raises(DataError, match="has no row with an image"):
         imported(folder, HEADER)
 
 
@@ -68,16 +68,16 @@ def test_rows_that_contradict_one_another_in_the_size_and_names_spelled_in_two_w
 @pytest.mark.parametrize(
     ("text", "code", "message"),
     [
-        (HEADER + 4 * "\na.png,90,60,cat,0.1,0.2,0.3,0.5", "F6", "all boxes lie from 0 to 1"),
-        (f"{HEADER}\na.png,wide,60,cat,10,20,30,50", "F1", "line 2: height and width are no numbers of pixels"),
-        ("filename,class,xmin,ymin,xmax\na.png,cat,1,2,3", "F1", "names no column for these: bottom: ymax, y2, bottom"),
+        (HEADER + 4 * "\na.png,90,60,cat,0.1,0.2,0.3,0.5", "F6", "all coordinates are from 0 to 1"),
+        (f"{HEADER}\na.png,wide,60,cat,10,20,30,50", "F1", "line 2: height and width are not numbers of pixels"),
+        ("filename,class,xmin,ymin,xmax\na.png,cat,1,2,3", "F1", "has no column for these: bottom: ymax, y2, bottom"),
         (f"{HEADER}\na.png,90,60,cat,10,20,30", "F1", "line 2 has 7 values, not 8"),
         (f"{HEADER}\na.png,90,60,cat,10,20,thirty,50", "F6", "line 2: .* are not four numbers under 1,000,000,000"),
         (f"{HEADER}\na.png,90,60,cat,10,20,1e9,50", "F6", "not four numbers under 1,000,000,000"),
         (f"{HEADER}\na.png,90,60,cat,10,20,,50", "F6", "not four numbers under 1,000,000,000"),
         (f"{HEADER}\na.png,90,60,,10,20,30,50", "F1", "line 2: the class has no name"),
-        (f"{HEADER}\n,90,60,cat,10,20,30,50", "F1", "line 2: names no image"),
-        (f'{HEADER}\n"a.png,90', "F1", "is no CSV"),
+        (f"{HEADER}\n,90,60,cat,10,20,30,50", "F1", "line 2: has no image name"),
+        (f'{HEADER}\n"a.png,90', "F1", "is not valid CSV"),
     ],
 )
 def test_faults_are_named(folder, text, code, message):

@@ -68,9 +68,9 @@ def test_results_of_all_images_and_classes_are_judged_by_those_that_count(annota
     evaluation = evaluator.evaluate()
     assert len(evaluator.results()) == 1
     assert evaluation.metrics["AP50_novel"] == pytest.approx(0.505, abs=1e-3)  # one of two cats is found
-    assert "3 more, of classes or images that are not judged" in evaluation.notes
+    assert "3 more in images or of classes that are not evaluated" in evaluation.notes
     evaluator.clear()
     evaluator.add_results(given.take(np.array([0])), source="results.json")
     assert len(evaluator.evaluate().notes) == 1
-    with pytest.raises(ValueError, match="no such image"):
+    with pytest.raises(ValueError, match="unknown image_id"):
         evaluator.add_results(Results(np.array([99]), np.array([cat]), np.ones((1, 4)), np.ones(1)), source="results")

@@ -79,7 +79,7 @@ def test_tracks_are_objects_of_the_frames_they_are_seen_in(folder):
         "000009.png": [],  # a frame without a track is background
     }
     assert report.counts() == {("F12", "repaired"): 1}  # sizes are read from the frames
-    with pytest.raises(DataError, match=r"frame 12 is no image of .*, such as frame_000012\.jpg") as caught:
+    with pytest.raises(DataError, match=r"no image of frame 12, such as frame_000012\.jpg") as caught:
         imported(folder, '<track id="3" label="car"><box frame="12" xtl="1" ytl="2" xbr="30" ybr="40"/></track>')
     assert caught.value.code == "F8"
 
@@ -87,7 +87,9 @@ def test_tracks_are_objects_of_the_frames_they_are_seen_in(folder):
 def test_frames_that_are_not_one_image_each_are_refused(folder):
     box = '<box frame="0" xtl="1" ytl="2" xbr="30" ybr="40"/>'
     tracks = "".join(f'<track id="{task}" label="car" task_id="{task}">{box}</track>' for task in (1, 2))
-    with pytest.raises(DataError, match=r"track 1 and .*track 2 are of two tasks.*export each by itself") as caught:
+    with pytest.raises(
+        DataError, match=r"track 1 and .*track 2 belong to two tasks.*export each task separately"
+    ) as caught:
         imported(folder, tracks)
     assert caught.value.code == "F1"
     Image.new("RGB", (90, 60)).save(folder / "images" / "sub" / "frame_000000.jpg")
@@ -110,7 +112,11 @@ BOX = '<box label="cat" xtl="1" ytl="2" xbr="30" ybr="40"/>'
         (image("a.png", BOX.replace('"30"', '"nan"')), "F6", "image 0, a.png: <box> 'cat': has .*'xbr': 'nan'"),
         (image("a.png", BOX.replace('xtl="1"', "")), "F6", "not four numbers under 1,000,000,000"),
         (image("a.png", BOX.replace('"30"', '"1e9"')), "F6", "not four numbers under 1,000,000,000"),
-        (image("a.png", BOX.replace("box", "cuboid")), "F6", "<cuboid> 'cat': boxes, polygons, ellipses and masks"),
+        (
+            image("a.png", BOX.replace("box", "cuboid")),
+            "F6",
+            "<cuboid> 'cat': only boxes, polygons, ellipses and masks",
+        ),
         (image("a.png", BOX.replace("/>", ' rotation="left"/>')), "F6", "rotation is 'left'"),
         (image("a.png", BOX.replace("cat", " ")), "F1", "<box> has no label"),
         (image("a.png", '<polygon label="cat" points="1,2;3"/>'), "F6", "points are '1,2;3', not those of a polygon"),
@@ -132,7 +138,7 @@ def test_faults_are_named(folder, body, code, message):
     ("text", "message"),
     [
         ("<annotation><object/></annotation>", "the root element is <annotation>, not CVAT's"),
-        ("<annotations><image", "not whole XML at byte"),
+        ("<annotations><image", "invalid XML at byte"),
         ('<!DOCTYPE x [<!ENTITY a "b">]><annotations/>', "has a DOCTYPE"),
     ],
 )

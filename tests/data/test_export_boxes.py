@@ -219,7 +219,7 @@ def test_a_name_that_is_not_utf8_is_read_as_it_was(labelled, tmp_path):
 
 @pytest.mark.parametrize("name", ["fot\udcf6.jpg", "a\x01b.jpg", "a\nb.jpg"])
 def test_voc_refuses_names_that_its_xml_cannot_hold(labelled, tmp_path, name):
-    with pytest.raises(ValueError, match=r"the names of 1 of 6 images, .*, the first '(fot|a)\\.*rename them"):
+    with pytest.raises(ValueError, match=r"the names of 1 of 6 images, .*; the first is '(fot|a)\\.*rename them"):
         export_boxes(with_first_called(labelled, name), tmp_path / "voc", "voc", source="test")
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
     check_files([name], "yolo")
@@ -229,7 +229,7 @@ def test_voc_refuses_names_that_its_xml_cannot_hold(labelled, tmp_path, name):
 @pytest.mark.parametrize("format", ["yolo", "voc"])
 def test_names_that_readers_of_a_folder_pass_over_are_refused(format):
     for name in ("noext", ".dot.jpg", "a/x.detections.jpg", "notes.txt"):
-        with pytest.raises(ValueError, match=f"readers of {format} pass over 1 of 2 images"):
+        with pytest.raises(ValueError, match=f"readers of {format} would ignore 1 of 2 images"):
             check_files(["sound.jpg", name], format)
         check_files([name], "coco")
     check_files([".cam/sound.jpg"], format)

@@ -128,7 +128,7 @@ def test_without_the_option_nothing_is_held_out(miniature_world, index):
 
 def test_a_set_of_less_than_ten_images_stops_with_the_name_of_its_file(miniature_world, index):
     config = config_of(miniature_world, {})
-    with pytest.raises(ValueError, match=r"lvis_train\.json has 9 images .*set train\.calibration=null"):
+    with pytest.raises(ValueError, match=r"lvis_train\.json: 9 images .*set train\.calibration=null"):
         hold_out(config, index.take(np.arange(9)))
     trained, held_out = hold_out(config, index.take(np.arange(10)))
     assert held_out is not None
@@ -150,7 +150,7 @@ def test_an_earlier_stage_leaves_out_the_images_that_a_later_one_is_calibrated_o
     left, none = hold_out(earlier, index)
     assert none is None
     assert set(left.image_ids) == set(index.image_ids) - set(held_out.index.image_ids)
-    with pytest.raises(ConfigError, match=r"leave out data\.held_out"):
+    with pytest.raises(ConfigError, match=r"data\.held_out cannot be combined"):
         small_config(tmp_path, miniature_world, data={"held_out": 4}, train={"calibration": {}})
 
     train_from_config(earlier, evaluate=False)

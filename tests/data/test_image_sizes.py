@@ -119,7 +119,8 @@ def test_more_than_a_few_stop_and_a_check_sees_them_all(tmp_path):
     for row in content["images"][:5]:
         swap(row)
     with pytest.raises(
-        DataError, match=r"boxes of 5 images leave the height and width .* swapped\? .*sizes_from_images"
+        DataError,
+        match=r"in 5 images, boxes reach outside the recorded height and width .* swapped\? .*sizes_from_images",
     ):
         load(tmp_path, content, DataReport())
     report = DataReport(stops=False)
@@ -163,7 +164,7 @@ def test_too_many_images_of_another_size_name_the_option():
         report.count_skipped("F12", f"{number}.png: height x width is 2 x 3, the annotation says 4 x 4")
     error = report.too_many(100)
     assert error is not None
-    assert "sizes wrong: data.source.sizes_from_images=true (tools: --sizes-from-images)" in str(error)
+    assert "sizes are wrong, set data.source.sizes_from_images=true (tools: --sizes-from-images)" in str(error)
 
 
 def test_boxes_that_leave_the_image_itself_say_nothing_of_the_record(tmp_path):

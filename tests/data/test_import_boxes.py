@@ -94,7 +94,10 @@ def test_roboflow_has_a_parent_class_without_boxes_and_a_file_beside_the_images(
     assert objects == EXPECTED
     assert [category["name"] for category in content["categories"]] == ["cat", "dog"]
     assert report.counts()[Finding("F2", "repaired")] == 1
-    assert "category 0, 'pets', is the parent of others" in report.first_records()[Finding("F2", "repaired")][0]
+    assert (
+        "category 0, 'pets', is left out: it is the parent of other"
+        in report.first_records()[Finding("F2", "repaired")][0]
+    )
 
 
 def test_images_that_are_missing_are_counted_and_left_out(images):
@@ -161,7 +164,9 @@ def labelme(folder: Path, image_path: str = "{}.jpg") -> None:
         )  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "reason"), [("none", "no folder; give that of"), ("images", "no .json file in this")])
+@pytest.mark.parametrize(
+    ("name", "reason"), [("none", "not a folder; give the folder of"), ("images", "no .json file in this")]
+)
 def test_labelme_without_files_says_what_is_missing(name, reason, tmp_path):
     (tmp_path / "images").mkdir()
     with pytest.raises(DataError, match=rf"^\S+{name}: .*{reason}"):
@@ -286,24 +291,24 @@ def test_open_images(tmp_path, images):
     assert [(file, name, [round(number, 1) for number in box]) for file, name, box in objects] == EXPECTED
     assert [row["iscrowd"] for row in content["annotations"]] == [0, 1, 0]
     assert [row["name"] for row in content["categories"]] == ["dog", "cat", "cow, bull"]
-    assert "1 of 3 images are not in" in report.first_records()[Finding("F8", "repaired")][0]
+    assert "1 of 3 images left out" in report.first_records()[Finding("F8", "repaired")][0]
     for damage, message in (
-        (lambda text: text.replace("XMin", "X"), "names no column XMin"),
-        (lambda text: text.replace("/m/dog", "/m/emu"), r"line 3 is of '/m/emu'"),
+        (lambda text: text.replace("XMin", "X"), "has no column XMin"),
+        (lambda text: text.replace("/m/dog", "/m/emu"), r"line 3 has the label '/m/emu'"),
         (lambda text: text.replace("xclick,", "", 1), r"line 2 has 10 values, not 11"),
-        (lambda text: text.replace("1,0,1,0,1", "1,0,1,1,0"), "line 5: .* is no box from 0 to 1"),
-        (lambda text: text.replace("1,0,1,0,1", "1,0,1,0,nan"), "is no box from 0 to 1"),
-        (lambda text: "\n".join([text.splitlines()[0], text.splitlines()[-1]]), "none of its 1 images is in"),
+        (lambda text: text.replace("1,0,1,0,1", "1,0,1,1,0"), "line 5: .* is not a box from 0 to 1"),
+        (lambda text: text.replace("1,0,1,0,1", "1,0,1,0,nan"), "is not a box from 0 to 1"),
+        (lambda text: "\n".join([text.splitlines()[0], text.splitlines()[-1]]), "none of 1 image found in"),
     ):
         damaged = tmp_path / "damaged.csv"
         damaged.write_text(damage(boxes.read_text()))
         with pytest.raises(DataError, match=message):
             imported(damaged, images, "open_images", class_names=names)
-    with pytest.raises(ValueError, match="needs the folder of images and the CSV file of class names"):
+    with pytest.raises(ValueError, match="and the CSV file of class names"):
         imported(boxes, images, "open_images")
     twice = next(path for path in images.rglob("*") if path.is_file() and path.stem in boxes.read_text())
     shutil.copyfile(twice, twice.with_suffix(".jpeg"))
-    with pytest.raises(DataError, match=rf"image {twice.stem} may be .* or .*; take one of them out") as stopped:
+    with pytest.raises(DataError, match=rf"image {twice.stem} may be .* or .*; remove one of them") as stopped:
         imported(boxes, images, "open_images", class_names=names)
     assert stopped.value.code == "F2"
 
@@ -331,7 +336,10 @@ def test_files_of_open_images_that_are_not_utf8_or_no_csv_are_named(tmp_path, im
     content = boxes.read_bytes()
     boxes.write_bytes(b"\xef\xbb\xbf" + content)
     assert len(imported(boxes, images, "open_images", class_names=names)[0]) == 3
-    for damaged, message in ((content + b"\xff\n", "not UTF-8 soon after line"), (content + b'"a"b', "6 is no CSV")):
+    for damaged, message in (
+        (content + b"\xff\n", "invalid UTF-8 shortly after line"),
+        (content + b'"a"b', "6 is not valid CSV"),
+    ):
         boxes.write_bytes(damaged)
         with pytest.raises(DataError, match=rf"boxes\.csv: .*{message}") as caught:
             imported(boxes, images, "open_images", class_names=names)
@@ -367,7 +375,7 @@ def test_the_tool_writes_what_training_reads_as_it_is_and_changes_nothing(tmp_pa
     output = tmp_path / "mine" / "train.json"
     arguments = ("labelme", "--annotations", images, "--output", output)
     done = run_tool("tools/import_boxes.py", *arguments)
-    assert f"{output}: 2 images, 3 annotations, 2 categories; file names start at {images}" in done.stdout
+    assert f"{output}: 2 images, 3 annotations, 2 categories; file names are relative to {images}" in done.stdout
     assert json.loads(output.with_name("train.json.report.json").read_text())["repaired_by_code"] == {"F5": 1}
     assert {path: path.read_bytes() for path in images.iterdir()} == before
     report = DataReport()
@@ -379,7 +387,7 @@ def test_the_tool_writes_what_training_reads_as_it_is_and_changes_nothing(tmp_pa
 
 def test_an_option_that_a_format_lacks_is_refused(images):
     labelme(images)
-    with pytest.raises(ValueError, match=r"format labelme has no option xyxy; it is for coco$"):
+    with pytest.raises(ValueError, match=r"the option xyxy cannot be used with format labelme, only with coco$"):
         imported(images, None, "labelme", xyxy=True)
 
 
@@ -387,12 +395,12 @@ def test_an_option_that_a_format_lacks_is_refused(images):
     ("format", "ending", "kind"), [("coco", "json", "a JSON file"), ("cvat", "xml", "CVAT's XML file")]
 )
 def test_a_folder_in_place_of_a_file_is_told_of_the_files_in_it(format, ending, kind, images):
-    with pytest.raises(DataError, match=f"images is a folder, but {kind} is wanted; see"):
+    with pytest.raises(DataError, match=f"images is a folder; give {kind}; see"):
         read_folder(images, format)
     (images / "below").mkdir()
     file = images / "below" / f"annotations.{ending}"
     file.touch()
-    with pytest.raises(DataError, match=f"is a folder, but {kind} is wanted: there is {file}"):
+    with pytest.raises(DataError, match=f"is a folder; give {kind}; it contains {file}"):
         read_folder(images, format)
 
 

@@ -193,7 +193,7 @@ def test_batches_come_in_the_shapes_that_are_allowed_and_ranks_share_them(index)
         parts = load_train(index, order_of(index, groups=groups), steps=range(5), part=(number, 2))
         ids = [part.image_ids for part in parts]
         assert ids == [batch.image_ids[2 * number : 2 * number + 2] for batch in batches]
-    with pytest.raises(ValueError, match="a batch of 4 images cannot be divided among 3 ranks"):
+    with pytest.raises(ValueError, match="a batch of 4 cannot be divided among 3 ranks"):
         load_train(index, part=(0, 3))
 
 

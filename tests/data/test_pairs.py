@@ -77,7 +77,7 @@ def test_a_failed_write_leaves_no_manifest_and_nothing_is_overwritten(tmp_path):
     write_pair_shards(tmp_path / "clean", some_pairs(5), pairs_per_shard=2)
     for folder in (tmp_path / "cut", tmp_path / "clean"):  # without a manifest, the shards may be a user's only data
         before = bytes_of(folder)
-        with pytest.raises(ValueError, match=r"already holds shards \(00000\.tar, 00001\.tar"):
+        with pytest.raises(ValueError, match=r"already contains shards \(00000\.tar, 00001\.tar"):
             write_pair_shards(folder, some_pairs(9), pairs_per_shard=2)
         assert bytes_of(folder) == before
 
@@ -89,9 +89,9 @@ def test_keys_that_are_no_member_names_are_refused(tmp_path, key):
 
 
 def test_a_key_that_comes_twice_is_refused_across_shards(tmp_path):
-    with pytest.raises(ValueError, match="key '000000' comes after '000001'; give keys that ascend"):
+    with pytest.raises(ValueError, match="key '000000' follows '000001'; keys must ascend"):
         write_pair_shards(tmp_path / "a", [*some_pairs(2), some_pairs(1)[0]], pairs_per_shard=1)
-    with pytest.raises(ValueError, match="key '000000' comes after '000000'"):
+    with pytest.raises(ValueError, match="key '000000' follows '000000'"):
         write_pair_shards(tmp_path / "b", some_pairs(1) * 2, pairs_per_shard=2)
     numbers = [Pair(f"{row}", b"", "", {}) for row in (8, 9, 10)]
     write_pair_shards(tmp_path / "c", numbers, pairs_per_shard=2)
@@ -121,7 +121,7 @@ def test_all_faulty_shards_are_named_at_once(tmp_path):
     write_pair_shards(tmp_path, some_pairs(3), pairs_per_shard=1)
     for name in ("00000.tar", "00002.tar"):
         os.truncate(tmp_path / name, 600)
-    with pytest.raises(DataError, match=r"2 of 3 shards are faulty:\n.*00000\.tar: .*\n.*00002\.tar: ") as caught:
+    with pytest.raises(DataError, match=r"2 of 3 shards cannot be used:\n.*00000\.tar: .*\n.*00002\.tar: ") as caught:
         PairShards(tmp_path)
     assert caught.value.code == "F13"
     assert "00001" not in str(caught.value)
@@ -210,7 +210,7 @@ def test_interleaved_keys_are_joined_and_a_second_member_stops(tmp_path):
 def test_an_image_without_a_caption_stops(tmp_path):
     for info in ([], [("b.json", b'{"caption": null}')], [("b.json", b"[1]")], [("b.json", b"[" * 100_000)]):
         write_tar(tmp_path / "x.tar", [("a.jpg", b"1"), ("a.txt", b"A"), ("b.jpg", b"B"), *info])
-        with pytest.raises(DataError, match=r"sample 'b' has no caption member, nor a text `caption` in its json"):
+        with pytest.raises(DataError, match=r"sample 'b' has no caption member and no `caption` string in its json"):
             PairShards(tmp_path)
 
 
@@ -228,7 +228,7 @@ def test_failed_downloads_are_counted_and_stop_where_they_are_most_of_a_shard(tm
     shards = PairShards(tmp_path)
     assert [shards.key(row) for row in range(len(shards))] == ["0", "1", "2", "3", "4"]
     assert (shards.num_failed, shards.rejected) == (5, 0)
-    assert shards.describe_rejected().endswith("not used; 5 samples have no image (failed downloads)")
+    assert shards.describe_rejected().endswith("not used; 5 samples without an image (failed downloads)")
     write_tar(tmp_path / "x.tar", [*failed, *good[2:]])
     with pytest.raises(DataError, match="5 of 9 samples have no image member"):
         PairShards(tmp_path)
@@ -255,7 +255,7 @@ def test_gaps_in_the_numbers_of_shards_are_named_and_the_others_read(tmp_path, c
     assert "gaps" not in capsys.readouterr().err
     (tmp_path / "00001.tar").unlink()
     assert len(PairShards(tmp_path)) == 3
-    assert "the numbers of its shards have 1 gaps, the first at 1, and no manifest.json" in capsys.readouterr().err
+    assert "the shard numbers have 1 gap, the first at 1, and no manifest.json" in capsys.readouterr().err
 
 
 class CreatesFileWhenUnpickled:
@@ -295,7 +295,7 @@ def test_unsafe_members_are_counted_and_nothing_is_written_or_unpickled(tmp_path
     shards = PairShards(directory)
     assert [shards[row] for row in range(len(shards))] == [Pair("good", b"image", "text", {})]
     assert shards.rejected == 9
-    assert shards.describe_rejected().startswith("9 members of the shards are not used, such as good.pkl, good.pyd, ..")
+    assert shards.describe_rejected().startswith("9 members of the shards not used, such as good.pkl, good.pyd, ..")
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -312,7 +312,7 @@ def test_samples_whose_keys_have_dots_are_paired_by_the_name_before_the_last(tmp
     assert [shards[row] for row in range(len(shards))] == [
         Pair("v1.0_1", b"1", "2", {}), Pair("v1.0_2", b"3", "4", {}), Pair("a", b"image", "text", {})
     ]  # fmt: skip
-    assert shards.describe_rejected().endswith("1 members of the shards are not used, such as a.seg.png")
+    assert shards.describe_rejected().endswith("1 member of the shards not used, such as a.seg.png")
 
 
 def test_a_key_that_may_be_a_part_of_another_sample_stops(tmp_path):
@@ -393,7 +393,9 @@ def test_a_known_index_finds_the_same_samples_and_no_others(tmp_path, pack_forma
     content = (tmp_path / "x.tar").read_bytes()
     (tmp_path / "x.tar").write_bytes(content[:size].ljust(size, b"\0"))
     moved = PairShards(tmp_path, known={"x.tar": before.index("x.tar")})
-    with pytest.raises(ValueError, match=r"x\.tar: the image of '.*' is not at byte \d+; changed since indexed"):
+    with pytest.raises(
+        ValueError, match=r"x\.tar: the image of '.*' is not at byte \d+; the shard was changed after indexing"
+    ):
         moved[1]
 
 
@@ -402,7 +404,7 @@ def test_the_members_of_another_sample_of_the_same_sizes_are_not_taken(tmp_path)
     write_tar(tmp_path / "x.tar", members)
     before = PairShards(tmp_path)
     write_tar(tmp_path / "x.tar", members[2:] + members[:2])
-    with pytest.raises(ValueError, match="the image of 'a' is not at byte 512; changed since indexed"):
+    with pytest.raises(ValueError, match="the image of 'a' is not at byte 512; the shard was changed after indexing"):
         PairShards(tmp_path, known={"x.tar": before.index("x.tar")})[0]
 
 
@@ -417,7 +419,7 @@ def test_a_shard_that_shrinks_after_indexing_stops(tmp_path):
     shards = PairShards(tmp_path)
     os.truncate(tmp_path / "00000.tar", 600)
     for read in (shards.__getitem__, shards.caption):
-        with pytest.raises(ValueError, match="changed since indexed"):
+        with pytest.raises(ValueError, match="the shard was changed after indexing"):
             read(2)
 
 
@@ -426,6 +428,6 @@ def test_compressed_shards_are_named(tmp_path, name):
     write_pair_shards(tmp_path, some_pairs(2), pairs_per_shard=2)
     (tmp_path / "manifest.json").unlink()
     (tmp_path / name).write_bytes(gzip.compress((tmp_path / "00000.tar").read_bytes()))
-    with pytest.raises(DataError, match=rf"{name}.*unpack|compressed by gzip") as caught:
+    with pytest.raises(DataError, match=rf"{name}.*unpack|compressed with gzip") as caught:
         PairShards(tmp_path)
     assert caught.value.code == "F13"

@@ -58,7 +58,7 @@ def test_every_form_of_a_picture_gives_its_pixels(form: str):
 
 
 def test_the_bytes_of_a_file_are_no_image():
-    with unchecked(), pytest.raises(ValueError, match="a bytes is no image; give a path, a PIL image"):
+    with unchecked(), pytest.raises(ValueError, match="a bytes is not an image; give a path, a PIL image"):
         as_pixels(b"\xff\xd8")  # type: ignore[arg-type]
 
 
@@ -88,8 +88,8 @@ def test_sixteen_bits_are_read_by_those_that_are_used(bits: int):
         (np.zeros(5), "two or three dimensions"),
         (np.full((4, 4, 3), -0.5), "from -0.5 to -0.5; .* normalized"),
         (np.full((4, 4, 3), 256), "from 256 to 256"),
-        (np.full((4, 4, 3), 1.0000001), "floats up to 1: more than 1"),
-        (np.full((4, 4, 3), 2.0), "floats up to 2: more than 1"),
+        (np.full((4, 4, 3), 1.0000001), "floats up to 1: too large for 0 to 1"),
+        (np.full((4, 4, 3), 2.0), "floats up to 2: too large for 0 to 1"),
         (np.full((4, 4, 3), np.nan), "not finite"),
         (np.zeros((4, 4, 3), bool), "bool are not pixels"),
         (np.zeros((4, 4, 3), complex), "complex128 are not pixels"),
@@ -106,5 +106,5 @@ def test_sixteen_bits_of_the_other_byte_order_are_the_same_picture():
 
 
 def test_a_file_is_no_image():
-    with unchecked(), pytest.raises(ValueError, match="a BytesIO is no image; give a path"):
+    with unchecked(), pytest.raises(ValueError, match="a BytesIO is not an image; give a path"):
         as_pixels(io.BytesIO(b"x"))  # type: ignore[arg-type]

@@ -59,7 +59,7 @@ def test_the_check_passes_and_finds_a_damaged_image(layout):
     check = ("tools/check_data.py", layout.format, "--annotations", layout.train_annotations)
     output = run_tool(*check, "--images", layout.train_images).stdout
     found = {"zhiyuan_objv2_train.json": "F8 repaired: 1", "data.yaml": "F1 noticed: 1"}  # an image has no label file
-    assert found.get(layout.train_annotations.name, "no faulty record") in output
+    assert found.get(layout.train_annotations.name, "no faulty records") in output
     index = load_annotations(layout.train_annotations, layout.train_images, format=layout.format, report=DataReport())
     path = index.encoded(len(index) - 1)
     whole = path.read_bytes()
@@ -222,14 +222,14 @@ def test_a_tsv_keeps_keys_and_counts_what_it_cannot_read(tmp_path):
     assert [pair.info["key"] for pair in pairs] == [f"k{number}" for number in range(60) if number not in (3, 5)]
     (records,) = report.first_records().values()
     assert [record.partition(": line ")[2] for record in records] == [
-        "4: the caption is not UTF-8", "6: 4 fields, where the columns are key,caption,path",
+        "4: the caption is not UTF-8", "6: 4 fields, but the columns are key,caption,path",
     ]  # fmt: skip
 
 
 def test_a_tsv_without_a_line_is_no_import(tmp_path):
     (tmp_path / "pairs.tsv").touch()
     pairs = read_tsv(tmp_path / "pairs.tsv", ["path", "caption"], tmp_path, DataReport())
-    with pytest.raises(ValueError, match=r"pairs\.tsv has no line"):
+    with pytest.raises(ValueError, match=r"pairs\.tsv has no lines"):
         write_pair_shards(tmp_path / "shards", pairs, pairs_per_shard=3)
     assert not any((tmp_path / "shards").iterdir())
 

@@ -74,7 +74,7 @@ def test_keys_decide_and_the_page_saves_the_whole_set(page, tmp_path):
         body.send_keys("a")  # accepts the candidate at 0.49
         body.send_keys("r")  # rejects the cat at 0.52
         body.send_keys("u")  # undoes that from the next box
-        assert browser.find_element("id", "progress").text == "1 of 4 looked at: 1 accepted, 0 rejected"
+        assert browser.find_element("id", "progress").text == "1 of 4 reviewed: 1 accepted, 0 rejected"
         body.send_keys("r")
         field = browser.find_element("id", "new-name")
         body.send_keys("n")
@@ -83,7 +83,7 @@ def test_keys_decide_and_the_page_saves_the_whole_set(page, tmp_path):
         body.send_keys("u")
         assert browser.title == "Review of out.json"
         progress = browser.find_element("id", "progress").text
-        assert progress == "3 of 4 looked at: 2 accepted, 1 rejected"
+        assert progress == "3 of 4 reviewed: 2 accepted, 1 rejected"
         browser.find_element("id", "save").click()
         saved = tmp_path / "out.reviewed.json"
         for _ in range(100):

@@ -91,7 +91,7 @@ def test_no_attribute_is_chosen_that_some_regions_lack(folder):
     names.write_text("thing\n")
     content = record("a.png", region(RECT, type="cat"), region(RECT, type="cat"), region(RECT, kind="dog"))
     for options in ({}, {"class_names": names}):
-        with pytest.raises(DataError, match=r"several attributes, type \(cat\); kind \(dog\): say by --attribute"):
+        with pytest.raises(DataError, match=r"several attributes, type \(cat\); kind \(dog\): say with --attribute"):
             imported(folder, content, **options)
 
 
@@ -101,12 +101,12 @@ def test_one_name_for_regions_without_attributes(folder):
     content = record("a.png", region(RECT), region(POLYGON)) | record("sub/b.png")
     found, _ = imported(folder, content, class_names=names)
     assert [label for label, _ in found["a.png"]] == ["balloon", "balloon"]
-    with pytest.raises(DataError, match=r"region 0: has no attribute that names it; --class-names takes"):
+    with pytest.raises(DataError, match=r"region 0: has no attribute with a class name; if they all have one class"):
         imported(folder, content)
     found, _ = imported(folder, record("a.png", region(RECT, kind="kite"), region(POLYGON)), class_names=names)
     assert [label for label, _ in found["a.png"]] == ["kite", "balloon"]
     names.write_text("balloon\nkite\n")
-    with pytest.raises(ValueError, match="2 names; VIA's regions without a name can have one alone"):
+    with pytest.raises(ValueError, match="2 names; regions without a class name can have only one"):
         imported(folder, content, class_names=names)
 
 
@@ -136,21 +136,21 @@ def test_a_set_without_regions(folder):
         (record("a.png", region(RECT | {"x": float("nan")}, kind="cat")), "F6", "not numbers under 1,000,000,000"),
         (record("a.png", region({"name": "rect", "x": 1}, kind="cat")), "F6", "not numbers under 1,000,000,000"),
         (record("a.png", region(POLYGON | {"all_points_x": [1, 2]}, kind="cat")), "F6", "not those of a polygon"),
-        (record("a.png", region({"name": "star"}, kind="cat")), "F6", "a 'star'; rectangles, polygons"),
+        (record("a.png", region({"name": "star"}, kind="cat")), "F6", "the shape is 'star'; only rectangles, polygons"),
         (record("a.png", {"region_attributes": {}}), "F1", "region 0 has no shape_attributes"),
-        (record("a.png", region(RECT, kind="cat"), region(RECT)), "F1", "region 1: has no 'kind' that names it"),
+        (record("a.png", region(RECT, kind="cat"), region(RECT)), "F1", "region 1: has no 'kind' with a class name"),
         (
             record("a.png", region(RECT, kind="cat", age="old"), region(RECT, kind="dog", age="old")),
             "F1",
-            r"several attributes, kind \(cat, dog\); age \(old\): say by --attribute",
+            r"several attributes, kind \(cat, dog\); age \(old\): say with --attribute",
         ),
         (record(" ", region(RECT, kind="cat")), "F1", "has the filename ' '"),
         ({"x": {"filename": "a.png", "regions": 3}}, "F1", "its regions are a int, not a list"),
         (record("a.png") | record("./a.png"), "F2", "are both of the image a.png"),
         ({"images": [], "annotations": []}, "F1", "no records of images"),
-        ({"project": {}, "file": {}, "metadata": {}, "view": {}}, "F1", "VIA 3's projects are not read"),
+        ({"project": {}, "file": {}, "metadata": {}, "view": {}}, "F1", "projects of VIA 3 are not supported"),
         ({}, "F1", "no records of images"),
-        ([], "F1", "holds a list, not an object"),
+        ([], "F1", "contains a list, not an object"),
     ],
 )
 def test_faults_are_named(folder, content, code, message):

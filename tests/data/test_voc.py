@@ -90,7 +90,7 @@ def test_a_vocabulary_from_a_file(folder):
 @pytest.mark.parametrize(
     ("text", "code", "message"),
     [
-        ("dog\n", "F3", r"names\.txt: 2 objects of classes that it lacks: .*a\.xml: object 1 is 'cat'"),
+        ("dog\n", "F3", r"names\.txt: 2 objects of classes that are not in this file: .*a\.xml: object 1 is 'cat'"),
         ("cat\ndog\ncat\n", "F2", r"names\.txt: class names that occur twice: cat"),
         ("cat\n\ndog\n", "F1", r"names\.txt: a blank line"),
         ("\n", "F1", r"names\.txt: no class name"),
@@ -191,7 +191,7 @@ def test_the_image_of_the_xml_files_own_name_goes_before_an_outdated_filename(fo
     assert index.image_files == ("a.jpg", "b.jpg", "c.jpeg", "d.jpeg", "e.jpeg")
     assert report.counts() == {("F8", "noticed"): 3}
     assert (
-        "c.xml: <filename> is 'a.jpg'; the image of the XML file's name is taken, c.jpeg"
+        "c.xml: <filename> is 'a.jpg', but c.jpeg, which has the name of the XML file, is used"
         in (report.first_records()[Finding("F8", "noticed")][0])
     )
 
@@ -269,7 +269,7 @@ def test_a_name_that_is_listed_twice_is_taken_once_and_counted(folder):
     report = DataReport()
     assert load_list(folder, "b\na\nb\n", report).image_files == ("b.jpg", "a.jpg")
     assert report.counts() == {("F2", "repaired"): 1}
-    assert "train.txt: line 3 is 'b', as line 1" in report.first_records()[Finding("F2", "repaired")][0]
+    assert "train.txt: line 3 repeats 'b' of line 1" in report.first_records()[Finding("F2", "repaired")][0]
 
 
 @pytest.mark.parametrize("encoding", ["gb2312", "shift_jis", "iso-8859-1", "utf-16"])
@@ -283,7 +283,9 @@ def test_files_in_the_encoding_that_they_state(folder, encoding):
 def test_a_file_in_another_encoding_than_it_states_is_named(folder):
     for encoding in ("gb2312", "klingon"):
         write(folder, "a", f'<?xml version="1.0" encoding="{encoding}"?><annotation>'.encode() + b"\xff\xff")
-        with pytest.raises(DataError, match=rf"a\.xml: is not in the encoding {encoding}") as caught:
+        with pytest.raises(
+            DataError, match=rf"a\.xml: the content is not in the stated encoding, {encoding}"
+        ) as caught:
             load(folder)
         assert caught.value.code == "F1"
 
@@ -300,7 +302,7 @@ def test_boxes_as_shares_of_the_image_are_named(folder):
     one = f"<object><name>cat</name><bndbox>{boxes}</bndbox></object>"
     for name in ("a", "b"):
         write(folder, name, voc_xml(f"{name}.jpg", SIZE, [one] * 3))
-    with pytest.raises(DataError, match=r"Annotations: all boxes lie from 0 to 1") as caught:
+    with pytest.raises(DataError, match=r"Annotations: all coordinates are from 0 to 1") as caught:
         load(folder)
     assert caught.value.code == "F6"
 
@@ -328,8 +330,8 @@ XMIN = "<xmin>2.000000</xmin>"
 @pytest.mark.parametrize(
     ("xml", "code", "message"),
     [
-        (XML[:-5], "F1", r"not whole XML at byte \d+ of \d+, line 1"),
-        ("", "F1", "not whole XML at byte 0 of 0"),
+        (XML[:-5], "F1", r"invalid XML at byte \d+ of \d+, line 1"),
+        ("", "F1", "invalid XML at byte 0 of 0"),
         ("<html/>", "F1", "the root element is <html>, not <annotation>"),
         (XML.replace("<name>cat</name>", "<name> </name>"), "F1", "object 1: no <name>"),
         (XML.replace("<difficult>0<", "<difficult>maybe<"), "F1", "object 1: <difficult> is 'maybe'"),
@@ -342,7 +344,7 @@ XMIN = "<xmin>2.000000</xmin>"
         (XML.replace("bndbox", "robndbox"), "F6", "object 1: <bndbox> has"),
         ('<!DOCTYPE a [<!ENTITY e "x">]>' + XML.replace("cat", "&e;"), "F1", "has a DOCTYPE"),
         ('<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]>' + XML.replace("cat", "&e;"), "F1", "has a DOCTYPE"),
-        (XML.replace("cat", "&e;"), "F1", "not whole XML .*undefined entity"),
+        (XML.replace("cat", "&e;"), "F1", "invalid XML .*undefined entity"),
         (XML.replace("c.jpg", "a.jpg"), "F2", r"a\.xml and .*c\.xml are both of the image a\.jpg"),
     ],
 )

@@ -85,7 +85,7 @@ def test_base_needs_frequencies(index):
     with pytest.raises(ValueError, match="4 classes without a frequency"):
         base_classes(without)
     rare = replace(index, categories=tuple(replace(category, frequency="r") for category in index.categories))
-    with pytest.raises(ValueError, match=r"all of its 4 classes are rare.*data\.classes=all"):
+    with pytest.raises(ValueError, match=r"all 4 classes are rare.*data\.classes=all"):
         base_classes(rare)
 
 

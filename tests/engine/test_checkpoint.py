@@ -142,7 +142,7 @@ def test_checkpoint_without_average_or_optimizer_steps(tmp_path):
     checkpoint.restore(saved, TrainState(resumed.module, resumed.optimizer))
     for name, tensor in run.module.state_dict().items():
         assert torch.equal(resumed.module.state_dict()[name], tensor)
-    with pytest.raises(ValueError, match="without a weight average"):
+    with pytest.raises(ValueError, match="no weight average"):
         resumed.restore(saved)
 
 
@@ -565,10 +565,10 @@ def test_misfits_are_listed_up_to_twenty():
     state["3.weight"] = torch.zeros(2, 3)
     state["text.proj"] = torch.zeros(4)
     del state["0.bias"]
-    with pytest.raises(ValueError, match="does not fit") as caught:
+    with pytest.raises(ValueError, match="does not match") as caught:
         check_fit(module, state, source="file.pt")
     message = str(caught.value)
-    assert message.startswith("file.pt does not fit Sequential: ")
+    assert message.startswith("file.pt does not match Sequential: ")
     for problem in ("missing 0.bias (2,)", "unexpected text.proj (4,)", "3.weight is (2, 3) instead of (2, 2)"):
         assert problem in message
     with pytest.raises(ValueError, match=r"and 10 more$") as caught:
@@ -609,7 +609,7 @@ def test_optimizer_over_parameters_in_another_order_is_refused(tmp_path):
     there.step()
     checkpoint.save(tmp_path, TrainState(module, there, step=1), config={})
     with pytest.raises(
-        ValueError, match=r"optimizer\.safetensors: 0\.exp_avg.* is \(3, 2\), its parameter is \(2, 3\)"
+        ValueError, match=r"optimizer\.safetensors: 0\.exp_avg.* has the shape \(3, 2\), but its parameter \(2, 3\)"
     ):
         checkpoint.restore(checkpoint.read(tmp_path / "step-000001"), TrainState(module, here))
 
@@ -618,7 +618,7 @@ def test_tied_parameters_are_named(tmp_path):
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     module[1].weight = module[0].weight
     optimizer = torch.optim.AdamW(module.parameters(), fused=True)
-    with pytest.raises(ValueError, match=r"0\.weight and 1\.weight are one tensor"):
+    with pytest.raises(ValueError, match=r"0\.weight and 1\.weight are the same tensor"):
         checkpoint.save(tmp_path, TrainState(module, optimizer), config={})
     assert not list(tmp_path.iterdir())
 

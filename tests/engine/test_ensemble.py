@@ -190,7 +190,7 @@ def test_tensors_that_do_not_correspond_are_named(tmp_path):
     one = {"a": torch.zeros(2), "steps": torch.tensor(3), "only": torch.zeros(1)}
     other = {"a": torch.zeros(2).half(), "steps": torch.tensor(4)}
     for weight in (0, 0.5):
-        with pytest.raises(ValueError, match=r"only is in one.*a is torch\.float32.*steps is torch\.int64, which"):
+        with pytest.raises(ValueError, match=r"only is only in one.*a is torch\.float32.*steps is torch\.int64, which"):
             interpolate(one, other, weight)
     with pytest.raises(ValueError, match=r"; and 10 more$"):
         interpolate({str(number): torch.zeros(1) for number in range(30)}, {}, 0.5)
@@ -215,7 +215,7 @@ def test_learned_names_are_averaged_with_those_of_the_same_classes_only(tmp_path
 def test_a_run_is_never_overwritten(tmp_path):
     first, second = save_run(tmp_path / "a", 0), save_run(tmp_path / "b", 1)
     for output in (tmp_path / "a", tmp_path / "b"):
-        with pytest.raises(ValueError, match="already holds a run"):
+        with pytest.raises(ValueError, match="already contains a run"):
             save_ensemble(first, second, weight=0.5, output=output)
         assert sorted(path.name for path in output.iterdir()) == ["step-000001", "step-000002"]
 
@@ -226,7 +226,7 @@ def test_an_ensemble_cannot_be_resumed_and_its_damage_is_seen(tmp_path):
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.PReLU())
     before = bits(module.state_dict())
     for ema in (None, Ema(module, 0.9)):
-        with pytest.raises(ValueError, match=r"step-000000 holds weights alone and cannot be resumed.*init_from"):
+        with pytest.raises(ValueError, match=r"step-000000 has only weights and cannot be resumed.*init_from"):
             checkpoint.restore(saved, TrainState(module, torch.optim.AdamW(module.parameters()), ema))
     assert bits(module.state_dict()) == before
 
@@ -272,7 +272,7 @@ def test_the_tool_writes_a_run_that_opens_as_a_detector(tmp_path):
 
     for options, message in (
         (("--weight", "2", "--output", tmp_path / "other"), "it must be from 0 to 1"),
-        (("--output", tmp_path / "mean"), "already holds a run"),
+        (("--output", tmp_path / "mean"), "already contains a run"),
     ):
         assert message in run_tool(*tool, *options, expect=2).stderr
 
@@ -282,6 +282,6 @@ def test_the_tool_refuses_an_expert_and_a_detector(tmp_path):
     expert = save_run(tmp_path / "expert", 1, config=CONFIG | {"expert": {"own_layers": 0, "rank": 0}})
     output = ("--output", tmp_path / "mean")
     told = run_tool("tools/ensemble.py", tmp_path / "detector", tmp_path / "expert", *output, expect=2).stderr
-    assert f"{expert.folder} is of the training of an expert" in told
-    assert "beside its detector" in told
+    assert f"{expert.folder} is the run of an expert" in told
+    assert "with its detector" in told
     assert not (tmp_path / "mean").exists()

@@ -116,7 +116,7 @@ def test_a_signal_to_one_rank_stops_all_after_a_checkpoint(miniature_world, tmp_
     assert ("stopping after this step" in output) == (number == signal.SIGINT)
     found = checkpoint.latest(run, strict=True)
     assert found is not None
-    assert f"stopped by a signal after step {found.step}, which is saved:" in output
+    assert f"stopped by a signal after step {found.step}; its checkpoint is saved" in output
     assert list(run.glob("*.tmp")) == []
 
 
@@ -142,7 +142,7 @@ def test_a_signal_to_one_rank_in_an_evaluation_stops_all_after_a_checkpoint(mini
     fault = with_a_signal_in_the_evaluation
     with training(config, ranks=2, fault=fault, job=ovd.jobs.train.train_from_config) as ranks:
         assert ranks.exit_codes() == [143, 143], ranks.output()
-        assert "stopped by a signal after step 2, which is saved:" in ranks.output()
+        assert "stopped by a signal after step 2; its checkpoint is saved" in ranks.output()
     found = checkpoint.latest(run, strict=True)
     assert found is not None
     assert found.step == 2
@@ -189,7 +189,7 @@ def test_what_is_not_finite_on_one_rank_stops_all_before_the_step(
     with training(faults_config(run, miniature_world), ranks=count, fault=fault) as ranks:
         assert ranks.exit_codes() == [3] * count, ranks.output()
         for number in range(count):
-            assert f"error[F19]: not finite before the optimizer step: {named}" in ranks.output(number)
+            assert f"error[F19]: NaN or infinity before the optimizer step: {named}" in ranks.output(number)
     found = checkpoint.latest(run, strict=True)
     assert found is not None
     assert found.step == 2
@@ -291,7 +291,7 @@ def test_a_broken_annotation_file_ends_all_ranks_alike(miniature_world, tmp_path
     config = small_config(tmp_path / "run", miniature_world, data={"source": source})
     with training(config, ranks=2) as ranks:
         assert ranks.exit_codes() == [2, 2]
-        assert all(f"error[F1]: {broken}: not whole JSON at byte" in ranks.output(number) for number in range(2))
+        assert all(f"error[F1]: {broken}: invalid JSON at byte" in ranks.output(number) for number in range(2))
 
 
 def test_when_one_rank_is_killed_the_other_ends_within_a_minute(miniature_world, tmp_path):
@@ -320,7 +320,8 @@ def test_a_full_disk_keeps_the_older_checkpoint_and_stops_at_the_third_failure(r
     with training(config, fault=with_a_disk_that_is_full_after_the_first_save) as ranks:
         assert ranks.exit_codes() == [3], ranks.output()
         words = re.findall(
-            r"(.*): saving step (\d) in .* failed .*; the newest checkpoint is .*step-000001", ranks.output()
+            r"(.*): the checkpoint of step (\d) in .* cannot be saved .*; the newest checkpoint is .*step-000001",
+            ranks.output(),
         )
     assert words == [("warning", "2"), ("warning", "3"), ("error[F22]", "4")]
     assert [path.name for path in run.glob("step-*")] == ["step-000001"]
@@ -344,7 +345,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_or_stops_a_strict_resume(ref
     with training(config, resume=True) as ranks:
         assert ranks.exit_codes() == [0], ranks.output()
         assert f"{damaged.parent}: optimizer.safetensors" in ranks.output()
-        assert f"falling back to {run / f'step-{STEPS - 1:06d}'}" in ranks.output()
+        assert f"using {run / f'step-{STEPS - 1:06d}'}" in ranks.output()
     assert_same_bits(run, reference)
 
 
@@ -357,7 +358,8 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches_if_it_divides_the
     with training(config, ranks=3, resume=True) as ranks:
         assert ranks.exit_codes() == [2, 2, 2], ranks.output()
         assert (
-            "a batch's 2 images (train.batch_size, data.pairs.share) cannot be divided among 3 ranks" in ranks.output()
+            "the 2 images of a batch (train.batch_size, data.pairs.share) cannot be divided among 3 ranks"
+            in ranks.output()
         )
     with training(config, ranks=2, resume=True) as ranks:
         assert ranks.exit_codes() == [0, 0], ranks.output()
@@ -374,7 +376,7 @@ def test_a_folder_that_is_written_to_takes_no_second_training(miniature_world, t
     run.mkdir()
     with folder_lock(run), training(faults_config(run, miniature_world), fault=without_patience) as ranks:
         assert ranks.exit_codes() == [2], ranks.output()
-        assert f"{run} is being written to by process {os.getpid()} on " in ranks.output()
+        assert f"{run} is in use by process {os.getpid()} on " in ranks.output()
     assert [path.name for path in run.iterdir()] == [".lock"]
 
 

@@ -211,7 +211,7 @@ def test_lines_that_a_full_disk_refused_are_written_later(tmp_path, monkeypatch,
         room = 10**6
         train(run_log, range(3, 5))
     assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4]
-    assert capsys.readouterr().err.count("metrics.jsonl is written to again at the next step") == 2
+    assert capsys.readouterr().err.count("metrics.jsonl will be written at the next step") == 2
 
 
 def test_a_metric_that_there_is_not_is_not_drawn(tmp_path, monkeypatch):
@@ -356,7 +356,7 @@ def test_evaluations_and_gates_have_a_panel_only_where_there_are_records(tmp_pat
         curves.draw_training_curves(records, tmp_path / "curves.png")
     panels = [[axes.get_ylabel() for axes in figure.axes] for figure in drawn]
     first = ["loss", "learning rate"]
-    gates, evaluated = "gated shortcuts", "metrics of an evaluation"
+    gates, evaluated = "gated shortcuts", "evaluation metrics"
     assert panels == [first, [*first, gates], [*first, gates], [*first, evaluated, gates]]
     lines = {line.get_label(): line for line in drawn[1].axes[2].lines}
     added, gate, filtered = "learned / shortcut", "mean |gate|", "mean |filter weight|"

@@ -72,7 +72,7 @@ def test_frozen_parameters_are_left_out():
 def test_a_parameter_in_no_group_two_groups_or_another_module_is_an_error():
     net = Net()
     specs = net.specs()
-    with pytest.raises(ValueError, match=r"2 trainable parameters are in no group: .*one_output\.weight"):
+    with pytest.raises(ValueError, match=r"2 trainable parameters in no group: .*one_output\.weight"):
         parameter_groups(net, {**specs, "rest": GroupSpec([net.head, net.gain, net.gate])})
     with pytest.raises(ValueError, match=r"head\.weight is in two parameter groups: 'rest' and 'again'"):
         parameter_groups(net, {**specs, "again": GroupSpec([net.head])})

@@ -171,7 +171,8 @@ def test_a_batch_that_ranks_cannot_share_is_refused(miniature_world, tmp_path):
     with training(config, ranks=2) as ranks:
         assert ranks.exit_codes() == [2, 2]
         assert (
-            "a batch's 3 images (train.batch_size, data.pairs.share) cannot be divided among 2 ranks" in ranks.output()
+            "the 3 images of a batch (train.batch_size, data.pairs.share) cannot be divided among 2 ranks"
+            in ranks.output()
         )
 
 
@@ -217,7 +218,7 @@ def test_a_run_folder_that_a_rank_does_not_see_stops_all(miniature_world, tmp_pa
     config = make_config(tmp_path / "run", miniature_world)
     with training(config, ranks=2, fault=without_the_folder_on_the_second_rank) as ranks:
         assert ranks.exit_codes() == [2, 2]
-        assert "which rank 0 made, is not there; it has to be on a shared disk" in ranks.output(1)
+        assert "which rank 0 created, does not exist on this rank; it must be on a shared disk" in ranks.output(1)
     assert not list((tmp_path / "run").glob("step-*"))
 
 

@@ -468,7 +468,7 @@ def test_the_best_of_an_image_are_those_of_the_probabilities(inference, index, t
 
 def test_a_detector_that_finds_nothing_stops_with_the_name_of_the_file(inference, index, text) -> None:
     blind = replace(inference, options=DetectionOptions(score_threshold=1.0))
-    with pytest.raises(ValueError, match=r"lvis_val\.json: no box of the 8 held-out images is found"):
+    with pytest.raises(ValueError, match=r"lvis_val\.json: no true box in 8 held-out images is found"):
         fitted(blind, text, index, np.zeros(len(text), bool))
 
 

@@ -308,9 +308,9 @@ def test_scores_that_are_no_probabilities_are_said(scale, offset, world, tmp_pat
         )
         printed = capsys.readouterr().out
         assert metrics["AP"] == pytest.approx(1)
-        warned = [words in printed for words in ("WARNING: scores lie from", "Rescale the scores")]
+        warned = [words in printed for words in ("WARNING: scores are from", "Rescale the scores")]
         assert warned == [name == "other"] * 2
-        assert ("Warning: scores lie from" in (tmp_path / name / "report.html").read_text()) == (name == "other")
+        assert ("Warning: scores are from" in (tmp_path / name / "report.html").read_text()) == (name == "other")
     least, largest = decisions_in(tmp_path / "other")["report"]["score_range"]
     assert least == largest == pytest.approx(scale * 0.9 + offset)
 
@@ -320,7 +320,7 @@ def test_a_calibrated_detector_is_not_asked_to_be_calibrated():
     results = make_results(truth)
     low = replace(results, scores=0.04 * results.scores)
     groups = base_and_novel(truth.categories)
-    words = "all scores are below 0.05, which is too low to count"
+    words = "all scores are below 0.05, the lowest that counts"
     for own_threshold, advice in ((None, "Rescale the scores, or calibrate"), (0.4, "The detector is calibrated")):
         warning = measure_decisions(truth, low, groups, own_threshold=own_threshold).warning
         assert warning is not None

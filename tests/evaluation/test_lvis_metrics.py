@@ -259,7 +259,7 @@ def test_ordinary_caps_an_image_at_300_and_fixed_does_not(engine, tmp_path):
     metrics = evaluation.metrics
     assert (metrics["AP"], metrics["APr"], metrics["AR@300"]) == (0, 0, 0)
     assert (metrics["AP_fixed"], metrics["APr_fixed"]) == pytest.approx((1, 1))
-    assert "ordinary AP leaves out 1 detections beyond an image's best 300" in evaluation.notes
+    assert "ordinary AP leaves out 1 detection beyond an image's best 300" in evaluation.notes
     assert [section.protocol for section in evaluation.sections] == [
         "LVIS box AP, ordinary, 300 per image, federated",
         "LVIS box AP, fixed, 10000 per class over the data set, federated",
@@ -300,13 +300,13 @@ def one_bad_record(**change) -> Results:
         ({"scores": np.inf}, "score is not finite"),
         ({"boxes_xywh": [np.nan, 2.0, 3.0, 4.0]}, "box is not finite"),
         ({"boxes_xywh": [1.0, 2.0, -3.0, 4.0]}, "negative side"),
-        ({"image_ids": 77}, "no such image"),
-        ({"category_ids": 77}, "no such category"),
+        ({"image_ids": 77}, "unknown image_id"),
+        ({"category_ids": 77}, "unknown category_id"),
     ],
 )
 def test_bad_results_are_refused_by_name(engine, change, message, small):
     evaluator = LVISEvaluator(truth_of(small), (), engine=engine)
-    with pytest.raises(ValueError, match=rf"run\.json: record 1 \(image_id .*{message}; 1 such records"):
+    with pytest.raises(ValueError, match=rf"run\.json: record 1 \(image_id .*{message}; 1 such record"):
         evaluator.add_results(one_bad_record(**change), source="run.json")
     assert len(evaluator.results()) == 0
 
@@ -318,8 +318,8 @@ def test_bad_results_are_refused_by_name(engine, change, message, small):
         (4, float("-inf"), 0, "image 4: record 1 .*not finite"),
         (4, 0.5, 2, "image 4: record 1: class 2 is outside the vocabulary's 2 rows"),
         (4, 0.5, -1, "image 4: record 1: class -1"),
-        (6, 0.5, 0, "image 6: added twice, or"),
-        (9, 0.5, 0, "image 9: added twice, or"),
+        (6, 0.5, 0, "image 6: the image was added twice, or"),
+        (9, 0.5, 0, "image 9: the image was added twice, or"),
     ],
 )
 def test_bad_detections_are_refused_by_name(image_id, score, row, message, small):
@@ -362,9 +362,9 @@ def break_dataset(dataset: dict, fault: str) -> None:
         ("frequency", "F1", "category 20: frequency is 'x'"),
         ("box", "F6", "annotation 3: bbox"),
         ("area", "F6", "annotation 3: area is None"),
-        ("image twice", "F2", "images records 0 and 1 share the id 9"),
+        ("image twice", "F2", "images records 0 and 1 have the same id, 9"),
         ("unknown category", "F3", "annotation 3 of category 99"),
-        ("no images", "F1", "no list of records named 'images'"),
+        ("no images", "F1", "the list 'images' is missing"),
     ],
 )
 def test_faulty_annotations_stop_before_any_engine(fault, code, message, small):
@@ -378,7 +378,7 @@ def test_faulty_annotations_stop_before_any_engine(fault, code, message, small):
 
 def test_truncated_annotations_are_named(small):
     small.write_text(small.read_text()[:-30])
-    with pytest.raises(DataError, match=r"small\.json: not whole JSON at byte"):
+    with pytest.raises(DataError, match=r"small\.json: invalid JSON at byte"):
         truth_of(small)
 
 
@@ -403,7 +403,7 @@ def test_missing_frequencies_are_said(engine, small):
 
     evaluation = LVISEvaluator(truth_of(small), (), engine=engine).evaluate()
 
-    assert "4 of 4 categories have no frequency: in none of r, c, f" in evaluation.notes
+    assert "4 of 4 categories without a frequency: in none of r, c, f" in evaluation.notes
     assert "no true box of a rare class: APr is -1" in evaluation.notes
     assert (evaluation.metrics["APr"], evaluation.metrics["AP"]) == (-1, 0)
 

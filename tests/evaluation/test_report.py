@@ -134,11 +134,11 @@ def test_table_puts_the_protocol_above_aligned_figures():
         curves=(),
     )
     assert format_table(evaluation) == (
-        "some protocol (per cent; engine official)\n"
+        "some protocol (percent; engine official)\n"
         "   AP  AR@300  APr\n"
         "12.35  100.00    -\n"
         "\n"
-        "other (per cent; engine official)\n"
+        "other (percent; engine official)\n"
         "    B\n"
         "50.00\n"
         "\n"

@@ -19,6 +19,7 @@ from ovd.evaluation import results_file
 from ovd.evaluation.results import Results
 from ovd.evaluation.results_file import load_results, write_results
 from ovd.evaluation.run import evaluate_results_file
+from ovd.format_count import format_count
 
 GOOD = {"image_id": 1, "category_id": 2, "bbox": [1, 2.5, 3, 4], "score": 0.5}
 
@@ -62,10 +63,13 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[{", "not valid JSON"),
-        ("{}", "a results file is a list of records, this one is a dict"),
-        (json.dumps({"images": [], "annotations": [GOOD]}), "a results file is a list of records, .* COCO document"),
-        (f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n", "not valid JSON: .*a record in each line is not one list"),
+        ("[{", "invalid JSON"),
+        ("{}", "a results file must be a list of records; this one is a dict"),
+        (
+            json.dumps({"images": [], "annotations": [GOOD]}),
+            "a results file must be a list of records; .* COCO document",
+        ),
+        (f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n", "invalid JSON: .*the file has a record in each line"),
         ("[3]", "record 0: is a int"),
         (json.dumps([GOOD, {"image_id": 1, "bbox": [1, 2, 3, 4]}]), "record 1: has no category_id, score"),
         (json.dumps([GOOD, GOOD | {"image_id": "one"}]), "record 1: image_id 'one' is not an integer"),
@@ -93,14 +97,14 @@ def test_ids_as_annotation_files_may_have_them_are_read(tmp_path):
 
 def test_a_compressed_file_is_named(tmp_path):
     (tmp_path / "results.json.gz").write_bytes(gzip.compress(json.dumps([GOOD]).encode()))
-    with pytest.raises(ValueError, match=r"results\.json\.gz: compressed by gzip; unpack it first"):
+    with pytest.raises(ValueError, match=r"results\.json\.gz: the file is compressed with gzip; unpack it first"):
         load_results(tmp_path / "results.json.gz")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"none\.json: results file cannot be read \(No such file"):
+    with pytest.raises(ValueError, match=r"none\.json: the results file cannot be read \(No such file"):
         load_results(tmp_path / "none.json")
-    with pytest.raises(ValueError, match=r"results file cannot be read \(Is a directory"):
+    with pytest.raises(ValueError, match=r"the results file cannot be read \(Is a directory"):
         load_results(tmp_path)
 
 
@@ -204,7 +208,7 @@ def test_a_killed_process_is_an_error_that_names_the_file(divided, tmp_path, mon
         return parse(*arguments)
 
     monkeypatch.setattr(results_file, "_parse", parse_or_die)
-    with pytest.raises(RuntimeError, match=r"results\.json: a process that read a part of it was killed"):
+    with pytest.raises(RuntimeError, match=r"results\.json: a process that read a part of the file was killed"):
         load_results(tmp_path / "results.json")
 
 
@@ -268,7 +272,7 @@ def test_a_file_is_evaluated_and_reported(engine, file_format, records, expected
     }
     printed = capsys.readouterr().out
     assert printed.startswith(f"{file_format.upper()} box AP, ")
-    assert f"{len(records)} detections in {len(records)} of 1 images" in printed
+    assert f"{format_count(len(records), 'detection')} in {len(records)} of 1 image" in printed
 
 
 def test_a_folder_that_cannot_be_made_is_told_before_the_computation(annotations, tmp_path, capsys):
@@ -317,9 +321,9 @@ def test_both_engines_take_annotations_without_images(tmp_path):
     [
         (GOOD | {"score": float("nan")}, "the score is not finite"),
         (GOOD | {"score": float("inf")}, "the score is not finite"),
-        (GOOD | {"bbox": [0, 0, 1e300, 1e300]}, "beyond all pictures"),
-        (GOOD | {"image_id": 5}, "no such image"),
-        (GOOD | {"category_id": 5}, "no such category"),
+        (GOOD | {"bbox": [0, 0, 1e300, 1e300]}, "larger than any image"),
+        (GOOD | {"image_id": 5}, "unknown image_id"),
+        (GOOD | {"category_id": 5}, "unknown category_id"),
     ],
 )
 def test_a_bad_record_stops_the_evaluation(engine, file_format, record, message, annotations, tmp_path):

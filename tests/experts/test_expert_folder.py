@@ -56,7 +56,7 @@ def test_names_are_those_of_the_description_with_their_text_rows(folder: Path) -
 
 
 def test_a_folder_without_an_expert(tmp_path: Path) -> None:
-    with pytest.raises(ExpertError, match=r"holds no expert: neither expert\.json nor expert/expert\.json"):
+    with pytest.raises(ExpertError, match=r"has no expert: it contains neither expert\.json nor expert/expert\.json"):
         read_expert(tmp_path)
 
 
@@ -84,7 +84,7 @@ def test_an_interrupted_write_leaves_no_expert(folder: Path, monkeypatch) -> Non
     monkeypatch.setattr(json, "dumps", fail)
     with pytest.raises(OSError, match="no space"):
         write_expert(folder / "expert", EXPERT, CONTENT)
-    with pytest.raises(ExpertError, match="holds no expert"):
+    with pytest.raises(ExpertError, match="has no expert"):
         read_expert(folder)
 
 

@@ -70,8 +70,8 @@ def test_the_result_is_a_clip_model_and_a_report(whole_run, tiny_clip):
     assert report["images"] == 12
     assert report["losses_after"]["point"] < report["losses_before"]["point"]
     assert report["losses_after"]["box"] < report["losses_before"]["box"]
-    assert "centre of a box" in format_report(report)
-    assert "trained images" in format_report(report)  # twelve images are too few to hold any out
+    assert "center of a box" in format_report(report)
+    assert "training images" in format_report(report)  # twelve images are too few to hold any out
     assert "held-out images" in format_report({**report, "held_out_images": 3})
 
 
@@ -123,7 +123,7 @@ def test_a_signal_stops_after_a_checkpoint_even_if_it_kills_the_workers_too(
             align_backbone(config, command="")
     assert stopped.value.code == 143
     saved = 3 if with_workers else 4
-    assert f"stopped by a signal after step {saved}, which is saved" in capsys.readouterr().out
+    assert f"stopped by a signal after step {saved}; its checkpoint is saved" in capsys.readouterr().out
     assert max(run_folder.name for run_folder in config.output.glob("step-*")) == f"step-{saved:06d}"
     align_backbone(config, command="again")
     assert_same_bits(config.output, whole_run)
@@ -142,7 +142,7 @@ def test_a_run_with_other_settings_or_images_is_not_continued(whole_run, images,
     (more / "new.png").write_bytes((more / "1.png").read_bytes())
     state = small_align_config(run, more, train={"keep_checkpoints": 9}).model_dump(mode="json")
     rewrite_config(run, state)
-    with pytest.raises(ValueError, match="its images changed since"):
+    with pytest.raises(ValueError, match="the images changed since"):
         align_backbone(small_align_config(run, more, train={"keep_checkpoints": 9}), command="")
 
 
@@ -212,7 +212,7 @@ def test_mistakes_end_in_one_line(images, tmp_path):
     empty = message(folder, f"data.source.images={tmp_path / 'empty'}")
     assert "empty: no images (.jpg" in empty
     assert "set data.source.images to the folder that holds them" in empty
-    assert "the sides must be multiples of 16" in message(folder, f"data.source.images={images}", "crop=50")
+    assert "side must be a multiple of 16" in message(folder, f"data.source.images={images}", "crop=50")
     assert "did you mean train.steps" in message("train.step=5")
 
 

@@ -116,7 +116,7 @@ def test_sources_of_one_name_in_several_folders_keep_their_folders(photos, tmp_p
 def test_beside_pictures_that_lie_where_nothing_can_be_written(photos, tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != photos)
     sources = [str(photos / "a.png")]
-    with pytest.raises(ValueError, match=f"{photos} cannot be written to, .*; give --output FOLDER"):
+    with pytest.raises(ValueError, match=f"{photos} cannot be written to; .* --output FOLDER"):
         output_for("pictures", None, sources, NAMES)
     output_for("pictures", tmp_path / "out", sources, NAMES)
     output_for("lines", None, sources, NAMES)
@@ -125,10 +125,10 @@ def test_beside_pictures_that_lie_where_nothing_can_be_written(photos, tmp_path,
 @pytest.mark.parametrize("name", ["boxes.json", "boxes.JSONL", "pic.png", "film.mp4"])
 def test_a_folder_of_pictures_with_the_name_of_a_file_is_refused(name, photos, tmp_path):
     sources = [str(photos / "b.png")]
-    with pytest.raises(ValueError, match=r"name a folder, or add --write coco or --write lines"):
+    with pytest.raises(ValueError, match=r"give a folder, or write one file with --write coco or --write lines"):
         output_for("pictures", tmp_path / name, sources, NAMES)
     assert not (tmp_path / name).exists()
-    with pytest.raises(ValueError, match="into a folder, and this is the name of a file"):
+    with pytest.raises(ValueError, match="into a folder, but this is the name of a file"):
         output_for("pictures", photos / "a.png", sources, NAMES)
     (tmp_path / name).mkdir()
     for folder in (tmp_path / name, tmp_path / "run.v2"):
@@ -152,9 +152,9 @@ def test_one_file_in_cocos_form(photos, tmp_path):
 def test_where_a_file_goes_is_looked_at_before_the_first_picture(output, photos, tmp_path):
     output(tmp_path / "not" / "there" / "boxes.json", NAMES).close()
     assert (tmp_path / "not" / "there").is_dir()
-    with pytest.raises(ValueError, match=r"photos is a folder; name a file"):
+    with pytest.raises(ValueError, match=r"photos is a folder; give a file"):
         output(photos, NAMES)
-    with pytest.raises(ValueError, match=r"its folder cannot be made"):
+    with pytest.raises(ValueError, match=r"the folder of .* cannot be created"):
         output(photos / "a.png" / "boxes.json", NAMES)
 
 
@@ -170,7 +170,10 @@ def test_what_was_found_before_an_error_is_kept(photos, tmp_path, capsys):
         detect_in_sources(sources, detect_until_b, CocoFile(tmp_path / "boxes.json", NAMES))
     before = (tmp_path / "boxes.json").read_text()
     assert len(json.loads(before)["annotations"]) == 1
-    assert f"found in 1 picture before is kept; see {tmp_path / 'boxes.json'}" in capsys.readouterr().err
+    assert (
+        f"the detections in 1 picture before the error are kept; see {tmp_path / 'boxes.json'}"
+        in capsys.readouterr().err
+    )
     with pytest.raises(ImageError, match="file is missing"):
         detect_in_sources([str(photos / "gone.png")], detect, CocoFile(tmp_path / "others.json", NAMES))
     assert not (tmp_path / "others.json").exists()
@@ -179,7 +182,7 @@ def test_what_was_found_before_an_error_is_kept(photos, tmp_path, capsys):
 @pytest.mark.parametrize("output", [CocoFile, JsonLines])
 def test_no_file_is_written_over(output, photos, tmp_path):
     before = (photos / "a.png").read_bytes()
-    with pytest.raises(ValueError, match=r"a\.png exists; delete it, or name another file with --output"):
+    with pytest.raises(ValueError, match=r"a\.png already exists; delete it, or give another file with --output"):
         output(photos / "a.png", NAMES)
     assert (photos / "a.png").read_bytes() == before
     with pytest.raises(ImageError, match="file is missing"):
@@ -189,14 +192,14 @@ def test_no_file_is_written_over(output, photos, tmp_path):
 
 @pytest.mark.parametrize("output", [CocoFile, JsonLines])
 def test_a_device_is_no_file_to_delete(output):
-    with pytest.raises(ValueError, match=r"^--output /dev/null is no file; --write lines without --output"):
+    with pytest.raises(ValueError, match=r"^--output /dev/null is not a file; leave it out"):
         output(Path("/dev/null"), NAMES)
     assert Path("/dev/null").is_char_device()
 
 
 def test_a_folder_of_pictures_is_made_before_the_first_picture(photos, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"^--output .*file/out cannot be made \(Not a directory\)"):
+    with pytest.raises(ValueError, match=r"^--output .*file/out cannot be created \(Not a directory\)"):
         PictureFiles([str(photos / "a.png")], NAMES, tmp_path / "file" / "out")
     PictureFiles([str(photos / "a.png")], NAMES, tmp_path / "out")
     assert (tmp_path / "out").is_dir()
@@ -246,7 +249,7 @@ def test_of_lines_before_an_error_it_is_said_where_they_are(name, photos, tmp_pa
         detect_in_sources([str(photos / "a.png"), str(photos / "b.png")], stop, output)
     told = capsys.readouterr().err
     assert ("is kept" in told) == (name is not None)
-    assert name is None or f"found in 1 picture before is kept; see {tmp_path / name}\n" in told
+    assert name is None or f"the detections in 1 picture before the error are kept; see {tmp_path / name}\n" in told
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def test_fine_tuning_tells_what_is_gained_and_lost(start, miniature_world, tmp_p
     content = json.loads(layout.train_annotations.read_text())
     content["annotations"].pop()
     layout.train_annotations.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="tuned was started on other data: its annotations changed"):
+    with pytest.raises(ValueError, match="tuned was started on other data: the annotations changed"):
         fine_tune(config, weight=0.25)
 
 
@@ -106,14 +106,14 @@ def test_fine_tuning_needs_a_detector_and_measures_what_it_can(start, miniature_
         return load(of)
 
     monkeypatch.setattr(module, "load_validation_index", load_own)
-    with pytest.raises(DataError, match=r"val\.json: .*; it belongs to .*: what is kept .* --no-kept"):
+    with pytest.raises(DataError, match=r"val\.json: .*; this is the validation set of .*; use --no-kept"):
         fine_tune(config, weight=0.5)
     assert not (tmp_path / "b").exists()
     before, after, ensemble = fine_tune(config, weight=0.5, measures_kept=False)
     assert before.new == before.kept == after.new == after.kept == ensemble.new == ensemble.kept == {}
     assert capsys.readouterr().out.splitlines()[-1] == f"the fine-tuned detector is {tmp_path / 'b'}"
     told = format_outcomes((before, after, ensemble))
-    assert told.startswith("nothing was measured: there is no validation set of the new data")
+    assert told.startswith("nothing was evaluated: the new data have no validation set")
     assert "--no-kept" in told
     assert len(told.splitlines()) == 1
 
@@ -224,5 +224,5 @@ def test_a_start_that_was_trained_again_stops_what_was_tuned_from_it(miniature_w
     train_from_config(config.model_copy(update={"train": config.train.model_copy(update={"seed": 5})}), evaluate=False)
     with pytest.raises(ValueError, match=r"started from other weights than .*start has now \(sha256 [0-9a-f]{64} and"):
         check_same_init(found, tuning)
-    with pytest.raises(ValueError, match=r"is an average with weights that .*start no longer has; delete it"):
+    with pytest.raises(ValueError, match=r"was averaged from older weights of .*start; delete it"):
         _average_weights(start, tuned, 0.5)

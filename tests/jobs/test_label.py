@@ -102,8 +102,8 @@ def test_candidates_are_below_the_threshold_and_at_a_place_of_their_own():
 
 def test_images_in_folders_below_are_named_where_they_are_left_out(photos, capsys):
     collect_images([str(photos)], recursive=False)
-    words = f"warning: {photos}: 1 image in folders below it is left out; the first: {photos}/deeper/6.png"
-    assert capsys.readouterr().err == f"{words} (--recursive takes them, too)\n"
+    words = f"warning: {photos}: 1 image in subfolders is left out; the first: {photos}/deeper/6.png"
+    assert capsys.readouterr().err == f"{words} (--recursive also reads these)\n"
     collect_images([str(photos)], recursive=True)
     collect_images([str(photos / "deeper")], recursive=False)
     assert capsys.readouterr().err == ""
@@ -119,7 +119,7 @@ def test_folders_files_and_patterns(photos, tmp_path):
     assert names("", recursive=True) == [*top, "deeper/6.png", "half.png", "text.jpg"]
     assert names("[12].png", "2.png", "notes.txt") == ["1.png", "2.png", "notes.txt"]
     assert names("deeper", "3.png") == ["deeper/6.png", "3.png"]
-    for source, words in (("none", "no such folder"), ("*.bmp", "matches no image")):
+    for source, words in (("none", "not a folder or file"), ("*.bmp", "matches no image")):
         with pytest.raises(ValueError, match=words):
             names(source)
     (tmp_path / "empty" / "deeper").mkdir(parents=True)
@@ -152,7 +152,7 @@ def test_the_command_writes_what_checks_and_trains(start, photos, tmp_path, monk
         sys, "argv", ["check", "coco", "--annotations", str(tmp_path / "boxes.json"), "--images", str(photos)]
     )
     check.main()  # exits with code 2 on any fault
-    assert "no faulty record" in capsys.readouterr().out
+    assert "no faulty records" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"boxes\.json exists"):
         run(monkeypatch, *asked, "--output", tmp_path / "boxes.json")
     (tmp_path / "boxes.json").unlink()
@@ -196,7 +196,7 @@ def test_file_names_that_are_not_utf8_are_written_or_refused_before_anything_is_
     folder.mkdir()
     shutil.copy(photos / "0.png", folder / os.fsdecode(b"fot\xf6.png"))
     asked = [folder, "--classes", f"anchor:{LOW}", "--threads", 1, "--workers", 0, "--review", 0]
-    with pytest.raises(ValueError, match=r"voc cannot hold the names of 1 of 1 images, .* 'fot\\udcf6\.png'"):
+    with pytest.raises(ValueError, match=r"voc cannot hold the names of 1 of 1 image, .* 'fot\\udcf6\.png'"):
         run(monkeypatch, *asked, "--run", tmp_path, "--output", tmp_path / "voc", "--to", "voc")
     for output in ("boxes.json", "labels"):
         to = "yolo" if output == "labels" else "coco"
@@ -206,7 +206,7 @@ def test_file_names_that_are_not_utf8_are_written_or_refused_before_anything_is_
 
 
 def test_no_readable_image_is_an_error_that_names_the_first(start, photos, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"none of 1 images can be read; the first: .*text\.jpg"):
+    with pytest.raises(ValueError, match=r"none of 1 image can be read; the first: .*text\.jpg"):
         run(monkeypatch, photos / "text.jpg", "--classes", "a", "--run", start, "--output", tmp_path / "x.json")
     assert list(tmp_path.iterdir()) == []
 
@@ -230,13 +230,13 @@ def test_an_interrupted_labelling_goes_on_to_the_same_files(start, photos, tmp_p
     assert set(bytes_of(parts.parent)) == {"boxes.json.partial"}
     with (parts.parent / "boxes.json.partial").open("ab") as file:
         file.write(b'["a line that was cut')
-    with pytest.raises(ValueError, match=r"partial is of an interrupted call with other settings"):
+    with pytest.raises(ValueError, match=r"partial is from an interrupted call with other settings"):
         run(monkeypatch, *asked, "--output", parts, "--overlapping")
     capsys.readouterr()
     left = 99
     run(monkeypatch, *asked, "--output", parts)
     assert left == 99 - 4  # of seven readable images
-    assert "goes on from" in capsys.readouterr().out
+    assert "resuming from" in capsys.readouterr().out
     assert bytes_of(parts.parent) == bytes_of(whole.parent)
 
 
@@ -313,7 +313,7 @@ def test_a_journal_that_was_removed_while_its_lock_was_waited_for_is_not_taken(t
         return True
 
     monkeypatch.setattr("ovd.jobs.label_journal.lock_file", lock_once_it_is_removed)
-    with pytest.raises(ValueError, match="another process is labelling into this"):
+    with pytest.raises(ValueError, match="is in use by another labeling process"):
         LabelJournal(path, {"names": ["anchor"]})
     assert not path.exists()
 
@@ -325,7 +325,7 @@ def test_an_image_that_has_changed_is_labelled_again_and_repairs_are_kept(tmp_pa
         assert not journal.is_resumed
         journal.add("a.png", [3, 17], ANSWER)
         journal.add_repaired([Fault("F9", "a.png: without its end")])
-        with pytest.raises(ValueError, match="another process is labelling into this"):
+        with pytest.raises(ValueError, match="is in use by another labeling process"):
             LabelJournal(path, settings)
     with LabelJournal(path, settings) as journal:
         assert journal.is_resumed
@@ -342,15 +342,15 @@ def test_an_image_that_has_changed_is_labelled_again_and_repairs_are_kept(tmp_pa
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"a": 1}\n', "line 1: not of ovd label .*move it away"),
-        ("my half download, without a line end", "line 1: not of ovd label"),
+        ('{"a": 1}\n', "line 1: not written by ovd label .*move the file away"),
+        ("my half download, without a line end", "line 1: not written by ovd label"),
         ('{"ovd label": 1, "names": ["gear"]}\n', r"other settings \(names was \['gear'\], is \['anchor'\]\)"),
-        ('{"ovd label": 1, "names": ["anchor"]}\n{}\n', "line 2: not of ovd label"),
+        ('{"ovd label": 1, "names": ["anchor"]}\n{}\n', "line 2: not written by ovd label"),
         (
             '{"ovd label": 1, "names": ["anchor"]}\n'
             '["a", [1, 2], {"boxes": [[1, 2, 3]], "scores": [1], "classes": [0]}, '
             '{"boxes": [], "scores": [], "classes": []}]\n',
-            "line 2: not of ovd label",
+            "line 2: not written by ovd label",
         ),
     ],
 )

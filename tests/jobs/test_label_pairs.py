@@ -140,7 +140,7 @@ def test_a_teacher_whose_names_compete_scores_a_name_alike_among_few_and_many(tm
     labels = read_labels(tmp_path / "out" / "00000.safetensors")
     of_anchor = [labels.scores[row][labels.box_texts[row] == labels.texts.index("anchor")].max() for row in range(2)]
     assert of_anchor[0] == pytest.approx(of_anchor[1], abs=1e-5)
-    assert "runs/fresh: names do not compete for a place (eval.competition)" in capsys.readouterr().out
+    assert "runs/fresh: eval.competition is off" in capsys.readouterr().out
     pseudo_label_run(trained, LabelRequest(folder, tmp_path / "plain", options))
     assert (tmp_path / "plain" / "00000.json").read_bytes() == (tmp_path / "out" / "00000.json").read_bytes()
     assert "compete" not in capsys.readouterr().out
@@ -199,7 +199,7 @@ def test_a_class_name_that_reads_as_blank_is_refused_with_its_line(tmp_path, mon
     names.write_text(f"anchor\n\n{name}\n")
     monkeypatch.setattr(sys, "argv", ["x", str(tmp_path), "--pairs", "p", "--output", "o", "--queries", "classes",
                                       "--classes", str(names)])  # fmt: skip
-    with pytest.raises(ValueError, match=r"names\.txt: line 3: .* reads as blank"):
+    with pytest.raises(ValueError, match=r"names\.txt: line 3: .* is blank to the text tower"):
         label_pairs.main()
 
 

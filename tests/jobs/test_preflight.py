@@ -31,11 +31,11 @@ def test_sound_data_pass_and_nothing_is_written(tmp_path, miniature_world, capsy
     assert preflight(small_config(tmp_path / "run", miniature_world))
     out = capsys.readouterr().out
     for line in (
-        "training: takes all ",
-        " are of classes that are not trained on\n",
-        "evaluation: takes all ",
-        "names are trained on",
-        "6 steps on 1 ranks draw 12",
+        "training: uses all ",
+        " belong to classes that are not trained on\n",
+        "evaluation: uses all of ",
+        "names trained on",
+        "6 steps on 1 rank draw 12",
     ):
         assert line in out
     assert not (tmp_path / "run").exists()
@@ -48,7 +48,7 @@ def test_damaged_images_of_both_sets_are_all_found(tmp_path, world, capsys):
     assert not preflight(small_config(tmp_path / "run", world))
     out = capsys.readouterr().out
     assert all(str(path) in out for path in damaged)
-    assert "images and leaves out and counts the others" in out
+    assert "images; the others are left out and counted" in out
     assert "evaluation: stops, 1 of " in out
 
 
@@ -62,8 +62,8 @@ def test_a_validation_set_that_is_trained_on_is_said(tmp_path, miniature_world, 
         config = small_config(tmp_path / "run", miniature_world, data={"source": source, "classes": "all"})
         preflight(config)
         words = (
-            f"warning: {num_images:,} of the {num_images:,} images of {layout.train_annotations} are in the training "
-            f"set {layout.train_annotations}, too: the metrics of the validation set will be of images that were"
+            f"warning: {num_images:,} of {num_images:,} images of {layout.train_annotations} are also in the training "
+            f"set, {layout.train_annotations}, so the validation metrics will be measured on images that are"
         )
         assert (words in capsys.readouterr().err) == (part == "train")
 
@@ -78,7 +78,7 @@ def test_many_damaged_images_stop_the_training_it_says(tmp_path, world, capsys):
 
 def test_what_stops_before_the_first_step_stops_here_too(tmp_path, world):
     images(world, "val")[0].unlink()
-    with pytest.raises(DataError, match=r"only .* of its .* images are in"):
+    with pytest.raises(DataError, match=r"only .* of .* images found in"):
         preflight(small_config(tmp_path / "run", world))
     path = world / "annotations" / "lvis_train.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
@@ -92,7 +92,7 @@ def test_what_stops_before_the_first_step_stops_here_too(tmp_path, world):
         ({"init_from": "nowhere"}, "nowhere"),
         ({"bank": {"file": "none.safetensors"}}, "text bank none.safetensors cannot be read"),
         ({"detector": {"frozen_layers": 99}}, "frozen_layers"),
-        ({"eval": {"second_look": {"crop": 50}}}, r"eval\.second_look\.crop and .* crops of 50 px; .*multiples of 16"),
+        ({"eval": {"second_look": {"crop": 50}}}, r"eval\.second_look\.crop and .* crops of 50 px; .*multiple of 16"),
         ({"train": {"batch_size": 3, "warmup_steps": 9}}, "train.warmup_steps is 9"),
         ({"train": {"eval_every": 2, "patience": 1}}, "train.patience needs evaluations"),
     ],
@@ -120,10 +120,10 @@ def test_a_training_state_that_does_not_fit_stops_before_the_text_bank(start, tm
 def test_a_folder_that_holds_a_run_is_said_unless_it_is_resumed(start, tmp_path, miniature_world, capsys):
     shutil.copytree(start, tmp_path / "run")
     config = load_detector(start).config.model_copy(update={"output": tmp_path / "run"})
-    with pytest.raises(ValueError, match="already holds a run; give --resume"):
+    with pytest.raises(ValueError, match="already contains a run; add --resume"):
         preflight(config)
     assert preflight(config, resume=True)
-    assert f"goes on from {tmp_path / 'run'}" in capsys.readouterr().out
+    assert f"resuming from {tmp_path / 'run'}" in capsys.readouterr().out
     newest = max((tmp_path / "run").glob("step-*"))
     (newest / "ema.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=f"damaged checkpoint {newest}"):
@@ -136,24 +136,26 @@ def test_without_a_box_to_evaluate_on_the_best_step_cannot_be_told(tmp_path, wor
     path.write_text(json.dumps({**content, "annotations": []}))
     config = small_config(tmp_path / "run", world, train={"eval_every": 2, "patience": 1})
     for check in (preflight, train_from_config):
-        with pytest.raises(ValueError, match=r"train\.patience goes by AP, and .*lvis_val\.json has no box"):
+        with pytest.raises(
+            ValueError, match=r"train\.patience needs the validation AP, but .*lvis_val\.json has no box"
+        ):
             check(config)
     preflight(small_config(tmp_path / "run", world))
-    assert "has no box: its metrics will say nothing" in capsys.readouterr().err
+    assert "has no boxes, so the validation metrics will be meaningless" in capsys.readouterr().err
 
 
 def test_a_config_of_ones_own_in_the_run_folder_is_not_replaced(tmp_path, miniature_world):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text("# my notes\nbase: ../other.yaml\n")
-    with pytest.raises(ValueError, match=r"config\.yaml was written by hand and would be replaced"):
+    with pytest.raises(ValueError, match=r"config\.yaml was not written by a run and would be replaced"):
         train_from_config(small_config(run, miniature_world))
     assert (run / "config.yaml").read_text() == "# my notes\nbase: ../other.yaml\n"
 
 
 def test_a_place_that_cannot_be_written_to_and_a_missing_package_are_found(tmp_path, miniature_world, monkeypatch):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"file is no folder that can be written to"):
+    with pytest.raises(ValueError, match=r"file is not a folder, or cannot be written to"):
         preflight(small_config(tmp_path / "file" / "run", miniature_world))
     monkeypatch.setattr("ovd.jobs.prerequisites.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"train\.wandb=mine needs the package wandb: pip install 'ovd\[wandb\]'"):
@@ -191,7 +193,7 @@ def test_a_path_from_the_current_folder_is_named_with_the_data_root(tmp_path, mi
     source = {"kind": "files", "format": "coco", **{name: str(value) for name, value in vars(layout).items()}}
     source["train_annotations"] = str(layout.train_annotations.relative_to(tmp_path))
     config = small_config(tmp_path / "run", miniature_world, data={"source": source, "classes": "all"})
-    with pytest.raises(DataError, match=r"starts at the data root, data \(OVD_DATA\), and is there from the current"):
+    with pytest.raises(DataError, match=r"is relative to the data root, data \(OVD_DATA\); it exists in the current"):
         preflight(config)
     layout.train_annotations.unlink()
     words = (

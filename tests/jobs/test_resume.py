@@ -37,7 +37,7 @@ def test_the_page_lists_the_settings_that_may_change_in_a_resumed_run():
 
 def test_every_setting_that_differs_is_named():
     stored = config().model_dump(mode="json")
-    message = r"was started with other settings: train\.seed was 0, is 3; train\.steps was 100, is 200"
+    message = r"was started with different settings: train\.seed was 0, is 3; train\.steps was 100, is 200"
     with pytest.raises(ValueError, match=message):
         check_same_run(stored, config(steps=200, seed=3))
 
@@ -57,7 +57,7 @@ def test_a_run_that_was_written_since_it_was_looked_at_is_left_alone(tmp_path):
     found = find_run(mine, resume=True)
     assert found is None
     folder = checkpoint.save_weights(tmp_path, tensors={"weight": torch.zeros(1)}, config={}, notes=Notes())
-    with pytest.raises(ValueError, match="another run wrote step-000000 there"), open_run_folder(mine, found):
+    with pytest.raises(ValueError, match="another run wrote step-000000 while"), open_run_folder(mine, found):
         pass
     with open_run_folder(mine, checkpoint.read(folder)):
         pass

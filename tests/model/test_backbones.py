@@ -300,7 +300,7 @@ def test_stochastic_depth_has_the_rate_that_is_set():
 
 def test_what_the_tiny_net_lacks_is_refused_with_the_setting(untrained_clip):
     backbone = backbone_from_visual(untrained_clip.model.visual)
-    with pytest.raises(ValueError, match=r"TinyNet has no .* leave detector\.drop_path at 0"):
+    with pytest.raises(ValueError, match=r"TinyNet has no .* set detector\.drop_path=0"):
         backbone.set_drop_path(0.1)
     with pytest.raises(ValueError, match=r"TinyNet cannot .* set detector\.recompute=false"):
         backbone.checkpoint_activations()
@@ -356,7 +356,7 @@ def test_unknown_backbones_are_refused():
     with pytest.raises(ValueError, match="Linear is not a supported backbone"):
         backbone_from_visual(nn.Linear(1, 1))
     model = _build_vision_tower(DIM, CLIPVisionCfg(**FAMILIES["convnext"]))
-    with pytest.raises(ValueError, match=r"detector\.window is for transformers"):
+    with pytest.raises(ValueError, match=r"detector\.window is only for transformers"):
         backbone_from_visual(model, window=7)
 
 

@@ -107,5 +107,5 @@ def test_a_prefilter_of_other_options_is_checked_as_theirs_is() -> None:
     assert options.with_prefilter(0.2) == DetectionOptions(candidates=7, prefilter=0.2)
     assert options.prefilter is None
     for share in (0, 1, -0.1, 400, float("nan")):
-        with pytest.raises(ValueError, match="prefilter is a share of the points, between 0 and 1, not"):
+        with pytest.raises(ValueError, match="it must be a share of the points, between 0 and 1"):
             options.with_prefilter(share)

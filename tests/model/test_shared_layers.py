@@ -99,7 +99,7 @@ def test_shared_layers_do_not_run_twice(family: str) -> None:
 
 def test_own_layers_beyond_the_backbones_are_refused() -> None:
     base = detector_of("vit")
-    with pytest.raises(ValueError, match=r"own_layers is 9; the backbone has \d layers"):
+    with pytest.raises(ValueError, match=r"own_layers is 9, but the backbone has \d layers"):
         copy_sharing_layers(base, 9)
 
 

@@ -49,5 +49,5 @@ def test_what_it_adds_sees_color() -> None:
 
 
 def test_strides_that_are_no_powers_of_2_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"powers of 2 from 8 on, not 14; set expert\.side=false"):
+    with pytest.raises(ValueError, match=r"powers of 2, at least 8, not 14; set expert\.side=false"):
         SideBranch((64,), (14,))

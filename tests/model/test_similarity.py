@@ -128,9 +128,9 @@ def test_initial_bias_at_the_ends_of_the_cosine() -> None:
 
 def test_initial_bias_refuses_what_has_no_answer() -> None:
     text = torch.eye(2)
-    with pytest.raises(ValueError, match="got 0 and 2"):
+    with pytest.raises(ValueError, match="there are 0 and 2"):
         initial_bias(torch.zeros(0, 2), text, scale=1.0)
-    with pytest.raises(ValueError, match="got 1 and 0"):
+    with pytest.raises(ValueError, match="there are 1 and 0"):
         initial_bias(torch.ones(1, 2), text[:0], scale=1.0)
     with pytest.raises(ValueError, match="NaN"):
         initial_bias(torch.full((1, 2), torch.nan), text, scale=1.0)

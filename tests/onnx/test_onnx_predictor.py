@@ -107,7 +107,7 @@ def test_another_size_and_rows_of_ones_own(trained, model, image, capsys):
     )
     found = Predictor.load(model, size=64, threads=1).detect(image, text.numpy())
     assert capsys.readouterr().err == (
-        "warning: scores were calibrated at 96 px; at 64 px they are worse probabilities\n"
+        "warning: scores were calibrated at 96 px; at 64 px they are less accurate as probabilities\n"
     )
     expected = inference.image(QueryTexts(text), image)
     assert len(expected.scores) == len(found.scores) > 5
@@ -151,7 +151,7 @@ def test_faults_have_the_words_of_the_torch_predictor(predictor, image, tmp_path
         predictor(tmp_path / "none.png", NAMES)
     with pytest.raises(ValueError, match="at least one"):
         predictor(image, [])
-    with pytest.raises(ValueError, match=r"class names \[1\] \(counted from 0\) are blank"):
+    with pytest.raises(ValueError, match=r"these positions are blank: \[1\] \(counted from 0\)"):
         predictor(image, ["anchor", " "])
     with pytest.raises(ValueError, match=r"text rows have the shape \(2, 3\)"):
         predictor.detect(image, np.ones((2, 3), dtype=np.float32))
@@ -173,12 +173,12 @@ def test_without_its_text_tower_a_model_takes_rows(trained, model, image, tmp_pa
 def test_what_a_graph_cannot_have_is_refused(trained, tmp_path, monkeypatch):
     section = trained.config.eval.model_copy(update={"ensemble": EnsembleConfig(base=0.1, novel=0.9)})
     beyond = replace(trained, config=trained.config.model_copy(update={"eval": section}))
-    with pytest.raises(ValueError, match=r"eval\.ensemble cannot be in a graph; --plain leaves it out"):
+    with pytest.raises(ValueError, match=r"eval\.ensemble of the run cannot be exported; --plain leaves it out"):
         export_detector(beyond, tmp_path / "model.onnx")
-    with pytest.raises(ValueError, match=r"has to end in \.onnx"):
+    with pytest.raises(ValueError, match=r"must end in \.onnx"):
         export_detector(trained, tmp_path / "model")
     other = replace(trained, clip=replace(trained.clip, tokenizer=lambda texts: trained.clip.tokenizer(texts)))
-    with pytest.raises(ValueError, match=r"tokenizer .* is a function, and only that of CLIP's own .* --no-text"):
+    with pytest.raises(ValueError, match=r"tokenizer .* is a function, but only CLIP's own .* --no-text"):
         export_detector(other, tmp_path / "model.onnx")
     monkeypatch.setattr("ovd.export.tracing.MAX_BYTES", 10_000_000)
     with pytest.raises(ValueError, match=r"model\.onnx would have 0\.0 GB of weights, .* a smaller backbone"):
@@ -193,7 +193,9 @@ def test_an_export_says_that_the_runs_prefilter_is_not_in_the_graph(trained, tmp
     section = trained.config.eval.with_prefilter(0.15)
     filtered = replace(trained, config=trained.config.model_copy(update={"eval": section}))
     export_detector(filtered, tmp_path / "model.onnx", with_text=False)
-    assert capsys.readouterr().err.startswith("warning: eval.prefilter=0.15 is not in the graph: it scores all names")
+    assert capsys.readouterr().err.startswith(
+        "warning: eval.prefilter=0.15 is not exported: the graph scores all names"
+    )
 
 
 def detected_in(python: list[str], model: Path, image: np.ndarray, folder: Path) -> dict[str, list]:

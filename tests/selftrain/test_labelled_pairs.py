@@ -16,6 +16,7 @@ from ovd.data.index import Ragged
 from ovd.data.pairs.pair import Pair
 from ovd.data.pairs.tar import PairShards
 from ovd.data.pairs.write import write_pair_shards
+from ovd.format_count import format_count
 from ovd.selftrain.filtered_labels import FilteredLabels
 from ovd.selftrain.labelled_pairs import LabelledPairs, limit_boxes_per_text, read_filtered_labels
 from ovd.selftrain.labels import ShardLabels, write_labels
@@ -129,7 +130,7 @@ def test_the_ledger_says_whether_a_text_must_have_been_found_and_where_boxes_may
         of_pairs = [of_shard.texts(pair).tolist() for of_shard in kept for pair in range(3)]
         assert of_pairs == [[0, 1], [], [] if queries == "classes" else [1], [0], [1], [0, 1]]
     said = capsys.readouterr().out
-    assert (f"in {cut} pairs boxes above data.pairs.min_score may be missing" in said) == (cut > 0)
+    assert (f"boxes above data.pairs.min_score may be missing in {format_count(cut, 'pair')}" in said) == (cut > 0)
     assert bool(said) == (cut > 0)
 
 
@@ -148,7 +149,7 @@ def test_nothing_left_and_other_shards_are_errors(parts):
         LabelledPairs(
             shards, kept_of(labels, [~mask for mask in everything(labels)]), texts, with_boxes=True, box_counts={}
         )
-    with pytest.raises(ValueError, match="6 pairs, its labels have 3"):
+    with pytest.raises(ValueError, match="6 pairs, but its labels have 3"):
         LabelledPairs(shards, kept_of(labels[:1], everything(labels)[:1]), texts, with_boxes=True, box_counts={})
 
 

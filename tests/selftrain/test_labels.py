@@ -104,7 +104,7 @@ def test_a_text_bank_opens_the_same_file(tmp_path):
     assert bank.names == labels.texts
     rows = bank.rows(np.repeat(np.arange(5), 3), np.tile(np.arange(3), 5))
     torch.testing.assert_close(rows, F.normalize(torch.from_numpy(some_variants()).float().view(15, 7), dim=-1))
-    with pytest.raises(ValueError, match="another text tower"):
+    with pytest.raises(ValueError, match="a different text tower"):
         TextBank(path, text_tower="another")
 
 
@@ -123,10 +123,10 @@ def test_files_that_are_not_whole_are_refused(tmp_path):
     whole = path.read_bytes()
     for length in [0, 1, 8, 9, *range(100, len(whole), 97), len(whole) - 1]:
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"00007\.safetensors is not a whole file of pseudo-labels"):
+        with pytest.raises(ValueError, match=r"00007\.safetensors is not a valid file of pseudo-labels"):
             read_labels(path)
     path.write_bytes(whole + b"\0")
-    with pytest.raises(ValueError, match=r"00007\.safetensors is not a whole file"):
+    with pytest.raises(ValueError, match=r"00007\.safetensors is not a valid file"):
         read_labels(path)
 
 
@@ -136,14 +136,14 @@ def test_other_files_are_refused(tmp_path, untrained_clip):
 
     bank = build_bank(untrained_clip, ["anchor"], [()], TextSources(templates="none"), folder=tmp_path)
     for path in (tmp_path, tmp_path / "absent.safetensors", bank.path):
-        with pytest.raises(ValueError, match=f"{path.name} is not a whole file of pseudo-labels"):
+        with pytest.raises(ValueError, match=f"{path.name} is not a valid file of pseudo-labels"):
             read_labels(path)
 
 
 def test_more_text_than_a_file_can_hold_is_refused_before_it_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("ovd.selftrain.labels._MAX_HEADER_BYTES", 2000)
     write(tmp_path / "x.safetensors", some_labels(1))
-    with pytest.raises(ValueError, match="make shards of fewer pairs"):
+    with pytest.raises(ValueError, match="make shards with fewer pairs"):
         write(tmp_path / "y.safetensors", some_labels(60))
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
 

@@ -55,12 +55,12 @@ def test_ledgers_of_versions_that_did_not_name_what_they_left_out_are_read(tmp_p
 @pytest.mark.parametrize("instead", [None, {}, [1]])
 def test_what_is_no_whole_ledger_is_named(tmp_path, part, instead):
     file = tmp_path / "a.safetensors"
-    with pytest.raises(ValueError, match=r"a\.json cannot be read .*No such file.*run ovd label-pairs again"):
+    with pytest.raises(ValueError, match=r"a\.json is not a valid ledger .*No such file.*run ovd label-pairs again"):
         read_ledger(file)
     SOME.write(file)
     content = json.loads(file.with_suffix(".json").read_text())
     file.with_suffix(".json").write_text(json.dumps(content | {part: instead}))
-    with pytest.raises(ValueError, match=r"a\.json cannot be read as a ledger of pseudo-labels .*run ovd label-pairs"):
+    with pytest.raises(ValueError, match=r"a\.json is not a valid ledger of pseudo-labels .*run ovd label-pairs"):
         read_ledger(file)
 
 
@@ -68,7 +68,7 @@ def test_capped_pairs_of_all_shards_are_told(tmp_path):
     files = [tmp_path / f"{number}.safetensors" for number in range(2)]
     for file, capped in zip(files, (1000, 2), strict=True):
         replace(SOME, counts=replace(COUNTS, pairs=2000, capped_pairs=capped)).write(file)
-    assert describe_capped(files).startswith("1,002 of 4,000 pairs had more boxes than their labels hold ")
+    assert describe_capped(files).startswith("1,002 of 4,000 pairs had more boxes than are stored ")
     replace(SOME, counts=replace(COUNTS, capped_pairs=0)).write(files[0])
     assert describe_capped(files[:1]) == ""
 
@@ -106,18 +106,18 @@ def test_labels_without_a_ledger_or_of_another_shard_are_refused(labelled):
     shard, ledger = folder / "00001.tar", file.with_suffix(".json")
     whole = shard.read_bytes()
     shard.write_bytes(whole + bytes(512))
-    with pytest.raises(ValueError, match=f"{len(whole) + 512} bytes, and had {len(whole)} when.*label it again"):
+    with pytest.raises(ValueError, match=f"{len(whole) + 512} bytes, but had {len(whole)} when.*label it again"):
         open_labelled_shards(folder, [file])
     shard.write_bytes(whole)
     content = ledger.read_text()
     ledger.write_text(json.dumps({**json.loads(content), "shard": {"file": "00001.tar", "sha256": "0" * 64}}))
-    with pytest.raises(ValueError, match=r"made from another 00001\.tar"):
+    with pytest.raises(ValueError, match=r"made from another version of 00001\.tar"):
         open_labelled_shards(folder, [file])
     (folder / MANIFEST_NAME).unlink()  # without a manifest, the shard cannot be checked
     assert len(open_labelled_shards(folder, [file])) == 3
     ledger.write_text(content)
     assert len(open_labelled_shards(folder, [file], text_tower="tower")) == 3
-    with pytest.raises(ValueError, match=r"00001\.safetensors was made with another text tower"):
+    with pytest.raises(ValueError, match=r"00001\.safetensors was made with a different text tower"):
         open_labelled_shards(folder, [file], text_tower="another")
     ledger.write_text(content[:-2])
     with pytest.raises(ValueError, match=r"00001\.json cannot be read"):
@@ -151,6 +151,6 @@ def test_labels_that_were_made_with_other_settings_than_the_rest_are_refused(lab
         if threshold == 0.05:
             assert len(open_labelled_shards(folder, label_files(file.parent))) == 6
         else:
-            with pytest.raises(ValueError, match=r"00001\.\w+ was made with other settings than .*score_threshold"):
+            with pytest.raises(ValueError, match=r"00001\.\w+ was made with different settings than .*score_threshold"):
                 open_labelled_shards(folder, label_files(file.parent))
     assert len(prints) == 2

@@ -284,7 +284,7 @@ def test_too_many_unreadable_images_stop_the_job_however_often_it_is_started(tmp
 def test_a_shard_with_too_much_text_is_refused_before_the_teacher_works(tmp_path, captions_alone, monkeypatch):
     monkeypatch.setattr("ovd.selftrain.labels._MAX_HEADER_BYTES", 100_200)
     folder, teacher = shard_folder(tmp_path / "pairs", some_pairs(6)), FixedTeacher()
-    with pytest.raises(ValueError, match=r"00000\.safetensors: 5 texts and the keys .* make shards of fewer pairs"):
+    with pytest.raises(ValueError, match=r"00000\.safetensors: 5 texts and the keys .* make shards with fewer pairs"):
         label_shards(folder, tmp_path / "out", teacher, captions_alone, LabelOptions(queries="caption"))
     assert teacher.asked == []
 
@@ -377,7 +377,7 @@ def test_best_boxes_come_first_whatever_the_teacher_does(tmp_path, captions_alon
 
 def test_a_teacher_that_gives_nan_stops(tmp_path, captions_alone):
     folder = shard_folder(tmp_path / "pairs", some_pairs(1))
-    with pytest.raises(ValueError, match="fixed, image of 00000: a box or score that is not a number"):
+    with pytest.raises(ValueError, match="fixed, image of 00000: a box or score is NaN"):
         label_shards(folder, tmp_path / "out", FixedTeacher(1, float("nan")), captions_alone, CAPTION)
     assert bytes_of(tmp_path / "out") == {}
 
@@ -391,7 +391,7 @@ def test_done_shards_are_passed_over(tmp_path, captions_alone, capsys):
     teacher = FixedTeacher()
     assert label_shards(folder, tmp_path / "out", teacher, captions_alone, CAPTION) == whole
     assert sum(map(len, teacher.asked)) == 6
-    assert capsys.readouterr().out == f"{tmp_path / 'out'}: 2 of 3 shards are labelled already\n"
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}: 2 of 3 shards already labeled\n"
     assert bytes_of(tmp_path / "out") == before
 
 
@@ -431,14 +431,14 @@ def test_other_settings_are_refused_and_named(tmp_path, captions_alone):
             r"classes was '0 names.*, is '1 names",
         ),
     ):
-        with pytest.raises(ValueError, match=rf"00000\.json was made with other settings: .*{message}.*--output"):
+        with pytest.raises(ValueError, match=rf"00000\.json was made with different settings: .*{message}.*--output"):
             label_shards(folder, output, teacher, captions_alone, options)
     folder = shard_folder(tmp_path / "others", some_pairs(13)[1:])
-    with pytest.raises(ValueError, match=r"00000\.json was made with other settings: shard_sha256 was"):
+    with pytest.raises(ValueError, match=r"00000\.json was made with different settings: shard_sha256 was"):
         label_shards(folder, output, FixedTeacher(), captions_alone, CAPTION)
     assert bytes_of(output) == before
     (output / "00000.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"00000\.json cannot be read as a ledger of pseudo-labels .*another --output"):
+    with pytest.raises(ValueError, match=r"00000\.json is not a valid ledger of pseudo-labels .*another --output"):
         label_shards(folder, output, FixedTeacher(), captions_alone, CAPTION)
 
 
@@ -534,9 +534,9 @@ def test_workers_are_numbered_by_arguments_then_by_the_environment():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"queries": "classes"}, r"queries 'classes' with 0 class names: `classes` needs some"),
-        ({"queries": "classes", "classes": ("a", "a")}, r"queries 'classes' with 2 class names: .*each once"),
-        ({"queries": "caption", "classes": ("a",)}, r"queries 'caption' with 1 class names"),
+        ({"queries": "classes"}, r"queries is 'classes', with 0 class names; `classes` needs"),
+        ({"queries": "classes", "classes": ("a", "a")}, r"queries is 'classes', with 2 class names; .*distinct names"),
+        ({"queries": "caption", "classes": ("a",)}, r"queries is 'caption', with 1 class name;"),
         ({"queries": "caption", "score_threshold": 0.1, "max_boxes": 0}, r"max_boxes\n.*greater than 0"),
         ({"queries": "caption", "batch_size": 0}, r"batch_size\n.*greater than 0"),
     ],
@@ -548,7 +548,7 @@ def test_options_that_do_not_go_together_are_refused(options, message):
 
 @pytest.mark.parametrize(("rank", "world"), [(1, 1), (-1, 2), (0, 0)])
 def test_ranks_outside_the_world_are_refused(tmp_path, rank, world):
-    with pytest.raises(ValueError, match="ranks are 0 to world - 1"):
+    with pytest.raises(ValueError, match="ranks must be from 0 to world - 1"):
         shards_of_worker(tmp_path, rank=rank, world=world)
 
 

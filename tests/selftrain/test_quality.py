@@ -209,17 +209,17 @@ def test_true_objects_come_from_the_pairs(tmp_path):
 @pytest.mark.parametrize(
     ("info", "problem"),
     [
-        ({"boxes": [BOX], "names": []}, "give a list of boxes, and one of as many names"),
-        ({"boxes": None, "names": None}, "give a list of boxes, and one of as many names"),
+        ({"boxes": [BOX], "names": []}, "give two lists of the same length"),
+        ({"boxes": None, "names": None}, "give two lists of the same length"),
         ({"boxes": [[1, 2, 3]], "names": ["cat"]}, r"box 1 is \[1, 2, 3\]: give four finite numbers"),
         ({"boxes": [1, 2, 3, 4], "names": ["a", "b", "c", "d"]}, "box 1 is 1: give four finite numbers"),
         ({"boxes": [BOX, [1, 2, "x", 4]], "names": ["a", "b"]}, r"box 2 is \[1, 2, 'x', 4\]: give four finite"),
         ({"boxes": [[1, 2, None, 4]], "names": ["cat"]}, "give four finite numbers"),
         ({"boxes": [[1, 2, True, 4]], "names": ["cat"]}, "give four finite numbers"),
-        ({"boxes": [[1, 2, 10**400, 4]], "names": ["cat"]}, "numbers are pixels, each less than 1,000,000,000"),
-        ({"boxes": [[1, 2, 1e300, 4]], "names": ["cat"]}, r"box 1 is \[1, 2, 1e\+300, 4\]: numbers are pixels"),
+        ({"boxes": [[1, 2, 10**400, 4]], "names": ["cat"]}, "give pixels, each less than 1,000,000,000"),
+        ({"boxes": [[1, 2, 1e300, 4]], "names": ["cat"]}, r"box 1 is \[1, 2, 1e\+300, 4\]: give pixels"),
         ({"boxes": [[1, 2, -1e9, 4]], "names": ["cat"]}, "each less than 1,000,000,000"),
-        ({"boxes": [BOX], "names": [7]}, "7 is no text; give names"),
+        ({"boxes": [BOX], "names": [7]}, "7 is not a string; give names"),
     ],
     ids=lambda value: str(value)[:60],
 )
@@ -260,7 +260,7 @@ def test_the_tool_prints_a_table_and_writes_the_figures(tmp_path):
     ledger.write(file)
     printed = run_tool(*arguments).stdout
     assert "| all | 0.1 | 2 | 50.0% | 50.0% | 2 | 50.0% | 50.0% | 1 | 100.0% | 100.0% |" in printed
-    assert "2 pairs; 1 more left out" in printed
+    assert "2 pairs compared; 1 pair left out" in printed
     assert "more boxes" not in printed
     written = json.loads((tmp_path / "quality.json").read_text())
     assert (written["num_pairs"], written["num_pairs_left_out"], len(written["rows"])) == (2, 1, 8)
@@ -270,4 +270,4 @@ def test_the_tool_prints_a_table_and_writes_the_figures(tmp_path):
     replace(ledger, settings=settings, counts=replace(counts, capped_pairs=2)).write(file)
     printed = run_tool(*arguments).stdout
     assert "| all | 0.1 | 2 | 50.0% | - | 2 | 50.0% | - | 1 | 100.0% | - |" in printed
-    assert "2 of 3 pairs had more boxes than their labels hold" in printed
+    assert "2 of 3 pairs had more boxes than are stored" in printed

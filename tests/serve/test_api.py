@@ -164,10 +164,10 @@ def test_another_address_is_no_redirect(served):
 def test_faulty_examples_are_refused_by_number_and_name(served):
     good, large = png(20, 30), png(1500, 3000)
     for examples, status, sentence in (
-        ([("a", good), ("b", b"no picture")], 415, "The file of example 2, 'b', is damaged or no picture;"),
+        ([("a", good), ("b", b"no picture")], 415, "The file of example 2, 'b', is damaged or not a picture;"),
         ([("a", good)] * 21, 400, "The multipart form cannot be read: Too many files."),
-        ([("a, b", good)], 400, "Each field 'example_name' has one name."),
-        ([(" ", good)], 400, "Each field 'example_name' has one name."),
+        ([("a, b", good)], 400, "Each field 'example_name' must have exactly one name."),
+        ([(" ", good)], 400, "Each field 'example_name' must have exactly one name."),
         ([("x" * 101, good)], 400, "The name that starts with 'xxxx"),
     ):
         answer = ask_with_examples(served, "anchor", *examples)
@@ -216,7 +216,7 @@ def test_a_full_line_and_a_long_wait_are_refused_with_503(trained, settings):
         assert held.detect().status_code == 200  # the server goes on afterwards
     sentences = [answer.json()["error"] for answer in answers]
     assert sentences.count("The server is busy with 3 requests; try again in a moment.") == 2
-    assert sentences.count("The server is busy and found nothing within 3 seconds.") == 3
+    assert sentences.count("The server is busy and did not finish within 3 seconds.") == 3
     assert {(answer.status_code, answer.headers["retry-after"]) for answer in answers} == {(503, "1")}
 
 
@@ -225,7 +225,7 @@ def test_names_that_the_text_tower_cannot_tell_apart_are_refused(served):
     refused = served.detect(names=f"anchor, {long} old chair, {long} new chair")
     assert refused.status_code == 400
     assert "old chair' and '" in refused.json()["error"]
-    assert "are too long for the detector to tell them apart" in refused.json()["error"]
+    assert "are too long for the detector to distinguish them" in refused.json()["error"]
     assert served.detect(names=f"anchor, {long} old chair").status_code == 200
 
 
@@ -258,7 +258,7 @@ def test_a_failing_detector_is_a_500_with_a_sentence_and_no_secret(trained, sett
     with running(Broken(trained), settings) as broken:
         answer = broken.detect()
         assert answer.status_code == 500
-        assert answer.json() == {"error": "The server failed at this request; its terminal shows where."}
+        assert answer.json() == {"error": "The server failed to process this request; its terminal shows the error."}
         assert broken.client.get("/health").status_code == 200
     assert "/secret/path" in caplog.text
 

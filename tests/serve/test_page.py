@@ -207,7 +207,7 @@ def test_a_hundred_megapixels_and_a_text_as_picture_are_refused_in_plain_words(b
     (tmp_path / "fat.png").write_bytes(bytes(9_000_000))
     for name, sentence in (
         ("huge.png", "The picture has more than 50 megapixels; make it smaller."),
-        ("text.jpg", "The file is damaged or no picture; JPEG, PNG,"),
+        ("text.jpg", "The file is damaged or not a picture; allowed are JPEG, PNG,"),
         ("fat.png", "The picture file is larger than 8 megabytes."),
     ):
         browser.open()
@@ -226,7 +226,7 @@ def test_a_hundred_megapixels_and_a_text_as_picture_are_refused_in_plain_words(b
 def test_two_hundred_names_and_more_than_allowed(browser, picture):
     browser.open()
     browser.choose(picture)
-    for number, sentence in ((200, ""), (201, "There are 201 names; at most 200 may be looked for at once.")):
+    for number, sentence in ((200, ""), (201, "There are 201 names; at most 200 are allowed in a request.")):
         names = json.dumps(", ".join(f"name {i}" for i in range(number)))
         browser.run(f"document.getElementById('names').value = {names}")
         browser.find()
@@ -260,7 +260,7 @@ def test_dropped_crops_are_looked_for_and_can_be_removed(browser, page_server, p
     assert [name.get_attribute("value") for name in names] == ["odd thing", "other"]
     names[1].clear()
     browser.find()
-    assert browser.text("error") == "Give each picture of what to look for a name."
+    assert browser.text("error") == "Give a name to each picture of what to look for."
     names[1].send_keys("odd thing")
     browser.find()
     browser.until_answered()

@@ -49,11 +49,11 @@ def test_names_that_the_text_tower_cannot_tell_apart_are_told(capsys):
     assert torch.equal(rows[0], rows[2])
     assert not torch.equal(rows[0], rows[1])
     told = capsys.readouterr().err
-    assert "cannot tell 1 names from others" in told
+    assert "cannot distinguish 1 pair of names" in told
     assert repr(names[0]) in told
     assert repr(names[2]) in told
     encode_classes(clip, ["chair", "table"], ("{}",))
-    assert "cannot tell" not in capsys.readouterr().err
+    assert "cannot distinguish" not in capsys.readouterr().err
 
 
 def places_computed(clip: Clip) -> list[int]:

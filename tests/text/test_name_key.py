@@ -37,12 +37,12 @@ def test_what_is_not_asked_for_by_a_name_may_come_twice() -> None:
     ("given", "words"),
     [
         ([], "at least one"),
-        (None, "class names are text, not NoneType"),
-        (3, "class names are text, not int: 3"),
-        (b"anchor", "class names are text, not bytes"),
-        (["anchor", "_"], r"class names \[1\] \(counted from 0\) are blank"),
-        ([1, 2], "class names are text, not int: 1"),
-        ([b""], "class names are text, not bytes"),
+        (None, "class names must be strings, not NoneType"),
+        (3, "class names must be strings, not int: 3"),
+        (b"anchor", "class names must be strings, not bytes"),
+        (["anchor", "_"], r"these positions are blank: \[1\] \(counted from 0\)"),
+        ([1, 2], "class names must be strings, not int: 1"),
+        ([b""], "class names must be strings, not bytes"),
     ],
 )
 def test_what_is_no_list_of_names_is_refused(given, words) -> None:
@@ -55,7 +55,7 @@ def test_one_name_may_stand_alone() -> None:
 
 
 def test_a_dictionary_is_no_list_of_names():
-    with pytest.raises(ValueError, match="class names are text, not dict"):
+    with pytest.raises(ValueError, match="class names must be strings, not dict"):
         as_query_tuple({"cat": 1}, (str,))
 
 

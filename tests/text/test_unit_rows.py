@@ -18,12 +18,12 @@ def test_rows_of_every_form_are_taken(given) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (ROWS[0], r"shape \(4,\); the detector takes \(C, 4\)"),
+        (ROWS[0], r"shape \(4,\); the detector needs \(C, 4\)"),
         (ROWS[:0], r"shape \(0, 4\)"),
         (ROWS[:, :3], r"shape \(3, 3\)"),
-        (7 * ROWS, "row 0 has the length 7"),
-        (ROWS * [[1], [np.nan], [1]], "row 1 has the length nan"),
-        (ROWS * [[1], [1], [0]], "row 2 has the length 0"),
+        (7 * ROWS, "row 0 has the norm 7"),
+        (ROWS * [[1], [np.nan], [1]], "row 1 has the norm nan"),
+        (ROWS * [[1], [1], [0]], "row 2 has the norm 0"),
     ],
 )
 def test_other_rows_are_refused(given, words) -> None:

@@ -50,7 +50,7 @@ def test_ridge_keeps_directions_without_variance_finite():
 
 
 def test_too_few_pairs_are_refused():
-    with pytest.raises(ValueError, match="6 pairs do not determine 7 x 5"):
+    with pytest.raises(ValueError, match="6 pairs are too few for 7 x 5"):
         canonical_projections(torch.randn(6, 7), torch.randn(6, 5), ridge=0.1)
 
 

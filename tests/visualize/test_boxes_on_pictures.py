@@ -121,7 +121,7 @@ def test_letters_of_a_note_that_no_font_has_are_told_and_have_a_mark(monkeypatch
     monkeypatch.setattr("ovd.visualize.labels.findSystemFonts", list)
     pictures = [Image.new("RGB", (300, 100))]
     drawn = np.asarray(grid(pictures, columns=1, note="a \ufdd2"))
-    assert "no font of this system has all of \ufdd2" in capsys.readouterr().err
+    assert "no font on this system has all of \ufdd2" in capsys.readouterr().err
     assert np.array_equal(drawn, np.asarray(grid(pictures, columns=1, note="a ?")))
 
 

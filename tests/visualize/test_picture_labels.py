@@ -26,7 +26,7 @@ def test_letters_that_the_usual_font_lacks_are_drawn_with_another_or_told(monkey
     assert find_font(frozenset({letter})) == FontFile(other)
     assert capsys.readouterr().err == ""
     assert find_font(frozenset({"\ufdd0", "a"})) == FontFile(usual, frozenset({"\ufdd0"}))
-    assert "no font of this system has all of \ufdd0" in capsys.readouterr().err
+    assert "no font on this system has all of \ufdd0" in capsys.readouterr().err
 
 
 def test_of_two_fonts_that_lack_letters_the_one_that_lacks_fewer_is_taken(monkeypatch):
@@ -55,7 +55,7 @@ def test_pictures_with_other_scores_read_no_font_again_and_warn_once(monkeypatch
     assert read == []
     assert capsys.readouterr().err.count("warning:") == 1
     find_font(frozenset({"\ufdd3", "\ufdd4"}))
-    assert "no font of this system has all of \ufdd4;" in capsys.readouterr().err
+    assert "no font on this system has all of \ufdd4;" in capsys.readouterr().err
 
 
 def test_a_label_stands_over_its_box_or_under_it_or_beside_it_and_in_the_picture():

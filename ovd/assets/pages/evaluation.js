@@ -11,7 +11,7 @@ for (const { protocol, metrics } of data.protocols) {
   byId("metrics").append(make("h3", {}, protocol), make("div", { class: "cards" },
     metrics.map(([name, value]) => make("div", { class: "card" }, make("b", {}, percent(known(value))), make("span", {}, name)))));
 }
-byId("notes").append(make("p", {}, `Metrics are in per cent; engine ${data.engine}.`), ...data.notes.map((note) => make("p", {}, note)));
+byId("notes").append(make("p", {}, `Metrics are in percent; engine ${data.engine}.`), ...data.notes.map((note) => make("p", {}, note)));
 
 /* Classes and curves. */
 let chosen = null;
@@ -21,16 +21,16 @@ const columns = [
   { key: "AP", label: "AP", shown: percent, help: "over IoU 0.5 to 0.95" },
   { key: "AP50", label: "AP50", shown: percent, help: "at IoU 0.5" },
   { key: "AR", label: "AR", shown: percent, help: "highest recall, over IoU 0.5 to 0.95" },
-  { key: "boxes", label: "boxes", shown: whole, help: "true boxes, crowds not counted" },
+  { key: "boxes", label: "boxes", shown: whole, help: "true boxes, without crowds" },
   { key: "detections", label: "found", shown: whole, help: "detections of any score" },
-  { key: "alarms", label: "absent", shown: whole, help: "images in which it is reported without being there" },
+  { key: "alarms", label: "absent", shown: whole, help: "images without the class in which it is reported" },
 ];
 if (data.groups.length) columns.push({ key: "group", label: "group" });
 if (rows.some((row) => row.trained)) columns.push({ key: "trained", label: "trained", help: "whether its name was trained on" });
 const table = sortableTable(columns, rows, { sort: "AP", classOf: (row) => (row.number === chosen ? "chosen" : "") });
 byId("class-table").append(table.element);
-byId("class-note").textContent = `${whole(rows.length)} classes, ${whole(rows.filter((row) => row.boxes).length)} with a true box. `
-  + "A header sorts; a class's name adds its curve.";
+byId("class-note").textContent = `${count(rows.length, "class", "classes")}, ${whole(rows.filter((row) => row.boxes).length)} with a true box. `
+  + "Click a header to sort, or a class to show its curve.";
 
 let group = null;
 const groupButtons = data.groups.map((name) => make("button", { type: "button", "aria-pressed": "false", onclick: () => {
@@ -87,7 +87,7 @@ function figure(image) {
   return make("figure", {}, pictureWithBoxes(image.picture, image.width, image.height, boxes, image.file),
     make("figcaption", {}, make("div", {}, make("b", {}, image.file), make("span", { class: "muted" },
       ` F1 ${image.f1.toFixed(2)}: ${image.right} right, ${image.wrong} wrong, ${image.missed} missed`
-      + (image.hidden ? `; ${image.hidden} boxes not drawn` : ""))),
+      + (image.hidden ? `; ${count(image.hidden, "box", "boxes")} not drawn` : ""))),
     image.fault ? make("div", { class: "wrong-word" }, image.fault) : null, list(1, "wrong"), list(2, "missed")));
 }
 
@@ -110,7 +110,7 @@ for (const { title, note, rows: pairs } of data.confusions) {
   const found = pairs.map(([name, named, count, of]) => ({ name, named, count, share: count / of }));
   byId("confusions").append(make("div", {}, make("h3", {}, title), make("p", { class: "muted small" }, note),
     found.length ? sortableTable([
-      { key: "name", label: "true name", wide: true }, { key: "named", label: "called", wide: true },
+      { key: "name", label: "true name", wide: true }, { key: "named", label: "detected as", wide: true },
       { key: "count", label: "boxes", shown: whole }, { key: "share", label: "% of class", shown: percent },
     ], found, { sort: "count" }).element : make("p", {}, "None.")));
 }
@@ -122,10 +122,10 @@ byId("decisions").append(make("p", { class: "muted small" }, data.decisions.note
   { key: "cgF1", label: "cgF1", shown: fraction(1), help: "100 x pmF1 x IL_MCC" },
   { key: "pmF1", label: "pmF1", shown: fraction(3), help: "F1 of boxes at IoU 0.5, where the class is present" },
   { key: "IL_MCC", label: "IL_MCC", shown: fraction(3), help: "correlation of reported and true presence" },
-  { key: "absent", label: "absent per image", shown: fraction(2), help: "classes reported in an image without being there" },
+  { key: "absent", label: "absent per image", shown: fraction(2), help: "classes reported in an image that does not contain them" },
 ], decided, { sort: null }).element);
 const alarming = rows.filter((row) => row.alarms).map(({ name, alarms, boxes }) => ({ name, alarms, boxes }));
-byId("decisions").append(make("h3", {}, "Classes that are reported where they are not"), alarming.length ? sortableTable([
+byId("decisions").append(make("h3", {}, "Classes reported in images without them"), alarming.length ? sortableTable([
   { key: "name", label: "class", wide: true }, { key: "alarms", label: "images without it", shown: whole },
   { key: "boxes", label: "true boxes", shown: whole },
 ], alarming, { sort: "alarms", most: 100 }).element : make("p", {}, "None."));
@@ -135,4 +135,4 @@ const reliabilityColors = colorsOf(data.reliability.groups.map(({ group: name })
 byId("calibration").append(make("p", { class: "muted small" }, data.reliability.note), make("div", { class: "halves" },
   chart(data.reliability.groups.map(({ group: name, error, scores, outcomes }, number) => ({
     label: `${name}, error ${error.toFixed(3)}`, color: reliabilityColors[number], dots: true, points: scores.map((score, bin) => [score, outcomes[bin]]),
-  })), { x: "score", y: "share that is right", diagonal: true })));
+  })), { x: "score", y: "share correct", diagonal: true })));

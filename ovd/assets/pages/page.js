@@ -23,6 +23,7 @@ function filled(element, attributes, children) {
 /* A name that may be broken behind each underscore. */
 const breakable = (text) => text.split(/(?<=_)/).flatMap((part) => [part, make("wbr")]);
 const whole = (value) => (value === null ? "–" : value.toLocaleString("en"));
+const count = (value, noun, plural = `${noun}s`) => `${whole(value)} ${value === 1 ? noun : plural}`;
 const percent = (value) => (value === null ? "–" : (100 * value).toFixed(1));
 const fraction = (digits) => (value) => (value === null ? "–" : value.toFixed(digits));
 

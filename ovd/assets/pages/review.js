@@ -10,8 +10,8 @@ data.boxes.forEach((box, row) => rowsOfImage.set(box[0], [...(rowsOfImage.get(bo
 
 const numKept = data.boxes.filter((box) => box[7]).length;
 byId("title").textContent = `Review of ${data.title}`;
-byId("about").textContent = `The ${whole(entries.length)} boxes nearest to the threshold, of ${whole(numKept)} in `
-  + `${whole(data.images.length)} images` + (data.num_below ? ` and ${whole(data.num_below)} candidates below it.` : ".");
+byId("about").textContent = `${count(entries.length, "box", "boxes")} nearest to the threshold, of ${whole(numKept)} in `
+  + count(data.images.length, "image") + (data.num_below ? ` and ${count(data.num_below, "candidate")} below it.` : ".");
 
 function thumbnail({ row, x, y, width, height, picture }) {
   const [, , left, top, w, h] = data.boxes[row];
@@ -52,7 +52,7 @@ function show() {
   byId("accept").setAttribute("aria-pressed", String(entry.verdict === "accepted"));
   byId("reject").setAttribute("aria-pressed", String(entry.verdict === "rejected"));
   const done = entries.filter((item) => item.verdict);
-  byId("progress").textContent = `${done.length} of ${entries.length} looked at: `
+  byId("progress").textContent = `${done.length} of ${entries.length} reviewed: `
     + `${done.filter((item) => item.verdict === "accepted").length} accepted, `
     + `${done.filter((item) => item.verdict === "rejected").length} rejected`;
   thumbs.forEach((thumb, number) => {
@@ -107,7 +107,7 @@ function save() {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   unsaved = false;
-  byId("saved").textContent = `Saved as ${data.saved_as} where the browser puts its downloads.`;
+  byId("saved").textContent = `Saved as ${data.saved_as} in the download folder of the browser.`;
 }
 
 byId("accept").addEventListener("click", () => decide("accepted"));
@@ -139,4 +139,4 @@ document.addEventListener("keydown", (event) => {
 });
 addEventListener("beforeunload", (event) => { if (unsaved) event.preventDefault(); });
 if (entries.length) show();
-else byId("progress").textContent = "There is no box to look at.";
+else byId("progress").textContent = "There are no boxes to review.";

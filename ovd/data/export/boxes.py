@@ -25,6 +25,7 @@ from ovd.data.export.voc import write_voc
 from ovd.data.export.yolo import write_yolo
 from ovd.data.images.files import is_drawn, is_image_name
 from ovd.files import atomic_write, refuse_existing, write_json
+from ovd.format_count import format_count
 
 SMALLEST_EXPORTED_PX = 2.0
 """Smallest side of an exported box in pixels. Code that makes a `LabelledSet` leaves out smaller boxes, since after
@@ -47,7 +48,9 @@ def check_names(names: Sequence[str]) -> None:
     before = set[str]()
     for number, name in enumerate(names, start=1):
         if not name.strip() or not _JOINERS.sub("", name).isprintable():
-            raise ValueError(f"class name {number} is {name!r}: blank, or with characters that cannot be printed")
+            raise ValueError(
+                f"class name {number} is {name!r}, which is blank or has characters that cannot be printed"
+            )
         if name in before:
             raise ValueError(f"the class name {name!r} is given twice")
         before.add(name)
@@ -66,8 +69,9 @@ def check_files(files: Sequence[str], format: ExportFormatName) -> None:
     unread = [file for file in files if not is_image_name(posixpath.basename(file)) or is_drawn(Path(file))]
     if unread:
         raise ValueError(
-            f"readers of {format} pass over {len(unread):,} of {len(files):,} images, which are not named as images, "
-            f"are hidden or were drawn by ovd detect, the first {unread[0]!r}; rename them, or take coco"
+            f"readers of {format} would ignore {len(unread):,} of {format_count(len(files), 'image')}: the names lack "
+            "an image suffix, begin with a dot or end as those of pictures drawn by ovd detect; the first is "
+            f"{unread[0]!r}; rename them, or use --to coco"
         )
     if format != "voc":
         return
@@ -79,8 +83,8 @@ def check_files(files: Sequence[str], format: ExportFormatName) -> None:
     ):
         if faulty:
             raise ValueError(
-                f"voc cannot {verb} the names of {len(faulty):,} of {len(files):,} images, {why}, the first "
-                f"{faulty[0]!r}; rename them, or take another format (coco, yolo)"
+                f"voc cannot {verb} the names of {len(faulty):,} of {format_count(len(files), 'image')}, {why}; "
+                f"the first is {faulty[0]!r}; rename them, or use another format (--to coco or yolo)"
             )
 
 

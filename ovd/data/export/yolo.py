@@ -44,4 +44,4 @@ def _place(image: Path, link: Path, *, copy: bool) -> None:
     try:
         link.symlink_to(image.absolute())
     except OSError as error:
-        raise OSError(f"{link}: cannot link to {image} ({error}); --copy-images copies images instead") from error
+        raise OSError(f"{link}: the link to {image} cannot be created ({error}); use --copy-images") from error

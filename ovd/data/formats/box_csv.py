@@ -15,6 +15,7 @@ from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationTable, ReadRequ
 from ovd.data.formats.text_files import finite_numbers, whole_number
 from ovd.data.images.files import find_images
 from ovd.data.report import DataError, DataReport
+from ovd.format_count import format_count
 
 _NAMES_OF_COLUMNS = {
     "file": ("filename", "file", "image", "imagename", "imagepath", "filepath", "path"),
@@ -62,7 +63,7 @@ def read_box_csv(request: ReadRequest, report: DataReport) -> AnnotationTable:
             sizes[row.file] = (0, 0)  # rows disagree: the size is read from the image
         objects[row.file] += [] if row.object is None else [row.object]
     if not sizes:
-        raise DataError("F1", f"{path}: has no row of an image")
+        raise DataError("F1", f"{path}: has no row with an image")
     images = [NamedImage(file, size, tuple(objects[file]), f"{path}: {file}") for file, size in sizes.items()]
     table = table_of_images(request, root, images, report)
     check_no_shares(table)
@@ -83,7 +84,7 @@ def _rows(path: Path) -> Iterator[_Row]:
                 continue
             columns = {name: place for place, name in enumerate(_RETINANET)}
         if len(values) != num_columns:
-            raise DataError("F1", f"{path}: line {number} has {len(values)} values, not {num_columns}")
+            raise DataError("F1", f"{path}: line {number} has {format_count(len(values), 'value')}, not {num_columns}")
         yield _row({name: values[place].strip() for name, place in columns.items()}, f"{path}: line {number}")
 
 
@@ -103,16 +104,16 @@ def _columns(path: Path, header: list[str]) -> dict[str, int] | None:
     if len(header) == len(_RETINANET) and corners is not None:
         return None
     asked = "; ".join(f"{column}: {', '.join(_NAMES_OF_COLUMNS[column])}" for column in missing)
-    raise DataError("F1", f"{path}: its first line, {header}, names no column for these: {asked}")
+    raise DataError("F1", f"{path}: the first line, {header}, has no column for these: {asked}")
 
 
 def _row(values: dict[str, str], where: str) -> _Row:
     if not values["file"]:
-        raise DataError("F1", f"{where}: names no image")
+        raise DataError("F1", f"{where}: has no image name")
     file = posixpath.normpath(values["file"].replace("\\", "/"))
     height, width = (whole_number(values.get(side) or "0", LARGEST_COORDINATE) for side in ("height", "width"))
     if height is None or width is None:
-        raise DataError("F1", f"{where}: height and width are no numbers of pixels")
+        raise DataError("F1", f"{where}: height and width are not numbers of pixels")
     if not any(values[name] for name in (*_SIDES, "label")):
         return _Row(file, (height, width), None)
     texts = [values[side] for side in _SIDES]
@@ -130,5 +131,7 @@ def _notice_without_row(table: AnnotationTable, root: Path, report: DataReport) 
     below = find_images(root)
     without = [image for image in below if os.path.normpath(image) not in named]
     if without:
-        where = f"{len(without):,} of {len(below):,} images in {root} have no row, and are left out: the first is"
+        where = (
+            f"{len(without):,} of {format_count(len(below), 'image')} in {root} without a row left out; the first is"
+        )
         report.count_noticed("F8", f"{table.path}: {where} {without[0].relative_to(root)}")

@@ -13,7 +13,7 @@ FEW = 3
 """Number of boxes in all, and of boxes outside their image, up to which the form of a file is not judged."""
 TOLERANCE_PX = 1.0
 SHARES = (
-    "all boxes lie from 0 to 1, so they are shares of the image, not pixels: multiply x and width by the image's "
+    "all coordinates are from 0 to 1, so they are relative to the image size; multiply x and width by the image's "
     "width, y and height by its height"
 )
 
@@ -34,8 +34,8 @@ def check_box_form(table: AnnotationTable) -> None:
     if leaves.sum() > FEW and _fit_as_corners(boxes, limits).all():
         raise DataError(
             "F5",
-            f"{table.path}: {int(leaves.sum())} of {len(boxes)} boxes leave their image if read as "
-            f"[x, y, width, height], and all fit as [x1, y1, x2, y2]: convert them, or read them as such with "
+            f"{table.path}: {int(leaves.sum())} of {len(boxes)} boxes reach outside their image if read as "
+            f"[x, y, width, height], but all fit as [x1, y1, x2, y2]: convert them, or set "
             f"data.source.xyxy=true (tools: --xyxy)",
         )
 
@@ -67,29 +67,30 @@ def notice_doubles(table: AnnotationTable, report: DataReport) -> None:
     """
     for row in _doubles(table):
         report.count_noticed(
-            "F2", f"{table.name_of_object(row)}: has the image, class and box of an earlier one; both count"
+            "F2", f"{table.name_of_object(row)}: has the same image, class and box as an earlier one; both are used"
         )
     for row, earlier, file in _same_files(table):
         where = f"{table.path}: images {table.image_ids[earlier]} and {table.image_ids[row]}"
         report.count_noticed(
             "F2",
-            f"{where} are both {file}; objects of one are background in the other; make one record of both",
+            f"{where} are both {file}, so the objects of one are background in the other; merge the records",
         )
     first: dict[str, Category] = {}
     for category in table.categories:
         other = first.setdefault(_without_spelling(category.name), category)
         if other is not category:
             if other.name == category.name:
-                where = f"{other.id} and {category.id} are both called {other.name!r}; training refuses that"
+                where = f"{other.id} and {category.id} are both called {other.name!r}, which training refuses"
             else:
-                where = f"{other.name!r} and {category.name!r} differ in case or spaces at most; both are trained on"
+                how = "differ only in case, spaces, hyphens or underscores"
+                where = f"{other.name!r} and {category.name!r} {how}; training uses both"
             report.count_noticed("F2", f"{table.path}: categories {where}")
     for category in table.categories:
         for synonym in category.synonyms:
             named = first.get(_without_spelling(synonym))
             if named is not None and named is not first[_without_spelling(category.name)]:
                 where = f"{category.name!r} has the synonym {synonym!r}, which is the name of {named.name!r}"
-                report.count_noticed("F2", f"{table.path}: category {where}; training takes it for both")
+                report.count_noticed("F2", f"{table.path}: category {where}; training uses it for both")
 
 
 def _without_spelling(name: str) -> str:

@@ -22,6 +22,7 @@ from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationTable, Federate
 from ovd.data.formats.text_files import finite_number, whole_characters
 from ovd.data.report import DataError, DataReport
 from ovd.files import GZIP
+from ovd.format_count import format_count
 from ovd.join_first import join_first
 from ovd.shapes import Float64, Int64
 from ovd.text.names import name_key
@@ -93,20 +94,20 @@ def _parse(path: Path, content: bytes) -> Any:
         return record
 
     if content.startswith(GZIP):
-        raise DataError("F1", f"{path}: compressed by gzip; unpack it first (gunzip)")
+        raise DataError("F1", f"{path}: the file is compressed with gzip; unpack it first (gunzip)")
     try:
         text = content.decode()
         with without_gc():
             return json.loads(text, object_hook=without_masks)
     except UnicodeDecodeError as error:
-        raise DataError("F1", f"{path}: not UTF-8 at byte {error.start} of {len(content)}") from error
+        raise DataError("F1", f"{path}: invalid UTF-8 at byte {error.start} of {len(content)}") from error
     except json.JSONDecodeError as error:
         byte = len(text[: error.pos].encode())
-        raise DataError("F1", f"{path}: not whole JSON at byte {byte} of {len(content)}: {error.msg}") from error
+        raise DataError("F1", f"{path}: invalid JSON at byte {byte} of {len(content)}: {error.msg}") from error
     except ValueError as error:  # a number of thousands of digits
         raise DataError("F1", f"{path}: a number has thousands of digits") from error
     except RecursionError as error:
-        raise DataError("F1", f"{path}: JSON nested too deeply") from error
+        raise DataError("F1", f"{path}: the JSON is nested too deeply") from error
 
 
 @contextmanager
@@ -131,7 +132,7 @@ class Source:
     def records(self, name: str) -> list[dict[str, Any]]:
         rows = self._content.get(name) if isinstance(self._content, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise DataError("F1", f"{self.path}: no list of records named {name!r}; is this an annotation file?")
+            raise DataError("F1", f"{self.path}: the list {name!r} is missing; is this an annotation file?")
         return rows
 
     def field(self, row: dict[str, Any], name: str, field: str, kind: type = int) -> Any:
@@ -139,9 +140,9 @@ class Source:
         if type(value) is not kind:
             problem = f"is {value!r}, not {kind.__name__}"
             if field == "id" and isinstance(value, str):
-                problem += f"; ids are whole numbers: number the {name}, and change what refers to them alike"
+                problem += f"; ids must be whole numbers: number the {name}, and change all references to them"
         elif isinstance(value, int) and abs(value) > np.iinfo(np.int64).max:
-            problem = f"is {value}, more than 64 bits hold"
+            problem = f"is {value}, which is too large for 64 bits"
         else:
             return value
         raise DataError("F1", f"{self.path}: {name} record {row.get('id', '(no id)')}: {field} {problem}")
@@ -166,13 +167,15 @@ class Source:
         for position, row in enumerate(rows):
             first = by_id.setdefault(self.field(row, name, "id"), position)
             if first != position:
-                raise DataError("F2", f"{self.path}: {name} records {first} and {position} share the id {row['id']}")
+                raise DataError(
+                    "F2", f"{self.path}: {name} records {first} and {position} have the same id, {row['id']}"
+                )
         return by_id
 
     def number_objects(self, objects: list[dict[str, Any]], report: DataReport) -> None:
         """Renumber annotations whose ids are missing or not unique, and check that every annotation has an id."""
         if _name_nothing([row.get("id") for row in objects]):
-            report.count_repaired("F2", f"{self.path}: annotations have no ids of their own, and are numbered from 1")
+            report.count_repaired("F2", f"{self.path}: annotations have no unique ids; they are numbered from 1")
             for number, row in enumerate(objects, start=1):
                 row["id"] = number
         for row in objects:
@@ -184,8 +187,8 @@ class Source:
                 if not isinstance(row.get(field), list):
                     raise DataError(
                         "F7",
-                        f"{self.path}: image {row['id']} has no {field}; LVIS metrics would change without a word. "
-                        f"Use format 'coco' for files without federated labels",
+                        f"{self.path}: image {row['id']} has no {field}, without which LVIS metrics would be "
+                        f"wrong. For files without federated labels, use the format 'coco'",
                     )
 
     def check_label_ids(self, images: list[dict[str, Any]]) -> None:
@@ -194,7 +197,7 @@ class Source:
                 for category_id in row[field]:
                     if type(category_id) is not int or abs(category_id) > np.iinfo(np.int64).max:
                         raise DataError(
-                            "F7", f"{self.path}: image {row['id']}: {field} has {category_id!r}, which is no id"
+                            "F7", f"{self.path}: image {row['id']}: {field} has {category_id!r}, which is not an id"
                         )
 
     def check_references(
@@ -221,7 +224,7 @@ class Source:
         if unknown:
             raise DataError(
                 "F3",
-                f"{self.path}: {len(unknown)} references to unknown images or categories: "
+                f"{self.path}: {format_count(len(unknown), 'reference')} to unknown images or categories: "
                 f"{join_first(unknown, _NUM_NAMED, separator='; ')}",
             )
 
@@ -239,14 +242,14 @@ class Source:
             stated, where = row.get("bbox"), f"{self.path}: annotation {row['id']}"
             if stated in _NO_BOX and row.get("segmentation"):
                 box = self._box_of_polygons(row, limit)
-                report.count_repaired("F6", f"{where}: has no bbox; the box around its polygons is taken")
+                report.count_repaired("F6", f"{where}: has no bbox; the box around its polygons is used")
                 numbers.extend(box if xyxy else (*box[:2], box[2] - box[0], box[3] - box[1]))
                 continue
             box = _without_text(stated, limit)
             if not (isinstance(box, list) and len(box) == 4 and all(is_number(number, limit) for number in box)):
                 raise DataError("F6", f"{where}: bbox is {stated!r}, not four finite numbers")
             if box is not stated:
-                report.count_repaired("F6", f"{where}: numbers of {stated} are written as text")
+                report.count_repaired("F6", f"{where}: the numbers in {stated} are strings")
             numbers.extend(box)
         boxes = np.array(numbers, dtype=np.float64).reshape(-1, 4)
         if xyxy:
@@ -257,7 +260,7 @@ class Source:
         """Return the xyxy box around all polygons of an object, each a list of alternating x and y."""
         polygons, where = row["segmentation"], f"{self.path}: annotation {row['id']}: has no bbox, and its segmentation"
         if not isinstance(polygons, list):
-            raise DataError("F6", f"{where} is a mask, of which no box is made; write bbox into the file")
+            raise DataError("F6", f"{where} is a mask, which is not converted to a box; add a bbox to the file")
         points = list[tuple[float, float]]()
         for polygon in polygons:
             numbers = _without_text(polygon, limit)
@@ -265,7 +268,7 @@ class Source:
             if not (is_right and all(is_number(number, limit) for number in numbers)):
                 raise DataError(
                     "F6",
-                    f"{where} has {str(polygon)[:80]}, not the even number, from 6 on, of finite numbers of a polygon",
+                    f"{where} has {str(polygon)[:80]}; a polygon has an even number of finite numbers, 6 or more",
                 )
             points += zip(numbers[::2], numbers[1::2], strict=True)
         return around_points(points)
@@ -327,7 +330,7 @@ class Source:
         if request.index and (federated or "synonyms" in row):
             synonyms = tuple(self.field(row, "categories", "synonyms", list))
             if wrong := [synonym for synonym in synonyms if not isinstance(synonym, str)]:
-                raise DataError("F1", f"{where}: the synonym {wrong[0]!r} is no text")
+                raise DataError("F1", f"{where}: the synonym {wrong[0]!r} is not a string")
             for synonym in synonyms:
                 whole_characters(synonym, where)
         if federated and request.index and "image_count" in row:

@@ -21,8 +21,8 @@ def csv_lines(path: Path, *, strict: bool) -> Iterator[tuple[int, list[str]]]:
                 number = reader.line_num
                 yield number, values
     except csv.Error as error:
-        raise DataError("F1", f"{path}: line {number + 1} is no CSV: {error}") from error
+        raise DataError("F1", f"{path}: line {number + 1} is not valid CSV: {error}") from error
     except UnicodeDecodeError as error:
-        raise DataError("F1", f"{path}: not UTF-8 soon after line {number} ({error.reason})") from error
+        raise DataError("F1", f"{path}: invalid UTF-8 shortly after line {number} ({error.reason})") from error
     except OSError as error:
         raise DataError("F1", f"{path}: cannot be read ({error.strerror or error}); see data/README.md") from error

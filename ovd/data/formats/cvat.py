@@ -38,7 +38,7 @@ def read_cvat(request: ReadRequest, report: DataReport) -> AnnotationTable:
     path = request.annotations
     refuse_folder(path, "CVAT's XML file", ".xml")
     if request.images is None:
-        raise ValueError(f"{path}: CVAT's file needs the folder of images (--images)")
+        raise ValueError(f"{path}: give the folder of the images (--images), which a CVAT file does not contain")
     root = read_xml(path, _MAX_XML_BYTES)
     if root.tag != "annotations" or root.find("meta") is None:
         raise DataError("F1", f"{path}: the root element is <{root.tag}>, not CVAT's <annotations> with a <meta>")
@@ -73,11 +73,13 @@ def _frames(path: Path, root: Element, folder: Path, report: DataReport) -> Iter
         tasks.setdefault(track.get("task_id"), where)
         if len(tasks) > 1:
             first, second = tasks.values()
-            raise DataError("F1", f"{first} and {second} are of two tasks, each with a frame 0: export each by itself")
+            raise DataError(
+                "F1", f"{first} and {second} belong to two tasks, each with a frame 0; export each task separately"
+            )
         for shape in track:
             frame = whole_number(shape.get("frame"), LARGEST_COORDINATE)
             if frame is None:
-                raise DataError("F1", f"{where}: <{shape.tag}> has the frame {shape.get('frame')!r}, no number")
+                raise DataError("F1", f"{where}: <{shape.tag}> has the frame {shape.get('frame')!r}, not a number")
             if shape.get("outside") == "1":
                 continue
             item = _object(shape, f"{where}, frame {frame}", report, label=track.get("label"))
@@ -94,7 +96,9 @@ def _frames(path: Path, root: Element, folder: Path, report: DataReport) -> Iter
                 raise DataError("F2", f"{path}: frame {int(number)} may be {first_name} or {name}, both in {folder}")
     missing = [frame for frame in sorted(objects) if frame not in files]
     if missing:
-        raise DataError("F8", f"{path}: frame {missing[0]} is no image of {folder}, such as frame_{missing[0]:06d}.jpg")
+        raise DataError(
+            "F8", f"{path}: {folder} has no image of frame {missing[0]}, such as frame_{missing[0]:06d}.jpg"
+        )
     for frame, name in sorted(files.items()):
         yield NamedImage(name, (0, 0), tuple(objects[frame]), f"{path}: frame {frame}")
 
@@ -123,7 +127,7 @@ def _box(shape: Element, where: str) -> Box:
             return left, top, left + width, top + height
         case "polygon":
             return _around(shape, where)
-    raise DataError("F6", f"{where}: boxes, polygons, ellipses and masks are read")
+    raise DataError("F6", f"{where}: only boxes, polygons, ellipses and masks are supported")
 
 
 def _around(shape: Element, where: str) -> Box:

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from ovd.data.report import DataError, are_too_many
+from ovd.format_count import format_count
 from ovd.join_first import join_first
 
 _NUM_NAMED = 3
@@ -33,7 +34,7 @@ def files_by_base_name(path: Path, files: Sequence[str], root: Path | None) -> t
     found, clashes = _matched(files, root)
     if clashes:
         named = join_first(clashes, _NUM_NAMED, separator="; ")
-        raise DataError("F2", f"{path}: {len(clashes)} images cannot be found by base name: {named}")
+        raise DataError("F2", f"{path}: {format_count(len(clashes), 'image')} cannot be found by base name: {named}")
     return tuple(file if match is None else match for file, match in zip(files, found, strict=True))
 
 
@@ -59,10 +60,12 @@ def check_images_exist(
         return len(missing)
     if not root.is_dir():
         raise DataError("F8", f"{path}: the folder of its images, {root}, does not exist")
-    count = "none of its" if len(missing) == len(files) else f"only {len(files) - len(missing):,} of its"
+    count = "none" if len(missing) == len(files) else f"only {len(files) - len(missing):,}"
     hint = _hint(files, root) if has_option else ""
     raise DataError(
-        "F8", f"{path}: {count} {len(files):,} images are in {root}; missing: {join_first(missing, _NUM_NAMED)}{hint}"
+        "F8",
+        f"{path}: {count} of {format_count(len(files), 'image')} found in {root}; "
+        f"missing: {join_first(missing, _NUM_NAMED)}{hint}",
     )
 
 
@@ -70,22 +73,22 @@ def _hint(files: Sequence[str], root: Path) -> str:
     found, clashes = _matched(files, root)
     num_found = len(found) - found.count(None)
     if clashes:
-        return f". {num_found:,} base names are there, but not all are unique: {clashes[0]}"
+        return f". By base name, {num_found:,} can be found, but not all base names are unique: {clashes[0]}"
     if num_found == len(files):
         return (
-            f". All are there by their base names, the first as {found[0]}: data.source.by_base_name=true "
-            f"(tools: --by-base-name) takes these"
+            f". All can be found by base name, the first as {found[0]}: set data.source.by_base_name=true "
+            f"(tools: --by-base-name)"
         )
     if num_found:
-        return f". By their base names {num_found:,} are there"
-    return f", and no image with their base names{_others(root)}"
+        return f". By base name, {num_found:,} can be found"
+    return f". No image has one of these base names{_others(root)}"
 
 
 def _others(root: Path) -> str:
     from ovd.data.images.files import find_images  # imported here, since it needs Pillow
 
     others = find_images(root)
-    return f" among the {len(others):,} there, of which the first is {others[0].relative_to(root)}" if others else ""
+    return f"; the first of the {len(others):,} in the folder is {others[0].relative_to(root)}" if others else ""
 
 
 def which_exist(files: Sequence[str], root: Path) -> list[bool]:

@@ -114,11 +114,11 @@ def with_real_sizes(table: AnnotationTable, report: DataReport) -> AnnotationTab
         report.count_repaired("F12", _described(table, sizes, image))
     if are_too_many(len(wrong), len(sizes)):
         named = "; ".join(_described(table, sizes, image) for image in wrong[:_NUM_NAMED].tolist())
-        words = f"boxes of {len(wrong)} images leave the height and width of their record, and fit into the image"
+        words = f"in {len(wrong)} images, boxes reach outside the recorded height and width, but fit into the image"
         report.stop(
             DataError(
                 "F12",
-                f"{table.path}: {words}: {named}. Are height and width swapped? Correct them, or have all read from "
+                f"{table.path}: {words}: {named}. Are height and width swapped? Correct them, or read all sizes from "
                 f"the images: {SIZES_FROM_IMAGES}",
             )
         )

@@ -19,9 +19,9 @@ def read_json_object(path: Path, limit: int = MAX_TEXT_BYTES) -> dict[str, Any]:
     try:
         value = json.loads(content.decode("utf-8-sig"))
     except (RecursionError, ValueError) as error:
-        raise DataError("F1", f"{path}: not whole JSON in UTF-8: {error}") from error
+        raise DataError("F1", f"{path}: invalid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise DataError("F1", f"{path}: holds a {type(value).__name__}, not an object")
+        raise DataError("F1", f"{path}: contains a {type(value).__name__}, not an object")
     return value
 
 

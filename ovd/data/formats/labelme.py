@@ -49,7 +49,9 @@ def read_labelme(request: ReadRequest, report: DataReport) -> AnnotationTable:
     paths = exclude_drawn(sorted(find_files(request.annotations, _is_annotation)))
     if not paths:
         is_folder = request.annotations.is_dir()
-        reason = "no .json file in this folder" if is_folder else "this is no folder; give that of the .json files"
+        reason = (
+            "no .json file in this folder" if is_folder else "this is not a folder; give the folder of the .json files"
+        )
         raise DataError("F1", f"{request.annotations}: {reason}")
     root = request.images or request.annotations
     return table_of_images(request, root, [_read_image(path, root, report) for path in paths], report)
@@ -63,7 +65,7 @@ def _read_image(path: Path, root: Path, report: DataReport) -> NamedImage:
     content = read_json_object(path)
     image_path, shapes = content.get("imagePath"), content.get("shapes")
     if not isinstance(image_path, str) or not image_path.strip() or not isinstance(shapes, list):
-        raise DataError("F1", f"{path}: no imagePath or no list of shapes; is this LabelMe's file of one image?")
+        raise DataError("F1", f"{path}: imagePath or the list of shapes is missing; is this a LabelMe file?")
     file = os.path.normpath(path.parent / image_path.strip().replace("\\", "/"))
     sides = [content.get(key) for key in ("imageHeight", "imageWidth")]
     if not all(side is None or (type(side) is int and 0 < side < LARGEST_COORDINATE) for side in sides):
@@ -92,7 +94,7 @@ def _whole(parts: Sequence[_Shape], report: DataReport) -> NamedObject:
     if len(parts) == 1:
         return first
     where = f"{first.where}: {len(parts)} shapes are called {first.label!r} and have the group_id {parts[0].group}"
-    report.count_noticed("F2", f"{where}; they are parts of one object, whose box is around all")
+    report.count_noticed("F2", f"{where}; they are read as one object, with a box around all parts")
     corners = [corner for part in parts for corner in (part.object.box[:2], part.object.box[2:])]
     return replace(first, box=around_points(corners))
 
@@ -110,7 +112,9 @@ def _read_shape(shape: Any, where: str, report: DataReport) -> _Shape | None:
         report.count_skipped("F4", f"{where}: a polygon needs three points, not {len(points)}")
         return None
     if kind not in (*_NUM_POINTS, "polygon"):
-        raise DataError("F6", f"{where}: shape_type is {kind!r}; rectangles, polygons, circles and masks are read")
+        raise DataError(
+            "F6", f"{where}: shape_type is {kind!r}; only rectangles, polygons, circles and masks are supported"
+        )
     is_right = points is not None and (kind == "polygon" or len(points) in _NUM_POINTS[kind])
     if points is None or not is_right:
         raise DataError("F6", f"{where}: points are {str(shape.get('points'))[:80]}, not those of a {kind}")

@@ -75,13 +75,13 @@ class MovedPaths:
             if other_found is not None and other_found.cut != found.cut and _overlap(found.path, other_found.path):
                 raise DataError(
                     "F1",
-                    f"{self.path}: {key} is {written!r}, which is not there, and {found.path}, the end of it that is, "
-                    f"has images of {other}, {path!r}: correct the paths",
+                    f"{self.path}: {key} is {written!r}, which does not exist; its end, {found.path}, exists, but "
+                    f"has the images of {other}, {path!r}; correct the paths",
                 )
         # Exports of Roboflow say ../train/images and lie in the folder that has train/images.
         if found.path != self._root / written.removeprefix("../"):
             self._report.count_noticed(
-                "F8", f"{self.path}: {key} is {place}, which is not there; {found.path} is taken"
+                "F8", f"{self.path}: {key} is {place}, which does not exist; {found.path} is used"
             )
         return found.path
 
@@ -106,7 +106,7 @@ class MovedPaths:
         for other in others if moved else ():
             self._check_other_images(place, lines, folders, other)
         for folder, end in moved.values():
-            self._report.count_noticed("F8", f"{place}: images of {folder!r}, which is not there; {end.path} is taken")
+            self._report.count_noticed("F8", f"{place}: the image folder {folder!r} does not exist; {end.path} is used")
         return [folders[folder].path / name for folder, name in lines]
 
     def _check_other_images(
@@ -127,7 +127,7 @@ class MovedPaths:
                 raise DataError(
                     "F1",
                     f"{place} and {other}: {other_folders[folder].path / name} could be an image of either, by the "
-                    "ends of their paths: correct the paths",
+                    "ends of their paths; correct the paths",
                 )
 
     def _folders(self, place: Path, lines: Sequence[tuple[str, str]]) -> dict[str, _Place]:
@@ -174,8 +174,8 @@ class MovedPaths:
     def _missing(self, written: str, key: str, kind: str) -> DataError:
         return DataError(
             "F1",
-            f"{self.path}: {key} is {written!r}, but {self._root / written} is no {kind}; paths start at {self._root}: "
-            "give the folder of images, if that is another one (--images, data.source.train_images)",
+            f"{self.path}: {key} is {written!r}, but {self._root / written} is not a {kind}; paths are relative to "
+            f"{self._root}; if the images are elsewhere, give their folder (--images, data.source.train_images)",
         )
 
 
@@ -187,7 +187,7 @@ def _folders_and_names(place: Path) -> Iterator[tuple[str, str]]:
         else:
             folder, _, name = line.replace("\\", "/").rpartition("/")
         if not name or name.endswith(":"):
-            raise DataError("F1", f"{place}: line {number} is {line!r}, which names no image")
+            raise DataError("F1", f"{place}: line {number} is {line!r}, which is not an image name")
         yield (folder or "/" if line.startswith("/") else folder), name
 
 

@@ -67,7 +67,7 @@ def table_of_images(
     for file, image in zip(files, images, strict=True):
         if (other := first.setdefault(file, image)) is not image:
             where = f"{other.where} and {image.where} are both of the image {file}"
-            raise DataError("F2", f"{where}: take one of them out, or make one record of both")
+            raise DataError("F2", f"{where}; remove one, or merge the records")
     sizes, is_available = None, None
     if request.index:
         stated = np.array([image.size for image in images], np.int64).reshape(-1, 2)

@@ -57,7 +57,8 @@ def read_objects365(request: ReadRequest, report: DataReport) -> AnnotationTable
     is_available = released if table.is_available is None else released & table.is_available
     for row in np.flatnonzero(~released).tolist():
         report.count_repaired(
-            "F8", f"{table.path}: image {table.image_ids[row]}, {table.image_files[row]}: left out, no archive holds it"
+            "F8",
+            f"{table.path}: image {table.image_ids[row]}, {table.image_files[row]}: left out; no archive contains it",
         )
     return replace(
         table,

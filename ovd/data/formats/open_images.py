@@ -15,6 +15,7 @@ from ovd.data.formats.table import AnnotationTable, ReadRequest
 from ovd.data.formats.text_files import finite_numbers
 from ovd.data.images.files import find_images, readable_sizes
 from ovd.data.report import DataError, DataReport
+from ovd.format_count import format_count
 
 _SIDES = ("XMin", "YMin", "XMax", "YMax")
 _COLUMNS = ("ImageID", "LabelName", *_SIDES)
@@ -48,7 +49,9 @@ def read_open_images(request: ReadRequest, report: DataReport) -> AnnotationTabl
     """
     path = request.annotations
     if request.images is None or request.options.class_names is None:
-        raise ValueError(f"{path}: Open Images needs the folder of images and the CSV file of class names")
+        raise ValueError(
+            f"{path}: give the folder of the images (--images) and the CSV file of class names (--class-names)"
+        )
     names = _class_names(request.options.class_names)
     files = _files_by_stem(request.images)
     rows = _rows_of_files(request, names, files, report)
@@ -92,19 +95,19 @@ def _rows_of_files(
     for row in _rows(path):
         if row.label not in names:
             source = request.options.class_names
-            raise DataError("F3", f"{path}: line {row.line} is of {row.label!r}, of which {source} has no name")
+            raise DataError("F3", f"{path}: line {row.line} has the label {row.label!r}, which has no name in {source}")
         if row.image not in files:
             absent.add(row.image)
             continue
         if len(files[row.image]) > 1:
             both = " or ".join(map(str, files[row.image][:2]))
-            raise DataError("F2", f"{path}: image {row.image} may be {both}; take one of them out")
+            raise DataError("F2", f"{path}: image {row.image} may be {both}; remove one of them")
         rows.append(row)
     if not rows:
-        raise DataError("F8", f"{path}: none of its {len(absent)} images is in {request.images}")
+        raise DataError("F8", f"{path}: none of {format_count(len(absent), 'image')} found in {request.images}")
     if absent:
         num_images = len(absent) + len({row.image for row in rows})
-        where = f"{len(absent):,} of {num_images:,} images are not in {request.images}, and left out"
+        where = f"{len(absent):,} of {format_count(num_images, 'image')} left out, since not found in {request.images}"
         report.count_repaired("F8", f"{path}: {where}")
     return rows
 
@@ -121,18 +124,19 @@ def _rows(path: Path) -> Iterator[_Row]:
     _, header = next(lines, (1, list[str]()))
     missing = [column for column in _COLUMNS if column not in header]
     if missing:
-        raise DataError("F1", f"{path}: its first line names no column {', '.join(missing)}; is this a file of boxes?")
+        raise DataError("F1", f"{path}: the first line has no column {', '.join(missing)}; is this a file of boxes?")
     places = {column: header.index(column) for column in (*_COLUMNS, *({"IsGroupOf"} & set(header)))}
     for number, values in lines:
         if not values:
             continue
         if len(values) != len(header):
-            raise DataError("F1", f"{path}: line {number} has {len(values)} values, not {len(header)}")
+            raise DataError("F1", f"{path}: line {number} has {format_count(len(values), 'value')}, not {len(header)}")
         texts = [values[places[side]] for side in _SIDES]
         box = _box(texts)
         if box is None:
             raise DataError(
-                "F6", f"{path}: line {number}: {dict(zip(_SIDES, texts, strict=True))} is no box from 0 to 1"
+                "F6",
+                f"{path}: line {number}: {dict(zip(_SIDES, texts, strict=True))} is not a box from 0 to 1",
             )
         is_group = "IsGroupOf" in places and values[places["IsGroupOf"]].strip() == "1"
         yield _Row(values[places["ImageID"]], values[places["LabelName"]], box, is_group, number)

@@ -23,7 +23,7 @@ def without_parents(table: AnnotationTable, report: DataReport) -> AnnotationTab
     for row in sorted(set(range(len(table.categories))) - set(kept)):
         category = table.categories[row]
         where = f"{table.path}: category {category.id}, {category.name!r}"
-        report.count_repaired("F2", f"{where}, is the parent of others and has no box: left out")
+        report.count_repaired("F2", f"{where}, is left out: it is the parent of other categories and has no box")
     new_row = np.full(len(table.categories), -1, np.int64)
     new_row[kept] = np.arange(len(kept))
     return replace(

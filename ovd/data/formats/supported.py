@@ -96,4 +96,6 @@ def check_options(request: ReadRequest, format: FormatName, formats: Mapping[For
     for option, value in vars(request.options).items():
         if option not in formats[format].options and value != getattr(FormatOptions, option):
             owners = ", ".join(name for name, other in formats.items() if option in other.options)
-            raise ValueError(f"{request.annotations}: format {format} has no option {option}; it is for {owners}")
+            raise ValueError(
+                f"{request.annotations}: the option {option} cannot be used with format {format}, only with {owners}"
+            )

@@ -297,15 +297,16 @@ def clean_boxes(
         previous = row
         where, box, size = table.name_of_object(row), boxes[:, row].round(2).tolist(), sizes[row].tolist()
         if too_small[row]:
-            report.count_skipped("F4", f"{where}: a side of {box} is under {SMALLEST_ANNOTATED_PX:g} px")
+            report.count_skipped("F4", f"{where}: a side of {box} is less than {SMALLEST_ANNOTATED_PX:g} px")
         elif wholly_outside[row]:
             report.count_skipped("F5", f"{where}: {box} lies outside the image of height, width {size}")
         elif sliver[row]:
             report.count_skipped(
-                "F4", f"{where}: {box} is under {SMALLEST_ANNOTATED_PX:g} px inside height, width {size}"
+                "F4",
+                f"{where}: the part of {box} inside height, width {size} is less than {SMALLEST_ANNOTATED_PX:g} px",
             )
         else:
-            report.count_repaired("F5", f"{where}: {box} clamped to height, width {size}")
+            report.count_repaired("F5", f"{where}: {box} is clipped to height, width {size}")
             report.count_used(unit="box")
     report.count_used(len(sizes) - previous - 1, unit="box")
     return np.ascontiguousarray(clamped.T, np.float32), is_kept

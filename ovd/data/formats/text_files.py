@@ -23,7 +23,7 @@ def whole_characters(text: str, where: str) -> str:
     try:
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        raise DataError("F1", f"{where}: {text!r} has half a character") from None
+        raise DataError("F1", f"{where}: {text!r} has a lone surrogate (half of a character)") from None
 
 
 def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
@@ -34,7 +34,7 @@ def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
     """
     try:
         if (size := path.stat().st_size) > limit:
-            raise DataError("F1", f"{path}: {size} bytes, more than {limit}")
+            raise DataError("F1", f"{path}: the file has {size} bytes, more than {limit}")
         return path.read_bytes()
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
@@ -55,8 +55,8 @@ def refuse_folder(path: Path, wanted: str, ending: str) -> None:
     """
     if path.is_dir():
         inside = sorted(path.glob(f"*{ending}")) + sorted(path.glob(f"*/*{ending}"))
-        named = f": there is {join_first(inside, _NUM_NAMED)}" if inside else ""
-        raise DataError("F1", f"{path} is a folder, but {wanted} is wanted{named}; see data/README.md")
+        named = f"; it contains {join_first(inside, _NUM_NAMED)}" if inside else ""
+        raise DataError("F1", f"{path} is a folder; give {wanted}{named}; see data/README.md")
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
@@ -71,7 +71,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError("F1", f"{path}: not UTF-8 at byte {error.start} of {len(content)}") from error
+        raise DataError("F1", f"{path}: invalid UTF-8 at byte {error.start} of {len(content)}") from error
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), start=1))
     return [(number, line) for number, line in lines if line]

@@ -79,7 +79,7 @@ def _records(path: Path, content: dict[str, Any]) -> dict[str, Any]:
         isinstance(record, dict) and "filename" in record and "regions" in record for record in records.values()
     )
     if not is_right or not records:
-        newer = ": VIA 3's projects are not read" if {"project", "metadata", "view"} <= content.keys() else ""
+        newer = ": projects of VIA 3 are not supported" if {"project", "metadata", "view"} <= content.keys() else ""
         wanted = "records of images with `filename` and `regions`, as VIA 1 and 2 write"
         raise DataError("F1", f"{path}: no {wanted}{newer}")
     return records
@@ -105,7 +105,7 @@ def _region(region: Any, where: str, report: DataReport) -> _Region | None:
         raise DataError("F1", f"{where} has no shape_attributes")
     kind = shape.get("name")
     if kind == "polyline" and _is_closed(_points(shape, where)):
-        report.count_repaired("F6", f"{where}: a polyline whose ends meet is taken for a polygon")
+        report.count_repaired("F6", f"{where}: a polyline whose ends meet is read as a polygon")
     elif kind in ("point", "polyline"):
         report.count_skipped("F4", f"{where}: a {kind} has no box")
         return None
@@ -136,7 +136,10 @@ def _box(shape: dict[str, Any], where: str) -> Box:
             return around_ellipse(x, y, radius_x, radius_y, angle)
         case "polygon" | "polyline":
             return around_points(_points(shape, where))
-    raise DataError("F6", f"{where}: a {shape.get('name')!r}; rectangles, polygons, circles and ellipses are read")
+    raise DataError(
+        "F6",
+        f"{where}: the shape is {shape.get('name')!r}; only rectangles, polygons, circles and ellipses are supported",
+    )
 
 
 def _is_closed(points: Sequence[tuple[float, float]]) -> bool:
@@ -168,15 +171,15 @@ def _labels(path: Path, regions: Sequence[_Region], attribute: str | None, class
     """Yield the label of each region."""
     names = [] if class_names is None else read_names(class_names)
     if len(names) > 1:
-        raise ValueError(f"{class_names}: {len(names)} names; VIA's regions without a name can have one alone")
+        raise ValueError(f"{class_names} has {len(names)} names; regions without a class name can have only one")
     if attribute is not None or any(region.attributes for region in regions):
         attribute = _attribute_that_names(path, regions, attribute)
     for region in regions:
         label = region.attributes.get(attribute or "", names[0] if names else "")
         if not label:
             lacks = "no attribute" if attribute is None else f"no {attribute!r}"
-            hint = "--class-names takes a text file with the one name of such regions"
-            raise DataError("F1", f"{region.where}: has {lacks} that names it; {hint}")
+            hint = "if they all have one class, give its name in a text file (--class-names)"
+            raise DataError("F1", f"{region.where}: has {lacks} with a class name; {hint}")
         yield label
 
 
@@ -196,5 +199,5 @@ def _attribute_that_names(path: Path, regions: Sequence[_Region], wanted: str | 
         f"{name} ({', '.join(value for value, _ in counts.most_common(_VALUES_SHOWN))})"
         for name, counts in values.items()
     )
-    said = "say by --attribute which of them names" if wanted is None else f"none is called {wanted!r}"
+    said = "say with --attribute which one is the class name" if wanted is None else f"none is called {wanted!r}"
     raise DataError("F1", f"{path}: regions have several attributes, {listed}: {said}")

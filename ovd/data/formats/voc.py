@@ -14,6 +14,7 @@ from ovd.data.formats.text_files import finite_numbers, read_names, whole_number
 from ovd.data.formats.voc_files import ImageFolder, XmlFile, xml_files
 from ovd.data.formats.xml_tree import read_xml
 from ovd.data.report import DataError, DataReport
+from ovd.format_count import format_count
 from ovd.join_first import join_first
 from ovd.shapes import Float64
 
@@ -50,7 +51,7 @@ def read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
     without_size = [image for image in images if image.size == (0, 0)]
     if request.index and request.images is None and without_size:
         where = f"{without_size[0].where}: no <size>"
-        raise DataError("F1", f"{where}, and no folder of images is given to read it from the image")
+        raise DataError("F1", f"{where}; give the folder of images (--images) to read the size from the image")
     table = table_of_images(request, request.images, images, report, labels=names)
     boxes = np.array([item.box for image in images for item in image.objects], dtype=np.float64).reshape(-1, 4)
     if len(boxes) > FEW and 0 < boxes[:, 2:].max() <= 1:
@@ -110,7 +111,7 @@ def _notice_zeros(path: Path, boxes: Float64[np.ndarray, "M 4"], report: DataRep
     """Count objects with a corner at 0, a sign that the corners of a file count from 0."""
     count = int(((boxes[:, :2] < 0) & (boxes[:, :2] >= -1)).any(axis=1).sum())
     if count:
-        words = "corners at 0, though VOC's pixels count from 1: if these count from 0, zero_based=true says so (tools:"
+        words = "corners at 0, though VOC counts pixels from 1; if these count from 0, set zero_based=true (tools:"
         report.count_noticed("F5", f"{path}: {count:,} of {len(boxes):,} objects have {words} --zero-based)")
 
 
@@ -125,5 +126,7 @@ def _class_names(images: Sequence[NamedImage], source: Path) -> list[str]:
     unknown = [f"{item.where} is {item.label!r}" for item in objects if item.label not in known]
     if unknown:
         named = join_first(unknown, _NUM_NAMED, separator="; ")
-        raise DataError("F3", f"{source}: {len(unknown)} objects of classes that it lacks: {named}")
+        raise DataError(
+            "F3", f"{source}: {format_count(len(unknown), 'object')} of classes that are not in this file: {named}"
+        )
     return names

@@ -45,17 +45,19 @@ def xml_files(annotations: Path, report: DataReport) -> list[XmlFile]:
         if is_image_name(name) and not _exists(folder / f"{name}.xml"):
             name = os.path.splitext(name)[0]
         if (first := line_of.setdefault(name, number)) != number:
-            report.count_repaired("F2", f"{annotations}: line {number} is {name!r}, as line {first}; it is taken once")
+            report.count_repaired(
+                "F2", f"{annotations}: line {number} repeats {name!r} of line {first}; it is used once"
+            )
             continue
         path = folder / f"{name}.xml"
         if not _exists(path):
             if not files and line.startswith(("{", "[")):
-                words = "is JSON, not a list of names: formats of JSON files are coco and lvis"
+                words = "is JSON, not a list of names; for JSON files, use the format coco or lvis"
                 raise DataError("F1", f"{annotations} {words}")
             raise DataError(
                 "F1",
-                f"{annotations}: line {number} is {name[:80]!r}, but {path} does not exist; if the list is of other "
-                f"files, give the folder of the XML files itself",
+                f"{annotations}: line {number} is {name[:80]!r}, but {path} does not exist; if this is another list, "
+                f"give the folder of the XML files instead",
             )
         files.append(XmlFile(path, name))
     return files
@@ -98,7 +100,9 @@ class ImageFolder:
             last = [image for image in own if image.rpartition("/")[2] == _last(stated)]
             found = _only(last or own, file.path)
             if stated and _stem(stated) != stem:
-                where = f"{file.path}: <filename> is {stated!r}; the image of the XML file's name is taken, {found}"
+                where = (
+                    f"{file.path}: <filename> is {stated!r}, but {found}, which has the name of the XML file, is used"
+                )
                 report.count_noticed("F8", where)
             return found
         name = stated or stem
@@ -151,7 +155,7 @@ def _images_in(folder: Path) -> list[Path]:
 
 def _only(found: list[str], path: Path) -> str:
     if len(found) > 1:
-        raise DataError("F2", f"{path}: the image may be {' or '.join(found)}; give its <filename> a suffix")
+        raise DataError("F2", f"{path}: the image may be {' or '.join(found)}; add the suffix to <filename>")
     return found[0]
 
 

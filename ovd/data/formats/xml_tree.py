@@ -27,14 +27,14 @@ def read_xml(path: Path, largest_bytes: int) -> Element:
     parser.CharacterDataHandler = builder.data
 
     def refuse(*_: Any) -> None:
-        raise DataError("F1", f"{path}: has a DOCTYPE; remove it, annotations need none")
+        raise DataError("F1", f"{path}: has a DOCTYPE, which is not allowed; remove it")
 
     parser.StartDoctypeDeclHandler = refuse
     try:
         parser.Parse(content, True)
     except expat.ExpatError as error:
         where = f"at byte {max(parser.ErrorByteIndex, 0)} of {len(content)}, line {error.lineno}"
-        raise DataError("F1", f"{path}: not whole XML {where}: {expat.ErrorString(error.code)}") from error
+        raise DataError("F1", f"{path}: invalid XML {where}: {expat.ErrorString(error.code)}") from error
     return builder.close()
 
 
@@ -50,4 +50,4 @@ def _in_utf8(path: Path, content: bytes) -> bytes:
     try:
         return content.decode(encoding).encode()
     except (LookupError, UnicodeError) as error:
-        raise DataError("F1", f"{path}: is not in the encoding {encoding} that it states ({error})") from error
+        raise DataError("F1", f"{path}: the content is not in the stated encoding, {encoding} ({error})") from error

@@ -15,6 +15,7 @@ from ovd.data.formats.text_files import finite_number, finite_numbers, read_line
 from ovd.data.formats.yolo_listing import Listing, list_images
 from ovd.data.images.files import find_files, is_image_name, readable_sizes
 from ovd.data.report import DataError, DataReport
+from ovd.format_count import format_count
 from ovd.join_first import join_first
 
 _NUM_NAMED = 20
@@ -101,17 +102,17 @@ def _check_listing(path: Path, listing: Listing) -> None:
     for position, image in enumerate(listing.images):
         same = Path(os.path.normpath(image))
         if first.setdefault(same, position) != position:
-            raise DataError("F2", f"{path}: images {first[same]} and {position} are both {image}; take one of them out")
+            raise DataError("F2", f"{path}: images {first[same]} and {position} are both {image}; remove one of them")
     if not listing.images:
         raise DataError("F1", f"{path}: no image in {listing.root}")
     if not any(listing.labels):
         if not any(map(os.path.exists, listing.images)):
-            where = f"none of its {len(listing.images)} images is there; the first is {listing.images[0]}"
+            where = f"none of {format_count(len(listing.images), 'image')} found; the first is {listing.images[0]}"
             raise DataError("F8", f"{path}: {where}")
         raise DataError(
             "F1",
-            f"{path}: none of {len(listing.images)} images has a label file: they lie in a folder `labels` in place of "
-            f"`images`, or beside the images; the first image is {listing.images[0]}",
+            f"{path}: none of {format_count(len(listing.images), 'image')} has a label file; these must be in a folder "
+            f"`labels` beside `images`, or beside the images; the first image is {listing.images[0]}",
         )
 
 
@@ -128,7 +129,7 @@ def _notice_odd_labels(listing: Listing, report: DataReport) -> None:
         first = image_of_label.setdefault(label, image)
         if first is not image:
             report.count_noticed(
-                "F2", f"{label}: is the label file of {first} and of {image}; its objects count in both"
+                "F2", f"{label}: is the label file of {first} and of {image}; its objects are used for both"
             )
         image_folders.setdefault(label.parent, set()).add(image.parent)
     for folder, folders in image_folders.items():
@@ -154,7 +155,9 @@ def _notice_unlabelled(path: Path, listing: Listing, kept: Sequence[int], report
     """Report how many readable images have no label file: they are background, or their labels were lost."""
     without = [listing.images[image] for image in kept if listing.labels[image] is None]
     if without:
-        where = f"{len(without):,} of {len(kept):,} images have no label file, and are taken as without objects"
+        where = (
+            f"{len(without):,} of {format_count(len(kept), 'image')} have no label file and count as without objects"
+        )
         report.count_noticed("F1", f"{path}: {where}; the first: {without[0]}")
 
 
@@ -162,7 +165,7 @@ def _notice_orphan(path: Path, folders: Collection[Path], report: DataReport) ->
     """Count a label file whose image is in none of the folders."""
     if num_rows := _num_rows(path):
         places = " or ".join(str(each) for each in sorted(folders))
-        report.count_noticed("F8", f"{path}: its image is not in {places}; its {num_rows} objects are left out")
+        report.count_noticed("F8", f"{path}: its image is not in {places}; {format_count(num_rows, 'object')} left out")
 
 
 def _num_rows(path: Path) -> int:
@@ -188,7 +191,7 @@ def _row(path: Path, number: int, line: str) -> _Row:
         bad = next(text for text in texts if finite_number(text, LARGEST_COORDINATE) is None)
         raise DataError("F6", f"{where}: {bad!r} is not a finite number")
     if any(abs(value) > _LARGEST_FRACTION for value in numbers):
-        raise DataError("F6", f"{where}: {numbers} are no fractions of the image's sides; pixels are not read")
+        raise DataError("F6", f"{where}: {numbers} must be fractions of the image's sides, from 0 to 1, not pixels")
     return _Row(int(class_id), _box(numbers, where), path, number)
 
 
@@ -198,21 +201,21 @@ def _box(numbers: list[float], where: str) -> tuple[float, float, float, float]:
         center_x, center_y, width, height = numbers
         return center_x, center_y, width, height
     if len(numbers) < _SMALLEST_POLYGON_NUMBERS or len(numbers) % 2:
-        hint = "; is the last a confidence? labels have none" if len(numbers) == _CONFIDENCE_NUMBERS else ""
+        hint = "; if the last one is a confidence, remove it" if len(numbers) == _CONFIDENCE_NUMBERS else ""
         raise DataError(
             "F6",
-            f"{where}: {len(numbers)} numbers after the class, not the 4 of a box or the even number, from 6 on, of a "
-            f"polygon{hint}",
+            f"{where}: {format_count(len(numbers), 'number')} after the class; a box has 4, a polygon 6, 8 "
+            f"or more{hint}",
         )
     x, y = numbers[::2], numbers[1::2]
     return (min(x) + max(x)) / 2, (min(y) + max(y)) / 2, max(x) - min(x), max(y) - min(y)
 
 
 def _refuse_unknown_classes(path: Path, rows: Sequence[_Row], names: Mapping[int, str]) -> None:
-    unknown = [f"{row.path}: line {row.line} is of class {row.class_id}" for row in rows if row.class_id not in names]
+    unknown = [f"{row.path}: line {row.line} has class {row.class_id}" for row in rows if row.class_id not in names]
     if unknown:
         named = join_first(unknown, _NUM_NAMED, separator="; ")
-        raise DataError("F3", f"{path}: {len(unknown)} objects of classes without a name: {named}")
+        raise DataError("F3", f"{path}: {format_count(len(unknown), 'object')} of classes without a name: {named}")
 
 
 def _below(path: Path, root: Path) -> str:

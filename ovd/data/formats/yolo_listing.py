@@ -51,7 +51,7 @@ def list_images(request: ReadRequest, report: DataReport) -> Listing:
         path = _description_in(path)
     if path.name in _NAMES_ALONE:
         if split is not None:
-            raise ValueError(f"{path}: a folder of labels has no splits; leave out the split {split!r}")
+            raise ValueError(f"{path}: a folder of labels has no splits; do not give the split {split!r}")
         return _read_folder(path, request.images)
     return _read_description(path, request.images, split or ("val" if request.is_for_evaluation else "train"), report)
 
@@ -63,8 +63,10 @@ def _description_in(folder: Path) -> Path:
     found = alone[:1] + [file for file in sorted(described) if not alone or file.name in _USUAL]
     if len(found) != 1:
         files = ", ".join(str(file.relative_to(folder)) for file in found)
-        words = f"has {files}: give the one that counts" if found else "has none of these"
-        raise DataError("F1", f"{folder}: a folder needs classes.txt, or one data.yaml or .data file; it {words}")
+        words = f"has {files}; give one of these files instead" if found else "has none of these"
+        raise DataError(
+            "F1", f"{folder}: the folder must contain classes.txt, or one data.yaml or .data file; it {words}"
+        )
     return found[0]
 
 
@@ -117,9 +119,9 @@ def _yaml(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError("F1", str(error)) from error
     if "annotations" in content and "images" in content:
-        raise DataError("F1", f"{path}: looks like COCO JSON (format coco); data.yaml has names and train or val")
+        raise DataError("F1", f"{path}: looks like COCO JSON (format coco); a data.yaml has names and train or val")
     if "kpt_shape" in content:
-        raise DataError("F1", f"{path}: has kpt_shape, so its labels are poses; only boxes and polygons are read")
+        raise DataError("F1", f"{path}: has kpt_shape, so its labels are poses; only boxes and polygons are supported")
     return content
 
 
@@ -128,14 +130,14 @@ def _darknet(path: Path) -> dict[str, Any]:
     pairs = [line.partition("=") for _, line in read_lines(path) if not line.startswith("#")]
     content = {key.strip(): value.strip() for key, _, value in pairs}
     if "names" not in content:
-        raise DataError("F1", f"{path}: no line `names = FILE`, which Darknet's .data files have")
+        raise DataError("F1", f"{path}: the line `names = FILE` of Darknet's .data files is missing")
     return content
 
 
 def _darknet_names(path: Path, content: dict[str, Any], paths: MovedPaths) -> dict[int, str]:
     names = read_names(paths.file(content["names"], "names"))
     if content.get("classes", str(len(names))) != str(len(names)):
-        raise DataError("F1", f"{path}: classes is {content['classes']}, but there are {len(names)} names")
+        raise DataError("F1", f"{path}: classes is {content['classes']}, but names has {len(names)}")
     return dict(enumerate(names))
 
 
@@ -144,7 +146,10 @@ def _sources(path: Path, content: dict[str, Any], split: str) -> list[str]:
     sources = content.get(split)
     if sources is None:
         splits = [key for key in ("train", "val", "valid", "test") if content.get(key) is not None]
-        raise DataError("F1", f"{path}: no {split!r}; it has {', '.join(splits) or 'none of train, val, test'}")
+        raise DataError(
+            "F1",
+            f"{path}: the key {split!r} is missing; the file has {', '.join(splits) or 'none of train, val, test'}",
+        )
     sources = sources if isinstance(sources, list) else [sources]
     for source in sources:
         if not isinstance(source, str):
@@ -179,15 +184,15 @@ def _names(path: Path, content: dict[str, Any]) -> dict[int, str]:
         if type(class_id) is not int or class_id < 0:
             raise DataError("F1", f"{path}: names has the id {class_id!r}, not a whole number from 0")
         if not isinstance(name, str) or not name.strip():
-            raise DataError("F1", f"{path}: name {class_id} is {name!r}, not text; write it in quotes")
+            raise DataError("F1", f"{path}: name {class_id} is {name!r}, not a string; write it in quotes")
     names = {class_id: whole_characters(name, f"{path}: name {class_id}") for class_id, name in names.items()}
     count = content.get("nc", len(names))
     if count != len(names):
-        raise DataError("F1", f"{path}: nc is {count!r}, but there are {len(names)} names")
+        raise DataError("F1", f"{path}: nc is {count!r}, but names has {len(names)}")
     return names
 
 
 def _text(path: Path, content: dict[str, Any], key: str) -> str:
     if not isinstance(content[key], str):
-        raise DataError("F1", f"{path}: {key} is {content[key]!r}, not text")
+        raise DataError("F1", f"{path}: {key} is {content[key]!r}, not a string")
     return content[key]

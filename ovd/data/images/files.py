@@ -73,7 +73,7 @@ def find_files(folder: Path, is_wanted: Callable[[str], bool]) -> list[Path]:
     loops, unread = list[str](), list[OSError]()
     files = [Path(parent, name) for parent, names in _walk(folder, loops, unread) for name in names if is_wanted(name)]
     if loops:
-        warn(f"{len(loops)} links to folders that they lie in are not followed; the first: {min(loops)}")
+        warn(f"{format_count(len(loops), 'link')} to a folder around the link not followed; the first: {min(loops)}")
     if unread:
         first = min(unread, key=lambda error: str(error.filename))
         count = format_count(len(unread), "folder")
@@ -137,7 +137,7 @@ def collect_images(sources: Sequence[str], *, recursive: bool) -> tuple[Path, li
         if os.path.isdir(source):
             here = find_images(Path(source)) if recursive else filter_by_name(Path(source).iterdir(), is_image_name)
             if not here:
-                hint = "" if recursive else "; --recursive looks into the folders below it, too"
+                hint = "" if recursive else "; --recursive also reads its subfolders"
                 raise ValueError(f"{source}: no images ({', '.join(READ_SUFFIXES)}) in this folder{hint}")
             if not recursive:
                 _warn_of_images_below(Path(source))
@@ -146,7 +146,7 @@ def collect_images(sources: Sequence[str], *, recursive: bool) -> tuple[Path, li
             here = [Path(source)] if os.path.isfile(source) else []
             here = here or filter_by_name(map(Path, glob.glob(source, recursive=True)), is_image_name)
             if not here:
-                raise ValueError(f"{source}: no such folder, no such file, and as a pattern it matches no image")
+                raise ValueError(f"{source}: not a folder or file, and as a pattern it matches no image")
             folders += [os.path.dirname(os.path.abspath(path)) for path in here]
         found += [os.path.abspath(path) for path in here]
     return Path(os.path.commonpath(folders)), [Path(path) for path in dict.fromkeys(found)]
@@ -164,13 +164,13 @@ def _warn_of_images_below(folder: Path) -> None:
     if left_out:
         least, are = "at least " if is_cut else "", "is" if len(left_out) == 1 else "are"
         warn(
-            f"{folder}: {least}{format_count(len(left_out), 'image')} in folders below it {are} left out; the first: "
-            f"{min(left_out)} (--recursive takes them, too)"
+            f"{folder}: {least}{format_count(len(left_out), 'image')} in subfolders {are} left out; the first: "
+            f"{min(left_out)} (--recursive also reads these)"
         )
     elif is_cut:
         warn(
-            f"{folder}: folders below it are left out; there is no image among the first {num_seen:,} files and "
-            "folders there (--recursive looks at all)"
+            f"{folder}: subfolders are left out; their first {num_seen:,} files and folders contain no image "
+            "(--recursive reads all)"
         )
 
 

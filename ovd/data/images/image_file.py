@@ -51,9 +51,9 @@ def check_file(path: Path) -> int:
     """Check that a file may be opened, and return its size in bytes."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ImageError("F9", f"{path}: not an ordinary file")
+        raise ImageError("F9", f"{path}: not a regular file")
     if status.st_size > MAX_BYTES:
-        raise ImageError("F10", f"{path}: {status.st_size} bytes are more than {MAX_BYTES}")
+        raise ImageError("F10", f"{path}: the file has {status.st_size} bytes, more than {MAX_BYTES}")
     return status.st_size
 
 
@@ -64,13 +64,13 @@ def opened(file: BufferedReader | BytesIO, name: str, max_pixels: int) -> Iterat
         with Image.open(file, formats=ALLOWED_FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
-                raise ImageError("F10", f"{name}: {height} x {width} pixels are more than {max_pixels}")
+                raise ImageError("F10", f"{name}: the image has {height} x {width} pixels, more than {max_pixels}")
             yield image
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
         least = min(max_pixels, PILLOWS_MAX_PIXELS)
-        raise ImageError("F10", f"{name}: its header says more than {least} pixels") from error
+        raise ImageError("F10", f"{name}: the header states more than {least} pixels") from error
     except UnidentifiedImageError as error:
         raise ImageError("F9", f"{name}: not a {', '.join(ALLOWED_FORMATS)} image") from error
     except Exception as error:  # on broken bytes Pillow's decoders raise nearly anything, SyntaxError included

@@ -49,7 +49,7 @@ def find_media(given: Sequence[str]) -> list[str]:
         for file in [word] if word == STANDARD_INPUT else _files_of(word):
             found.setdefault(file if file == STANDARD_INPUT else os.path.abspath(file), file)
     if list(given).count(STANDARD_INPUT) > 1:
-        raise ValueError("standard input (-) can be read once only")
+        raise ValueError("standard input (-) can be given only once")
     return list(found.values())
 
 
@@ -57,7 +57,7 @@ def _files_of(word: str) -> list[str]:
     path = Path(word)
     if "://" in word and not path.exists():
         piped = f", or pipe a picture: curl -sL '{word}' | ovd detect -" if word.lower().startswith("http") else ""
-        raise ValueError(f"{word}: addresses are not read; download it and give the file{piped}")
+        raise ValueError(f"{word}: URLs are not supported; download the file and give its path{piped}")
     if path.is_dir():
         files = filter_by_name(find_files(path, _is_medium), _is_medium)
     elif path.exists() or not any(character in word for character in "*?["):
@@ -66,7 +66,7 @@ def _files_of(word: str) -> list[str]:
         files = filter_by_name(map(Path, glob(word, recursive=True)), _is_medium)
     if not files:
         endings = ", ".join([*READ_SUFFIXES, *sorted(VIDEO_ENDINGS)])
-        raise ValueError(f"{word}: there is no image and no video; names end in {endings}")
+        raise ValueError(f"{word}: no image or video found; their names end in {endings}")
     return [str(file) for file in files]
 
 

@@ -72,7 +72,7 @@ def as_pixels(image: ImageInMemory) -> UInt8[np.ndarray, "H W 3"]:
         values = _channels_last(_array(image), prefer_first=True)
     else:
         raise ValueError(
-            f"a {type(image).__name__} is no image; give a path, a PIL image, an array or a tensor (bytes of a file: "
+            f"a {type(image).__name__} is not an image; give a path, a PIL image, an array or a tensor (for bytes: "
             "PIL.Image.open(io.BytesIO(...)))"
         )
     values = _eight_bits(values)
@@ -95,7 +95,9 @@ def _channels_last(values: np.ndarray, *, prefer_first: bool) -> np.ndarray:
     if len(shape) == 2:
         return values[..., None]
     if len(shape) != 3:
-        raise ValueError(f"one image has two or three dimensions; the shape of this one is {shape}")
+        raise ValueError(
+            f"an image has two or three dimensions; the shape of this one is {shape}; give one image at a time"
+        )
     is_first, is_last = shape[0] in (1, 3, 4), shape[2] in (1, 3, 4)
     if not is_first and not is_last:
         raise ValueError(f"an image has 1, 3 or 4 channels, first or last; the shape of this one is {shape}")
@@ -114,14 +116,14 @@ def _eight_bits(values: np.ndarray) -> UInt8[np.ndarray, "*shape"]:
         return to_eight_bits(values.astype(np.uint16))  # in the machine's byte order
     if lowest < 0 or highest > 255:
         raise ValueError(
-            f"the image has values from {lowest:g} to {highest:g}; they may lie from 0 to 1 (floats), from 0 to 255, "
-            "or be of type uint16. A normalized image has to be turned back first"
+            f"the image has values from {lowest:g} to {highest:g}; allowed are 0 to 1 (floats), 0 to 255, or the "
+            "type uint16. Undo the normalization of a normalized image first"
         )
     if np.issubdtype(values.dtype, np.floating):
         if 1 < highest <= 2:
             raise ValueError(
-                f"the image has floats up to {highest:g}: more than 1, and next to black among values up to 255; clip "
-                "it to 1 if it is meant to lie from 0 to 1"
+                f"the image has floats up to {highest:g}: too large for 0 to 1, and almost black for 0 to 255; if "
+                "the values are meant to be from 0 to 1, clip them"
             )
         values = np.rint(values.astype(np.float64) * (255 if highest <= 1 else 1))
     return values.astype(np.uint8)
@@ -134,11 +136,13 @@ def checked_size(size: int) -> int:
         ValueError: the size is not a whole number, or under `SMALLEST_SIDE_PX`.
     """
     if not isinstance(size, int) or isinstance(size, bool) or size < SMALLEST_SIDE_PX:
-        raise ValueError(f"size is the longest side in pixels, a whole number from {SMALLEST_SIDE_PX} on, not {size!r}")
+        raise ValueError(
+            f"size is {size!r}; it must be the longest side in pixels, a whole number of at least {SMALLEST_SIDE_PX}"
+        )
     return size
 
 
 def warn_of_other_size(calibrated: int, size: int) -> None:
     """Warn if scores were calibrated at another image size than the one in use."""
     if size != calibrated:
-        warn(f"scores were calibrated at {calibrated} px; at {size} px they are worse probabilities")
+        warn(f"scores were calibrated at {calibrated} px; at {size} px they are less accurate as probabilities")

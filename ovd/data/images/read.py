@@ -38,8 +38,10 @@ class DecodedImage:
 
     def repairs(self) -> list[Fault]:
         """Return the faults that were repaired."""
-        repairs = [Fault("F12", "EXIF rotation not applied, as in the annotation")] if self.unrotated else []
-        return repairs + ([Fault("F9", "the end marker is missing, all rows are there")] if self.without_end else [])
+        repairs = [Fault("F12", "the EXIF rotation is not applied, as in the annotation")] if self.unrotated else []
+        return repairs + (
+            [Fault("F9", "the end marker is missing, but all rows are there")] if self.without_end else []
+        )
 
 
 def read_image(
@@ -89,7 +91,9 @@ def decode_image(
     with SILENCED_WARNINGS, opened(BytesIO(content), name, max_pixels) as image:
         header = jpeg_header(content, MAX_SCANS)
         if header.num_scans > MAX_SCANS:
-            raise ImageError("F10", f"{name}: a JPEG of more than {MAX_SCANS} scans, which takes long; save it again")
+            raise ImageError(
+                "F10", f"{name}: the JPEG has more than {MAX_SCANS} scans, which takes too long; save it again"
+            )
         width, height = image.size
         wide = has_wide_colors(image)  # before reading metadata, for which Pillow decodes a PNG
         orientation = orientation_of(image)
@@ -166,7 +170,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
             raise ValueError(f"values from {values.min()} to {values.max()}; save the image with 8 or 16 bits")
         return Image.fromarray(to_eight_bits(values.astype(np.uint16))).convert("RGB")
     if image.mode == "F":
-        raise ValueError("values are floats, and nothing says which is white; save the image with 8 or 16 bits")
+        raise ValueError("the values are floats, whose value for white is not known; save the image with 8 or 16 bits")
     if image.has_transparency_data:
         shown = image.convert("RGBA")
         white = Image.new("RGBA", shown.size, "white")

@@ -11,7 +11,7 @@ from ovd.shapes import UInt8, UInt16
 _BYTE_BITS = 8
 _WHITE_IS_ZERO = 0
 _TIFF_PHOTOMETRIC = 262
-_WIDE_COLORS = "colors of 16 bits, which cannot be read as they are stored"
+_WIDE_COLORS = "16-bit colors that cannot be read in this form"
 
 
 def to_eight_bits(values: UInt16[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:

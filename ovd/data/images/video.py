@@ -31,7 +31,9 @@ def read_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "H W 3"]]
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         if stream.width * stream.height > MAX_PIXELS:
-            raise ImageError("F10", f"{path}: {stream.height} x {stream.width} pixels are more than {MAX_PIXELS}")
+            raise ImageError(
+                "F10", f"{path}: a frame has {stream.height} x {stream.width} pixels, more than {MAX_PIXELS}"
+            )
         time_s = end_s = longest_s = 0.0
         for frame in container.decode(stream):
             pixels = frame.to_ndarray(format="rgb24")
@@ -44,7 +46,7 @@ def read_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "H W 3"]]
         length_s = _length_s(container, stream)
         if 0 < end_s < MIN_SHARE * length_s - 1:
             raise ImageError(
-                "F9", f"{path}: its frames end after {end_s:.1f} of {length_s:.1f} s; the rest is missing or damaged"
+                "F9", f"{path}: the frames end after {end_s:.1f} of {length_s:.1f} s; the rest is missing or damaged"
             )
 
 
@@ -78,7 +80,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise ImageError("F9", f"{path}: has no pictures")
+                raise ImageError("F9", f"{path}: the video has no frames")
             yield container
     except av.FFmpegError as error:
         raise ImageError("F9", f"{path}: cannot be read as a video: {error}") from error

@@ -69,7 +69,7 @@ def train_loader(
     number, num_parts = part
     if order.batch_size % num_parts:
         raise ValueError(
-            f"a batch of {order.batch_size} images cannot be divided among {num_parts} ranks; change either"
+            f"a batch of {order.batch_size} cannot be divided among {num_parts} ranks; change one of the two numbers"
         )
     own = slice(number * order.batch_size // num_parts, (number + 1) * order.batch_size // num_parts)
     source.encoded(0)  # an index without an image folder fails here, not in a worker

@@ -83,7 +83,7 @@ class TrainOrder:
             ValueError: there are no images, or the batch size is less than 1.
         """
         if num_images < 1 or batch_size < 1:
-            raise ValueError(f"{num_images} images in batches of {batch_size}: expected at least one of each")
+            raise ValueError(f"{num_images} images in batches of {batch_size}: both must be at least 1")
         self.num_images = num_images
         self.batch_size = batch_size
         self._repeat = repeat

@@ -56,7 +56,7 @@ class TrainTransform:
     def __post_init__(self) -> None:
         if self.size < 1 or not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(
-                f"size {self.size} and scale {self.scale}: expected a positive size and 0 < smallest <= largest"
+                f"size {self.size} and scale {self.scale}: size must be above 0, and 0 < smallest <= largest"
             )
 
     def longest_side(self, seed: int) -> int:

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ovd.data.report import DataError
+from ovd.format_count import format_count
 from ovd.join_first import join_first
 from ovd.warn import warn
 
@@ -35,14 +36,14 @@ def list_shards(directory: Path) -> dict[str, ManifestEntry | None]:
     if compressed:
         raise DataError(
             "F13",
-            f"{directory}: {len(compressed)} compressed shards ({join_first(compressed, 3)}); shards are read by "
-            f"position, so unpack them first: gunzip {directory}/{compressed[0]}",
+            f"{directory}: {format_count(len(compressed), 'compressed shard')} ({join_first(compressed, 3)}); shards "
+            f"are read by position, so unpack them first: gunzip {directory}/{compressed[0]}",
         )
     manifest = _read_manifest(directory)
     names = sorted(path.name for path in directory.glob("*.tar"))
     if manifest is None:
         if not names:
-            raise DataError("F13", f"{directory}: no .tar shards here")
+            raise DataError("F13", f"{directory}: the folder has no .tar shards")
         _notice_gaps(directory, names)
         return dict.fromkeys(names)
     missing, unknown = sorted(manifest.keys() - set(names)), sorted(set(names) - manifest.keys())
@@ -61,8 +62,8 @@ def _notice_gaps(directory: Path, names: list[str]) -> None:
     gaps = [number + 1 for number, following in pairwise(numbers) if following > number + 1]
     if gaps:
         warn(
-            f"{directory}: the numbers of its shards have {len(gaps)} gaps, the first at {gaps[0]}, and "
-            f"no {MANIFEST_NAME} says whether a shard is missing; the {len(names)} that are there are read",
+            f"{directory}: the shard numbers have {format_count(len(gaps), 'gap')}, the first at {gaps[0]}, and "
+            f"no {MANIFEST_NAME} says whether a shard is missing; the existing {len(names)} are read",
             code="F13",
         )
 

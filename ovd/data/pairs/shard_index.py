@@ -27,6 +27,7 @@ import numpy as np
 
 from ovd.data.images.files import READ_SUFFIXES
 from ovd.files import GZIP
+from ovd.format_count import format_count
 from ovd.shapes import Int64
 
 MEMBER_NAMES = ("image", "caption", "info")
@@ -120,11 +121,15 @@ def index_shard(file: BinaryIO) -> tuple[ShardIndex, Rejected]:
         if is_part or key in members.keys_with_unsafe:
             rejected += sample.names
         elif has_image:
-            raise ShardFault(f"sample {key!r} has no caption member, nor a text `caption` in its json", len(rows))
+            raise ShardFault(
+                f"sample {key!r} has no caption member and no `caption` string in its json member", len(rows)
+            )
         else:
             num_failed += 1
     if num_failed >= _MIN_FAILED_TO_STOP and num_failed > _MAX_FAILED_SHARE * (num_failed + len(rows)):
-        raise ShardFault(f"{num_failed} of {num_failed + len(rows)} samples have no image member", len(rows))
+        raise ShardFault(
+            f"{num_failed} of {format_count(num_failed + len(rows), 'sample')} have no image member", len(rows)
+        )
     index = ShardIndex(
         keys=np.array([key.encode(errors="surrogateescape") for key in rows], dtype=np.bytes_),
         offsets=np.array([sample.offsets for sample in rows.values()], dtype=np.int64).reshape(-1, 3),
@@ -233,7 +238,9 @@ def read_member(path: Path, index: ShardIndex, row: int, name: str) -> bytes:
     except tarfile.HeaderError:
         is_there = False
     if not is_there:
-        raise ValueError(f"{path}: the {name} of {index.key(row)!r} is not at byte {offset}; changed since indexed")
+        raise ValueError(
+            f"{path}: the {name} of {index.key(row)!r} is not at byte {offset}; the shard was changed after indexing"
+        )
     return content
 
 
@@ -252,7 +259,7 @@ def _members(file: BinaryIO, rows: dict) -> Iterator[tarfile.TarInfo]:
     """
     end = 0
     if file.read(len(GZIP)) == GZIP:
-        raise ShardFault("compressed by gzip, whatever its name says; unpack it first", 0)
+        raise ShardFault("the file is compressed with gzip, despite its name; unpack it first", 0)
     file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
@@ -263,15 +270,15 @@ def _members(file: BinaryIO, rows: dict) -> Iterator[tarfile.TarInfo]:
                 end = archive.offset
                 yield member
     except (tarfile.TarError, ValueError, OverflowError, OSError) as error:  # OSError: an offset beyond any file
-        raise ShardFault(f"not a whole tar archive after byte {end} ({error})", len(rows)) from error
+        raise ShardFault(f"invalid tar archive after byte {end} ({error})", len(rows)) from error
     file.seek(end)
     num_zeros = 0
     while chunk := file.read(1 << 20):
         if chunk.count(0) != len(chunk):
-            raise ShardFault(f"byte {end} starts neither a sound member header nor the end of the archive", len(rows))
+            raise ShardFault(f"at byte {end} is neither a valid member header nor the end of the archive", len(rows))
         num_zeros += len(chunk)
     if num_zeros < _END_MARKER_BYTES:
-        raise ShardFault(f"cut: no end-of-archive marker after byte {end}", len(rows))
+        raise ShardFault(f"truncated: no end-of-archive marker after byte {end}", len(rows))
 
 
 def _split_name(name: str) -> tuple[str, str, str]:

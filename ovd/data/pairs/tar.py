@@ -24,6 +24,7 @@ from ovd.data.pairs.shard_index import (
 )
 from ovd.data.report import DataError
 from ovd.files import sha256_of
+from ovd.format_count import format_count
 from ovd.join_first import join_first
 from ovd.progress import progress
 
@@ -111,8 +112,12 @@ class PairShards:
     def describe_rejected(self) -> str:
         """Describe the unused members by number and first names, and the number of samples without an image."""
         names = f", such as {', '.join(self._first_rejected)}" if self.rejected else ""
-        failed = f"; {self.num_failed:,} samples have no image (failed downloads)" if self.num_failed else ""
-        return f"{self.rejected:,} members of the shards are not used{names}{failed}"
+        failed = (
+            f"; {format_count(self.num_failed, 'sample')} without an image (failed downloads)"
+            if self.num_failed
+            else ""
+        )
+        return f"{format_count(self.rejected, 'member')} of the shards not used{names}{failed}"
 
     def __getitem__(self, position: int) -> Pair:
         """Read one sample.
@@ -129,7 +134,7 @@ class PairShards:
             raise ValueError(f"{self.directory / self.location(position)}.json is not JSON: {error}") from error
         if not isinstance(info, dict):
             where = self.directory / self.location(position)
-            raise ValueError(f"{where}.json holds {type(info).__name__}, expected an object")
+            raise ValueError(f"{where}.json contains a {type(info).__name__}, not an object")
         return Pair(key=self.key(position), image=image, caption=caption, info=info)
 
     def image(self, position: int) -> bytes:
@@ -197,7 +202,7 @@ def _check_size(path: Path, index: ShardIndex) -> ShardIndex:
     if num_bytes != index.num_bytes:
         raise DataError(
             "F13",
-            f"{path} has {num_bytes} bytes, and had {index.num_bytes} when it was indexed; label it again",
+            f"{path} has {num_bytes} bytes, but had {index.num_bytes} when it was indexed; label it again",
         )
     return index
 
@@ -206,7 +211,7 @@ def _joined(faults: list[DataError], num_shards: int) -> DataError:
     """Join the faults of several shards into one error."""
     if len(faults) == 1:
         return faults[0]
-    lines = [f"{len(faults)} of {num_shards} shards are faulty:", *map(str, faults[:NUM_FAULTS])]
+    lines = [f"{len(faults)} of {format_count(num_shards, 'shard')} cannot be used:", *map(str, faults[:NUM_FAULTS])]
     if len(faults) > NUM_FAULTS:
         lines.append(f"and {len(faults) - NUM_FAULTS} more")
     return DataError(faults[0].code, "\n    ".join(lines))
@@ -229,11 +234,14 @@ def _index_or_fault(path: Path, expected: ManifestEntry | None) -> tuple[ShardIn
     if fault:
         if expected is None:
             # Without a manifest, the expected number of samples is unknown.
-            return DataError(code, f"{path}: {fault}; found {num_found} samples before it, no {MANIFEST_NAME}")
+            return DataError(
+                code, f"{path}: {fault}; {format_count(num_found, 'sample')} before it, no {MANIFEST_NAME}"
+            )
         return DataError(
             code,
-            f"{path}: {fault}; expected {expected.num_samples} samples, {expected.num_bytes} bytes, "
-            f"sha256 {expected.sha256}; found {num_found} samples, {found.num_bytes} bytes, sha256 {found.sha256}",
+            f"{path}: {fault}; expected {format_count(expected.num_samples, 'sample')}, {expected.num_bytes} bytes, "
+            f"sha256 {expected.sha256}; found {format_count(num_found, 'sample')}, {found.num_bytes} bytes, "
+            f"sha256 {found.sha256}",
         )
     assert indexed is not None
     return indexed

@@ -8,6 +8,7 @@ from ovd.data.images.image_file import ImageError, read_file
 from ovd.data.images.read import decode_image
 from ovd.data.pairs.pair import Pair, caption_fault
 from ovd.data.report import DataReport
+from ovd.format_count import format_count
 from ovd.progress import progress
 
 COLUMNS = ("key", "caption", "path", "base64", "_")
@@ -30,13 +31,13 @@ def read_tsv(path: Path, columns: Sequence[str], images: Path | None, report: Da
     """
     unknown = set(columns) - set(COLUMNS)
     if unknown:
-        raise ValueError(f"columns {', '.join(map(repr, sorted(unknown)))} are none of {', '.join(COLUMNS)}")
+        raise ValueError(f"unknown columns {', '.join(map(repr, sorted(unknown)))}; allowed are {', '.join(COLUMNS)}")
     if columns.count("caption") != 1 or columns.count("path") + columns.count("base64") != 1:
-        raise ValueError(f"columns {','.join(columns)}: expected one caption, and one of path and base64")
+        raise ValueError(f"columns {','.join(columns)}: give one column caption, and one of path and base64")
     with path.open("rb") as file:
         num_lines = sum(1 for _ in file)
     if num_lines == 0:
-        raise ValueError(f"{path} has no line, so that there is nothing to import")
+        raise ValueError(f"{path} has no lines to import")
     with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
         for number, line in enumerate(progress(file, num_lines, "reading TSV"), start=1):
             where = f"{path}: line {number}"
@@ -44,7 +45,9 @@ def read_tsv(path: Path, columns: Sequence[str], images: Path | None, report: Da
             fields = dict(zip(columns, values, strict=False))
             try:
                 if len(values) > len(columns):
-                    raise ImageError("F30", f"{len(values)} fields, where the columns are {','.join(columns)}")
+                    raise ImageError(
+                        "F30", f"{format_count(len(values), 'field')}, but the columns are {','.join(columns)}"
+                    )
                 pair = _pair(f"{number:09d}", fields, images, where)
             except ImageError as error:
                 report.count_skipped(error.code, f"{where}: {error}")
@@ -68,7 +71,7 @@ def _pair(key: str, fields: dict[str, str], images: Path | None, where: str) -> 
         file = Path(fields["path"])
         if images is not None:
             if file.is_absolute() or ".." in file.parts:
-                raise ImageError("F15", f"{file} leads out of {images}")
+                raise ImageError("F15", f"{file} is outside {images}")
             file = images / file
         image = read_file(file)
     decode_image(image)

@@ -29,8 +29,8 @@ def write_pair_shards(directory: Path, pairs: Iterable[Pair], *, pairs_per_shard
     present = sorted(path.name for path in directory.glob("*.tar"))
     if present or manifest_path.exists():
         raise ValueError(
-            f"{directory} already holds shards ({join_first(present, 3) or MANIFEST_NAME}), and none is overwritten; "
-            "give another folder, or remove what an earlier import left unfinished"
+            f"{directory} already contains shards ({join_first(present, 3) or MANIFEST_NAME}), which are kept; "
+            "give another folder, or delete the files of an unfinished import"
         )
     directory.mkdir(parents=True, exist_ok=True)
 
@@ -63,7 +63,7 @@ def _check_key(key: str, last: str) -> None:
     if not key or len(key.encode()) > 94 or any(char in "./\\" or not char.isprintable() for char in key):
         raise ValueError(f"key {key!r}: use 1 to 94 bytes without dots, slashes and control characters")
     if (len(key), key) <= (len(last), last):
-        raise ValueError(f"key {key!r} comes after {last!r}; give keys that ascend by length, then by character")
+        raise ValueError(f"key {key!r} follows {last!r}; keys must ascend by length, then by character")
 
 
 def _add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:

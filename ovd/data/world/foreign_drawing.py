@@ -89,7 +89,7 @@ def _shape_layers(rng: np.random.Generator, parts: tuple[str, ...]) -> list[Laye
         case "wedge":
             cv2.ellipse(mask, (int(0.1 * CANVAS_PX), middle), (2 * half, 2 * half), 0, -25, 25, 255, -1)
         case _:
-            raise ValueError(f"no outline is known of {shape!r}")
+            raise ValueError(f"unknown shape {shape!r}")
     rim = cv2.dilate(mask, np.ones((9, 9), np.uint8))
     own = _color(rng, COLORS[color])
     return [(rim, 0.35 * own), (mask, own)]
@@ -142,7 +142,7 @@ def _lines(stroke: str) -> list[Float[np.ndarray, "N 2"]]:
             turn = 2 * np.pi * along
             return [np.stack([0.5 + 0.4 * np.sin(turn), 0.5 + 0.25 * np.sin(2 * turn)], axis=1)]
         case _:
-            raise ValueError(f"no lines are known of {stroke!r}")
+            raise ValueError(f"unknown stroke {stroke!r}")
 
 
 def _composite_layers(rng: np.random.Generator, parts: tuple[str, ...]) -> list[Layer]:

@@ -42,7 +42,7 @@ def with_hidden_boxes(truth: Truth) -> Truth | None:
         boxes = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
         areas = np.array([row["area"] for row in rows], np.float64)
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError("F1", f"{path}: not a whole file of hidden boxes ({error!r}); draw the world again") from error
+        raise DataError("F1", f"{path}: not a valid file of hidden boxes ({error!r}); draw the world again") from error
     known_images = np.isin(image_ids, truth.ids_of_images)
     known_categories = np.isin(category_ids, truth.ids_of_categories)
     if not (known_images & known_categories).all():

@@ -81,7 +81,7 @@ function addExamples(files) {
 function whatIsMissing() {
   if (!file) return "Choose a picture first.";
   if (!examples.length && !/[^\s,]/.test(element("names").value)) return "Type at least one name to look for.";
-  if (examples.some((example) => !example.name.value.trim())) return "Give each picture of what to look for a name.";
+  if (examples.some((example) => !example.name.value.trim())) return "Give a name to each picture of what to look for.";
   if (!limits) return "";
   if (examples.length > limits.examples) return `At most ${limits.examples} pictures of what to look for may be sent.`;
   const largest = limits.megabytes * 1e6;
@@ -149,7 +149,7 @@ function draw() {
   const listed = [...counts].map(([id, count]) => `${count} × ${names.get(id)}`).join(", ");
   element("status").textContent = annotations.length
     ? `${annotations.length} ${annotations.length === 1 ? "box" : "boxes"}: ${listed}.`
-    : `No box${bestBox()}. Lower the least ${element("score-word").textContent}, or try other words.`;
+    : `No box${bestBox()}. Lower the minimum ${element("score-word").textContent}, or try other words.`;
 }
 
 async function ask(event) {
