@@ -1,10 +1,10 @@
-"""Measure how time and memory of training, detection, labelling and reading grow, and fit a line to each.
+"""Measure how time and memory of training, detection, labeling and reading grow, and fit a line to each.
 
     python bench/cost.py                     # CLIP's ResNet-50, 2 images of 320 px, all but one quantity fixed
     python bench/cost.py --device cuda       # 16 images of 800 px
     python bench/cost.py --only-page         # docs/cost.md and its picture from earlier results
 
-Training scores all classes (`train.negatives=all`). Labelling is end to end, by number of captioned images; reading is
+Training scores all classes (`train.negatives=all`). Labeling is end to end, by number of captioned images; reading is
 of an annotation file in LVIS's format, by number of images. On a CPU every point has a process of its own. Points are
 measured in rounds, in which they take turns. Memory is what the work adds at its peak.
 """
@@ -24,7 +24,7 @@ from measured import measure_added_bytes, run_in_subprocess, save
 from tqdm import tqdm
 from train_step import make_step
 
-from ovd.config.labelling import LabelOptions
+from ovd.config.labeling import LabelOptions
 from ovd.data.annotations import load_annotations
 from ovd.data.report import DataReport
 from ovd.inference import ImageBatch
@@ -76,7 +76,7 @@ def all_series(side: int, batch: int) -> list[Series]:
         ]
     pairs = tuple((n / 1000, Setting(data=n)) for n in (64, 128, 256, 512))
     images = tuple((n / 1000, Setting(data=n)) for n in (2000, 5000, 10_000, 20_000))
-    return [*series, Series("labelling", "1,000 images", pairs), Series("reading", "1,000 images", images)]
+    return [*series, Series("labeling", "1,000 images", pairs), Series("reading", "1,000 images", images)]
 
 
 def training(setting: Setting, config: Path, device: torch.device, _: Path) -> Callable[[], object]:
@@ -91,7 +91,7 @@ def detection(setting: Setting, config: Path, device: torch.device, _: Path) -> 
     return lambda: inference.detect(queries, images)
 
 
-def labelling(setting: Setting, _: Path, device: torch.device, folder: Path) -> Callable[[], object]:
+def labeling(setting: Setting, _: Path, device: torch.device, folder: Path) -> Callable[[], object]:
     shards = folder / f"pairs-{setting.data}"
     if not shards.exists():
         write_scenes(shards, setting.data)
@@ -112,7 +112,7 @@ def reading(setting: Setting, _: Path, __: torch.device, folder: Path) -> Callab
     return lambda: load_annotations(path, folder, format="lvis", report=DataReport())
 
 
-JOBS = {"training": training, "detection": detection, "labelling": labelling, "reading": reading}
+JOBS = {"training": training, "detection": detection, "labeling": labeling, "reading": reading}
 
 
 def measure(job: str, *settings) -> tuple[list[float], int]:

@@ -28,14 +28,14 @@ MACHINES = 0.08
 """Relative difference seen in the time of the same step between machines of one kind."""
 BEYOND_LINE = 0.1
 """Relative error of a prediction from pixels, about as large as the largest deviation from the lines."""
-LABELLING_OVER_DETECTION = (0.87, 1.2)
-"""Time of labelling over that of detection, from bench/pseudo_label.py on two kinds of CPU: decoding, captions and
+LABELING_OVER_DETECTION = (0.87, 1.2)
+"""Time of labeling over that of detection, from bench/pseudo_label.py on two kinds of CPU: decoding, captions and
 writing add to the detector's work, larger batches reduce it."""
 CAPTIONED_IMAGES, GPUS = 1e9, 64
 TITLES = {
     "training": "training, one step",
     "detection": "detection, one batch",
-    "labelling": "labelling image-text pairs",
+    "labeling": "labeling image-text pairs",
     "reading": "reading an annotation file",
 }
 AXES = {
@@ -108,7 +108,7 @@ line to the points: the start, plus the slope per unit (± two standard errors).
 distance of a point from its line. If it is large, growth is not linear, and the line says little between points.
 
 - *Training* is one whole step that scores all classes. *Detection* is one batch, from images to boxes.
-- *Labelling* is a whole run over captioned images of 192 px with the quick start's detector.
+- *Labeling* is a whole run over captioned images of 192 px with the quick start's detector.
 - *Reading* loads an annotation file in LVIS format with 12 boxes and masks per image from the cache (OVD_CACHE), as
   every read after the first does.
 - Memory is the peak that the work adds to a process.
@@ -157,7 +157,7 @@ def _predictions() -> str:
     loop = num_images * of_image / (MEASURED_UTILIZATION * PEAK_TFLOPS * 1e12) / 3600
     spread = (MACHINES**2 + BEYOND_LINE**2) ** 0.5
     detection = _gpu_milliseconds("detect", 91) / 16 * CAPTIONED_IMAGES / 3.6e6
-    low, high = ((1 + sign * MACHINES) * detection * LABELLING_OVER_DETECTION[sign > 0] for sign in (-1, 1))
+    low, high = ((1 + sign * MACHINES) * detection * LABELING_OVER_DETECTION[sign > 0] for sign in (-1, 1))
     work = f"LVIS base classes, `{CONFIG.stem}`: {config.train.steps:,} steps of {config.train.batch_size} images"
     rows = [
         (f"{work}, {size} px, one H100, steps alone", step, step * (1 - spread), step * (1 + spread)),
@@ -170,9 +170,9 @@ def _predictions() -> str:
         {MEASURED_UTILIZATION:.0%} of the peak, which CLIP's ResNet-50 reached with training loop and loader. The memory
         that it predicts is a lower bound (8.3 GiB where 10 were measured)."""
     after = f"""The bounds combine two errors that were measured: {MACHINES:.0%} between machines of one kind, and
-        {BEYOND_LINE:.0%} from 800 px to other sizes (training's deviations above). Labelling has not been timed on a
-        GPU: its bounds are {LABELLING_OVER_DETECTION[0]:g} and {LABELLING_OVER_DETECTION[1]:g} times detection, as on
-        two kinds of CPU. Shards are labelled independently, so more GPUs divide the time."""
+        {BEYOND_LINE:.0%} from 800 px to other sizes (training's deviations above). Labeling has not been timed on a
+        GPU: its bounds are {LABELING_OVER_DETECTION[0]:g} and {LABELING_OVER_DETECTION[1]:g} times detection, as on
+        two kinds of CPU. Shards are labeled independently, so more GPUs divide the time."""
     table = [f"| {name} | {_rounded(hours)} | {_rounded(low)}, {_rounded(high)} |" for name, hours, low, high in rows]
     head = "| work | hours | from, to |\n|---|---|---|"
     return "\n\n".join(

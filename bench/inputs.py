@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ovd.build.detector import build_detector, load_configured_clip
 from ovd.build.trained import TrainedDetector, build_own_inference
 from ovd.clip.load import Clip, load_clip
-from ovd.config.labelling import LabelOptions
+from ovd.config.labeling import LabelOptions
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 from ovd.data.images.read import read_image

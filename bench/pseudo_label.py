@@ -1,4 +1,4 @@
-"""Measure pseudo-labelling end to end against the detector's forward pass, and against a loop over single images.
+"""Measure pseudo-labeling end to end against the detector's forward pass, and against a loop over single images.
 
     python bench/pseudo_label.py [--device cuda]
 
@@ -20,7 +20,7 @@ import torch
 from inputs import build_bench_teacher, write_scenes
 from measured import measure_seconds, save, time_ratio
 
-from ovd.config.labelling import LabelOptions
+from ovd.config.labeling import LabelOptions
 from ovd.data.images.read import read_image
 from ovd.data.pairs.tar import PairShards
 from ovd.model.query_texts import QueryTexts

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Training on two nodes of eight GPUs, and labelling image-text pairs as a job array of one GPU each. Put your own
+# Training on two nodes of eight GPUs, and labeling image-text pairs as a job array of one GPU each. Put your own
 # partition and paths.
 #
 #   sbatch docs/slurm.sh configs/lvis_base_rn50.yaml

@@ -13,5 +13,5 @@ def is_known(metric: float) -> bool:
 
 
 def per_cent(metric: float, digits: int = 2) -> str:
-    """Format a metric in per cent; without a true box, return a dash."""
+    """Format a metric in percent; without a true box, return a dash."""
     return f"{100 * metric:.{digits}f}" if is_known(metric) else "-"

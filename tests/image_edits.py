@@ -60,9 +60,9 @@ def _mode(rng: Rng) -> tuple[bytes, Outcome]:
 
 def _sixteen_bits(rng: Rng) -> tuple[bytes, Outcome]:
     bits = int(rng.choice([10, 12, 14, 16]))
-    grey = np.linspace(0, 2**bits - 1, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
-    expected = np.repeat((grey >> (bits - 8)).astype(np.uint8)[..., None], 3, axis=2)
-    return encode(grey, ["PNG", "TIFF"][rng.integers(2)]), Outcome(expected)
+    gray = np.linspace(0, 2**bits - 1, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
+    expected = np.repeat((gray >> (bits - 8)).astype(np.uint8)[..., None], 3, axis=2)
+    return encode(gray, ["PNG", "TIFF"][rng.integers(2)]), Outcome(expected)
 
 
 def _rotated(rng: Rng) -> tuple[bytes, Outcome]:

@@ -20,10 +20,10 @@ import ovd.build.trained
 import ovd.build.world
 from ovd.ablation.row import RowStages, read_row, run_row, with_steps
 from ovd.build.batches import samples_drawn, samples_per_step
-from ovd.build.pairs import load_labelled_pairs
+from ovd.build.pairs import load_labeled_pairs
 from ovd.build.text import score_ensemble
 from ovd.build.trained import load_detector
-from ovd.config.labelling import LabelOptions
+from ovd.config.labeling import LabelOptions
 from ovd.config.tables import AblationConfig, AblationRow, LabelsConfig
 from ovd.config.training import TrainConfig
 from ovd.config_files import ConfigError, load_config, parse_config
@@ -68,8 +68,8 @@ def teacher(tmp_path_factory, miniature_world, pairs) -> Path:
 
 
 def student_config(output: Path, world: Path, teacher: Path, pairs: Path, **changes) -> TrainConfig:
-    labelled = {"labels": str(teacher / "labels"), "shards": str(pairs), "keep": "top1_per_text", **changes}
-    return make_config(output, world, init_from=str(teacher), init_state="training", data={"pairs": labelled})
+    labeled = {"labels": str(teacher / "labels"), "shards": str(pairs), "keep": "top1_per_text", **changes}
+    return make_config(output, world, init_from=str(teacher), init_state="training", data={"pairs": labeled})
 
 
 def test_a_student_stopped_and_resumed_ends_with_the_same_bits(tmp_path, miniature_world, teacher, pairs, capsys):
@@ -93,13 +93,13 @@ def test_a_student_stopped_and_resumed_ends_with_the_same_bits(tmp_path, miniatu
     assert "1 of 3 shards without labels are left out" in capsys.readouterr().err
 
 
-def test_preflight_says_how_many_of_the_labelled_pairs_are_drawn(tmp_path, miniature_world, teacher, pairs, capsys):
+def test_preflight_says_how_many_of_the_labeled_pairs_are_drawn(tmp_path, miniature_world, teacher, pairs, capsys):
     config = student_config(tmp_path / "run", miniature_world, teacher, pairs)
     assert preflight(config)
     num_drawn = samples_per_step(config).pairs * config.train.steps
-    labelled = re.search(r"(\d+) image-text pairs with", out := capsys.readouterr().out)
-    assert labelled is not None
-    assert f"and {num_drawn} image-text pairs, {num_drawn / int(labelled[1]):.3g} times the labeled ones" in out
+    labeled = re.search(r"(\d+) image-text pairs with", out := capsys.readouterr().out)
+    assert labeled is not None
+    assert f"and {num_drawn} image-text pairs, {num_drawn / int(labeled[1]):.3g} times the labeled ones" in out
 
 
 def test_the_configured_texts_of_pairs_reach_a_step(tmp_path, miniature_world, teacher, pairs, monkeypatch):
@@ -142,7 +142,7 @@ def test_pairs_change_what_is_learned(tmp_path, miniature_world, teacher, pairs,
 def test_loaded_pairs_are_the_labels_that_pass(miniature_world, teacher, pairs, tiny_clip, tmp_path):
     config = student_config(tmp_path, miniature_world, teacher, pairs)
     assert config.data.pairs is not None
-    loaded = load_labelled_pairs(config.data.pairs, config.data.source, tiny_clip, first_id=50)
+    loaded = load_labeled_pairs(config.data.pairs, config.data.source, tiny_clip, first_id=50)
     boxes = sum(len(loaded.record(row).labels.boxes) for row in range(len(loaded)))
     assert boxes == loaded.box_counts["kept"] > 0
     for row in range(len(loaded)):
@@ -151,17 +151,17 @@ def test_loaded_pairs_are_the_labels_that_pass(miniature_world, teacher, pairs, 
         assert set(record.labels.classes) <= set(record.labels.image_texts)
     assert len(loaded.texts) > 0
     matching = config.data.pairs.model_copy(update={"caption_match": True})
-    by_caption = load_labelled_pairs(matching, config.data.source, tiny_clip, first_id=50)
+    by_caption = load_labeled_pairs(matching, config.data.source, tiny_clip, first_id=50)
     # Nouns come from their own pair's caption, so the match removes none.
     assert by_caption.box_counts == {**loaded.box_counts, "caption_match": 0}
     of_all = config.data.pairs.model_copy(update={"keep": "all", "max_per_text": 1})
-    single = load_labelled_pairs(of_all, config.data.source, tiny_clip, first_id=50)
+    single = load_labeled_pairs(of_all, config.data.source, tiny_clip, first_id=50)
     asked_for = np.concatenate([single.record(row).labels.classes for row in range(len(single))])
     assert len(asked_for) == len(np.unique(asked_for)) == single.box_counts["kept"] > 0
     assert single.box_counts["max_per_text"] > 0
     strict = config.data.pairs.model_copy(update={"min_score": 1.0})
     with pytest.raises(ValueError, match="passes the filters"):
-        load_labelled_pairs(strict, config.data.source, tiny_clip, first_id=50)
+        load_labeled_pairs(strict, config.data.source, tiny_clip, first_id=50)
 
 
 def test_classes_that_were_asked_for_everywhere_belong_to_the_pairs_where_they_were_found(
@@ -174,7 +174,7 @@ def test_classes_that_were_asked_for_everywhere_belong_to_the_pairs_where_they_w
     for use in ("boxes", "image_labels"):
         assert config.data.pairs is not None
         of_use = config.data.pairs.model_copy(update={"use": use})
-        loaded = load_labelled_pairs(of_use, config.data.source, tiny_clip, first_id=50)
+        loaded = load_labeled_pairs(of_use, config.data.source, tiny_clip, first_id=50)
         records = [loaded.record(row).labels for row in range(len(loaded))]
         own = [record.image_texts.tolist() for record in records]
         assert sum(map(len, own)) < len(loaded.texts) * len(own)  # some texts are negatives of some images
@@ -205,24 +205,24 @@ def test_labels_of_other_shards_are_refused(tmp_path, miniature_world, teacher, 
     config = student_config(tmp_path, miniature_world, teacher, others)
     assert config.data.pairs is not None
     with pytest.raises(ValueError, match=r"was made from another version of 00000\.tar"):
-        load_labelled_pairs(config.data.pairs, config.data.source, tiny_clip, first_id=50)
+        load_labeled_pairs(config.data.pairs, config.data.source, tiny_clip, first_id=50)
     (others / "manifest.json").unlink()
     write = student_config(tmp_path, miniature_world, teacher, others)
     assert write.data.pairs is not None
     with pytest.raises(ValueError, match=r"\.tar has \d+ bytes, but had \d+ when it was indexed"):
-        load_labelled_pairs(write.data.pairs, write.data.source, tiny_clip, first_id=50)
+        load_labeled_pairs(write.data.pairs, write.data.source, tiny_clip, first_id=50)
     shutil.copytree(teacher / "labels", tmp_path / "labels")
     (tmp_path / "labels" / "00000.json").unlink()
     without = write.data.pairs.model_copy(update={"labels": tmp_path / "labels"})
     with pytest.raises(ValueError, match=r"00000\.json is not a valid ledger .*run ovd label-pairs again"):
-        load_labelled_pairs(without, write.data.source, tiny_clip, first_id=50)
+        load_labeled_pairs(without, write.data.source, tiny_clip, first_id=50)
 
 
 def test_labels_of_another_text_tower_are_refused(tmp_path, miniature_world, teacher, pairs, untrained_clip):
     config = student_config(tmp_path, miniature_world, teacher, pairs)
     assert config.data.pairs is not None
     with pytest.raises(ValueError, match="a different text tower"):
-        load_labelled_pairs(config.data.pairs, config.data.source, untrained_clip, first_id=50)
+        load_labeled_pairs(config.data.pairs, config.data.source, untrained_clip, first_id=50)
 
 
 def test_a_frozen_backbone_with_score_ensembling_evaluates_with_the_base_classes_it_was_trained_on(

@@ -27,7 +27,7 @@ from ovd.build.detector import resolve_device
 from ovd.build.trained import TrainedDetector, load_detector
 from ovd.build.world import draw_world
 from ovd.cli import add_overrides, parse_with_overrides, run_tool
-from ovd.config.labelling import LabelOptions
+from ovd.config.labeling import LabelOptions
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
 from ovd.data.images.read import read_image
@@ -168,7 +168,7 @@ def main() -> None:
             raise ValueError("the quick start needs a validation set")
     with stages.measure("training on base classes"):
         train_from_config(base, resume=arguments.resume, evaluate=False)
-    with stages.measure("labelling pairs"):
+    with stages.measure("labeling pairs"):
         pseudo_label_run(
             load_detector(base.output),
             LabelRequest(world / "pairs", base.output / "labels", LabelOptions(queries="nouns")),

@@ -36,7 +36,7 @@ METRICS = {"new_AP": "new AP", "kept_AP": "kept AP", "kept_APr": "kept APr", "ke
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=RECORD_CONFIG)
 class FineTuningRecord:
-    """The record of one finished run. Metrics are in per cent; -1 if there is no true box to measure them on."""
+    """The record of one finished run. Metrics are in percent; -1 if there is no true box to measure them on."""
 
     row: str
     seed: int
@@ -116,7 +116,7 @@ def run_fine_tuning(
         labels.parent.mkdir(parents=True, exist_ok=True)
         run_timed(
             labels.parent,
-            "labelling",
+            "labeling",
             lambda: label_pairs(before.config.output, before.world, labels, LabelsConfig(queries="nouns", shards=1)),
         )
         where = f"labels: {labels}, shards: {(before.world / 'pairs').resolve()}"
@@ -215,5 +215,5 @@ def _cell(records: Sequence[FineTuningRecord], metric: str) -> str:
 
 
 def _per_cent(value: float) -> float:
-    """Convert a metric to per cent; without a true box it stays `NO_TRUE_BOX`."""
+    """Convert a metric to percent; without a true box it stays `NO_TRUE_BOX`."""
     return round(100 * value, 2) if is_known(value) else NO_TRUE_BOX

@@ -19,7 +19,7 @@ from ovd.build.text import queries_of_index
 from ovd.build.trained import TrainedDetector, load_detector
 from ovd.build.world import draw_world
 from ovd.config.alignment import AlignConfig
-from ovd.config.labelling import LabelOptions
+from ovd.config.labeling import LabelOptions
 from ovd.config.tables import AblationRow, LabelsConfig
 from ovd.config.training import TrainConfig, TrainSection, WorldData
 from ovd.config_files import ConfigError, flatten, load_config
@@ -136,7 +136,7 @@ class TrainedRow:
     world: Path
     """Folder of the world that was drawn for the seed."""
     hours: float
-    """Hours of alignment, training and labelling, including stages that were done for another row."""
+    """Hours of alignment, training and labeling, including stages that were done for another row."""
 
 
 def train_row(stages: RowStages, seed: int, runs: Path) -> TrainedRow:
@@ -157,7 +157,7 @@ def train_row(stages: RowStages, seed: int, runs: Path) -> TrainedRow:
         teacher = with_seed(stages.teacher, seed, runs / f"seed-{seed}" / f"teacher-{hash_of_teacher}")
         hours += run_timed(teacher.output, "training", lambda: train_from_config(teacher, resume=True, evaluate=False))
         hours += run_timed(
-            folder, "labelling", lambda: label_pairs(teacher.output, world, folder / "labels", stages.labels)
+            folder, "labeling", lambda: label_pairs(teacher.output, world, folder / "labels", stages.labels)
         )
         config = with_labels(config, teacher.output, folder / "labels")
     hours += run_timed(folder, "training", lambda: train_from_config(config, resume=True, evaluate=False))

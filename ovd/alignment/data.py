@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ovd.alignment.images import UnlabelledImages
+from ovd.alignment.images import UnlabeledImages
 from ovd.config.alignment import AlignConfig
 from ovd.data.loading.loader import image_loader, train_loader
 from ovd.data.loading.order import TrainOrder
@@ -40,7 +40,7 @@ class AlignmentData:
 
 
 def alignment_data(
-    images: UnlabelledImages, config: AlignConfig, report: DataReport, *, size_divisor: int
+    images: UnlabeledImages, config: AlignConfig, report: DataReport, *, size_divisor: int
 ) -> AlignmentData:
     """Split the images into those to train on and those to measure on, and load this rank's part of their batches.
 

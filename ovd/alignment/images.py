@@ -17,7 +17,7 @@ from ovd.data.pairs.tar import PairShards
 
 
 @dataclass(frozen=True)
-class UnlabelledImages:
+class UnlabeledImages:
     """Images without labels: an `ImageSource` of the loader."""
 
     image_ids: Int64[np.ndarray, " N"]
@@ -41,12 +41,12 @@ class UnlabelledImages:
         """Return the image's file or its encoded bytes."""
         return self.content_of(int(self.image_ids[image]))
 
-    def take(self, images: Int64[np.ndarray, " K"]) -> "UnlabelledImages":
+    def take(self, images: Int64[np.ndarray, " K"]) -> "UnlabeledImages":
         """Keep only the images at these positions."""
         return replace(self, image_ids=self.image_ids[images])
 
 
-def images_from_folder(folder: Path) -> UnlabelledImages:
+def images_from_folder(folder: Path) -> UnlabeledImages:
     """Collect all images in a folder and the folders below it, sorted by path.
 
     Raises:
@@ -59,10 +59,10 @@ def images_from_folder(folder: Path) -> UnlabelledImages:
             "the folder that holds them (a relative path starts at the data root)"
         )
     names = [str(path.relative_to(folder)) for path in files]
-    return UnlabelledImages(np.arange(len(files)), files.__getitem__, files.__getitem__, _hash(names))
+    return UnlabeledImages(np.arange(len(files)), files.__getitem__, files.__getitem__, _hash(names))
 
 
-def images_from_shards(folder: Path, num_shards: int | None = None) -> UnlabelledImages:
+def images_from_shards(folder: Path, num_shards: int | None = None) -> UnlabeledImages:
     """Collect the images of tar shards of image-text pairs, without reading captions.
 
     Args:
@@ -77,10 +77,10 @@ def images_from_shards(folder: Path, num_shards: int | None = None) -> Unlabelle
         raise ValueError(f"{folder}: the shards contain no pairs; set data.source.shards to another folder")
     indexes = [(name, shards.index(name)) for name in shards.file_names]
     fingerprint = _hash([f"{name} {index.num_bytes} {len(index)}" for name, index in indexes])
-    return UnlabelledImages(np.arange(len(shards)), partial(_path_in_shards, shards), shards.image, fingerprint)
+    return UnlabeledImages(np.arange(len(shards)), partial(_path_in_shards, shards), shards.image, fingerprint)
 
 
-def images_from_index(index: AnnotationIndex) -> UnlabelledImages:
+def images_from_index(index: AnnotationIndex) -> UnlabeledImages:
     """Collect the images of an annotated set.
 
     Raises:
@@ -88,7 +88,7 @@ def images_from_index(index: AnnotationIndex) -> UnlabelledImages:
     """
     if len(index) == 0:
         raise ValueError(f"{index.path} lists no images; set data.source to a data set with images")
-    return UnlabelledImages(
+    return UnlabeledImages(
         np.arange(len(index)), partial(_path_in_index, index), index.encoded, _hash(list(index.image_files))
     )
 

@@ -3,7 +3,7 @@
 from typing import assert_never
 
 from ovd.alignment.distillation import Distillation, sides_px
-from ovd.alignment.images import UnlabelledImages, images_from_folder, images_from_index, images_from_shards
+from ovd.alignment.images import UnlabeledImages, images_from_folder, images_from_index, images_from_shards
 from ovd.alignment.proposals import DetectorProposals, EdgeProposals, Proposals
 from ovd.build.crops import build_crop_encoder
 from ovd.build.data import load_whole_training_set
@@ -18,7 +18,7 @@ from ovd.data.report import DataReport
 from ovd.model.backbone_families import backbone_from_visual
 
 
-def load_unlabelled_images(data: AlignData) -> UnlabelledImages:
+def load_unlabeled_images(data: AlignData) -> UnlabeledImages:
     """List the images of a config's source.
 
     Raises:

@@ -18,7 +18,7 @@ from ovd.data.loading.transforms import augmenting_transform
 from ovd.distributed import device_of_rank, pins_memory, rank, world_size
 from ovd.engine import checkpoint
 from ovd.engine.notes import SampleCounts
-from ovd.selftrain.labelled_pairs import LabelledPairs
+from ovd.selftrain.labeled_pairs import LabeledPairs
 from ovd.shapes import Int64
 from ovd.structures import Batch
 
@@ -59,7 +59,7 @@ def samples_drawn(found: checkpoint.Checkpoint) -> SampleCounts:
 def training_batches(
     config: TrainConfig,
     index: AnnotationIndex,
-    pairs: LabelledPairs | None = None,
+    pairs: LabeledPairs | None = None,
     *,
     first_samples: SampleCounts,
     size_divisor: int,

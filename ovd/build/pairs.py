@@ -1,4 +1,4 @@
-"""Build the labelled image-text pairs of a config."""
+"""Build the labeled image-text pairs of a config."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from ovd.clip.load import Clip
 from ovd.config.training import FileData, PairsConfig, WorldData
 from ovd.distributed import is_main
 from ovd.format_count import format_count
-from ovd.selftrain.labelled_pairs import LabelledPairs, limit_boxes_per_text, read_filtered_labels
+from ovd.selftrain.labeled_pairs import LabeledPairs, limit_boxes_per_text, read_filtered_labels
 from ovd.selftrain.labels import label_files
-from ovd.selftrain.ledger import open_labelled_shards
+from ovd.selftrain.ledger import open_labeled_shards
 from ovd.text.bank import TextBank
 from ovd.text.encoder import text_tower_fingerprint
 from ovd.text.pair_texts import PairTexts
@@ -32,8 +32,8 @@ def pair_shards_folder(config: PairsConfig, source: WorldData | FileData) -> Pat
     return world_folder(source, "pairs") / "pairs"
 
 
-def load_labelled_pairs(config: PairsConfig, source: WorldData | FileData, clip: Clip, first_id: int) -> LabelledPairs:
-    """Load the labelled pairs to train on. A warning counts the shards that have no labels.
+def load_labeled_pairs(config: PairsConfig, source: WorldData | FileData, clip: Clip, first_id: int) -> LabeledPairs:
+    """Load the labeled pairs to train on. A warning counts the shards that have no labels.
 
     Args:
         first_id: id of the pairs' first text; lower ids belong to the training vocabulary.
@@ -44,12 +44,12 @@ def load_labelled_pairs(config: PairsConfig, source: WorldData | FileData, clip:
     files = label_files(config.labels)
     folder = pair_shards_folder(config, source)
     text_tower = text_tower_fingerprint(clip)
-    shards = open_labelled_shards(folder, files, text_tower=text_tower)
-    if (unlabelled := shards.left_out) and is_main():
-        num_shards = len(unlabelled) + len(shards.file_names)
+    shards = open_labeled_shards(folder, files, text_tower=text_tower)
+    if (unlabeled := shards.left_out) and is_main():
+        num_shards = len(unlabeled) + len(shards.file_names)
         warn(
-            f"{folder}: {len(unlabelled)} of {format_count(num_shards, 'shard')} without labels are left out; "
-            f"the first: {unlabelled[0]}"
+            f"{folder}: {len(unlabeled)} of {format_count(num_shards, 'shard')} without labels are left out; "
+            f"the first: {unlabeled[0]}"
         )
     kept, counts = read_filtered_labels(files, config, shards)
     banks = (TextBank(file, text_tower=text_tower) for file in files)
@@ -58,4 +58,4 @@ def load_labelled_pairs(config: PairsConfig, source: WorldData | FileData, clip:
     if config.max_per_text is not None:
         kept, counts["max_per_text"] = limit_boxes_per_text(kept, texts, config.max_per_text)
     counts["kept"] = num_left - counts["max_per_text"]
-    return LabelledPairs(shards, kept, texts, with_boxes=config.use == "boxes", box_counts=counts)
+    return LabeledPairs(shards, kept, texts, with_boxes=config.use == "boxes", box_counts=counts)

@@ -1,5 +1,5 @@
 """A bounded cache of words' tokens for CLIP's tokenizer: open_clip's own keeps every word that it ever reads, which
-fills the memory of a server, or of a labelling of captions.
+fills the memory of a server, or of a labeling of captions.
 """
 
 import open_clip

@@ -115,7 +115,7 @@ def main() -> None:
     from ovd.jobs.label import LabelJob, label_into_files
 
     torch.set_num_threads(arguments.threads)
-    labelling = LabelJob(
+    labeling = LabelJob(
         root,
         paths,
         queries,
@@ -125,4 +125,4 @@ def main() -> None:
         overlapping=arguments.overlapping,
         size=arguments.size,
     )
-    print(label_into_files(load_requested_detector(arguments), labelling).summary)
+    print(label_into_files(load_requested_detector(arguments), labeling).summary)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, get_args
 
 from ovd.choices import QuerySource, Templates
 from ovd.commands.arguments import add_expert_options, expert_group, positive_int
-from ovd.config.labelling import LabelOptions
+from ovd.config.labeling import LabelOptions
 from ovd.config_files import parse_config
 from ovd.files import refuse_missing_run
 
@@ -81,7 +81,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def label_options(arguments: argparse.Namespace) -> LabelOptions:
-    """Return the labelling options of the command line: the queries, and which boxes are kept.
+    """Return the labeling options of the command line: the queries, and which boxes are kept.
 
     Raises:
         ValueError: as raised by `read_class_names`, or options cannot be combined.
@@ -144,13 +144,13 @@ def label_on_cluster(arguments: argparse.Namespace, options: LabelOptions) -> st
 
     experts = expert_group(arguments)
     experts = replace(experts, folders=tuple(folder.resolve() for folder in experts.folders))
-    labelling = label_request(arguments, options)
-    labelling = replace(labelling, pairs=labelling.pairs.resolve(), output=labelling.output.resolve())
-    if labelling.teacher_hf is not None and Path(labelling.teacher_hf).is_dir():
-        labelling = replace(labelling, teacher_hf=str(Path(labelling.teacher_hf).resolve()))
+    labeling = label_request(arguments, options)
+    labeling = replace(labeling, pairs=labeling.pairs.resolve(), output=labeling.output.resolve())
+    if labeling.teacher_hf is not None and Path(labeling.teacher_hf).is_dir():
+        labeling = replace(labeling, teacher_hf=str(Path(labeling.teacher_hf).resolve()))
     request = RayRequest(
         run=arguments.run.resolve(),
-        labelling=labelling,
+        labeling=labeling,
         experts=experts,
         threads=arguments.threads,
         num_shards=arguments.shards,

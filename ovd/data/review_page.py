@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ovd.data.coco_annotation import rounded_xywh
-from ovd.data.export.labelled_set import LabelledSet
+from ovd.data.export.labeled_set import LabeledSet
 from ovd.data.images.read import read_image
 from ovd.data.images.thumbnails import data_uri
 from ovd.files import atomic_write
@@ -27,8 +27,8 @@ _CONTEXT = 2.5
 
 
 def write_review(
-    kept: LabelledSet,
-    below: LabelledSet,
+    kept: LabeledSet,
+    below: LabeledSet,
     thresholds: Sequence[float],
     path: Path,
     *,
@@ -75,17 +75,17 @@ def write_review(
     return len(shown)
 
 
-def _rows(labelled: LabelledSet, *, is_kept: bool) -> list[list[Any]]:
+def _rows(labeled: LabeledSet, *, is_kept: bool) -> list[list[Any]]:
     """Return image, class, x, y, width, height, score and `is_kept` (0 or 1) of each box."""
     rows = []
-    for number, image in enumerate(labelled.images):
+    for number, image in enumerate(labeled.images):
         scores = image.scores.astype(np.float64).round(4).tolist()
         for box, name, score in zip(image.boxes.tolist(), image.classes.tolist(), scores, strict=True):
             rows.append([number, name, *rounded_xywh(box), score, int(is_kept)])
     return rows
 
 
-def _crops(kept: LabelledSet, rows: Sequence[list[Any]], shown: Sequence[int]) -> dict[int, list[Any]]:
+def _crops(kept: LabeledSet, rows: Sequence[list[Any]], shown: Sequence[int]) -> dict[int, list[Any]]:
     """Return x, y, width, height and picture of the crop around each box shown; each image is read once."""
     rows_by_image = defaultdict[int, list[int]](list)
     for row in shown:

@@ -7,7 +7,7 @@ import torch
 
 from ovd.alignment.data import alignment_data
 from ovd.alignment.train import align
-from ovd.build.alignment import build_distillation, load_unlabelled_images
+from ovd.build.alignment import build_distillation, load_unlabeled_images
 from ovd.build.detector import load_configured_clip
 from ovd.build.trained import weights_file
 from ovd.clip.save import save_aligned
@@ -57,7 +57,7 @@ def _align(config: AlignConfig, checkpoint: Checkpoint | None, command: str) -> 
     torch.set_num_threads(config.train.threads)
     report = DataReport()
     with main_first():  # loading may have to draw the embedded world
-        images = load_unlabelled_images(config.data)
+        images = load_unlabeled_images(config.data)
     data_of_run = {"images": images.fingerprint}
     if config.boxes.proposals and config.boxes.detector is not None:
         data_of_run["boxes.detector"] = sha256_of(weights_file(config.boxes.detector))

@@ -256,7 +256,7 @@ def _average_weights(start: Path, after: Path, weight: float) -> Path:
 
 
 def format_outcomes(outcomes: tuple[Outcome, ...]) -> str:
-    """Format outcomes as a table in per cent, with - where there is no true box; or say why nothing was measured."""
+    """Format outcomes as a table in percent, with - where there is no true box; or say why nothing was measured."""
     if not _is_measured(outcomes):
         return (
             "nothing was evaluated: the new data have no validation set (data.source.val_annotations), and "

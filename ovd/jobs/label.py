@@ -40,32 +40,32 @@ class LabelJob:
     """Longest side of an image in pixels; None for the size used in training."""
 
 
-def label_into_files(trained: TrainedDetector, labelling: LabelJob) -> WrittenLabels:
+def label_into_files(trained: TrainedDetector, labeling: LabelJob) -> WrittenLabels:
     """Label images and write the files, resuming an interrupted call.
 
     Args:
         trained: detector loaded from disk.
 
     Raises:
-        ValueError: no image can be read, another process is labelling into these files, an interrupted call had other
+        ValueError: no image can be read, another process is labeling into these files, an interrupted call had other
             settings, or as raised by `LabelOutput.write`.
     """
-    inference, output = build_inference(trained, size=labelling.size), labelling.output
-    threshold = inference.shown_threshold if labelling.threshold is None else labelling.threshold
-    min_scores = {query.name: query.threshold(threshold) for query in labelling.queries}
+    inference, output = build_inference(trained, size=labeling.size), labeling.output
+    threshold = inference.shown_threshold if labeling.threshold is None else labeling.threshold
+    min_scores = {query.name: query.threshold(threshold) for query in labeling.queries}
     report = DataReport(stops=False)
-    with LabelJournal(output.journal, _settings(trained, inference, labelling, min_scores)) as journal:
+    with LabelJournal(output.journal, _settings(trained, inference, labeling, min_scores)) as journal:
         if journal.is_resumed:
             print(printable(f"resuming from {output.journal}"))
         labels = label_images(
             trained,
             inference,
-            labelling.root,
-            labelling.paths,
-            Thresholds(min_scores, overlapping=labelling.overlapping),
+            labeling.root,
+            labeling.paths,
+            Thresholds(min_scores, overlapping=labeling.overlapping),
             report,
             journal,
-            labelling.loading,
+            labeling.loading,
         )
         kind = "probability" if inference.is_calibrated else "score"
         num_shown = output.write(labels, list(min_scores.values()), report, kind=kind)
@@ -74,7 +74,7 @@ def label_into_files(trained: TrainedDetector, labelling: LabelJob) -> WrittenLa
 
 
 def _settings(
-    trained: TrainedDetector, inference: BatchDetector, labelling: LabelJob, min_scores: Mapping[str, float]
+    trained: TrainedDetector, inference: BatchDetector, labeling: LabelJob, min_scores: Mapping[str, float]
 ) -> dict[str, Any]:
     """Return all settings that the boxes of an image depend on."""
     experts = trained.experts
@@ -88,8 +88,8 @@ def _settings(
         "nearest": experts.nearest,
         "names": list(min_scores),
         "thresholds": list(min_scores.values()),
-        "overlapping": labelling.overlapping,
-        "size": labelling.size,
-        "root": str(labelling.root),
+        "overlapping": labeling.overlapping,
+        "size": labeling.size,
+        "root": str(labeling.root),
         "precision": "bf16" if inference.low_precision else "float32",
     }

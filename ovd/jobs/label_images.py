@@ -11,7 +11,7 @@ from torchvision.ops import box_iou
 from ovd.build.text import queries_of_names
 from ovd.build.trained import TrainedDetector
 from ovd.data.export.boxes import SMALLEST_EXPORTED_PX
-from ovd.data.export.labelled_set import LabelledImage, LabelledSet
+from ovd.data.export.labeled_set import LabeledImage, LabeledSet
 from ovd.data.images.files import ImageFiles, name_below, readable_sizes
 from ovd.data.loading.buckets import batches_by_padded_shape
 from ovd.data.loading.loader import LoaderOptions, image_loader
@@ -20,7 +20,7 @@ from ovd.distributed import pins_memory
 from ovd.format_count import format_count
 from ovd.inference import BatchDetector, ImageBatch
 from ovd.jobs.label_journal import LabelJournal, SelectedDetections, stat_of
-from ovd.jobs.label_output import LabelledSets
+from ovd.jobs.label_output import LabeledSets
 from ovd.progress import progress
 from ovd.structures import Batch, Detections
 from ovd.visualize.boxes import SAME_PLACE_IOU, choose_shown
@@ -63,7 +63,7 @@ def label_images(
     report: DataReport,
     journal: LabelJournal,
     loading: LoaderOptions,
-) -> LabelledSets:
+) -> LabeledSets:
     """Detect boxes of named classes in images.
 
     A batch holds only images with the same padded shape, so that the boxes of an image do not depend on the other
@@ -117,16 +117,16 @@ def label_images(
     for image in sorted(found):
         selected, file = found[image], file_names[image]
         height, width = sizes[image].tolist()
-        kept.append(_labelled(selected.kept, file, height, width, report))
-        below.append(_labelled(selected.below, file, height, width, None))
-    kept_set = LabelledSet(root, names, tuple(kept))
-    return LabelledSets(kept_set, replace(kept_set, images=tuple(below)))
+        kept.append(_labeled(selected.kept, file, height, width, report))
+        below.append(_labeled(selected.below, file, height, width, None))
+    kept_set = LabeledSet(root, names, tuple(kept))
+    return LabeledSets(kept_set, replace(kept_set, images=tuple(below)))
 
 
 def _counted(batches: Iterator[Batch], report: DataReport, journal: LabelJournal) -> Iterator[Batch]:
     """Yield the batches after counting them in the report and adding their repairs to the journal.
 
-    A repair that is in the journal already is not counted again: the interruption came before its image was labelled.
+    A repair that is in the journal already is not counted again: the interruption came before its image was labeled.
     """
     before = set(journal.repaired)
     for batch in batches:
@@ -146,7 +146,7 @@ def _detected(
         yield from [None] * len(batch.skipped)
 
 
-def _labelled(found: Detections, file: str, height: int, width: int, report: DataReport | None) -> LabelledImage:
+def _labeled(found: Detections, file: str, height: int, width: int, report: DataReport | None) -> LabeledImage:
     """Return the image with the boxes that are large enough for every format; count them in `report`, if given."""
     large = (found.boxes[:, 2:] - found.boxes[:, :2] >= SMALLEST_EXPORTED_PX).all(dim=1)
     if report is not None:
@@ -154,7 +154,7 @@ def _labelled(found: Detections, file: str, height: int, width: int, report: Dat
         for box in found.boxes[~large].tolist():
             rounded = [round(value, 1) for value in box]
             report.count_skipped("F4", f"{file}: a side of the box {rounded} is less than {SMALLEST_EXPORTED_PX:g} px")
-    return LabelledImage(
+    return LabeledImage(
         file,
         height,
         width,

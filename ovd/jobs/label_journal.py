@@ -1,4 +1,4 @@
-"""Journal of a labelling: a file with the boxes found so far, from which the same command resumes if interrupted.
+"""Journal of a labeling: a file with the boxes found so far, from which the same command resumes if interrupted.
 
 The first line of `OUTPUT.partial` has the settings. Each further line is either an image (its name, size in bytes,
 modification time, and boxes) or a list of repairs that were made to read images. The file is removed when the output is

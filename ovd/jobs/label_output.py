@@ -9,7 +9,7 @@ from ovd.choices import ExportFormatName
 from ovd.data.check import describe_findings
 from ovd.data.export.boxes import export_boxes, is_folder, outputs_of
 from ovd.data.export.label_studio import LOCAL_FILES
-from ovd.data.export.labelled_set import LabelledSet
+from ovd.data.export.labeled_set import LabeledSet
 from ovd.data.report import DataReport
 from ovd.data.review_page import write_review
 from ovd.files import make_parent_folder, refuse_existing
@@ -19,18 +19,18 @@ _NUM_CLASSES_NAMED = 20
 
 
 @dataclass(frozen=True)
-class LabelledSets:
+class LabeledSets:
     """Labels of the images that could be read, in the order of the images."""
 
-    kept: LabelledSet
+    kept: LabeledSet
     """Boxes at or above their thresholds."""
-    below: LabelledSet
+    below: LabeledSet
     """Boxes of the same images below their thresholds, where no box is kept: candidates for review."""
 
 
 @dataclass(frozen=True)
 class LabelOutput:
-    """Output files of a labelling, and their format."""
+    """Output files of a labeling, and their format."""
 
     path: Path
     """Label file, or folder for yolo and voc; the other files are written beside it."""
@@ -51,7 +51,7 @@ class LabelOutput:
 
     @property
     def journal(self) -> Path:
-        """Path of the journal, from which an interrupted labelling is resumed (`LabelJournal`)."""
+        """Path of the journal, from which an interrupted labeling is resumed (`LabelJournal`)."""
         return self.path.with_name(f"{self.path.name}.partial")
 
     @property
@@ -66,7 +66,7 @@ class LabelOutput:
     def prepare_folder(self) -> None:
         """Check that no output file exists, and make the folder for them.
 
-        Report and review page may exist beside the journal of an interrupted labelling; they are written again.
+        Report and review page may exist beside the journal of an interrupted labeling; they are written again.
 
         Raises:
             ValueError: a file exists, or the folder cannot be made or written to.
@@ -76,7 +76,7 @@ class LabelOutput:
             refuse_existing(path)
         make_parent_folder(self.path)
 
-    def write(self, labels: LabelledSets, thresholds: Sequence[float], report: DataReport, *, kind: str) -> int:
+    def write(self, labels: LabeledSets, thresholds: Sequence[float], report: DataReport, *, kind: str) -> int:
         """Write all files, the labels last.
 
         Args:
@@ -115,9 +115,9 @@ class LabelOutput:
 
 @dataclass(frozen=True)
 class WrittenLabels:
-    """Result of a labelling."""
+    """Result of a labeling."""
 
-    kept: LabelledSet
+    kept: LabeledSet
     report: DataReport
     output: LabelOutput
     threshold_text: str

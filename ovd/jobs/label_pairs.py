@@ -9,7 +9,7 @@ import torch
 from ovd.build.detector import resolve_device
 from ovd.build.trained import TrainedDetector, build_inference
 from ovd.choices import Templates
-from ovd.config.labelling import LabelOptions
+from ovd.config.labeling import LabelOptions
 from ovd.data.pairs.manifest import ManifestEntry
 from ovd.data.report import DataReport
 from ovd.experts.inference import ExpertInference
@@ -31,7 +31,7 @@ of candidates for each text, and a teacher that considers too few loses the text
 
 @dataclass(frozen=True)
 class LabelRequest:
-    """Image-text pairs to label, and the settings of the labelling."""
+    """Image-text pairs to label, and the settings of the labeling."""
 
     pairs: Path
     """Folder of the shards."""
@@ -52,8 +52,8 @@ class LabelRequest:
 
 
 @dataclass(frozen=True)
-class Labeller:
-    """A teacher, and everything else that labelling needs."""
+class Labeler:
+    """A teacher, and everything else that labeling needs."""
 
     teacher: Teacher
     display_name: str
@@ -83,7 +83,7 @@ def device_of_worker(environment: Mapping[str, str]) -> str | None:
     return f"cuda:{local_rank}" if local_rank is not None and torch.cuda.is_available() else None
 
 
-def build_labeller(trained: TrainedDetector, request: LabelRequest) -> Labeller:
+def build_labeler(trained: TrainedDetector, request: LabelRequest) -> Labeler:
     """Build the teacher of a job; arguments and errors as for `pseudo_label_run`."""
     config, options = trained.config, request.options
     templates, teacher_hf = request.templates, request.teacher_hf
@@ -143,7 +143,7 @@ def build_labeller(trained: TrainedDetector, request: LabelRequest) -> Labeller:
         is_calibrated = inference.is_calibrated
         own_teacher = OvdTeacher(inference, texts, run=str(config.output))
         teacher, display_name = own_teacher, f"{trained.display_name} {own_teacher.settings}"
-    return Labeller(teacher, display_name, is_calibrated, texts, request, trained, device)
+    return Labeler(teacher, display_name, is_calibrated, texts, request, trained, device)
 
 
 def _without_competition_calibration(trained: TrainedDetector) -> TrainedDetector:
@@ -171,7 +171,7 @@ def pseudo_label_run(
         ValueError: experts are combined with `teacher_hf` or with templates other than the run's, `size` is combined
             with `teacher_hf`, or the run learned names alone.
     """
-    labeller = build_labeller(trained, request)
-    scores = "scores are probabilities" if labeller.is_calibrated else "scores are not calibrated"
-    print(f"{request.output}: {labeller.display_name}, {scores}, {describe_machine(labeller.device)}")
-    return labeller.label(listed, report=DataReport(stops=not request.skip_unreadable))
+    labeler = build_labeler(trained, request)
+    scores = "scores are probabilities" if labeler.is_calibrated else "scores are not calibrated"
+    print(f"{request.output}: {labeler.display_name}, {scores}, {describe_machine(labeler.device)}")
+    return labeler.label(listed, report=DataReport(stops=not request.skip_unreadable))

@@ -7,7 +7,7 @@ from pathlib import Path
 from ovd.data.annotations import load_annotations
 from ovd.data.category import Category
 from ovd.selftrain.labels import label_files, read_labels
-from ovd.selftrain.ledger import check_labels, describe_capped, open_labelled_shards, read_ledger
+from ovd.selftrain.ledger import check_labels, describe_capped, open_labeled_shards, read_ledger
 from ovd.selftrain.quality import QualityRow, measure_quality, read_true_objects
 
 
@@ -38,8 +38,8 @@ def label_quality(labels: Path, pairs: Path, annotations: Path | None, *, thresh
     files = label_files(labels)
     check_labels(files)
     shards = [read_labels(file) for file in files]
-    labelled = open_labelled_shards(pairs, files)
-    truth = [read_true_objects(labelled, labelled.positions(name)) for name in labelled.file_names]
+    labeled = open_labeled_shards(pairs, files)
+    truth = [read_true_objects(labeled, labeled.positions(name)) for name in labeled.file_names]
     categories: tuple[Category, ...] = ()
     if annotations is not None:
         categories = load_annotations(annotations, None, format="lvis").categories

@@ -22,7 +22,7 @@ from ovd.data.report import DataReport
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.extras import optional
 from ovd.format_count import format_count
-from ovd.jobs.label_pairs import LabelRequest, build_labeller
+from ovd.jobs.label_pairs import LabelRequest, build_labeler
 from ovd.selftrain.decoded_pairs import stop_if_too_many_unreadable
 from ovd.selftrain.ledger import LabelCounts, total_counts
 from ovd.selftrain.pseudo_label import shards_of_worker
@@ -37,7 +37,7 @@ class RayRequest:
 
     run: Path
     """Run folder of the teacher, which each actor loads."""
-    labelling: LabelRequest
+    labeling: LabelRequest
     experts: ExpertGroup = NO_EXPERTS
     threads: int = 2
     """CPU threads of an actor."""
@@ -52,7 +52,7 @@ class ShardWorker:
         torch.set_num_threads(request.threads)
         device = "cuda" if torch.cuda.is_available() else None
         trained = load_detector(request.run, device, experts=request.experts)
-        self._labeller = build_labeller(trained, request.labelling)
+        self._labeler = build_labeler(trained, request.labeling)
 
     def label(self, name: str, entry: ManifestEntry | None) -> tuple[LabelCounts, DataReport]:
         """Label one shard; how many images may be unreadable is decided by the job, over all shards.
@@ -61,11 +61,11 @@ class ShardWorker:
             entry: the shard's entry in the folder's manifest, if there is one.
         """
         report = DataReport(stops=False)
-        return self._labeller.label({name: entry}, report=report), report
+        return self._labeler.label({name: entry}, report=report), report
 
 
 def label_on_ray(request: RayRequest, *, address: str | None, workers: int | None = None) -> LabelCounts:
-    """Label all shards on a cluster; shards that are labelled already stay as they are.
+    """Label all shards on a cluster; shards that are labeled already stay as they are.
 
     Args:
         address: address of the cluster, or "auto" for the one that this machine belongs to; None starts one on this
@@ -77,7 +77,7 @@ def label_on_ray(request: RayRequest, *, address: str | None, workers: int | Non
         RuntimeError: an actor cannot start, or three actors died on one shard.
     """
     ray = optional("ray", "ray")
-    pairs = request.labelling.pairs
+    pairs = request.labeling.pairs
     listed = shards_of_worker(pairs, num_shards=request.num_shards)
     shards = PairShards(pairs, only=listed, listed=listed)
     if shards.rejected or shards.num_failed:
@@ -92,14 +92,14 @@ def label_on_ray(request: RayRequest, *, address: str | None, workers: int | Non
 
 
 class _RayJob:
-    """A labelling job: the shards left, and the shard that each actor labels."""
+    """A labeling job: the shards left, and the shard that each actor labels."""
 
     def __init__(self, ray: Any, request: RayRequest, listed: Mapping[str, ManifestEntry | None], num_pairs: int):
         self._ray = ray
         self._request = request
         self._listed = listed
         self._num_pairs = num_pairs
-        self._report = DataReport(stops=not request.labelling.skip_unreadable)
+        self._report = DataReport(stops=not request.labeling.skip_unreadable)
         self._left = deque(listed)
         self._tries = Counter[str]()
         self._running: dict[Any, tuple[Any, str]] = {}
@@ -133,7 +133,7 @@ class _RayJob:
                 counts.append(shard_counts)
                 bar.update(shard_counts.pairs)
                 self._report.add(report)
-                stop_if_too_many_unreadable(self._report, self._num_pairs, self._request.labelling.pairs)
+                stop_if_too_many_unreadable(self._report, self._num_pairs, self._request.labeling.pairs)
                 self._assign_shard(actor)
         return total_counts(counts)
 

@@ -37,7 +37,7 @@ from ovd.jobs.training_sets import load_training_sets, warn_of_absent_classes, w
 from ovd.jobs.training_setup import build_training_setup
 from ovd.model.detector import Detector
 from ovd.precision import deterministic, on_device
-from ovd.selftrain.labelled_pairs import LabelledPairs
+from ovd.selftrain.labeled_pairs import LabeledPairs
 from ovd.warn import warn
 
 
@@ -77,7 +77,7 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
     learner, start, pairs = setup.learner, setup.start, setup.pairs
     if pairs is not None and is_main():
         removed = ", ".join(f"{name} {count}" for name, count in pairs.box_counts.items() if count)
-        numbers = f"{len(pairs)} of {format_count(pairs.num_labelled, 'image-text pair')}"
+        numbers = f"{len(pairs)} of {format_count(pairs.num_labeled, 'image-text pair')}"
         print(f"{numbers}, {format_count(len(pairs.texts), 'text')}; boxes: {removed}")
     with main_first():
         bank = build_text_bank(config, learner.clip, index)
@@ -127,7 +127,7 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
     )
 
 
-def _names_of(index: AnnotationIndex, pairs: LabelledPairs | None, ids: Sequence[int]) -> list[str]:
+def _names_of(index: AnnotationIndex, pairs: LabeledPairs | None, ids: Sequence[int]) -> list[str]:
     """Return the class names and pair texts of the ids in a batch."""
     text_ids = [number for number in ids if number >= len(index.categories)]
     texts = dict(zip(text_ids, pairs.texts.texts(text_ids), strict=True)) if pairs is not None else {}

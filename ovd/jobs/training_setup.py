@@ -10,7 +10,7 @@ import torch
 
 from ovd.build.batches import training_batches
 from ovd.build.learner import Learner, build_learner
-from ovd.build.pairs import load_labelled_pairs
+from ovd.build.pairs import load_labeled_pairs
 from ovd.build.text import check_bank
 from ovd.config.training import TrainConfig
 from ovd.distributed import all_gather
@@ -19,7 +19,7 @@ from ovd.files import sha256_of
 from ovd.jobs.resume import check_resumed
 from ovd.jobs.training_sets import TrainingSets
 from ovd.jobs.training_start import ChosenStart, choose_start
-from ovd.selftrain.labelled_pairs import LabelledPairs
+from ovd.selftrain.labeled_pairs import LabeledPairs
 from ovd.selftrain.labels import label_files
 from ovd.selftrain.ledger import check_labels, labels_fingerprint
 from ovd.structures import Batch
@@ -32,8 +32,8 @@ class TrainingSetup:
     sets: TrainingSets
     learner: Learner
     start: ChosenStart
-    pairs: LabelledPairs | None
-    """Labelled image-text pairs; None without `data.pairs`."""
+    pairs: LabeledPairs | None
+    """Labeled image-text pairs; None without `data.pairs`."""
     data_hashes: Mapping[str, str]
     """Hashes of the data that the training depends on, by name; config and start are not included."""
     batches_from: Callable[[int], Iterator[Batch]]
@@ -58,7 +58,7 @@ def build_training_setup(
     pairs = None
     if config.data.pairs is not None:
         first_id = len(sets.trained.categories)
-        pairs = load_labelled_pairs(config.data.pairs, config.data.source, learner.clip, first_id=first_id)
+        pairs = load_labeled_pairs(config.data.pairs, config.data.source, learner.clip, first_id=first_id)
         if verifies_labels:
             check_labels(label_files(config.data.pairs.labels))
     check_bank(config, learner.clip, sets.trained)
@@ -71,7 +71,7 @@ def build_training_setup(
     return TrainingSetup(sets, learner, start, pairs, data_hashes, batches_from)
 
 
-def _hashes(config: TrainConfig, sets: TrainingSets, pairs: LabelledPairs | None) -> dict[str, str]:
+def _hashes(config: TrainConfig, sets: TrainingSets, pairs: LabeledPairs | None) -> dict[str, str]:
     """Return the hashes of the data that a training depends on, by name; config and start are not included.
 
     The validation set is included with `train.patience`, which depends on it.

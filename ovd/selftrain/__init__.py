@@ -1,1 +1,1 @@
-"""Self-training: a teacher labels image-text pairs (pseudo_label.py) that a student trains on (labelled_pairs.py)."""
+"""Self-training: a teacher labels image-text pairs (pseudo_label.py) that a student trains on (labeled_pairs.py)."""

@@ -49,7 +49,7 @@ def batches_of_shards(
     """Yield batches of decoded pairs, each from one shard, and count their images.
 
     Args:
-        num_pairs: number of pairs of the job, including those labelled before.
+        num_pairs: number of pairs of the job, including those labeled before.
 
     Raises:
         DataError: too many images cannot be read.

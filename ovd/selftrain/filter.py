@@ -1,4 +1,4 @@
-"""Filters of a teacher's boxes, applied after labelling, so that a new threshold does not need a new teacher run.
+"""Filters of a teacher's boxes, applied after labeling, so that a new threshold does not need a new teacher run.
 
 A predicate returns a mask over the boxes of one shard; every removed box is counted under the predicate that removed
 it. Data sets have millions of images, so nothing here loops over them, except over captions for their words.

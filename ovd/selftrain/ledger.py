@@ -71,7 +71,7 @@ class Ledger:
     """All settings that the labels depend on."""
     counts: LabelCounts
     left_out: dict[str, list[str]]
-    """The first pairs that were not labelled, with their reasons, by the code of the reason."""
+    """The first pairs that were not labeled, with their reasons, by the code of the reason."""
 
     @property
     def text_tower(self) -> str:
@@ -165,8 +165,8 @@ def check_labels(files: Sequence[Path]) -> None:
                 )
 
 
-def open_labelled_shards(folder: Path, files: Sequence[Path], *, text_tower: str | None = None) -> PairShards:
-    """Open the labelled shards without scanning them, with the index that is stored with the labels.
+def open_labeled_shards(folder: Path, files: Sequence[Path], *, text_tower: str | None = None) -> PairShards:
+    """Open the labeled shards without scanning them, with the index that is stored with the labels.
 
     Args:
         folder: folder of the shards.
@@ -176,7 +176,7 @@ def open_labelled_shards(folder: Path, files: Sequence[Path], *, text_tower: str
     Raises:
         ValueError: a labels file has no ledger, so it may be incomplete; or the folder's manifest lists a different
             shard of the same name; or the files were made with different settings, or with another text tower.
-        DataError: F13 a shard has another size than when it was labelled.
+        DataError: F13 a shard has another size than when it was labeled.
     """
     listed = list_shards(folder)
     common: dict[str, Any] | None = None

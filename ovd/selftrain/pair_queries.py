@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 
-from ovd.config.labelling import LabelOptions
+from ovd.config.labeling import LabelOptions
 from ovd.data.pairs.pair import caption_fault
 from ovd.fault import Fault
 from ovd.selftrain.queries import QUERY_SOURCES

@@ -69,7 +69,7 @@ def count_results(results: Sequence[PairResult], num_texts: int, num_long_texts:
 
 
 def first_skipped(results: Sequence[PairResult]) -> dict[str, list[str]]:
-    """List the first pairs that were not labelled, with their reasons, by the code of the reason."""
+    """List the first pairs that were not labeled, with their reasons, by the code of the reason."""
     report = DataReport(stops=False)
     for result in results:
         count_image(report, result.key, result.reason)

@@ -1,6 +1,6 @@
-"""The pseudo-labelling job: a teacher labels shards of image-text pairs, with a labels file and a ledger per shard.
+"""The pseudo-labeling job: a teacher labels shards of image-text pairs, with a labels file and a ledger per shard.
 
-A shard is labelled completely or not at all, and its files depend only on the shard and the settings: not on how the
+A shard is labeled completely or not at all, and its files depend only on the shard and the settings: not on how the
 shards are divided among workers, nor on where an earlier worker was killed. The ledger is written last and marks a
 shard as done.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from ovd.config.labelling import LabelOptions
+from ovd.config.labeling import LabelOptions
 from ovd.config_files import describe_differences
 from ovd.data.pairs.manifest import ManifestEntry, list_shards
 from ovd.data.pairs.tar import PairShards
@@ -72,15 +72,15 @@ def label_shards(
         report: counts of the images; by default one that stops the job if too many cannot be read.
 
     Returns:
-        The counts of these shards, including those labelled before.
+        The counts of these shards, including those labeled before.
 
     Raises:
-        ValueError: a shard was labelled with other settings before, has too much text for its labels file, or the
+        ValueError: a shard was labeled with other settings before, has too much text for its labels file, or the
             teacher outputs NaN or infinity.
         DataError: F13, F14 a shard is damaged; the code of an image fault if 100 images in a row, or 1 % of the
             images of these shards and at least 5, cannot be read.
     """
-    labeller = _ShardLabeller(output, teacher, texts, options)
+    labeler = _ShardLabeler(output, teacher, texts, options)
     listed = shards_of_worker(folder) if listed is None else listed
     output.mkdir(parents=True, exist_ok=True)
     remove_stale_temporaries(output)
@@ -88,7 +88,7 @@ def label_shards(
     sha256 = {name: entry.sha256 if entry else sha256_of(folder / name) for name, entry in listed.items()}
     report = DataReport() if report is None else report
     num_before = report.num_seen()
-    done = {name: labeller.read_finished_shard(name, sha256[name], report) for name in listed}
+    done = {name: labeler.read_finished_shard(name, sha256[name], report) for name in listed}
     counts = [of_shard for of_shard in done.values() if of_shard is not None]
     if counts:
         print(f"{output}: {len(counts)} of {format_count(len(listed), 'shard')} already labeled")
@@ -100,7 +100,7 @@ def label_shards(
     decoded = iter(progress(decode_ahead(shards, options.batch_size), len(shards), "pairs"))
     batches = batches_of_shards(decoded, shards, options.batch_size, report, num_pairs)
     for name in shards.file_names:
-        counts.append(labeller.label_shard(shards, name, sha256[name], batches))
+        counts.append(labeler.label_shard(shards, name, sha256[name], batches))
     assert next(decoded, None) is None
     total = total_counts(counts)
     assert total.pairs == num_pairs == report.num_seen() - num_before
@@ -125,8 +125,8 @@ def resolve_worker(rank: int | None, world: int | None, environment: Mapping[str
 
 
 @dataclass(frozen=True)
-class _ShardLabeller:
-    """The teacher, the texts, the options and the output folder of a labelling job."""
+class _ShardLabeler:
+    """The teacher, the texts, the options and the output folder of a labeling job."""
 
     output: Path
     teacher: Teacher
@@ -149,13 +149,13 @@ class _ShardLabeller:
         }
 
     def read_finished_shard(self, shard: str, shard_sha256: str, report: DataReport) -> LabelCounts | None:
-        """Read the counts of a labelled shard; return None if the shard has to be labelled, or labelled again.
+        """Read the counts of a labeled shard; return None if the shard has to be labeled, or labeled again.
 
         Args:
-            report: report that the images of a labelled shard are counted in.
+            report: report that the images of a labeled shard are counted in.
 
         Raises:
-            ValueError: the shard was labelled with other settings.
+            ValueError: the shard was labeled with other settings.
         """
         labels_file = labels_path(self.output, shard)
         path = ledger_path(labels_file)

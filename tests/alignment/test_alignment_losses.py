@@ -17,7 +17,7 @@ def make_dense() -> torch.Tensor:
     return torch.randn(3, 8, 4, 6, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_point_is_the_bilinear_value_at_the_boxs_centre():
+def test_a_point_is_the_bilinear_value_at_the_boxs_center():
     points, _ = dense_at_boxes(make_dense(), BOXES, 16)
     centers = [(boxes[:, :2] + boxes[:, 2:]) / 2 for boxes in BOXES]
     expected = [

@@ -3,7 +3,7 @@
 from small_alignment import small_align_config, write_clip_folder, write_images
 
 from ovd.alignment.data import alignment_data
-from ovd.build.alignment import build_distillation, load_unlabelled_images
+from ovd.build.alignment import build_distillation, load_unlabeled_images
 from ovd.build.detector import load_configured_clip
 from ovd.data.report import DataReport
 
@@ -16,7 +16,7 @@ def test_stochastic_depth_is_off_while_losses_are_measured_and_on_again_afterwar
     )
     distillation = build_distillation(config, load_configured_clip(config.clip))
     data = alignment_data(
-        load_unlabelled_images(config.data), config, DataReport(), size_divisor=distillation.size_divisor
+        load_unlabeled_images(config.data), config, DataReport(), size_divisor=distillation.size_divisor
     )
     expected = distillation.measure(data.held_out())
     distillation.student.set_drop_path(0.9)

@@ -69,8 +69,8 @@ def test_the_hue_turns_as_in_hsv_and_the_mean_of_the_channels_stays(hue):
     moved = (hues[1] - hues[0] + 0.5) % 1 - 0.5
     assert abs(np.median(moved) - hue) < 0.02
     assert np.abs(moved - hue).max() < 0.06
-    grey = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, axis=2)
-    np.testing.assert_array_equal(ColorChange(hue=hue).of(grey), grey)
+    gray = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, axis=2)
+    np.testing.assert_array_equal(ColorChange(hue=hue).of(gray), gray)
 
 
 def test_what_leaves_the_range_is_cut_off():

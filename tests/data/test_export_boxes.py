@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from ovd.choices import DataFormatName
 from ovd.data.annotations import load_annotations
 from ovd.data.export.boxes import check_files, check_names, export_boxes
-from ovd.data.export.labelled_set import LabelledImage, LabelledSet
+from ovd.data.export.labeled_set import LabeledImage, LabeledSet
 from ovd.data.formats.options import FormatOptions
 from ovd.data.import_boxes import import_boxes
 from ovd.data.index import AnnotationIndex
@@ -35,7 +35,7 @@ FILES = {
 
 
 @pytest.fixture
-def labelled(tmp_path) -> LabelledSet:
+def labeled(tmp_path) -> LabeledSet:
     rng = np.random.default_rng(0)
     root = tmp_path / "images" / "photos"
     images = []
@@ -51,9 +51,9 @@ def labelled(tmp_path) -> LabelledSet:
             boxes[0] = [0, 0, width, height]
             boxes[1] = [width - 2, height - 2, width, height]
         images.append(
-            LabelledImage(file, height, width, boxes, rng.integers(0, 3, num), rng.random(num).astype(np.float32))
+            LabeledImage(file, height, width, boxes, rng.integers(0, 3, num), rng.random(num).astype(np.float32))
         )
-    return LabelledSet(root, NAMES, tuple(images))
+    return LabeledSet(root, NAMES, tuple(images))
 
 
 def read(annotations: Path, images: Path | None, format: DataFormatName, **options: Any) -> AnnotationIndex:
@@ -64,38 +64,38 @@ def read(annotations: Path, images: Path | None, format: DataFormatName, **optio
     return index
 
 
-def check_same(index: AnnotationIndex, labelled: LabelledSet, tolerance_px: float) -> None:
+def check_same(index: AnnotationIndex, labeled: LabeledSet, tolerance_px: float) -> None:
     """Check that the index has every image of the set, found by its file, with the same boxes in the same order."""
     assert [category.name for category in index.categories] == list(NAMES)
     records = {index.record(row).path.resolve(): index.record(row) for row in range(len(index))}
-    assert len(records) == len(labelled.images)
-    for image in labelled.images:
-        record = records[(labelled.root / image.file).resolve()]
+    assert len(records) == len(labeled.images)
+    for image in labeled.images:
+        record = records[(labeled.root / image.file).resolve()]
         assert (record.height, record.width) == (image.height, image.width)
         np.testing.assert_allclose(record.labels.boxes, image.boxes, atol=tolerance_px)
         np.testing.assert_array_equal(record.labels.classes, image.classes)
 
 
-def test_coco_is_read_as_it_was(labelled, tmp_path):
-    export_boxes(labelled, tmp_path / "out" / "boxes.json", "coco", source="test")
-    check_same(read(tmp_path / "out" / "boxes.json", labelled.root, "coco"), labelled, 0.0051)
+def test_coco_is_read_as_it_was(labeled, tmp_path):
+    export_boxes(labeled, tmp_path / "out" / "boxes.json", "coco", source="test")
+    check_same(read(tmp_path / "out" / "boxes.json", labeled.root, "coco"), labeled, 0.0051)
     report = DataReport()
-    imported = import_boxes(tmp_path / "out" / "boxes.json", labelled.root, "coco", report).content
-    assert (len(imported["images"]), len(imported["annotations"])) == (6, labelled.num_boxes)
+    imported = import_boxes(tmp_path / "out" / "boxes.json", labeled.root, "coco", report).content
+    assert (len(imported["images"]), len(imported["annotations"])) == (6, labeled.num_boxes)
     assert report.counts() == {}
     official = COCO(str(tmp_path / "out" / "boxes.json"))
-    scores = np.concatenate([image.scores for image in labelled.images])
+    scores = np.concatenate([image.scores for image in labeled.images])
     assert [row["score"] for row in official.dataset["annotations"]] == pytest.approx(scores, abs=6e-5)
     assert len(official.getAnnIds(imgIds=[2])) == 5
 
 
-def test_coco_is_as_cvat_asks(labelled, tmp_path):
+def test_coco_is_as_cvat_asks(labeled, tmp_path):
     """The COCO export suits Datumaro, which reads COCO for CVAT.
 
     Datumaro needs these types; a box is a rectangle if its segmentation is empty, a category of id 0 is no label, and
     an image is found by its name without suffix.
     """
-    export_boxes(labelled, tmp_path / "instances_default.json", "coco", source="test")
+    export_boxes(labeled, tmp_path / "instances_default.json", "coco", source="test")
     content = json.loads((tmp_path / "instances_default.json").read_text())
     assert all(isinstance(content[key], list) for key in ("images", "annotations", "categories"))
     ids = {row["id"] for row in content["images"]}
@@ -113,10 +113,10 @@ def test_coco_is_as_cvat_asks(labelled, tmp_path):
     assert len({row["id"] for row in content["annotations"]}) == len(content["annotations"])
 
 
-def test_yolo_is_read_as_it_was(labelled, tmp_path):
-    export_boxes(labelled, tmp_path / "yolo", "yolo", source="test")
+def test_yolo_is_read_as_it_was(labeled, tmp_path):
+    export_boxes(labeled, tmp_path / "yolo", "yolo", source="test")
     index = read(tmp_path / "yolo" / "data.yaml", None, "yolo")
-    check_same(index, labelled, 1e-6 * 301 + 1e-5)
+    check_same(index, labeled, 1e-6 * 301 + 1e-5)
     labels = {path.stem for path in (tmp_path / "yolo" / "labels").iterdir()}
     assert labels == {path.stem for path in (tmp_path / "yolo" / "images").iterdir()}
     assert len(labels) == 6
@@ -126,47 +126,47 @@ def test_yolo_is_read_as_it_was(labelled, tmp_path):
     for row in rows:
         line = (tmp_path / "yolo" / row["labels"]).read_text().splitlines()[int(row["line"]) - 1]
         assert NAMES[int(line.split()[0])] == row["class"]
-    scores = np.concatenate([image.scores for image in labelled.images])
+    scores = np.concatenate([image.scores for image in labeled.images])
     assert [float(row["score"]) for row in rows] == pytest.approx(scores, abs=6e-5)
 
 
-def test_yolo_copies_images_when_asked(labelled, tmp_path):
-    export_boxes(labelled, tmp_path / "yolo", "yolo", source="test", copy_images=True)
+def test_yolo_copies_images_when_asked(labeled, tmp_path):
+    export_boxes(labeled, tmp_path / "yolo", "yolo", source="test", copy_images=True)
     for path in (tmp_path / "yolo" / "images").iterdir():
         assert not path.is_symlink()
-    assert (tmp_path / "yolo" / "images" / "a.jpg").read_bytes() == (labelled.root / "a.jpg").read_bytes()
+    assert (tmp_path / "yolo" / "images" / "a.jpg").read_bytes() == (labeled.root / "a.jpg").read_bytes()
 
 
-def test_voc_is_read_as_it_was(labelled, tmp_path):
-    export_boxes(labelled, tmp_path / "voc", "voc", source="test")
+def test_voc_is_read_as_it_was(labeled, tmp_path):
+    export_boxes(labeled, tmp_path / "voc", "voc", source="test")
     names = tmp_path / "voc" / "class_names.txt"
     for annotations in (tmp_path / "voc" / "Annotations", tmp_path / "voc" / "ImageSets" / "Main" / "train.txt"):
-        check_same(read(annotations, labelled.root, "voc", class_names=names), labelled, 0.501)
+        check_same(read(annotations, labeled.root, "voc", class_names=names), labeled, 0.501)
     scores = [
         float(score.text or "")
         for stem in (tmp_path / "voc" / "ImageSets" / "Main" / "train.txt").read_text().split("\n")[:-1]
         for score in ElementTree.parse(tmp_path / "voc" / "Annotations" / f"{stem}.xml").getroot().iter("score")
     ]
-    assert scores == pytest.approx(np.concatenate([image.scores for image in labelled.images]), abs=6e-5)
+    assert scores == pytest.approx(np.concatenate([image.scores for image in labeled.images]), abs=6e-5)
 
 
-def test_voc_names_no_file_like_another_image_of_the_folder(labelled, tmp_path):
+def test_voc_names_no_file_like_another_image_of_the_folder(labeled, tmp_path):
     """No XML file is named like another image: a.png becomes a_2.xml, unless there is an a_2.png that was not
-    labelled."""
+    labeled."""
     for name in ("a_2.png", "sub__a_2.jpg", "sub__a_3.jpg"):
-        Image.new("RGB", (9, 9)).save(labelled.root / name)
-    export_boxes(labelled, tmp_path / "voc", "voc", source="test")
+        Image.new("RGB", (9, 9)).save(labeled.root / name)
+    export_boxes(labeled, tmp_path / "voc", "voc", source="test")
     options = {"class_names": tmp_path / "voc" / "class_names.txt"}
-    check_same(read(tmp_path / "voc" / "Annotations", labelled.root, "voc", **options), labelled, 0.501)
+    check_same(read(tmp_path / "voc" / "Annotations", labeled.root, "voc", **options), labeled, 0.501)
 
 
-def test_label_studio_is_read_by_its_documented_rules(labelled, tmp_path):
+def test_label_studio_is_read_by_its_documented_rules(labeled, tmp_path):
     """The export follows Label Studio's documented rules.
 
     A length is a percentage of original_width or original_height; from_name and to_name are those of the setup; the
     labels are values of the setup.
     """
-    export_boxes(labelled, tmp_path / "tasks.json", "label_studio", source="ovd test", image_url="/files/?d=my/")
+    export_boxes(labeled, tmp_path / "tasks.json", "label_studio", source="ovd test", image_url="/files/?d=my/")
     tasks = json.loads((tmp_path / "tasks.json").read_text())
     setup = ElementTree.parse(tmp_path / "tasks.config.xml").getroot()
     shown, labels = setup.find("Image"), setup.find("RectangleLabels")
@@ -174,8 +174,8 @@ def test_label_studio_is_read_by_its_documented_rules(labelled, tmp_path):
     assert labels is not None
     assert [label.get("value") for label in labels] == list(NAMES)
     assert labels.get("toName") == shown.get("name")
-    assert len(tasks) == len(labelled.images)
-    for task, image in zip(tasks, labelled.images, strict=True):
+    assert len(tasks) == len(labeled.images)
+    for task, image in zip(tasks, labeled.images, strict=True):
         field = (shown.get("value") or "").removeprefix("$")
         assert unquote(task["data"][field]) == f"/files/?d=my/{image.file}"
         (prediction,) = task["predictions"]
@@ -196,21 +196,21 @@ def test_label_studio_is_read_by_its_documented_rules(labelled, tmp_path):
         assert prediction.get("score") == (pytest.approx(image.scores.min(), abs=6e-5) if len(boxes) else None)
 
 
-def with_first_called(labelled: LabelledSet, file: str) -> LabelledSet:
-    shutil.move(labelled.root / labelled.images[0].file, labelled.root / file)
-    return replace(labelled, images=(replace(labelled.images[0], file=file), *labelled.images[1:]))
+def with_first_called(labeled: LabeledSet, file: str) -> LabeledSet:
+    shutil.move(labeled.root / labeled.images[0].file, labeled.root / file)
+    return replace(labeled, images=(replace(labeled.images[0], file=file), *labeled.images[1:]))
 
 
-def test_a_name_that_is_not_utf8_is_read_as_it_was(labelled, tmp_path):
+def test_a_name_that_is_not_utf8_is_read_as_it_was(labeled, tmp_path):
     name = os.fsdecode(b"fot\xf6.jpg")
-    labelled = with_first_called(labelled, name)
-    export_boxes(labelled, tmp_path / "boxes.json", "coco", source="test")
-    export_boxes(labelled, tmp_path / "yolo", "yolo", source="test")
-    export_boxes(labelled, tmp_path / "tasks.json", "label_studio", source="test")
-    of_json = read(tmp_path / "boxes.json", labelled.root, "coco")
+    labeled = with_first_called(labeled, name)
+    export_boxes(labeled, tmp_path / "boxes.json", "coco", source="test")
+    export_boxes(labeled, tmp_path / "yolo", "yolo", source="test")
+    export_boxes(labeled, tmp_path / "tasks.json", "label_studio", source="test")
+    of_json = read(tmp_path / "boxes.json", labeled.root, "coco")
     of_folder = read(tmp_path / "yolo" / "data.yaml", None, "yolo")
     for index in (of_json, of_folder):
-        check_same(index, labelled, 0.0051)
+        check_same(index, labeled, 0.0051)
         assert index.fingerprint() != replace(index, image_files=("other.jpg", *index.image_files[1:])).fingerprint()
     assert b"labels/fot\xf6.txt,1," in (tmp_path / "yolo" / "scores.csv").read_bytes()
     address = json.loads((tmp_path / "tasks.json").read_text())[0]["data"]["image"]
@@ -218,9 +218,9 @@ def test_a_name_that_is_not_utf8_is_read_as_it_was(labelled, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["fot\udcf6.jpg", "a\x01b.jpg", "a\nb.jpg"])
-def test_voc_refuses_names_that_its_xml_cannot_hold(labelled, tmp_path, name):
+def test_voc_refuses_names_that_its_xml_cannot_hold(labeled, tmp_path, name):
     with pytest.raises(ValueError, match=r"the names of 1 of 6 images, .*; the first is '(fot|a)\\.*rename them"):
-        export_boxes(with_first_called(labelled, name), tmp_path / "voc", "voc", source="test")
+        export_boxes(with_first_called(labeled, name), tmp_path / "voc", "voc", source="test")
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
     check_files([name], "yolo")
     check_files(["Aufnahme 3\u202fPM, \u65e5\u672c.jpg"], "voc")
@@ -243,38 +243,38 @@ def test_voc_refuses_names_that_lists_cannot_hold():
 
 
 @pytest.mark.parametrize("format", ["yolo", "voc"])
-def test_images_of_a_hidden_folder_are_read_as_they_were(format, labelled, tmp_path):
-    hidden = labelled.root / ".cam"
+def test_images_of_a_hidden_folder_are_read_as_they_were(format, labeled, tmp_path):
+    hidden = labeled.root / ".cam"
     hidden.mkdir()
-    first, *others = labelled.images
-    (labelled.root / first.file).rename(hidden / "a.jpg")
-    labelled = replace(labelled, images=(replace(first, file=".cam/a.jpg"), *others))
-    export_boxes(labelled, tmp_path / "out", format, source="test")
+    first, *others = labeled.images
+    (labeled.root / first.file).rename(hidden / "a.jpg")
+    labeled = replace(labeled, images=(replace(first, file=".cam/a.jpg"), *others))
+    export_boxes(labeled, tmp_path / "out", format, source="test")
     out = tmp_path / "out"
     if format == "yolo":
         index = read(out / "data.yaml", None, format)
     else:
         names = out / "class_names.txt"
-        index = read(out / "ImageSets" / "Main" / "train.txt", labelled.root, format, class_names=names)
-    check_same(index, labelled, 0.51)
+        index = read(out / "ImageSets" / "Main" / "train.txt", labeled.root, format, class_names=names)
+    check_same(index, labeled, 0.51)
 
 
 @pytest.mark.parametrize("format", ["coco", "yolo", "voc", "label_studio"])
-def test_nothing_is_replaced(format, labelled, tmp_path):
-    export_boxes(labelled, tmp_path / "out", format, source="test")
+def test_nothing_is_replaced(format, labeled, tmp_path):
+    export_boxes(labeled, tmp_path / "out", format, source="test")
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(ValueError, match="exists"):
-        export_boxes(labelled, tmp_path / "out", format, source="test")
+        export_boxes(labeled, tmp_path / "out", format, source="test")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_a_folder_appears_whole_or_not_at_all(labelled, tmp_path, monkeypatch):
+def test_a_folder_appears_whole_or_not_at_all(labeled, tmp_path, monkeypatch):
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError("no links here")
 
     monkeypatch.setattr(Path, "symlink_to", refuse)
     with pytest.raises(OSError, match="--copy-images"):
-        export_boxes(labelled, tmp_path / "yolo", "yolo", source="test")
+        export_boxes(labeled, tmp_path / "yolo", "yolo", source="test")
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 

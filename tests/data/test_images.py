@@ -90,13 +90,13 @@ def test_another_size_than_the_annotations_is_an_error():
 
 def test_every_mode_becomes_rgb():
     rgb = Image.fromarray(scene())
-    grey = scene()[..., 0]
+    gray = scene()[..., 0]
     black = Image.new("RGB", rgb.size)
-    grey_rgb = np.repeat(grey[..., None], 3, axis=2)
+    gray_rgb = np.repeat(gray[..., None], 3, axis=2)
     cases = {
-        "grey": (encode(grey, "PNG"), grey_rgb, 0),
-        "16-bit grey": (encode(grey.astype(np.uint16) * 257, "PNG"), grey_rgb, 0),
-        "1 bit": (encode(grey > 99, "PNG"), np.where(grey_rgb > 99, 255, 0), 0),
+        "gray": (encode(gray, "PNG"), gray_rgb, 0),
+        "16-bit gray": (encode(gray.astype(np.uint16) * 257, "PNG"), gray_rgb, 0),
+        "1 bit": (encode(gray > 99, "PNG"), np.where(gray_rgb > 99, 255, 0), 0),
         "palette": (encode(rgb.quantize(255), "PNG"), np.asarray(rgb.quantize(255).convert("RGB")), 0),
         "CMYK": (encode(rgb.convert("CMYK"), "JPEG", quality=95), scene(), 6),
         "opaque alpha": (encode(rgb.convert("RGBA"), "PNG"), scene(), 0),
@@ -202,7 +202,7 @@ def test_tiff_of_16_bits_is_read_and_of_32_bits_only_where_they_are_16():
 
 
 def sixteen_bit_file(values: np.ndarray, format: str, orientation: int = 1) -> bytes:
-    """Encode (H W C) values as PNG or TIFF; Pillow writes 16 bits only for grey images."""
+    """Encode (H W C) values as PNG or TIFF; Pillow writes 16 bits only for gray images."""
     height, width, channels = values.shape
     if format == "PNG":
         rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
@@ -263,7 +263,7 @@ def test_colors_of_16_bits_that_are_stored_turned_are_shown_upright(bits):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_grey_tiff_in_which_0_is_white_is_turned_round(dtype):
+def test_a_gray_tiff_in_which_0_is_white_is_turned_round(dtype):
     values = scene()[..., 0].astype(dtype) * (257 if dtype == np.uint16 else 1)
     values[0, 0] = np.iinfo(dtype).max
     content = bytearray(encode(values, "TIFF"))

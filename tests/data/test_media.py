@@ -160,7 +160,7 @@ def write_video(path: Path, frames: list[np.ndarray], rate: Fraction = Fraction(
 
 @pytest.fixture
 def frames() -> list[np.ndarray]:
-    """Six frames with odd sides in which a grey pattern moves to the right."""
+    """Six frames with odd sides in which a gray pattern moves to the right."""
     whole = np.repeat(np.pad(PATTERN, ((0, 1), (0, 41)))[..., None], 3, axis=2)
     return [np.roll(whole, 5 * step, axis=1) for step in range(6)]
 

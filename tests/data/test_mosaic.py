@@ -12,7 +12,7 @@ from ovd.data.loading.mosaic import Mosaics, join_tiles
 
 
 def tile(number: int, height: int, width: int, **changes) -> tuple[np.ndarray, Labels]:
-    """Make a grey image with one object of class `number` in its own shade of grey, and a crowd region in the
+    """Make a gray image with one object of class `number` in its own shade of gray, and a crowd region in the
     corner."""
     image = np.full((height, width, 3), 100, dtype=np.uint8)
     box = np.array([1, 2, width - 3, height - 1])

@@ -340,7 +340,7 @@ def test_a_bad_info_member_names_the_sample(tmp_path, info):
     shards = PairShards(tmp_path)
     with pytest.raises(ValueError, match=r"x\.tar:a\.json"):
         shards[0]
-    assert (shards.key(0), shards.image(0), shards.caption(0)) == ("a", b"", "")  # enough for labelling and training
+    assert (shards.key(0), shards.image(0), shards.caption(0)) == ("a", b"", "")  # enough for labeling and training
 
 
 def test_folder_and_manifest_must_name_the_same_shards(tmp_path):

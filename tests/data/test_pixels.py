@@ -14,11 +14,11 @@ from ovd.data.images.sixteen_bits import to_eight_bits
 
 RGB = np.random.default_rng(0).integers(0, 256, (7, 9, 3)).astype(np.uint8)
 RGB[0, 0] = (0, 128, 255)
-GREY = RGB[..., 0]
+GRAY = RGB[..., 0]
 ALPHA = np.where(np.arange(9) < 4, 255, 0).astype(np.uint8) * np.ones((7, 1), np.uint8)
 RGBA = np.dstack([RGB, ALPHA])
 OVER_WHITE = np.where(ALPHA[..., None] == 255, RGB, 255)
-GREY_RGB = np.dstack([GREY] * 3)
+GRAY_RGB = np.dstack([GRAY] * 3)
 
 FORMS: dict[str, tuple[Any, np.ndarray]] = {
     "RGB": (RGB, RGB),
@@ -35,12 +35,12 @@ FORMS: dict[str, tuple[Any, np.ndarray]] = {
     "RGBA": (RGBA, OVER_WHITE),
     "PIL RGBA": (Image.fromarray(RGBA), OVER_WHITE),
     "RGBA, channels first": (torch.from_numpy(RGBA).permute(2, 0, 1), OVER_WHITE),
-    "grey": (GREY, GREY_RGB),
-    "PIL of 32-bit floats": (Image.fromarray(GREY.astype(np.float32) / 255), GREY_RGB),
-    "PIL of 32-bit integers": (Image.fromarray(GREY.astype(np.int32)), GREY_RGB),
-    "PIL grey": (Image.fromarray(GREY), GREY_RGB),
-    "grey, one channel last": (GREY[..., None], GREY_RGB),
-    "grey, one channel first": (torch.from_numpy(GREY)[None], GREY_RGB),
+    "gray": (GRAY, GRAY_RGB),
+    "PIL of 32-bit floats": (Image.fromarray(GRAY.astype(np.float32) / 255), GRAY_RGB),
+    "PIL of 32-bit integers": (Image.fromarray(GRAY.astype(np.int32)), GRAY_RGB),
+    "PIL gray": (Image.fromarray(GRAY), GRAY_RGB),
+    "gray, one channel last": (GRAY[..., None], GRAY_RGB),
+    "gray, one channel first": (torch.from_numpy(GRAY)[None], GRAY_RGB),
     "a view": (np.ascontiguousarray(RGB[:, ::-1])[:, ::-1], RGB),
 }
 
@@ -73,9 +73,9 @@ def test_sixteen_bits_are_read_by_those_that_are_used(bits: int):
     values = (RGB.astype(np.uint16) << (bits - 8)) | ((1 << (bits - 8)) - 1)  # 255 becomes the largest value of `bits`
     np.testing.assert_array_equal(to_eight_bits(values), RGB)
     np.testing.assert_array_equal(as_pixels(values), RGB)
-    grey = Image.fromarray(values[..., 2])
-    assert grey.mode == "I;16"
-    np.testing.assert_array_equal(as_pixels(grey), np.dstack([RGB[..., 2]] * 3))
+    gray = Image.fromarray(values[..., 2])
+    assert gray.mode == "I;16"
+    np.testing.assert_array_equal(as_pixels(gray), np.dstack([RGB[..., 2]] * 3))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from page_data import data_of
 from PIL import Image
 
 from ovd.data.annotations import load_annotations
-from ovd.data.export.labelled_set import LabelledImage, LabelledSet
+from ovd.data.export.labeled_set import LabeledImage, LabeledSet
 from ovd.data.report import DataReport
 from ovd.data.review_page import crop_around, write_review
 
@@ -19,10 +19,10 @@ NAMES = ("cat", "</script><script>document.title='ran'</script>")
 THRESHOLDS = (0.5, 0.3)
 
 
-def image(file: str, *boxes: tuple[float, float, float, float, int, float]) -> LabelledImage:
+def image(file: str, *boxes: tuple[float, float, float, float, int, float]) -> LabeledImage:
     rows = np.array(boxes).reshape(-1, 6)
     classes = rows[:, 4].astype(np.int64)
-    return LabelledImage(file, 120, 200, rows[:, :4].astype(np.float32), classes, rows[:, 5].astype(np.float32))
+    return LabeledImage(file, 120, 200, rows[:, :4].astype(np.float32), classes, rows[:, 5].astype(np.float32))
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def page(tmp_path) -> Path:
         image("b.png", (10, 10, 40, 50, 1, 0.6)),
     )
     below = (image("a.png", (60, 5, 90, 30, 0, 0.49)), image("b.png", (50, 60, 80, 100, 1, 0.16)))
-    whole, path = LabelledSet(tmp_path, NAMES, kept), tmp_path / "out.review.html"
+    whole, path = LabeledSet(tmp_path, NAMES, kept), tmp_path / "out.review.html"
     shown = write_review(
         whole, replace(whole, images=below), THRESHOLDS, path, limit=4, title="out.json", saved_as="out.reviewed.json"
     )
@@ -61,7 +61,7 @@ def test_a_crop_holds_its_box_and_stays_in_the_image():
 
 def test_no_box_gives_a_page_that_says_so(tmp_path):
     Image.new("RGB", (200, 120)).save(tmp_path / "a.png")
-    nothing = LabelledSet(tmp_path, NAMES, (image("a.png"),))
+    nothing = LabeledSet(tmp_path, NAMES, (image("a.png"),))
     path = tmp_path / "none.html"
     assert write_review(nothing, nothing, THRESHOLDS, path, limit=9, title="none", saved_as="none.json") == 0
     with opened(path) as browser:

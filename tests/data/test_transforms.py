@@ -215,9 +215,9 @@ def test_the_side_is_known_before_the_image():
 
 def test_scale_flip_and_color_are_drawn_independently():
     transform = TrainTransform(size=100, scale=(0.5, 1), flip=0.5, color=0.4)
-    grey = np.full((50, 100, 3), 100, dtype=np.uint8)
-    grey[:, :50] = 90
-    results = [transform(grey, Labels.empty(), seed)[0] for seed in range(300)]
+    gray = np.full((50, 100, 3), 100, dtype=np.uint8)
+    gray[:, :50] = 90
+    results = [transform(gray, Labels.empty(), seed)[0] for seed in range(300)]
     widths = np.array([image.shape[1] for image in results], dtype=float)
     brightness = np.array([image.mean() for image in results])
     flipped = np.array([image[:, 0].mean() > image[:, -1].mean() for image in results], dtype=float)

@@ -19,7 +19,7 @@ import ovd.jobs.train
 from ovd.build.batches import training_batches
 from ovd.build.data import load_training_index, load_validation_index
 from ovd.build.trained import load_detector
-from ovd.config.labelling import LabelOptions
+from ovd.config.labeling import LabelOptions
 from ovd.config.training import TrainConfig
 from ovd.data.pairs.write import write_pair_shards
 from ovd.data.report import DataReport

@@ -299,7 +299,7 @@ def test_calibration_of_equal_scores_does_not_depend_on_their_order():
 
 
 def test_a_detection_at_the_threshold_is_reported():
-    """A detection exactly at the threshold is reported, as by `choose_shown`, which detection, labelling and serving
+    """A detection exactly at the threshold is reported, as by `choose_shown`, which detection, labeling and serving
     use."""
     truth, everything = every_image_has_one(1), np.ones(1, bool)
     results = Results(truth.image_ids, truth.category_ids, truth.boxes_xywh, np.full(20, 0.3))

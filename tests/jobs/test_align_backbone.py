@@ -22,7 +22,7 @@ import ovd.alignment.data
 from ovd.alignment.data import alignment_data
 from ovd.alignment.losses import DenseFeature
 from ovd.alignment.train import align
-from ovd.build.alignment import build_distillation, load_unlabelled_images
+from ovd.build.alignment import build_distillation, load_unlabeled_images
 from ovd.build.detector import load_configured_clip
 from ovd.clip.load import load_clip
 from ovd.clip.save import save_aligned
@@ -219,7 +219,7 @@ def test_mistakes_end_in_one_line(images, tmp_path):
 def test_held_out_images_are_not_trained_on(tmp_path):
     folder = write_images(tmp_path / "images", 120)
     config = small_align_config(tmp_path / "run", folder, train={"steps": 120, "held_out": 9})
-    source = load_unlabelled_images(config.data)
+    source = load_unlabeled_images(config.data)
     data = alignment_data(source, config, DataReport(), size_divisor=32)
     assert (data.num_images, data.num_held_out) == (111, 9)
     trained = {image_id for batch in data.batches_from(0) for image_id in batch.image_ids}
@@ -261,7 +261,7 @@ def test_every_family_is_aligned_and_keeps_its_properties(family, images, tmp_pa
     config.output.mkdir()
     disturb(distillation.student)
     data = alignment_data(
-        load_unlabelled_images(config.data), config, DataReport(), size_divisor=distillation.size_divisor
+        load_unlabeled_images(config.data), config, DataReport(), size_divisor=distillation.size_divisor
     )
     losses = distillation.losses(DenseFeature(distillation.student), next(data.batches_from(0)), 0)
     torch.stack(list(losses.values())).sum().backward()

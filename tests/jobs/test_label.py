@@ -1,4 +1,4 @@
-"""Labelling a user's own images: the boxes found, the choice of images, and the command."""
+"""Labeling a user's own images: the boxes found, the choice of images, and the command."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from ovd.data.report import DataReport, Finding
 from ovd.fault import Fault
 from ovd.jobs.label_images import Thresholds, batches_by_padded_shape, label_images
 from ovd.jobs.label_journal import LabelJournal, SelectedDetections
-from ovd.jobs.label_output import LabelledSets, LabelOutput
+from ovd.jobs.label_output import LabeledSets, LabelOutput
 from ovd.predictor import Predictor
 from ovd.structures import Detections
 from ovd.visualize.boxes import choose_shown
@@ -49,7 +49,7 @@ def photos(miniature_world, tmp_path_factory) -> Path:
     return folder
 
 
-def labels_of(start: Path, photos: Path, report: DataReport, batch_size: int, journal: Path) -> LabelledSets:
+def labels_of(start: Path, photos: Path, report: DataReport, batch_size: int, journal: Path) -> LabeledSets:
     root, paths = collect_images([str(photos)], recursive=True)
     trained = load_detector(start)
     inference, thresholds = build_inference(trained), Thresholds(dict.fromkeys(NAMES, LOW))
@@ -211,7 +211,7 @@ def test_no_readable_image_is_an_error_that_names_the_first(start, photos, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_labelling_goes_on_to_the_same_files(start, photos, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_labeling_goes_on_to_the_same_files(start, photos, tmp_path, monkeypatch, capsys):
     asked = [photos, "--recursive", "--classes", "anchor, umbrella", "--run", start, "--threshold", LOW, "--workers", 0]
     whole, parts = tmp_path / "whole" / "boxes.json", tmp_path / "parts" / "boxes.json"
     run(monkeypatch, *asked, "--output", whole)
@@ -240,7 +240,7 @@ def test_an_interrupted_labelling_goes_on_to_the_same_files(start, photos, tmp_p
     assert bytes_of(parts.parent) == bytes_of(whole.parent)
 
 
-def test_a_repair_of_an_image_that_an_interruption_left_unlabelled_is_counted_once(
+def test_a_repair_of_an_image_that_an_interruption_left_unlabeled_is_counted_once(
     start, miniature_world, tmp_path, monkeypatch
 ):
     scene = next((miniature_world / "images").rglob("*.jpg")).read_bytes()
@@ -276,12 +276,12 @@ def test_an_interruption_while_the_files_are_written_loses_nothing(what, start, 
         with pytest.raises(KeyboardInterrupt):
             run(patched, *asked, "--output", parts)
     assert (parts.parent / "boxes.json.partial").is_file()
-    monkeypatch.setattr(LabelJournal, "add", interrupt)  # fails if any image is labelled again
+    monkeypatch.setattr(LabelJournal, "add", interrupt)  # fails if any image is labeled again
     run(monkeypatch, *asked, "--output", parts)
     assert bytes_of(parts.parent) == bytes_of(whole.parent)
 
 
-def test_files_lie_beside_the_labels_and_none_may_exist_unless_a_labelling_goes_on(tmp_path):
+def test_files_lie_beside_the_labels_and_none_may_exist_unless_a_labeling_goes_on(tmp_path):
     file = LabelOutput(tmp_path / "new" / "my.tasks.json", "label_studio", "ovd", review_boxes=5)
     names = ("my.tasks.json.report.json", "my.tasks.json.partial", "my.tasks.review.html")
     assert (file.report, file.journal, file.review) == tuple(tmp_path / "new" / name for name in names)
@@ -318,7 +318,7 @@ def test_a_journal_that_was_removed_while_its_lock_was_waited_for_is_not_taken(t
     assert not path.exists()
 
 
-def test_an_image_that_has_changed_is_labelled_again_and_repairs_are_kept(tmp_path, monkeypatch):
+def test_an_image_that_has_changed_is_labeled_again_and_repairs_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("ovd.files.LOCK_TIMEOUT_S", 0)
     path, settings = tmp_path / "partial", {"names": ["anchor"]}
     with LabelJournal(path, settings) as journal:

@@ -1,4 +1,4 @@
-"""The pseudo-labelling job: the queries and options that it passes to its teacher."""
+"""The pseudo-labeling job: the queries and options that it passes to its teacher."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from small_trained import small_trained
 from ovd.build.trained import TrainedDetector
 from ovd.choices import QuerySource, Templates
 from ovd.commands import label_pairs
-from ovd.config.labelling import LabelOptions
+from ovd.config.labeling import LabelOptions
 from ovd.data.pairs.pair import Pair
 from ovd.data.pairs.tar import PairShards
 from ovd.data.pairs.write import write_pair_shards
@@ -181,7 +181,7 @@ def test_unreadable_images_stop_the_job_unless_they_are_to_be_skipped(tmp_path, 
     assert (counts.pairs, counts.pairs_with_boxes, counts.reasons) == (6, 1, {"F9": 5})
 
 
-def test_names_that_read_alike_are_labelled_once_under_the_first(tmp_path):
+def test_names_that_read_alike_are_labeled_once_under_the_first(tmp_path):
     (tmp_path / "names.txt").write_text("hot dog\n\nAnchor\nhot_dog\nanchor\n")
     assert read_class_names(tmp_path / "names.txt") == ("hot dog", "Anchor")
 
@@ -232,8 +232,8 @@ def test_workers_of_a_cluster_find_every_folder_wherever_they_run(teacher, is_fo
     label_pairs.main()
     (request,) = requests
     assert (request.run, request.experts.folders) == (tmp_path / "run", (tmp_path / "expert",))
-    assert (request.labelling.pairs, request.labelling.output) == (tmp_path / "p", tmp_path / "o")
-    assert request.labelling.teacher_hf == (str(tmp_path / teacher) if is_folder else teacher)
+    assert (request.labeling.pairs, request.labeling.output) == (tmp_path / "p", tmp_path / "o")
+    assert request.labeling.teacher_hf == (str(tmp_path / teacher) if is_folder else teacher)
 
 
 @pytest.mark.parametrize("option", ["--shards", "--workers"])

@@ -1,4 +1,4 @@
-"""Labelling on a Ray cluster gives the bytes of the plain job, even if a worker is killed in between."""
+"""Labeling on a Ray cluster gives the bytes of the plain job, even if a worker is killed in between."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from run_files import bytes_of
 from ovd.build.detector import build_detector
 from ovd.build.trained import load_detector
 from ovd.clip.load import load_clip
-from ovd.config.labelling import LabelOptions
+from ovd.config.labeling import LabelOptions
 from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config
 from ovd.data.pairs.manifest import ManifestEntry
@@ -206,8 +206,8 @@ def entry_of(name: str) -> ManifestEntry:
 
 
 def job(ray: FakeRay, num_shards: int = 5, threads: int = 2, first_shards: int | None = None) -> _RayJob:
-    labelling = LabelRequest(Path("p"), Path("o"), OPTIONS)
-    request = RayRequest(Path("r"), labelling, threads=threads, num_shards=first_shards)
+    labeling = LabelRequest(Path("p"), Path("o"), OPTIONS)
+    request = RayRequest(Path("r"), labeling, threads=threads, num_shards=first_shards)
     return _RayJob(ray, request, {name: entry_of(name) for name in names(num_shards)}, 2 * num_shards)
 
 

@@ -13,7 +13,7 @@ from small_trained import small_trained
 from ovd.build.crops import build_second_look
 from ovd.build.text import evaluation_text, queries_of_index
 from ovd.build.trained import TrainedDetector, build_own_inference
-from ovd.config.labelling import LabelOptions
+from ovd.config.labeling import LabelOptions
 from ovd.config.training import TrainConfig
 from ovd.data.annotations import load_annotations
 from ovd.data.loading.loader import LoaderOptions

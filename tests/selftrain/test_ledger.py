@@ -17,7 +17,7 @@ from ovd.selftrain.ledger import (
     check_labels,
     describe_capped,
     labels_fingerprint,
-    open_labelled_shards,
+    open_labeled_shards,
     read_ledger,
 )
 
@@ -74,7 +74,7 @@ def test_capped_pairs_of_all_shards_are_told(tmp_path):
 
 
 @pytest.fixture
-def labelled(tmp_path):
+def labeled(tmp_path):
     """Two shards of three pairs, the second of which has labels: the pairs and the two folders."""
     pairs = [Pair(f"{row}é", b"image %d" % row * (row + 1), f"caption {row}", {"row": row}) for row in range(6)]
     folder, file = tmp_path / "pairs", tmp_path / "labels" / "00001.safetensors"
@@ -88,44 +88,44 @@ def labelled(tmp_path):
     return pairs, folder, file
 
 
-def test_labelled_shards_are_opened_without_being_read(labelled, monkeypatch):
-    pairs, folder, file = labelled
+def test_labeled_shards_are_opened_without_being_read(labeled, monkeypatch):
+    pairs, folder, file = labeled
 
     def read(*arguments):
         raise AssertionError("a shard was read from end to end")
 
     monkeypatch.setattr("ovd.data.pairs.tar.index_shard", read)
-    shards = open_labelled_shards(folder, [file])
+    shards = open_labeled_shards(folder, [file])
     assert [shards[row] for row in range(len(shards))] == pairs[3:]
     assert shards.positions("00001.tar") == range(3)
     assert shards.location(1) == "00001.tar:4é"
 
 
-def test_labels_without_a_ledger_or_of_another_shard_are_refused(labelled):
-    _, folder, file = labelled
+def test_labels_without_a_ledger_or_of_another_shard_are_refused(labeled):
+    _, folder, file = labeled
     shard, ledger = folder / "00001.tar", file.with_suffix(".json")
     whole = shard.read_bytes()
     shard.write_bytes(whole + bytes(512))
     with pytest.raises(ValueError, match=f"{len(whole) + 512} bytes, but had {len(whole)} when.*label it again"):
-        open_labelled_shards(folder, [file])
+        open_labeled_shards(folder, [file])
     shard.write_bytes(whole)
     content = ledger.read_text()
     ledger.write_text(json.dumps({**json.loads(content), "shard": {"file": "00001.tar", "sha256": "0" * 64}}))
     with pytest.raises(ValueError, match=r"made from another version of 00001\.tar"):
-        open_labelled_shards(folder, [file])
+        open_labeled_shards(folder, [file])
     (folder / MANIFEST_NAME).unlink()  # without a manifest, the shard cannot be checked
-    assert len(open_labelled_shards(folder, [file])) == 3
+    assert len(open_labeled_shards(folder, [file])) == 3
     ledger.write_text(content)
-    assert len(open_labelled_shards(folder, [file], text_tower="tower")) == 3
+    assert len(open_labeled_shards(folder, [file], text_tower="tower")) == 3
     with pytest.raises(ValueError, match=r"00001\.safetensors was made with a different text tower"):
-        open_labelled_shards(folder, [file], text_tower="another")
+        open_labeled_shards(folder, [file], text_tower="another")
     ledger.write_text(content[:-2])
     with pytest.raises(ValueError, match=r"00001\.json cannot be read"):
-        open_labelled_shards(folder, [file])
+        open_labeled_shards(folder, [file])
 
 
-def test_labels_that_are_not_those_of_their_ledger_are_named(labelled):
-    _, _, file = labelled
+def test_labels_that_are_not_those_of_their_ledger_are_named(labeled):
+    _, _, file = labeled
     check_labels([file])
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -134,8 +134,8 @@ def test_labels_that_are_not_those_of_their_ledger_are_named(labelled):
         check_labels([file])
 
 
-def test_labels_that_were_made_with_other_settings_than_the_rest_are_refused(labelled):
-    _, folder, file = labelled
+def test_labels_that_were_made_with_other_settings_than_the_rest_are_refused(labeled):
+    _, folder, file = labeled
     other = file.with_name("00000.safetensors")
     labels = replace(some_labels(3), keys=("0é", "1é", "2é"))
     index = PairShards(folder).index("00000.tar")
@@ -149,8 +149,8 @@ def test_labels_that_were_made_with_other_settings_than_the_rest_are_refused(lab
         Ledger("00000.tar", entry["sha256"], sha256, settings, COUNTS, {}).write(other)
         prints.add(labels_fingerprint(label_files(file.parent)))
         if threshold == 0.05:
-            assert len(open_labelled_shards(folder, label_files(file.parent))) == 6
+            assert len(open_labeled_shards(folder, label_files(file.parent))) == 6
         else:
             with pytest.raises(ValueError, match=r"00001\.\w+ was made with different settings than .*score_threshold"):
-                open_labelled_shards(folder, label_files(file.parent))
+                open_labeled_shards(folder, label_files(file.parent))
     assert len(prints) == 2

@@ -1,4 +1,4 @@
-"""The pseudo-labelling job on shards of small drawn images: right labels, every pair counted, always the same bytes."""
+"""The pseudo-labeling job on shards of small drawn images: right labels, every pair counted, always the same bytes."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from run_files import bytes_of
 from small_trained import small_trained
 
 from ovd.build.trained import TrainedDetector
-from ovd.config.labelling import LabelOptions
+from ovd.config.labeling import LabelOptions
 from ovd.data.images.read import read_image
 from ovd.data.pairs.manifest import MANIFEST_NAME, list_shards
 from ovd.data.pairs.pair import Pair
@@ -451,7 +451,7 @@ def test_without_a_manifest_the_ledger_holds_the_same(tmp_path, captions_alone):
         assert bytes_of(tmp_path / "with") == bytes_of(tmp_path / "without")
 
 
-def test_a_damaged_shard_stops_before_anything_is_labelled(tmp_path, captions_alone):
+def test_a_damaged_shard_stops_before_anything_is_labeled(tmp_path, captions_alone):
     folder = shard_folder(tmp_path / "pairs", some_pairs(12))
     content = (folder / "00001.tar").read_bytes()
     (folder / "00001.tar").write_bytes(content[:-1024])
@@ -510,7 +510,7 @@ def test_workers_share_the_first_shards_in_turn(tmp_path, num_shards, has_manife
             assert of_worker.items() <= everything.items()
 
 
-def test_shards_that_are_given_are_labelled_in_their_order_in_the_folder(tmp_path, captions_alone):
+def test_shards_that_are_given_are_labeled_in_their_order_in_the_folder(tmp_path, captions_alone):
     folder = shard_folder(tmp_path / "pairs", some_pairs(13), 3)
     label_shards(folder, tmp_path / "all", FixedTeacher(), captions_alone, CAPTION)
     backwards = dict(reversed(shards_of_worker(folder, rank=1, world=2).items()))
@@ -559,7 +559,7 @@ import cv2, torch
 from tqdm import tqdm
 from ovd.build.detector import build_detector
 from ovd.clip.load import load_clip
-from ovd.config.labelling import LabelOptions
+from ovd.config.labeling import LabelOptions
 from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config
 from ovd.inference import Inference

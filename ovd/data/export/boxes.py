@@ -20,7 +20,7 @@ from pathlib import Path
 from ovd.choices import ExportFormatName
 from ovd.data.export.coco import coco_content
 from ovd.data.export.label_studio import LOCAL_FILES, label_studio_setup, label_studio_tasks
-from ovd.data.export.labelled_set import LabelledSet
+from ovd.data.export.labeled_set import LabeledSet
 from ovd.data.export.voc import write_voc
 from ovd.data.export.yolo import write_yolo
 from ovd.data.images.files import is_drawn, is_image_name
@@ -28,7 +28,7 @@ from ovd.files import atomic_write, refuse_existing, write_json
 from ovd.format_count import format_count
 
 SMALLEST_EXPORTED_PX = 2.0
-"""Smallest side of an exported box in pixels. Code that makes a `LabelledSet` leaves out smaller boxes, since after
+"""Smallest side of an exported box in pixels. Code that makes a `LabeledSet` leaves out smaller boxes, since after
 rounding readers may find them under 1 px."""
 _JOINERS = re.compile("[\u200c\u200d]")
 """Zero-width characters of Persian, Indian and other scripts."""
@@ -99,7 +99,7 @@ def outputs_of(output: Path, format: ExportFormatName) -> list[Path]:
 
 
 def export_boxes(
-    labelled: LabelledSet,
+    labeled: LabeledSet,
     output: Path,
     format: ExportFormatName,
     *,
@@ -119,22 +119,22 @@ def export_boxes(
         ValueError: the output exists, or a name cannot be written.
         OSError: the output cannot be written; for `yolo` also if links cannot be created.
     """
-    check_names(labelled.names)
-    check_files([image.file for image in labelled.images], format)
+    check_names(labeled.names)
+    check_files([image.file for image in labeled.images], format)
     for path in outputs_of(output, format):
         refuse_existing(path)
     output.parent.mkdir(parents=True, exist_ok=True)
     match format:
         case "coco":
-            write_json(output, coco_content(labelled), indent=None)
+            write_json(output, coco_content(labeled), indent=None)
         case "label_studio":
-            write_json(output, label_studio_tasks(labelled, source=source, image_url=image_url), indent=None)
+            write_json(output, label_studio_tasks(labeled, source=source, image_url=image_url), indent=None)
             with atomic_write(outputs_of(output, format)[1]) as file:
-                file.write(label_studio_setup(labelled.names))
+                file.write(label_studio_setup(labeled.names))
         case "yolo":
-            _whole_folder(output, lambda folder: write_yolo(labelled, folder, copy_images=copy_images))
+            _whole_folder(output, lambda folder: write_yolo(labeled, folder, copy_images=copy_images))
         case "voc":
-            _whole_folder(output, lambda folder: write_voc(labelled, folder))
+            _whole_folder(output, lambda folder: write_voc(labeled, folder))
 
 
 def _whole_folder(path: Path, write: Callable[[Path], None]) -> None:

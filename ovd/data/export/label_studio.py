@@ -8,20 +8,20 @@ from xml.etree.ElementTree import Element, SubElement
 
 import numpy as np
 
-from ovd.data.export.labelled_set import LabelledSet, rows_of
+from ovd.data.export.labeled_set import LabeledSet, rows_of
 from ovd.data.export.xml_text import xml_text
 
 LOCAL_FILES = "/data/local-files/?d="
 """URL prefix of files in Label Studio's local storage."""
 
 
-def label_studio_tasks(labelled: LabelledSet, *, source: str, image_url: str = LOCAL_FILES) -> list[dict[str, Any]]:
+def label_studio_tasks(labeled: LabeledSet, *, source: str, image_url: str = LOCAL_FILES) -> list[dict[str, Any]]:
     """Return Label Studio tasks with predictions, with boxes in percent of the image's sides.
 
     The score of a task is the lowest score of its boxes, so that sorting by it brings up the tasks to review.
     """
     tasks = []
-    for image in labelled.images:
+    for image in labeled.images:
         sides = np.array([image.width, image.height] * 2, np.float64)
         percent = (100 * image.boxes.astype(np.float64) / sides).round(6)
         result = [
@@ -39,7 +39,7 @@ def label_studio_tasks(labelled: LabelledSet, *, source: str, image_url: str = L
                     "width": round(x1 - x0, 6),
                     "height": round(y1 - y0, 6),
                     "rotation": 0,
-                    "rectanglelabels": [labelled.names[name]],
+                    "rectanglelabels": [labeled.names[name]],
                 },
                 "score": score,
             }

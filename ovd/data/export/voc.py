@@ -7,20 +7,20 @@ from xml.etree.ElementTree import Element, SubElement
 import numpy as np
 
 from ovd.data.export.flat_names import flat_names
-from ovd.data.export.labelled_set import LabelledSet, rows_of
+from ovd.data.export.labeled_set import LabeledSet, rows_of
 from ovd.data.export.xml_text import xml_text
 from ovd.data.images.files import is_image_name
 
 
-def write_voc(labelled: LabelledSet, folder: Path) -> None:
+def write_voc(labeled: LabeledSet, folder: Path) -> None:
     """Write an XML file for each image, the list of these files, and the class names."""
     (folder / "Annotations").mkdir()
     (folder / "ImageSets" / "Main").mkdir(parents=True)
-    files = [image.file for image in labelled.images]
+    files = [image.file for image in labeled.images]
     # Readers first look for an image with the XML file's own name, which must not be another image.
-    others = {os.path.splitext(entry.name)[0] for entry in os.scandir(labelled.root) if is_image_name(entry.name)}
+    others = {os.path.splitext(entry.name)[0] for entry in os.scandir(labeled.root) if is_image_name(entry.name)}
     stems = [os.path.splitext(file)[0] for file in flat_names(files, avoid=others)]
-    for image, stem in zip(labelled.images, stems, strict=True):
+    for image, stem in zip(labeled.images, stems, strict=True):
         root = Element("annotation")
         SubElement(root, "filename").text = image.file
         size = SubElement(root, "size")
@@ -29,7 +29,7 @@ def write_voc(labelled: LabelledSet, folder: Path) -> None:
         corners = image.boxes.astype(np.float64).round()
         for (x0, y0, x1, y1), name, score in rows_of(corners, image):
             item = SubElement(root, "object")
-            SubElement(item, "name").text = labelled.names[name]
+            SubElement(item, "name").text = labeled.names[name]
             SubElement(item, "difficult").text = "0"
             SubElement(item, "score").text = str(score)
             box = SubElement(item, "bndbox")
@@ -38,4 +38,4 @@ def write_voc(labelled: LabelledSet, folder: Path) -> None:
                 SubElement(box, corner).text = str(int(pixel))
         (folder / "Annotations" / f"{stem}.xml").write_text(xml_text(root), encoding="utf-8")
     (folder / "ImageSets" / "Main" / "train.txt").write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
-    (folder / "class_names.txt").write_text("".join(f"{name}\n" for name in labelled.names), encoding="utf-8")
+    (folder / "class_names.txt").write_text("".join(f"{name}\n" for name in labeled.names), encoding="utf-8")

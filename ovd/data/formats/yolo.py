@@ -66,7 +66,7 @@ def read_yolo(request: ReadRequest, report: DataReport) -> AnnotationTable:
     _notice_odd_labels(listing, report)
 
     kept, sizes = readable_sizes(listing.images, report, stops=request.is_for_evaluation)
-    _notice_unlabelled(annotations, listing, kept.tolist(), report)
+    _notice_unlabeled(annotations, listing, kept.tolist(), report)
     rows_of_image = [_read_labels(listing.labels[image]) for image in kept.tolist()]
     image_of_object = np.repeat(np.arange(len(kept)), [len(rows) for rows in rows_of_image]).astype(np.int64)
     rows = [row for of_image in rows_of_image for row in of_image]
@@ -151,7 +151,7 @@ def _image_stems(folder: Path) -> set[str]:
     return {os.path.splitext(name)[0] for name in filter(is_image_name, names)}
 
 
-def _notice_unlabelled(path: Path, listing: Listing, kept: Sequence[int], report: DataReport) -> None:
+def _notice_unlabeled(path: Path, listing: Listing, kept: Sequence[int], report: DataReport) -> None:
     """Report how many readable images have no label file: they are background, or their labels were lost."""
     without = [listing.images[image] for image in kept if listing.labels[image] is None]
     if without:

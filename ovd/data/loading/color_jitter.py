@@ -54,9 +54,9 @@ class ColorChange:
             if step == 0:
                 whole *= self.brightness
             elif step == 1:
-                grey = _LUMA @ whole
+                gray = _LUMA @ whole
                 whole *= self.contrast
-                whole[:, 3] += (1 - self.contrast) * (grey[:3] @ mean + grey[3])
+                whole[:, 3] += (1 - self.contrast) * (gray[:3] @ mean + gray[3])
             elif step == 2:
                 whole = self.saturation * whole + (1 - self.saturation) * (_LUMA @ whole)
             else:

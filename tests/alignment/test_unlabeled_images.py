@@ -8,7 +8,7 @@ from small_alignment import small_align_config, write_images
 from small_run import source_of
 
 from ovd.alignment.images import images_from_folder, images_from_shards
-from ovd.build.alignment import load_unlabelled_images
+from ovd.build.alignment import load_unlabeled_images
 from ovd.config.alignment import AlignData
 from ovd.config_files import parse_config
 from ovd.data.images.read import read_image
@@ -56,7 +56,7 @@ def test_shards_give_their_images_and_a_part_of_them_the_first(tmp_path):
 
 def test_a_training_set_gives_its_images_and_none_of_its_labels(miniature_world):
     data = parse_config({"source": source_of(miniature_world, validated=False)}, AlignData, "test")
-    images = load_unlabelled_images(data)
+    images = load_unlabeled_images(data)
     assert len(images) > 50
     record = images.record(3)
     assert record.path.is_file()
@@ -67,4 +67,4 @@ def test_relative_folders_start_at_the_data_root(tmp_path, monkeypatch):
     write_images(tmp_path / "photos", 3)
     monkeypatch.setenv("OVD_DATA", str(tmp_path))
     config = small_align_config(tmp_path / "run", Path("photos"))
-    assert len(load_unlabelled_images(config.data)) == 3
+    assert len(load_unlabeled_images(config.data)) == 3

@@ -1,6 +1,6 @@
-"""Measure the start of a training on labelled image-text pairs: reading and filtering the labels, and their memory.
+"""Measure the start of a training on labeled image-text pairs: reading and filtering the labels, and their memory.
 
-    python bench/labelled_pairs.py
+    python bench/labeled_pairs.py
 
 Label files have random boxes in clusters, as a teacher gives them: 30 boxes and three texts per pair. The filter
 `one_to_one` is compared with a loop over the pairs, on one file; if their boxes differ, no ratio is given. Then all
@@ -25,9 +25,9 @@ from ovd.data.index import Ragged
 from ovd.data.pairs.shard_index import ShardIndex
 from ovd.precision import describe_machine
 from ovd.selftrain.filter import SAME_PLACE_IOU, filter_labels
-from ovd.selftrain.labelled_pairs import LabelledPairs, limit_boxes_per_text, read_filtered_labels
+from ovd.selftrain.labeled_pairs import LabeledPairs, limit_boxes_per_text, read_filtered_labels
 from ovd.selftrain.labels import ShardLabels, read_labels, shard_name, write_labels
-from ovd.selftrain.ledger import LabelCounts, Ledger, open_labelled_shards
+from ovd.selftrain.ledger import LabelCounts, Ledger, open_labeled_shards
 from ovd.text.bank import TextBank
 from ovd.text.pair_texts import PairTexts
 
@@ -114,11 +114,11 @@ def main() -> None:
         raw = measure_seconds(forms, device, rounds=ROUNDS)
 
         before, start = resident_bytes(), time.perf_counter()
-        shards = open_labelled_shards(folder, files)
+        shards = open_labeled_shards(folder, files)
         kept, _ = read_filtered_labels(files, FILTERS, shards)
         texts = PairTexts(map(TextBank, files), [of_shard.pair_counts for of_shard in kept], first_id=0)
         kept, _ = limit_boxes_per_text(kept, texts, MAX_PER_TEXT)
-        pairs = LabelledPairs(shards, kept, texts, with_boxes=True, box_counts={})
+        pairs = LabeledPairs(shards, kept, texts, with_boxes=True, box_counts={})
         seconds, grown = time.perf_counter() - start, resident_bytes() - before
         num_pairs = NUM_SHARDS * PAIRS
         result = {
@@ -134,7 +134,7 @@ def main() -> None:
             "cc12m_resident_gib": grown / num_pairs * CC12M_PAIRS / 2**30,
         }
     print(json.dumps(result, indent=2))
-    save("labelled_pairs", result, device)
+    save("labeled_pairs", result, device)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from ovd.shapes import Float32, Float64, Int64
 
 
 @dataclass(frozen=True)
-class LabelledImage:
+class LabeledImage:
     """An image and its boxes: xyxy in pixels, inside the image, in any order."""
 
     file: str
@@ -23,12 +23,12 @@ class LabelledImage:
 
 
 @dataclass(frozen=True)
-class LabelledSet:
+class LabeledSet:
     """Images with boxes, their folder and the class names."""
 
     root: Path
     names: tuple[str, ...]
-    images: tuple[LabelledImage, ...]
+    images: tuple[LabeledImage, ...]
 
     @property
     def num_boxes(self) -> int:
@@ -36,7 +36,7 @@ class LabelledSet:
 
 
 def rows_of(
-    boxes: Float64[np.ndarray, "K 4"], image: LabelledImage
+    boxes: Float64[np.ndarray, "K 4"], image: LabeledImage
 ) -> list[tuple[tuple[float, float, float, float], int, float]]:
     """Return box, class row and score, rounded to four decimals, of each object."""
     scores = image.scores.astype(np.float64).round(4).tolist()

@@ -32,7 +32,7 @@ def read_filtered_labels(
 
     Args:
         files: the label files (`label_files`).
-        shards: the shards of the files (`open_labelled_shards`).
+        shards: the shards of the files (`open_labeled_shards`).
 
     Returns:
         The labels left of each file, and the number of boxes by the filter that removed them, and under "kept".
@@ -86,7 +86,7 @@ def limit_boxes_per_text(
     return left, len(is_best) - int(is_best.sum())
 
 
-class LabelledPairs:
+class LabeledPairs:
     """The pairs that have a label to train on, in the order of their shards; an `ImageSource` of the loader.
 
     The classes of a record are ids of texts; its `image_texts` are the texts of the pair (`read_filtered_labels`). An
@@ -104,7 +104,7 @@ class LabelledPairs:
     ):
         """
         Args:
-            shards: the same pairs as in the labels, in the same order (`open_labelled_shards`).
+            shards: the same pairs as in the labels, in the same order (`open_labeled_shards`).
             labels: kept labels of each shard.
             texts: the distinct texts of the labels, with their ids.
             with_boxes: whether to use the pairs with a kept box, with their boxes; otherwise every pair with a text is
@@ -117,12 +117,12 @@ class LabelledPairs:
         self._shards = shards
         self._labels = labels
         self.texts = texts
-        """Distinct texts of all labelled pairs, with their ids."""
+        """Distinct texts of all labeled pairs, with their ids."""
         self.box_counts = box_counts
         """Number of boxes by the filter that removed them, and under "kept"."""
         self._with_boxes = with_boxes
         self._starts = np.cumsum([0, *map(len, labels)])
-        self.num_labelled = len(shards)
+        self.num_labeled = len(shards)
         """Number of pairs given to the teacher, including those without a label to train on."""
         if self._starts[-1] != len(shards):
             raise ValueError(f"{shards.directory} has {len(shards)} pairs, but its labels have {self._starts[-1]}")

@@ -1,4 +1,4 @@
-"""Settings for labelling image-text pairs."""
+"""Settings for labeling image-text pairs."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Labelled pairs as training data: the choice of pairs, boxes and texts."""
+"""Labeled pairs as training data: the choice of pairs, boxes and texts."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ from ovd.data.pairs.tar import PairShards
 from ovd.data.pairs.write import write_pair_shards
 from ovd.format_count import format_count
 from ovd.selftrain.filtered_labels import FilteredLabels
-from ovd.selftrain.labelled_pairs import LabelledPairs, limit_boxes_per_text, read_filtered_labels
+from ovd.selftrain.labeled_pairs import LabeledPairs, limit_boxes_per_text, read_filtered_labels
 from ovd.selftrain.labels import ShardLabels, write_labels
 from ovd.selftrain.ledger import LabelCounts, Ledger
 from ovd.text.bank import TextBank
@@ -72,7 +72,7 @@ def test_pairs_with_a_kept_box_with_their_own_pixels_boxes_and_texts(parts):
     kept = everything(labels)
     kept[0][1] = False  # drop the second box of pair 0
     kept[1][1:3] = False  # drop both boxes of pair 4
-    pairs = LabelledPairs(shards, kept_of(labels, kept), texts, with_boxes=True, box_counts={})
+    pairs = LabeledPairs(shards, kept_of(labels, kept), texts, with_boxes=True, box_counts={})
     assert [-1 - identifier for identifier in pairs.image_ids.tolist()] == [0, 3, 5]
     assert [pairs.encoded(row) for row in range(3)] == [b"image 0", b"image 3", b"image 5"]
     cat, dog = texts.ids(0).tolist()
@@ -102,7 +102,7 @@ def test_where_all_images_were_asked_for_the_same_classes_only_those_that_were_f
     ]
     (cat, dog), (bird, _) = texts.ids(0).tolist(), texts.ids(1).tolist()
     for with_boxes in (True, False):
-        pairs = LabelledPairs(shards, kept, texts, with_boxes=with_boxes, box_counts={})
+        pairs = LabeledPairs(shards, kept, texts, with_boxes=with_boxes, box_counts={})
         assert [-1 - identifier for identifier in pairs.image_ids.tolist()] == [0, 1, 3, 4]
         found = [pairs.record(row).labels.image_texts.tolist() for row in range(len(pairs))]
         assert found == [[dog], [cat], [bird], [bird]]
@@ -136,7 +136,7 @@ def test_the_ledger_says_whether_a_text_must_have_been_found_and_where_boxes_may
 
 def test_image_level_labels_take_every_pair_with_a_text_and_no_box(parts):
     shards, labels, texts = parts
-    pairs = LabelledPairs(shards, kept_of(labels, everything(labels)), texts, with_boxes=False, box_counts={})
+    pairs = LabeledPairs(shards, kept_of(labels, everything(labels)), texts, with_boxes=False, box_counts={})
     assert [-1 - identifier for identifier in pairs.image_ids.tolist()] == [0, 2, 3, 4, 5]
     for row in range(len(pairs)):
         assert len(pairs.record(row).labels.boxes) == len(pairs.record(row).labels.classes) == 0
@@ -146,11 +146,11 @@ def test_image_level_labels_take_every_pair_with_a_text_and_no_box(parts):
 def test_nothing_left_and_other_shards_are_errors(parts):
     shards, labels, texts = parts
     with pytest.raises(ValueError, match="passes the filters"):
-        LabelledPairs(
+        LabeledPairs(
             shards, kept_of(labels, [~mask for mask in everything(labels)]), texts, with_boxes=True, box_counts={}
         )
     with pytest.raises(ValueError, match="6 pairs, but its labels have 3"):
-        LabelledPairs(shards, kept_of(labels[:1], everything(labels)[:1]), texts, with_boxes=True, box_counts={})
+        LabeledPairs(shards, kept_of(labels[:1], everything(labels)[:1]), texts, with_boxes=True, box_counts={})
 
 
 def test_what_is_not_kept_is_not_held(parts):
@@ -175,7 +175,7 @@ def test_the_fingerprint_tells_labels_apart(parts):
     shards, labels, texts = parts
 
     def fingerprint(masks: list[np.ndarray], first: ShardLabels = labels[0]) -> str:
-        return LabelledPairs(
+        return LabeledPairs(
             shards, kept_of([first, labels[1]], masks), texts, with_boxes=True, box_counts={}
         ).fingerprint()
 
@@ -206,7 +206,7 @@ def test_the_fingerprint_tells_ids_of_texts_apart(parts):
     banks = [TextBank(variants.path) for variants in texts._banks]
     other = PairTexts(banks, [np.ones(2, np.int64), np.ones(2, np.int64)], first_id=101)
     found = {
-        LabelledPairs(shards, kept_of(labels, everything(labels)), of, with_boxes=True, box_counts={}).fingerprint()
+        LabeledPairs(shards, kept_of(labels, everything(labels)), of, with_boxes=True, box_counts={}).fingerprint()
         for of in (texts, other)
     }
     assert len(found) == 2
