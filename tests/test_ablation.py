@@ -23,6 +23,7 @@ from ovd.ablation.record_file import append_record, read_records
 from ovd.ablation.records import Record, missing_runs, select
 from ovd.ablation.statistics import estimate, paired_difference, row_estimate
 from ovd.ablation.tables import format_lengths, format_report, write_between_markers
+from ovd.format_count import format_count
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 HASHES = {"scratch": "a", "gated": "b", "self_training": "c"}
@@ -73,7 +74,10 @@ def test_a_torn_last_line_is_dropped_and_the_next_record_replaces_it(tmp_path, c
     path.write_bytes(whole + second[:kept])
 
     assert [one.seed for one in read_records(path, Record)] == [5]
-    assert f"line 2: left out, since it is incomplete ({len(second[:kept])} bytes)" in capsys.readouterr().err
+    assert (
+        f"line 2: left out, since it is incomplete ({format_count(len(second[:kept]), 'byte')})"
+        in capsys.readouterr().err
+    )
     append_record(path, record(seed=7))
     assert "incomplete" in capsys.readouterr().err
     assert [one.seed for one in read_records(path, Record)] == [5, 7]

@@ -174,7 +174,7 @@ def test_the_card_says_what_was_measured_and_no_more(run, tmp_path):
     assert "3 images have no box" in text
     assert "seed 5" in text
     assert "anchor, umbrella" in text
-    assert "above 0.31" in text
+    assert "threshold 0.31" in text
     assert "may not be used for" in text
     assert "secret" not in text
     assert card.data.library_name == "ovd"

@@ -120,7 +120,7 @@ def test_more_than_a_few_stop_and_a_check_sees_them_all(tmp_path):
         swap(row)
     with pytest.raises(
         DataError,
-        match=r"in 5 images, boxes reach outside the recorded height and width .* swapped\? .*sizes_from_images",
+        match=r"in 5 images, boxes reach outside the recorded height and width, .* swapped\? .*sizes_from_images",
     ):
         load(tmp_path, content, DataReport())
     report = DataReport(stops=False)

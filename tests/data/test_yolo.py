@@ -499,7 +499,7 @@ def test_small_and_outside_boxes_are_counted_by_file_and_line(root):
 @pytest.mark.parametrize(
     ("changes", "code", "message"),
     [
-        ({"train": None}, "F1", "no 'train'; it has val"),
+        ({"train": None}, "F1", "the key 'train' is missing; the file has val"),
         ({"train": "images/none"}, "F1", "'images/none', but .*images/none is not a folder"),
         ({"train": "none.txt"}, "F1", r"data\.yaml: train is 'none\.txt', but .*none\.txt is not a list of images"),
         ({"train": " "}, "F1", r"train is ' ', but"),

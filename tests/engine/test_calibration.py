@@ -182,7 +182,9 @@ def test_held_out_images_that_cannot_be_read_are_named_and_left_out(calibrated, 
     paths = [moved.index.record(row).path for row in range(len(moved.index))]
     paths[1].unlink()
     part = readable_part(moved)
-    assert f"warning[F8]: {paths[1]}: file is missing; left out of the calibration" in capsys.readouterr().err
+    assert (
+        f"warning[F8]: {paths[1]}: file is missing; the image is left out of the calibration" in capsys.readouterr().err
+    )
     assert part.index.image_ids.tolist() == np.delete(moved.index.image_ids, 1).tolist()
     assert mean_example(trained.config, part).isfinite().all()
     for path in paths[:1] + paths[2:]:

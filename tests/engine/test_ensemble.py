@@ -233,7 +233,7 @@ def test_an_ensemble_cannot_be_resumed_and_its_damage_is_seen(tmp_path):
     content = bytearray(saved.weights.read_bytes())
     content[-1] ^= 1
     saved.weights.write_bytes(content)
-    with pytest.raises(ValueError, match=r"damaged checkpoint.*model\.safetensors differs"):
+    with pytest.raises(ValueError, match=r"damaged checkpoint.*model\.safetensors does not match"):
         checkpoint.latest(tmp_path / "c")
 
 

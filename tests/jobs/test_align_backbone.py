@@ -133,7 +133,7 @@ def test_a_run_with_other_settings_or_images_is_not_continued(whole_run, images,
     run = tmp_path / "run"
     shutil.copytree(whole_run, run)
     changed = small_align_config(run, images, train={"learning_rate": 0.5, "keep_checkpoints": 9})
-    with pytest.raises(ValueError, match=r"other settings: train\.learning_rate was 0\.001, is 0\.5"):
+    with pytest.raises(ValueError, match=r"different settings: train\.learning_rate was 0\.001, is 0\.5"):
         align_backbone(changed, command="")
     step = run / "step-000006" / "state.json"
     assert step.is_file()

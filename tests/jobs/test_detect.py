@@ -248,7 +248,7 @@ def test_of_lines_before_an_error_it_is_said_where_they_are(name, photos, tmp_pa
     with pytest.raises(BrokenPipeError):
         detect_in_sources([str(photos / "a.png"), str(photos / "b.png")], stop, output)
     told = capsys.readouterr().err
-    assert ("is kept" in told) == (name is not None)
+    assert ("are kept" in told) == (name is not None)
     assert name is None or f"the detections in 1 picture before the error are kept; see {tmp_path / name}\n" in told
 
 

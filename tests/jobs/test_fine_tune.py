@@ -58,7 +58,7 @@ def test_fine_tuning_tells_what_is_gained_and_lost(start, miniature_world, tmp_p
     with pytest.raises(ValueError, match=r"averaged with weight 0\.25, not 0\.5"):
         fine_tune(config, weight=0.5)
     otherwise = config.model_copy(update={"train": config.train.model_copy(update={"backbone_rate": 0.5})})
-    with pytest.raises(ValueError, match=r"other settings: train\.backbone_rate was 0\.1, is 0\.5"):
+    with pytest.raises(ValueError, match=r"different settings: train\.backbone_rate was 0\.1, is 0\.5"):
         fine_tune(otherwise, weight=0.25)
     (tmp_path / "tuned" / "eval-new-after" / NOTE_FILE).write_text("{}")  # as if it were the note of another detector
     assert fine_tune(config, weight=0.25) == outcomes
@@ -94,7 +94,7 @@ def test_a_detector_that_cannot_be_averaged_with_its_start_is_refused_before_tra
 def test_fine_tuning_needs_a_detector_and_measures_what_it_can(start, miniature_world, tmp_path, monkeypatch, capsys):
     layout = real_layouts.coco(miniature_world, tmp_path)
     source = {name: str(value) for name, value in vars(layout).items()}
-    with pytest.raises(ValueError, match="needs init_from"):
+    with pytest.raises(ValueError, match="set init_from to its run folder"):
         fine_tune(fine_tuning_config(tmp_path / "a", source, data={"classes": "all"}), weight=0.5)
     del source["val_annotations"]
     config = fine_tuning_config(tmp_path / "b", source, init_from=str(start), data={"classes": "all"})

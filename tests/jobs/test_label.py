@@ -153,7 +153,7 @@ def test_the_command_writes_what_checks_and_trains(start, photos, tmp_path, monk
     )
     check.main()  # exits with code 2 on any fault
     assert "no faulty records" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"boxes\.json exists"):
+    with pytest.raises(ValueError, match=r"boxes\.json already exists"):
         run(monkeypatch, *asked, "--output", tmp_path / "boxes.json")
     (tmp_path / "boxes.json").unlink()
     with pytest.raises(ValueError, match=r"boxes\.json\.report\.json exists"):

@@ -196,9 +196,7 @@ def test_a_path_from_the_current_folder_is_named_with_the_data_root(tmp_path, mi
     with pytest.raises(DataError, match=r"is relative to the data root, data \(OVD_DATA\); it exists in the current"):
         preflight(config)
     layout.train_annotations.unlink()
-    words = (
-        r"data/mine/\S+ does not exist: data.source.train_annotations=\S+ starts at the data root, data \(OVD_DATA\)$"
-    )
+    words = r"data/mine/\S+ does not exist: data.source.train_annotations=\S+ is relative to the data root, data \(OVD_DATA\)$"
     with pytest.raises(DataError, match=words):
         preflight(config)
 

@@ -120,7 +120,7 @@ def test_labels_without_a_ledger_or_of_another_shard_are_refused(labeled):
     with pytest.raises(ValueError, match=r"00001\.safetensors was made with a different text tower"):
         open_labeled_shards(folder, [file], text_tower="another")
     ledger.write_text(content[:-2])
-    with pytest.raises(ValueError, match=r"00001\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"00001\.json is not a valid ledger"):
         open_labeled_shards(folder, [file])
 
 
