@@ -249,7 +249,7 @@ def test_an_evaluation_is_not_replaced_by_one_of_another_data_set(runs, monkeypa
     Path("submission/results.json").rename("submission/metrics.json")  # as of `ovd eval --results`
     with pytest.raises(SystemExit):
         evaluate("one", "--output", "submission")
-    assert "submission/metrics.json is not of an earlier evaluation of a run" in capsys.readouterr().err
+    assert "submission/metrics.json was not written by an evaluation of a run" in capsys.readouterr().err
     monkeypatch.chdir("/")  # another path to the same file
     run(monkeypatch, "eval", str(runs / "run"), "--format", "coco", "--images", str(runs / "images"),
         "--annotations", str(runs / "one/annotations/val.json"))  # fmt: skip
@@ -403,7 +403,7 @@ def test_the_cost_of_a_config_for_a_cpu_has_no_gpus_and_no_time_that_nobody_know
     run(monkeypatch, *of_cpu)
     *_, memory, time = capsys.readouterr().out.splitlines()
     assert memory.endswith(" GiB with 8 images at a time")
-    found = re.search(r"none: 300 steps of 16 images are ([\d.]+) TFLOP, .* --peak-tflops", time)
+    found = re.search(r"not known: 300 steps of 16 images are ([\d.]+) TFLOP; .* --peak-tflops", time)
     assert found is not None
     run(monkeypatch, *of_cpu, "--peak-tflops", "0.5", "--utilization", "0.2")
     time = capsys.readouterr().out.splitlines()[-1]
