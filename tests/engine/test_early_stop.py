@@ -116,7 +116,7 @@ def test_a_resume_evaluates_as_often(stopped, tmp_path, miniature_world):
     shutil.copytree(stopped[0], run)
     shutil.rmtree(run / "step-000004")
     other = stopping(run, miniature_world, patience=2, eval_every=2)
-    with pytest.raises(ValueError, match=r"other settings: .*train\.eval_every"):
+    with pytest.raises(ValueError, match=r"different settings: .*train\.eval_every"):
         train_from_config(other, resume=True)
 
 

@@ -288,7 +288,7 @@ def test_an_expert_starts_from_no_expert(start, experts, tmp_path, miniature_wor
 def test_an_expert_with_other_settings_starts_from_the_same_detector(start, experts) -> None:
     config = load_detector(experts[0]).config
     otherwise = config.model_copy(update={"train": config.train.model_copy(update={"seed": 7})})
-    words = rf"other settings: train\.seed was 0, is 7\. .* keep init_from={start} and give another output$"
+    words = rf"different settings: train\.seed was 0, is 7\. .* keep init_from={start} and give another output$"
     with pytest.raises(ValueError, match=words):
         fine_tune(otherwise, weight=0.5)
 

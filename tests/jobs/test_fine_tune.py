@@ -148,7 +148,7 @@ def test_annotations_are_split_by_image(miniature_world, tmp_path, monkeypatch, 
         assert part["annotations"] == [row for row in content["annotations"] if row["image_id"] in own]
     capsys.readouterr()
     first.unlink()
-    with pytest.raises(ValueError, match=r"second\.json exists"):
+    with pytest.raises(ValueError, match=r"second\.json already exists"):
         split_annotations.main()
     assert not first.exists()  # nothing is written unless both can be
     second.unlink()

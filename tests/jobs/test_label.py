@@ -156,7 +156,7 @@ def test_the_command_writes_what_checks_and_trains(start, photos, tmp_path, monk
     with pytest.raises(ValueError, match=r"boxes\.json already exists"):
         run(monkeypatch, *asked, "--output", tmp_path / "boxes.json")
     (tmp_path / "boxes.json").unlink()
-    with pytest.raises(ValueError, match=r"boxes\.json\.report\.json exists"):
+    with pytest.raises(ValueError, match=r"boxes\.json\.report\.json already exists"):
         run(monkeypatch, *asked, "--output", tmp_path / "boxes.json")
 
 
@@ -291,14 +291,14 @@ def test_files_lie_beside_the_labels_and_none_may_exist_unless_a_labeling_goes_o
     file.prepare_folder()
     for name in ("my.tasks.config.xml", *names[::2]):
         (tmp_path / "new" / name).touch()
-        with pytest.raises(ValueError, match=f"{name} exists"):
+        with pytest.raises(ValueError, match=f"{name} already exists"):
             file.prepare_folder()
         (tmp_path / "new" / name).unlink()
     for name in names:
         (tmp_path / "new" / name).touch()
     file.prepare_folder()
     file.path.touch()
-    with pytest.raises(ValueError, match=r"my\.tasks\.json exists"):
+    with pytest.raises(ValueError, match=r"my\.tasks\.json already exists"):
         file.prepare_folder()
 
 
