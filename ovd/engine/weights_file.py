@@ -45,7 +45,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged or hostile bytes can raise anything inside torch's unpickler
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"{path} cannot be loaded: it is damaged, or contains more than tensors: {reason}") from error
     if not isinstance(weights, dict):
         raise ValueError(f"{path} contains a {type(weights).__name__} instead of a dict of tensors; save a state_dict")

@@ -245,5 +245,5 @@ def test_a_tsv_with_paths_and_bad_columns(tmp_path):
     for columns in (["caption"], ["caption", "path", "base64"], ["caption", "path", "size"]):
         with pytest.raises(ValueError, match="columns"):
             list(read_tsv(tmp_path / "pairs.tsv", columns, tmp_path, report))
-    with pytest.raises(ValueError, match="columns ' path' are none of key, caption, path,"):
+    with pytest.raises(ValueError, match="unknown columns ' path'; allowed are key, caption, path,"):
         list(read_tsv(tmp_path / "pairs.tsv", ["caption", " path"], tmp_path, report))

@@ -620,7 +620,7 @@ def test_labels_in_a_folder_of_other_images_are_counted(root, images):
     load(root, report)
     orphans = report.first_records()[Finding("F8", "noticed")]
     where = f"{root / 'labels/extra/d.txt'}: its image is not in {root / 'images/extra'}"
-    assert f"{where}; its 2 objects are left out" in orphans
+    assert f"{where}; 2 objects left out" in orphans
     assert len(orphans) == 2 - ("d.detections.png" in images)
 
 

@@ -249,7 +249,7 @@ def test_without_images_there_are_no_pictures_and_without_a_folder_no_page(data_
     assert evaluate(data_set, tmp_path)["images"] == {}
     with pytest.raises(ValueError, match="--output FOLDER"):
         evaluate_results_file(data_set / "annotations.json", data_set / "results.json", "coco", html=True)
-    with pytest.raises(ValueError, match="misspelled is no folder: --images"):
+    with pytest.raises(ValueError, match="misspelled is not a folder"):
         evaluate(data_set, tmp_path, images=data_set / "misspelled")
 
 

@@ -278,7 +278,7 @@ def test_a_file_is_evaluated_and_reported(engine, file_format, records, expected
 def test_a_folder_that_cannot_be_made_is_told_before_the_computation(annotations, tmp_path, capsys):
     (tmp_path / "results.json").write_text(json.dumps([GOOD]))
     output = tmp_path / "results.json" / "report"
-    with pytest.raises(ValueError, match=r"report cannot be made .*; give another --output"):
+    with pytest.raises(ValueError, match=r"report cannot be created .*; give another --output"):
         evaluate_results_file(annotations, tmp_path / "results.json", "coco", output_dir=output)
     assert not capsys.readouterr().out
 

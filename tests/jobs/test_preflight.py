@@ -108,7 +108,7 @@ def test_a_training_state_that_does_not_fit_stops_before_the_text_bank(start, tm
     averaged = save_ensemble(*[find_checkpoint(start)] * 2, weight=0.5, output=tmp_path / "averaged")
     for init_from, message in (
         (start, r"parameter groups .* train the same parts, or start from the weights alone \(init_state=averaged\)"),
-        (averaged, "holds weights alone and cannot be resumed; .* init_state=averaged"),
+        (averaged, "has only weights and cannot be resumed; .* init_state=averaged"),
     ):
         more = {"init_from": str(init_from), "init_state": "training", "detector": {"frozen_layers": 1}}
         for check in (preflight, train_from_config):
@@ -209,6 +209,7 @@ def test_a_folder_of_images_that_is_missing_is_named_with_key_and_data_root(tmp_
     source = {"kind": "files", "format": "coco"} | {name: str(value) for name, value in vars(layout).items()}
     source["train_images"] = "mine/gone"
     config = small_config(tmp_path / "run", miniature_world, data={"source": source, "classes": "all"})
-    words = rf"mine/gone, does not exist: data.source.train_images=mine/gone is relative to the data root, {tmp_path}/data \("
+    relative = f"data.source.train_images=mine/gone is relative to the data root, {tmp_path}/data"
+    words = rf"mine/gone, does not exist: {relative} \("
     with pytest.raises(DataError, match=words):
         preflight(config)

@@ -231,7 +231,7 @@ def test_members_that_are_not_used_are_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ovd.jobs.ray_label.optional", lambda *_: ray)
     monkeypatch.setattr("test_ray_label.entry_of", lambda name: None)
     label_on_ray(RayRequest(Path("r"), LabelRequest(tmp_path, tmp_path / "o", OPTIONS)), address=None)
-    told = "1 members of the shards are not used, such as 0.pickle; 1 samples have no image (failed downloads)"
+    told = "1 member of the shards not used, such as 0.pickle; 1 sample without an image (failed downloads)"
     assert f"{tmp_path}: {told}\n" in capsys.readouterr().out
 
 
