@@ -96,7 +96,7 @@ def test_a_tokenizer_of_transformers_is_written_too(tmp_path):
     save(Clip(clip.model, tokenizer, clip.mean, clip.std, clip.dim), SMALL, tmp_path, weight_format="float32")
     assert (tmp_path / "tokenizer.json").is_file()
     other: Any = len
-    with pytest.raises(ValueError, match="builtin_function_or_method, cannot be written"):
+    with pytest.raises(ValueError, match="builtin_function_or_method, cannot be saved"):
         save(Clip(clip.model, other, clip.mean, clip.std, clip.dim), SMALL, tmp_path, weight_format="float32")
 
 

@@ -86,7 +86,7 @@ def test_a_detector_that_cannot_be_averaged_with_its_start_is_refused_before_tra
     source = {name: str(value) for name, value in vars(layout).items()}
     wider = {"channels": 64, "num_convs": 1}
     config = fine_tuning_config(tmp_path / "c", source, init_from=str(start), data={"classes": "all"}, detector=wider)
-    with pytest.raises(ValueError, match=r"different: detector\.channels \(32 and 64\)"):
+    with pytest.raises(ValueError, match=r"in: detector\.channels \(32 and 64\)"):
         fine_tune(config, weight=0.5)
     assert not (tmp_path / "c").exists()
 

@@ -96,7 +96,7 @@ def test_a_picture_may_be_asked_by_examples_alone_and_large_ones_are_reduced(ser
     answer = ask_with_examples(served, "", ("gadget", wide))
     assert answer.status_code == 200
     assert [row["name"] for row in answer.json()["categories"]] == ["gadget"]
-    assert "1 names, 1 examples" in served.lines[-1]
+    assert "1 name, 1 example" in served.lines[-1]
 
 
 def test_an_example_is_of_the_name_that_is_read_like_its_own(served):
