@@ -30,7 +30,7 @@ from ovd.selftrain.pseudo_label import label_shards
 from ovd.text.encoder import encode_tokens
 
 NUM_PAIRS = 128
-ROUNDS = 3
+ROUNDS = 9
 NUM_COMPARED = 5
 LARGEST_DIFFERENCE = 0.02  # bf16 rounds differently in another batch size
 LABELS = LabelOptions(queries="caption")

@@ -27,7 +27,7 @@ from ovd.boxes import clip_boxes, has_area, rescale_boxes
 from ovd.model.best_pairs import Pairs, best_pairs, check_not_nan
 from ovd.model.detection_options import DetectionOptions, SecondLookOptions
 from ovd.model.pair_scores import PointPredictions, ScoreEnsemble, Scoring
-from ovd.model.prefilter import prefilter_points
+from ovd.model.prefilter import MIN_NAMES, prefilter_points
 from ovd.model.similarity import TextClassifier, unit_embeddings
 from ovd.model.suppression import best_after_nms
 from ovd.structures import Detections, Predictions
@@ -76,7 +76,7 @@ def postprocess(
     assert ensemble is None or predictions.dense is not None, "score ensembling needs the dense CLIP feature"
     scoring = Scoring(classifiers, options, ensemble)
     images: Iterable[PointPredictions] = _clip_to_images(predictions, input_sizes)
-    if options.prefilter is not None:
+    if options.prefilter is not None and len(classifiers[0]) >= MIN_NAMES:
         (classifier,) = classifiers
         images = [image[prefilter_points(image, classifier, options.prefilter)] for image in images]
     if options.second_look is not None and len(classifiers[0]) > 1:

@@ -24,10 +24,8 @@ MIN_NAMES = 2048
 def prefilter_points(image: PointPredictions, classifier: TextClassifier, share: float) -> Int[Tensor, " K"]:
     """Return the share of points that score best for their best name of a sample, in their order.
 
-    The sample has every n-th row. All points are kept for a vocabulary of fewer than `MIN_NAMES`.
+    The sample has every n-th row of at least `NUM_SAMPLED_NAMES`.
     """
-    if len(classifier) < MIN_NAMES:
-        return torch.arange(len(image), device=image.boxes.device)
     step = len(classifier) // NUM_SAMPLED_NAMES
     logits = classifier.scale * _best_cosines(image.embeddings, classifier, step) + classifier.bias
     log_scores = F.logsigmoid(logits) + F.logsigmoid(image.quality.float())
