@@ -153,7 +153,7 @@ def test_no_cut_of_a_shard_loses_samples_in_silence(tmp_path, with_manifest):
     end = -(-last_content // 512) * 512  # the zeros after it are the end marker and padding
     for length in [0, 1, 100, *range(511, end, 131), *range(512, end, 512), end, end + 511, end + 1023]:
         shard.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"00000\.tar.*found \d samples") as caught:
+        with pytest.raises(ValueError, match=r"00000\.tar.*found \d samples?") as caught:
             PairShards(tmp_path)
         if with_manifest:
             assert "expected 4 samples" in str(caught.value)

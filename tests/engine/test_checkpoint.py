@@ -548,13 +548,13 @@ def test_other_content_is_a_clear_error(tmp_path):
     for path, message in (
         (nested, r"\(state_dict, epoch\)"),
         (listed, "contains a list"),
-        (empty, "refused"),
+        (empty, "cannot be loaded"),
         (tmp_path / "absent.pt", "no weights file"),
     ):
         with pytest.raises(ValueError, match=message):
             load_weights(path)
     (tmp_path / "model.pkl").write_bytes(b"")
-    with pytest.raises(ValueError, match="read from"):
+    with pytest.raises(ValueError, match="must end in"):
         load_weights(tmp_path / "model.pkl")
 
 
