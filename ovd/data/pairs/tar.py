@@ -235,7 +235,7 @@ def _index_or_fault(path: Path, expected: ManifestEntry | None) -> tuple[ShardIn
         if expected is None:
             # Without a manifest, the expected number of samples is unknown.
             return DataError(
-                code, f"{path}: {fault}; {format_count(num_found, 'sample')} before it, no {MANIFEST_NAME}"
+                code, f"{path}: {fault}; found {format_count(num_found, 'sample')} before it, no {MANIFEST_NAME}"
             )
         return DataError(
             code,
