@@ -40,9 +40,9 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
         The checkpoint's folder.
 
     Raises:
-        ValueError: the weight is outside 0 to 1, the runs differ in detector, CLIP or text tower, only one of them is
-            the run of an expert, both are and learned different names alone or low-rank adapters, or `output` already
-            holds a run, or cannot be made or written to.
+        ValueError: the weight is outside 0 to 1; the runs differ in detector, CLIP or text tower; only one of them is
+            the run of an expert; both are, and their experts learned different names or have low-rank adapters; or
+            `output` already holds a run, or cannot be made or written to.
         SaveError: writing failed.
     """
     experts = [found.folder for found in (first, second) if found.config_with_clip_path().get("expert") is not None]

@@ -24,7 +24,10 @@ MIN_NAMES = 2048
 def prefilter_points(image: PointPredictions, classifier: TextClassifier, share: float) -> Int[Tensor, " K"]:
     """Return the share of points that score best for their best name of a sample, in their order.
 
-    The sample has every n-th row of at least `NUM_SAMPLED_NAMES`.
+    The sample is every n-th text row, at least `NUM_SAMPLED_NAMES` of them.
+
+    Args:
+        classifier: classifier of at least `MIN_NAMES` names.
     """
     step = len(classifier) // NUM_SAMPLED_NAMES
     logits = classifier.scale * _best_cosines(image.embeddings, classifier, step) + classifier.bias
