@@ -93,8 +93,9 @@ class _WeightedNeighbors(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Float[Tensor, "B D h w"]) -> tuple[Tensor, Tensor, None]:
         shortcut, weights = ctx.saved_tensors
-        last, slope = shortcut.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
-        grad_shortcut = slope.clone(memory_format=torch.contiguous_format)
+        # The gradient of a level is a part of that of all points, so its images are not next to each other.
+        last, slope = shortcut.permute(0, 2, 3, 1).contiguous(), gradient.permute(0, 2, 3, 1).contiguous()
+        grad_shortcut = slope.clone()
         for index, (points, neighbors) in enumerate(_offsets_in_square(shortcut.shape[2], shortcut.shape[3], ctx.size)):
             grad_shortcut[neighbors].addcmul_(weights[:, index, :, :, None][points], slope[points])
         return grad_shortcut.permute(0, 3, 1, 2), _products(slope, last, ctx.size), None
