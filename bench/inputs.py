@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovd.build.detector import build_detector, load_configured_clip
-from ovd.build.trained import TrainedDetector, build_own_inference
-from ovd.clip.load import Clip, load_clip
+from ovd.clip.load import Clip
 from ovd.config.labeling import LabelOptions
 from ovd.config.training import TrainConfig
 from ovd.config_files import load_config
@@ -78,9 +77,9 @@ class BenchDetector:
     """A fresh detector on its device, and the generator of random images and texts for it."""
 
     config: TrainConfig
+    clip: Clip
+    """CLIP that the detector was built from."""
     detector: Detector
-    dim: int
-    """Number of dimensions of the text space."""
     compute: Compute
     generator: torch.Generator
 
@@ -121,7 +120,7 @@ class BenchDetector:
 
     def text(self, count: int) -> Tensor:
         """Draw random unit rows of shape (count, dim)."""
-        return F.normalize(torch.randn(count, self.dim, generator=self.generator), dim=1).to(self.device)
+        return F.normalize(torch.randn(count, self.clip.dim, generator=self.generator), dim=1).to(self.device)
 
     def step_texts(self, rows: Tensor, num_images: int) -> StepTexts:
         """Return the texts of a step that scores all classes, one per row, in every image."""
@@ -140,7 +139,7 @@ def build_bench_detector(path: Path, device: torch.device) -> BenchDetector:
     torch.manual_seed(0)
     clip = load_configured_clip(config.clip)
     detector = compute.place(build_detector(config, clip)).eval()
-    return BenchDetector(config, detector, clip.dim, compute, torch.Generator().manual_seed(0))
+    return BenchDetector(config, clip, detector, compute, torch.Generator().manual_seed(0))
 
 
 def build_training_step(bench: BenchDetector, batch: Batch, num_classes: int) -> Callable[[], object]:
@@ -166,15 +165,16 @@ def build_training_step(bench: BenchDetector, batch: Batch, num_classes: int) ->
     return step
 
 
-def write_scenes(folder: Path, count: int) -> None:
-    """Write captioned scenes of the embedded world as shards of image-text pairs."""
-    drawn = (pair_scene(index, part="pairs", settings=Settings()) for index in range(count))
+def write_scenes(folder: Path, count: int, size: int = Settings.image_size_px) -> None:
+    """Write captioned scenes of the embedded world, of this side in pixels, as shards of image-text pairs."""
+    settings = Settings(image_size_px=size)
+    drawn = (pair_scene(index, part="pairs", settings=settings) for index in range(count))
     write_pair_shards(folder, drawn, pairs_per_shard=PAIRS_PER_SHARD)
 
 
 @dataclass(frozen=True)
 class BenchTeacher:
-    """A detector of the quick start's form that labels captioned images, fresh except for its bias."""
+    """A detector that labels captioned images, fresh except for its bias."""
 
     clip: Clip
     inference: Inference
@@ -182,20 +182,22 @@ class BenchTeacher:
     teacher: OvdTeacher
 
 
-def build_bench_teacher(device: torch.device, shards: Path, options: LabelOptions) -> BenchTeacher:
-    """Build a teacher whose bias is solved on the first images and captions of shards; on a CPU with two threads."""
-    torch.set_num_threads(2)
-    config = load_config(TEACHER_CONFIG, [f"train.device={device}"], TrainConfig)
-    clip = load_clip("tiny")
-    torch.manual_seed(0)
+def build_bench_teacher(
+    device: torch.device, shards: Path, options: LabelOptions, path: Path = TEACHER_CONFIG
+) -> BenchTeacher:
+    """Build a config's teacher whose bias is solved on the first images and captions of shards.
+
+    It has random weights unless its CLIP is the tiny one; on a CPU it uses two threads.
+    """
+    bench = build_bench_detector(path, device)
+    clip, pairs = bench.clip, PairShards(shards)
+    rows = range(min(options.batch_size, len(pairs)))
+    images = torch.stack([torch.from_numpy(read_image(pairs[row].image)).permute(2, 0, 1) for row in rows])
     detection = DetectionOptions(
         score_threshold=options.score_threshold, nms_iou=0.6, max_detections=options.max_boxes + 1, candidates=2000
     )
-    trained = TrainedDetector(build_detector(config, clip), config, clip, ())
-    inference = build_own_inference(trained, options=detection)
-    detector, pairs = inference.detector, PairShards(shards)
-    rows = range(min(options.batch_size, len(pairs)))
-    images = torch.stack([torch.from_numpy(read_image(pairs[row].image)).permute(2, 0, 1) for row in rows])
+    inference = bench.inference(size=max(images.shape[2:]), options=detection)
+    detector = inference.detector
     with torch.no_grad(), inference.compute.autocast():
         embeddings = detector(images.to(device)).embeddings.flatten(0, 1).cpu()
     captions = encode_tokens(clip, clip.tokenizer([pairs.caption(row) for row in rows]))

@@ -1,9 +1,10 @@
 """Measure pseudo-labeling end to end against the detector's forward pass, and against a loop over single images.
 
     python bench/pseudo_label.py [--device cuda]
+    python bench/pseudo_label.py --config configs/lvis_base_rn50.yaml --size 640 --pairs 16 --rounds 5
 
-Captioned scenes of the embedded world, 192 px, through a fresh detector of the quick start's form. End to end is what
-tools/pseudo_label.py does: index and hash the shards, decode, encode the captions, forward pass, non-maximum
+Captioned scenes of the embedded world through a fresh detector, by default of the quick start's form. End to end is
+what tools/pseudo_label.py does: index and hash the shards, decode, encode the captions, forward pass, non-maximum
 suppression, write. The forward pass alone has its batches ready on the device; the loop takes one image after another
 through the same steps. If scores differ, no ratio is given.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from inputs import build_bench_teacher, write_scenes
+from inputs import TEACHER_CONFIG, build_bench_teacher, write_scenes
 from measured import measure_seconds, save, time_ratio
 
 from ovd.config.labeling import LabelOptions
@@ -29,8 +30,6 @@ from ovd.selftrain.labels import read_labels
 from ovd.selftrain.pseudo_label import label_shards
 from ovd.text.encoder import encode_tokens
 
-NUM_PAIRS = 128
-ROUNDS = 9
 NUM_COMPARED = 5
 LARGEST_DIFFERENCE = 0.02  # bf16 rounds differently in another batch size
 LABELS = LabelOptions(queries="caption")
@@ -42,16 +41,21 @@ def best_scores(scores: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", help="default: %(default)s")
-    device = torch.device(parser.parse_args().device)
+    parser.add_argument("--config", type=Path, default=TEACHER_CONFIG, help="config of the detector")
+    parser.add_argument("--size", type=int, default=192, help="side of the scenes in pixels (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=128, help="number of pairs (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="default: %(default)s")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="default: %(default)s")
+    arguments = parser.parse_args()
+    device, num_pairs = arguments.device, arguments.pairs
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_scenes(folder / "pairs", NUM_PAIRS)
+        write_scenes(folder / "pairs", num_pairs, arguments.size)
         pairs = PairShards(folder / "pairs")
-        bench = build_bench_teacher(device, folder / "pairs", LABELS)
+        bench = build_bench_teacher(device, folder / "pairs", LABELS, arguments.config)
         inference = bench.inference
-        images = [torch.from_numpy(read_image(pairs[row].image)).permute(2, 0, 1) for row in range(NUM_PAIRS)]
+        images = [torch.from_numpy(read_image(pairs[row].image)).permute(2, 0, 1) for row in range(num_pairs)]
         batches = [batch.to(device) for batch in torch.stack(images).split(LABELS.batch_size)]
 
         @torch.no_grad()
@@ -73,7 +77,7 @@ def main() -> None:
         def image_by_image() -> None:
             naive_scores.clear()
             rows = []
-            for position in range(NUM_PAIRS):
+            for position in range(num_pairs):
                 pair = pairs[position]
                 text = encode_tokens(bench.clip, bench.clip.tokenizer([pair.caption]))
                 found = inference.image(QueryTexts(text), read_image(pair.image))
@@ -84,7 +88,7 @@ def main() -> None:
         jobs: dict[str, Callable[[], None]] = {
             "forward_s": forward, "end_to_end_s": end_to_end, "image_by_image_s": image_by_image
         }  # fmt: skip
-        raw = measure_seconds(jobs, device, rounds=ROUNDS)
+        raw = measure_seconds(jobs, device, rounds=arguments.rounds)
         shards = [read_labels(path) for path in sorted((folder / "labels-1").glob("*.safetensors"))]
         scores = [of_shard.scores[row] for of_shard in shards for row in range(len(of_shard.keys))]
         reasons = [reason for of_shard in shards for reason in of_shard.reasons]
@@ -97,7 +101,7 @@ def main() -> None:
         raise SystemExit(f"no ratio: scores in batches and one by one differ by {max(differences):.3f}")
     result = {
         "machine": describe_machine(device),
-        "pairs": NUM_PAIRS,
+        "settings": {name: str(value) for name, value in vars(arguments).items()},
         "boxes": sum(map(len, scores)),
         "raw": raw,
         "ratio": {
