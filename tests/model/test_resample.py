@@ -24,6 +24,7 @@ def test_normalization_in_training_has_the_bits_of_torch_and_of_its_gradient(dty
 
     assert torch.equal(unit, expected)
     assert unit.dtype == torch.float32
-    assert ours.grad is not None and theirs.grad is not None
+    assert ours.grad is not None
+    assert theirs.grad is not None
     assert ours.grad.dtype == dtype
     assert torch.equal(ours.grad, theirs.grad)
