@@ -18,6 +18,8 @@ from test_decisions import make_results, make_truth
 from ovd.data import box_arrays
 from ovd.data.annotations import load_annotations
 from ovd.data.category import Category
+from ovd.data.formats.supported import FORMATS
+from ovd.data.formats.table import AnnotationTable, ReadRequest
 from ovd.data.report import DataReport
 from ovd.data.truth import Truth, TruthImage
 from ovd.evaluation.coco import COCOEvaluator
@@ -230,6 +232,21 @@ def test_the_page_changes_no_figure_of_a_file_with_a_parent_class(data_set, tmp_
     evaluate_results_file(*files, "coco", output_dir=tmp_path / "plain")
     for name in ("metrics.json", "per_class.csv", "decisions.json"):
         assert (tmp_path / "page" / name).read_text() == (tmp_path / "plain" / name).read_text()
+
+
+@pytest.mark.parametrize("with_images", [False, True])
+def test_the_annotations_are_read_once(with_images, data_set, tmp_path, monkeypatch):
+    requests = []
+
+    def read(request: ReadRequest, report: DataReport) -> AnnotationTable:
+        requests.append(request)
+        return coco.read(request, report)
+
+    coco = FORMATS["coco"]
+    monkeypatch.setitem(FORMATS, "coco", replace(coco, read=read))
+    data = evaluate(data_set, tmp_path, images=data_set if with_images else None)
+    assert bool(data["images"]) == with_images
+    assert len(requests) == 1
 
 
 def test_pictures_are_chosen_and_a_missing_one_is_said(data_set, tmp_path):
