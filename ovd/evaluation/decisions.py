@@ -13,6 +13,7 @@ nor where there is a crowd region. A pair with only a crowd region is not judged
 All arrays are sparse: only pairs with a true box or with a detection have an entry.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
@@ -52,14 +53,15 @@ class Reliability:
     """Reliability of scores as probabilities, over all detections at or above the floor. A detection is right if it
     overlaps a true box of its class at IoU 0.5."""
 
-    error: float
-    """Expected calibration error over `NUM_BINS` bins of equal count."""
-    brier: float
-    """Mean squared difference between score and outcome."""
+    error: float | None
+    """Expected calibration error over `NUM_BINS` bins of equal count; None without a detection, or if a score is above
+    1, so that scores are no probabilities."""
+    brier: float | None
+    """Mean squared difference between score and outcome; None where `error` is."""
     recall: float
     """Share of true boxes that a detection overlaps."""
     scores: Float64[np.ndarray, " B"]
-    """Mean score of each bin."""
+    """Mean score of each bin; no bin where `error` is None."""
     outcomes: Float64[np.ndarray, " B"]
     """Share of right detections in each bin."""
 
@@ -236,18 +238,21 @@ class DecisionEvaluator:
         """
         is_of_classes = classes[self._all_pairs.class_rows(self._pairs.numbers)]
         chosen = (is_of_classes & self._pairs.is_complete)[self._pair_of_detection]
+        chosen_true = is_of_classes[self._pair_of_true]
+        recall = float(self._matches.found[chosen_true].mean()) if chosen_true.any() else 0.0
         scores, right = self._scores[chosen], self._matches.overlap[chosen]
+        if not len(scores) or scores.max() > 1:
+            return Reliability(None, None, recall, scores=np.zeros(0), outcomes=np.zeros(0))
         order = np.argsort(scores, kind="stable")
         bins = [part for part in np.array_split(order, NUM_BINS) if len(part)]
         share_right = _means_of_equal(scores, right)
         means = np.array([scores[part].mean() for part in bins])
         outcomes = np.array([share_right[part].mean() for part in bins])
-        weights = np.array([len(part) for part in bins]) / max(1, len(order))
-        chosen_true = is_of_classes[self._pair_of_true]
+        weights = np.array([len(part) for part in bins]) / len(order)
         return Reliability(
             error=float((weights * np.abs(means - outcomes)).sum()),
-            brier=float(((scores - right) ** 2).mean()) if len(scores) else 0.0,
-            recall=float(self._matches.found[chosen_true].mean()) if chosen_true.any() else 0.0,
+            brier=math.fsum(((scores - right) ** 2).tolist()) / len(scores),  # exact, whatever the order of the images
+            recall=recall,
             scores=means,
             outcomes=outcomes,
         )

@@ -131,7 +131,8 @@ def _boxes(measures: Measures, image_id: int) -> list[list[Any]]:
     found, right, counted = verdicts.reported.take(chosen), verdicts.is_right[chosen], verdicts.is_counted[chosen]
     kinds = np.where(counted, np.where(right, _KINDS.index("right"), _KINDS.index("wrong")), _KINDS.index("unknown"))
     classes = truth.category_rows(found.category_ids).tolist()
-    columns = (found.boxes_xywh.round(1).tolist(), classes, kinds.tolist(), found.scores.round(3).tolist())
+    scores = [round(score, 3) for score in found.scores.tolist()]  # NumPy rounds very large ones to infinity
+    columns = (found.boxes_xywh.round(1).tolist(), classes, kinds.tolist(), scores)
     detections = [[*box, name, kind, score] for box, name, kind, score in zip(*columns, strict=True)]
     detections.sort(key=lambda row: -row[-1])
     missed = of_truth("missed", true_rows[here & ~verdicts.is_found])
