@@ -1,6 +1,7 @@
 """report.html: its numbers against plain loops, names that contain markup, and the page in a browser."""
 
 import json
+import os
 import re
 import time
 from collections import Counter
@@ -247,6 +248,14 @@ def test_the_annotations_are_read_once(with_images, data_set, tmp_path, monkeypa
     data = evaluate(data_set, tmp_path, images=data_set if with_images else None)
     assert bool(data["images"]) == with_images
     assert len(requests) == 1
+
+
+def test_a_results_file_whose_name_is_no_text_has_a_page(data_set, tmp_path):
+    results = tmp_path / os.fsdecode(b"r\xe9sultats.json")
+    results.write_bytes((data_set / "results.json").read_bytes())
+    evaluate_results_file(data_set / "annotations.json", results, "coco", output_dir=tmp_path / "out", html=True)
+    assert "<title>r?sultats.json: evaluation</title>" in (tmp_path / "out" / "report.html").read_text()
+    assert data_of(tmp_path / "out" / "report.html")["title"] == results.name
 
 
 def test_pictures_are_chosen_and_a_missing_one_is_said(data_set, tmp_path):
