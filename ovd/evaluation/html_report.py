@@ -123,7 +123,7 @@ def _false_alarms(measures: Measures) -> list[int]:
     verdicts, pairs = measures.decisions.verdicts, ImageClassPairs(measures.truth)
     absent = verdicts.reported.take(verdicts.is_absent)
     numbers = np.unique(pairs.numbers(absent.image_ids, absent.category_ids))
-    return np.bincount(numbers % max(1, pairs.num_classes), minlength=pairs.num_classes).tolist()
+    return np.bincount(pairs.class_rows(numbers), minlength=pairs.num_classes).tolist()
 
 
 def _curves(measures: Measures) -> list[Curve]:

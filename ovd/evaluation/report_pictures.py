@@ -82,8 +82,8 @@ def choose_images(tally: _ImageCounts, has_file: Bool[np.ndarray, " N"]) -> dict
     """
     errors = tally.wrong + tally.missed
     some = np.flatnonzero((errors + tally.right > 0) & has_file)
-    worst = some[np.lexsort([some, tally.right[some], -errors[some], tally.f1[some]])]
-    best = some[np.lexsort([some, -tally.right[some], -tally.f1[some]])]
+    worst = some[np.lexsort([tally.right[some], -errors[some], tally.f1[some]])]
+    best = some[np.lexsort([-tally.right[some], -tally.f1[some]])]
     num_worst = min(NUM_PICTURES, -(-len(some) // 2))
     shown = worst[:num_worst].tolist()
     return {"worst": shown, "best": [row for row in best.tolist() if row not in shown][:NUM_PICTURES]}
