@@ -134,7 +134,7 @@ class _Pairs:
     num_true: Int64[np.ndarray, " S"]
     """Number of true boxes."""
     best_scores: Float64[np.ndarray, " S"]
-    """Score of the best detection; 0 without one."""
+    """Score of the best detection; -infinity without one."""
     is_present: Bool[np.ndarray, " S"]
     """Whether the class is known to be in the image."""
     is_absent: Bool[np.ndarray, " S"]
@@ -182,7 +182,7 @@ class DecisionEvaluator:
     def _collect_pairs(self, numbers: Int64[np.ndarray, " S"]) -> _Pairs:
         """Collect the true presence and the reported scores of these pairs."""
         num_true = np.bincount(self._pair_of_true, minlength=len(numbers))
-        best_scores: Float64[np.ndarray, " S"] = np.zeros(len(numbers))
+        best_scores = np.full(len(numbers), -np.inf)
         np.maximum.at(best_scores, self._pair_of_detection, self._scores)
         is_judged = self._judged.contains(numbers)
         return _Pairs(

@@ -212,6 +212,18 @@ def test_an_own_threshold_below_the_floor_is_judged_at_and_low_scores_are_warned
     assert "all scores are below 0.05" in format_decisions(without)
 
 
+def test_at_an_own_threshold_of_zero_only_detected_classes_are_reported():
+    truth = make_truth()
+    results = make_results(truth)
+    everything = {"all": np.ones(NUM_CLASSES, bool)}
+    (at_zero,), (just_above,) = (
+        measure_decisions(truth, results, everything, own_threshold=threshold).groups for threshold in (0.0, 1e-9)
+    )
+    assert at_zero.at_own_threshold == just_above.at_own_threshold
+    assert at_zero.at_own_threshold is not None
+    assert 0 < at_zero.at_own_threshold.pmF1 < 1
+
+
 def test_a_table_has_a_dash_for_what_is_not_known():
     truth = make_truth()
     none = truth.restrict(np.zeros(0, np.int64), np.zeros(0, np.int64))
