@@ -64,11 +64,10 @@ class COCOEvaluator(BoxEvaluator):
         self._check_values(results, source)
         self._check_ids(results, source, self._whole)
         if self._whole is not self.truth:
-            images = np.setdiff1d(self._whole.ids_of_images, self.truth.ids_of_images)
-            categories = np.setdiff1d(self._whole.ids_of_categories, self.truth.ids_of_categories)
-            beyond = np.isin(results.image_ids, images) | np.isin(results.category_ids, categories)
-            self._num_beyond += int(beyond.sum())
-            results = results.take(~beyond)
+            judged = np.isin(results.image_ids, self.truth.ids_of_images)
+            judged &= np.isin(results.category_ids, self.truth.ids_of_categories)
+            self._num_beyond += int((~judged).sum())
+            results = results.take(judged)
         self._parts.append(results)
 
     def clear(self) -> None:
