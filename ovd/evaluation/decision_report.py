@@ -61,7 +61,7 @@ class DecisionReport:
     def warning(self) -> str | None:
         """Warning about scores that are no probabilities or are all too low; None for other scores."""
         least, largest = self.score_range
-        if 0 <= least and largest < MIN_DECISION_SCORE:
+        if least >= 0 and largest < MIN_DECISION_SCORE:
             advice = (
                 "Rescale the scores, or calibrate the detector (train.calibration); AP stays the same"
                 if self.own_threshold is None
@@ -72,9 +72,11 @@ class DecisionReport:
             )
         if least >= 0 and largest <= 1:
             return None
+        unmeasured = "; with a score above 1, ECE and Brier are not measured" if largest > 1 else ""
         return (
-            f"scores are from {least:g} to {largest:g}, but decisions and calibration read them as probabilities, from "
-            f"0 to 1, and leave out those below {MIN_DECISION_SCORE}. Rescale the scores; AP stays the same"
+            f"scores are from {least:.10g} to {largest:.10g}, but decisions and calibration read them as "
+            f"probabilities, from 0 to 1, and leave out those below {MIN_DECISION_SCORE}{unmeasured}. Rescale the "
+            "scores; AP stays the same"
         )
 
 

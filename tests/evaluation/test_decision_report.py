@@ -370,6 +370,16 @@ def test_scores_that_are_no_probabilities_are_said(scale, offset, world, tmp_pat
         assert ("Warning: scores are from" in (tmp_path / name / "report.html").read_text()) == (name == "other")
     least, largest = decisions_in(tmp_path / "other")["report"]["score_range"]
     assert least == largest == pytest.approx(scale * 0.9 + offset)
+    assert ("with a score above 1, ECE and Brier are not measured" in printed) == (scale > 1)
+
+
+def test_a_score_just_above_1_is_not_said_to_be_1():
+    truth = make_truth()
+    results = make_results(truth)
+    scores = np.where(np.arange(len(results)) == 0, np.float32(1) + np.finfo(np.float32).eps, results.scores)
+    warning = measure_decisions(truth, replace(results, scores=scores), base_and_novel(truth.categories)).warning
+    assert warning is not None
+    assert " to 1.000000119, but" in warning
 
 
 def test_a_calibrated_detector_is_not_asked_to_be_calibrated():

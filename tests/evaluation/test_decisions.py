@@ -310,7 +310,9 @@ def test_no_bit_depends_on_the_order_of_the_images(federated):
         evaluator = DecisionEvaluator(truth, shuffled, base=everything)
         scores = evaluator.reliability(everything)
         decided = evaluator.decide(everything, evaluator.thresholds())
-        figures.add((scores.error, scores.brier, scores.recall, *scores.scores, *scores.outcomes, *vars(decided).values()))
+        figures.add(
+            (scores.error, scores.brier, scores.recall, *scores.scores, *scores.outcomes, *vars(decided).values())
+        )
     assert len(figures) == 1
 
 
