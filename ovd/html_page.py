@@ -30,7 +30,7 @@ def fill_page(name: str, *, title: str, data: Any) -> str:
     script = (PAGES / "page.js").read_text(encoding="utf-8") + (PAGES / f"{name}.js").read_text(encoding="utf-8")
     style = (PAGES / "page.css").read_text(encoding="utf-8")
     parts = {
-        "title": html.escape(title),
+        "title": html.escape(title.encode(errors="replace").decode()),  # a file name may have bytes that are no text
         "policy": f"default-src 'none'; img-src data:; script-src {_source_of(script)}; style-src {_source_of(style)}",
         "style": style,
         "body": (PAGES / f"{name}.html").read_text(encoding="utf-8"),

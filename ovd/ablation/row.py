@@ -263,8 +263,6 @@ def with_steps(stages: RowStages, steps: int) -> RowStages:
     """
     if stages.teacher is not None:
         raise ConfigError("in a table with `lengths`, every row must have one stage")
-    return replace(stages, final=TrainConfig.model_validate(_set_steps(stages.final.model_dump(mode="json"), steps)))
-
-
-def _set_steps(values: dict, steps: int) -> dict:
-    return {**values, "train": {**values["train"], "steps": steps}}
+    values = stages.final.model_dump(mode="json")
+    values["train"]["steps"] = steps
+    return replace(stages, final=TrainConfig.model_validate(values))

@@ -22,6 +22,7 @@ def load_annotations(
     report: DataReport | None = None,
     options: FormatOptions = NO_OPTIONS,
     with_truth: bool = False,
+    with_parents: bool = False,
 ) -> AnnotationIndex:
     """Read and check a whole data set.
 
@@ -40,6 +41,8 @@ def load_annotations(
         with_truth: whether the index carries its ground truth, for evaluation. It is then an error if the size of an
             image has to be read from the image file and cannot be; otherwise the image is skipped and counted (F8,
             F9, F10).
+        with_parents: whether to keep the classes that only serve as the parent of others, whose ids a results file may
+            contain.
 
     Raises:
         DataError: F1 the file is incomplete, or a record lacks a required field; F2 an id or an image occurs twice; F3
@@ -48,7 +51,7 @@ def load_annotations(
         ValueError: an option that the format does not have, or no image folder where one is required.
     """
     report = report or DataReport()
-    request = ReadRequest(annotations, images, options, index=True, truth=with_truth)
+    request = ReadRequest(annotations, images, options, index=True, truth=with_truth, keeps_parents=with_parents)
     table = _read(request, format, report)
     truth = truth_of(table) if with_truth else None
     return replace(_index_of(table, format, report), truth=truth)

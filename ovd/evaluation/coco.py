@@ -61,13 +61,14 @@ class COCOEvaluator(BoxEvaluator):
 
     def add_results(self, results: Results, *, source: str) -> None:
         """Add detections as `BoxEvaluator.add_results` does, except those of classes and images that are not judged."""
+        self._check_values(results, source)
+        self._check_ids(results, source, self._whole)
         if self._whole is not self.truth:
-            images = np.setdiff1d(self._whole.ids_of_images, self.truth.ids_of_images)
-            categories = np.setdiff1d(self._whole.ids_of_categories, self.truth.ids_of_categories)
-            beyond = np.isin(results.image_ids, images) | np.isin(results.category_ids, categories)
-            self._num_beyond += int(beyond.sum())
-            results = results.take(~beyond)
-        super().add_results(results, source=source)
+            judged = np.isin(results.image_ids, self.truth.ids_of_images)
+            judged &= np.isin(results.category_ids, self.truth.ids_of_categories)
+            self._num_beyond += int((~judged).sum())
+            results = results.take(judged)
+        self._parts.append(results)
 
     def clear(self) -> None:
         super().clear()

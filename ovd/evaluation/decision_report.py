@@ -61,7 +61,7 @@ class DecisionReport:
     def warning(self) -> str | None:
         """Warning about scores that are no probabilities or are all too low; None for other scores."""
         least, largest = self.score_range
-        if least >= 0 and 0 < largest < MIN_DECISION_SCORE:
+        if least >= 0 and largest < MIN_DECISION_SCORE:
             advice = (
                 "Rescale the scores, or calibrate the detector (train.calibration); AP stays the same"
                 if self.own_threshold is None
@@ -72,9 +72,11 @@ class DecisionReport:
             )
         if least >= 0 and largest <= 1:
             return None
+        unmeasured = "; with a score above 1, ECE and Brier are not measured" if largest > 1 else ""
         return (
-            f"scores are from {least:g} to {largest:g}, but decisions and calibration read them as probabilities, from "
-            f"0 to 1, and leave out those below {MIN_DECISION_SCORE}. Rescale the scores; AP stays the same"
+            f"scores are from {least:.10g} to {largest:.10g}, but decisions and calibration read them as "
+            f"probabilities, from 0 to 1, and leave out those below {MIN_DECISION_SCORE}{unmeasured}. Rescale the "
+            "scores; AP stays the same"
         )
 
 
@@ -122,7 +124,7 @@ def measure_decisions(
 
 def format_decisions(report: DecisionReport) -> str:
     """Format a table for a console with a row per group of classes."""
-    even, odd = report.thresholds
+    even, odd = map(format_score, report.thresholds)
     lines = [
         f"Decisions of {format_count(report.num_images, 'image')}, judged for {report.judged}",
         f"{'classes':<8}  {'number':>6}   cgF1  cgF1_50_95   pmF1  IL_MCC  absent/image    ECE  Brier  recall",
@@ -130,8 +132,8 @@ def format_decisions(report: DecisionReport) -> str:
     for item in report.groups:
         made, scores = item.decisions, item.reliability
         lines.append(
-            f"{item.group:<8}  {item.num_classes:>6}  {_format_row(made)}  {scores.error:5.3f}  {scores.brier:5.3f}  "
-            f"{scores.recall:6.3f}"
+            f"{item.group:<8}  {item.num_classes:>6}  {_format_row(made)}  {_cell(scores.error, 5, 3)}  "
+            f"{_cell(scores.brier, 5, 3)}  {scores.recall:6.3f}"
         )
     for item in report.groups:
         if item.at_own_threshold is not None:
@@ -140,7 +142,7 @@ def format_decisions(report: DecisionReport) -> str:
         "",
         "- cgF1 = 100 x pmF1 x IL_MCC, pmF1 over all boxes at IoU 0.5; cgF1_50_95 with its mean over IoU 0.5 to 0.95,",
         "  as in SAM 3",
-        f"- thresholds: {even:.3f} for one half of the images, {odd:.3f} for the other, each the best for "
+        f"- thresholds: {even} for one half of the images, {odd} for the other, each the best for "
         f"{report.chosen_on} classes on the other half",
         "- absent/image: mean number of classes per image that are reported but not present",
         f"- ECE ({NUM_BINS} bins of equal count), Brier, recall: over all detections of at least {MIN_DECISION_SCORE}, "
@@ -153,16 +155,23 @@ def format_decisions(report: DecisionReport) -> str:
     if report.warning is not None:
         lines.append(f"- WARNING: {report.warning}")
     if report.own_threshold is not None:
-        lines.append(f"- own: at the detector's own threshold, {report.own_threshold:.3f}")
+        lines.append(f"- own: at the detector's own threshold, {format_score(report.own_threshold)}")
     return "\n".join(lines) + "\n"
 
 
 def _format_row(made: Decisions) -> str:
     cells = [(made.cgF1, 5, 1), (made.cgF1_50_95, 10, 1), (made.pmF1, 5, 3), (made.IL_MCC, 6, 3)]
     cells.append((made.absent_per_image, 12, 2))
-    return "  ".join(
-        "-".rjust(width) if value is None else f"{value:z{width}.{digits}f}" for value, width, digits in cells
-    )
+    return "  ".join(_cell(*cell) for cell in cells)
+
+
+def _cell(value: float | None, width: int, digits: int) -> str:
+    return "-".rjust(width) if value is None else f"{value:z{width}.{digits}f}"
+
+
+def format_score(score: float) -> str:
+    """Format a score with three decimals, or by its magnitude if it is no probability and large."""
+    return f"{score:.3f}" if abs(score) < 1e6 else f"{score:.3g}"
 
 
 def write_decisions(report: DecisionReport, folder: Path) -> None:
@@ -200,7 +209,7 @@ def draw_reliability(report: DecisionReport) -> "matplotlib.figure.Figure":
     """Draw the share of right detections over their mean score, a point per bin; on the diagonal scores are
     probabilities.
 
-    A group without detections is named in the legend, but not drawn.
+    A group without detections, or with scores above 1, is named in the legend, but not drawn.
     """
     from matplotlib.figure import Figure
 
@@ -211,7 +220,10 @@ def draw_reliability(report: DecisionReport) -> "matplotlib.figure.Figure":
     colors = group_colors([item.group for item in report.groups])
     for item, color, marker in zip(report.groups, colors, "os^", strict=False):
         scores = item.reliability
-        label = f"{item.group}, ECE {scores.error:.3f}" if len(scores.scores) else f"{item.group} (no detection)"
+        if scores.error is not None:
+            label = f"{item.group}, ECE {scores.error:.3f}"
+        else:
+            label = f"{item.group} ({'scores above 1' if report.score_range[1] > 1 else 'no detection'})"
         axes.plot(scores.scores, scores.outcomes, marker=marker, markersize=4, color=color, label=label)
     axes.set(
         xlim=(0, 1),

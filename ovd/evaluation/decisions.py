@@ -13,6 +13,7 @@ nor where there is a crowd region. A pair with only a crowd region is not judged
 All arrays are sparse: only pairs with a true box or with a detection have an entry.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
@@ -52,14 +53,15 @@ class Reliability:
     """Reliability of scores as probabilities, over all detections at or above the floor. A detection is right if it
     overlaps a true box of its class at IoU 0.5."""
 
-    error: float
-    """Expected calibration error over `NUM_BINS` bins of equal count."""
-    brier: float
-    """Mean squared difference between score and outcome."""
+    error: float | None
+    """Expected calibration error over `NUM_BINS` bins of equal count; None without a detection, or if a score is above
+    1, so that scores are no probabilities."""
+    brier: float | None
+    """Mean squared difference between score and outcome; None where `error` is."""
     recall: float
     """Share of true boxes that a detection overlaps."""
     scores: Float64[np.ndarray, " B"]
-    """Mean score of each bin."""
+    """Mean score of each bin; no bin where `error` is None."""
     outcomes: Float64[np.ndarray, " B"]
     """Share of right detections in each bin."""
 
@@ -132,7 +134,7 @@ class _Pairs:
     num_true: Int64[np.ndarray, " S"]
     """Number of true boxes."""
     best_scores: Float64[np.ndarray, " S"]
-    """Score of the best detection; 0 without one."""
+    """Score of the best detection; -infinity without one."""
     is_present: Bool[np.ndarray, " S"]
     """Whether the class is known to be in the image."""
     is_absent: Bool[np.ndarray, " S"]
@@ -180,7 +182,7 @@ class DecisionEvaluator:
     def _collect_pairs(self, numbers: Int64[np.ndarray, " S"]) -> _Pairs:
         """Collect the true presence and the reported scores of these pairs."""
         num_true = np.bincount(self._pair_of_true, minlength=len(numbers))
-        best_scores: Float64[np.ndarray, " S"] = np.zeros(len(numbers))
+        best_scores = np.full(len(numbers), -np.inf)
         np.maximum.at(best_scores, self._pair_of_detection, self._scores)
         is_judged = self._judged.contains(numbers)
         return _Pairs(
@@ -236,18 +238,21 @@ class DecisionEvaluator:
         """
         is_of_classes = classes[self._all_pairs.class_rows(self._pairs.numbers)]
         chosen = (is_of_classes & self._pairs.is_complete)[self._pair_of_detection]
+        chosen_true = is_of_classes[self._pair_of_true]
+        recall = float(self._matches.found[chosen_true].mean()) if chosen_true.any() else 0.0
         scores, right = self._scores[chosen], self._matches.overlap[chosen]
+        if not len(scores) or scores.max() > 1:
+            return Reliability(None, None, recall, scores=np.zeros(0), outcomes=np.zeros(0))
         order = np.argsort(scores, kind="stable")
         bins = [part for part in np.array_split(order, NUM_BINS) if len(part)]
         share_right = _means_of_equal(scores, right)
         means = np.array([scores[part].mean() for part in bins])
         outcomes = np.array([share_right[part].mean() for part in bins])
-        weights = np.array([len(part) for part in bins]) / max(1, len(order))
-        chosen_true = is_of_classes[self._pair_of_true]
+        weights = np.array([len(part) for part in bins]) / len(order)
         return Reliability(
             error=float((weights * np.abs(means - outcomes)).sum()),
-            brier=float(((scores - right) ** 2).mean()) if len(scores) else 0.0,
-            recall=float(self._matches.found[chosen_true].mean()) if chosen_true.any() else 0.0,
+            brier=math.fsum(((scores - right) ** 2).tolist()) / len(scores),  # exact, whatever the order of the images
+            recall=recall,
             scores=means,
             outcomes=outcomes,
         )

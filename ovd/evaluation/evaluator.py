@@ -96,10 +96,7 @@ class BoxEvaluator(ABC):
                 is not in the annotation file; names `source` and the first such record.
         """
         self._check_values(results, source)
-        unknown_image = ~np.isin(results.image_ids, self.truth.ids_of_images)
-        self._refuse(unknown_image, "unknown image_id", results, source)
-        unknown_category = ~np.isin(results.category_ids, self.truth.ids_of_categories)
-        self._refuse(unknown_category, "unknown category_id", results, source)
+        self._check_ids(results, source, self.truth)
         self._parts.append(results)
 
     def clear(self) -> None:
@@ -134,6 +131,11 @@ class BoxEvaluator(ABC):
         self._refuse(~np.isfinite(largest), "the box is not finite", results, source)
         self._refuse(largest >= MAX_BOX_PX, "the box is larger than any image", results, source)
         self._refuse((width < 0) | (height < 0), "the box has a negative side", results, source)
+
+    def _check_ids(self, results: Results, source: str, truth: Truth) -> None:
+        """Check that the images and categories are in the truth; raise a ValueError as described in `add_results`."""
+        self._refuse(~np.isin(results.image_ids, truth.ids_of_images), "unknown image_id", results, source)
+        self._refuse(~np.isin(results.category_ids, truth.ids_of_categories), "unknown category_id", results, source)
 
     def _refuse(self, bad: Bool[np.ndarray, " N"], reason: str, results: Results, source: str) -> None:
         if bad.any():

@@ -8,7 +8,7 @@ import numpy as np
 
 from ovd.data.index import AnnotationIndex
 from ovd.evaluation.confusions import Confusion, most_confused, names_at_true_boxes
-from ovd.evaluation.decision_report import DecisionReport
+from ovd.evaluation.decision_report import DecisionReport, format_score
 from ovd.evaluation.decisions import MIN_DECISION_SCORE, NUM_BINS, Decisions
 from ovd.evaluation.groups import NAME_OF_FREQUENCY
 from ovd.evaluation.image_classes import ImageClassPairs
@@ -123,7 +123,7 @@ def _false_alarms(measures: Measures) -> list[int]:
     verdicts, pairs = measures.decisions.verdicts, ImageClassPairs(measures.truth)
     absent = verdicts.reported.take(verdicts.is_absent)
     numbers = np.unique(pairs.numbers(absent.image_ids, absent.category_ids))
-    return np.bincount(numbers % max(1, pairs.num_classes), minlength=pairs.num_classes).tolist()
+    return np.bincount(pairs.class_rows(numbers), minlength=pairs.num_classes).tolist()
 
 
 def _curves(measures: Measures) -> list[Curve]:
@@ -146,9 +146,9 @@ def _per_mille(precision: Float64[np.ndarray, " R"]) -> list[int] | None:
 
 def _threshold_words(decisions: DecisionReport) -> str:
     if decisions.own_threshold is not None:
-        return f"the detector's own threshold, {decisions.own_threshold:.3f}"
-    even, odd = decisions.thresholds
-    return f"thresholds of {even:.3f} and {odd:.3f}, each chosen on the other half of the images"
+        return f"the detector's own threshold, {format_score(decisions.own_threshold)}"
+    even, odd = map(format_score, decisions.thresholds)
+    return f"thresholds of {even} and {odd}, each chosen on the other half of the images"
 
 
 def _confusions(naming: Sequence[Confusion] | None, found: Sequence[Confusion], threshold: str) -> list[dict[str, Any]]:
@@ -178,14 +178,14 @@ def _decisions(report: DecisionReport) -> dict[str, Any]:
             "absent": made.absent_per_image,
         }
 
-    even, odd = report.thresholds
+    even, odd = map(format_score, report.thresholds)
     rows = [row(item.group, "chosen", item.decisions) for item in report.groups]
     rows += [row(item.group, "own", item.at_own_threshold) for item in report.groups if item.at_own_threshold]
-    own = "" if report.own_threshold is None else f" Own: the detector's, {report.own_threshold:.3f}."
+    own = "" if report.own_threshold is None else f" Own: the detector's, {format_score(report.own_threshold)}."
     warning = "" if report.warning is None else f"Warning: {report.warning}. "
     return {
-        "note": f"{warning}Detections above a threshold as decisions, judged for {report.judged}. Chosen: {even:.3f} "
-        f"for one half of the images, {odd:.3f} for the other, each the best for {report.chosen_on} classes on the "
+        "note": f"{warning}Detections above a threshold as decisions, judged for {report.judged}. Chosen: {even} "
+        f"for one half of the images, {odd} for the other, each the best for {report.chosen_on} classes on the "
         f"other half.{own}",
         "groups": rows,
     }

@@ -82,8 +82,8 @@ def choose_images(tally: _ImageCounts, has_file: Bool[np.ndarray, " N"]) -> dict
     """
     errors = tally.wrong + tally.missed
     some = np.flatnonzero((errors + tally.right > 0) & has_file)
-    worst = some[np.lexsort([some, tally.right[some], -errors[some], tally.f1[some]])]
-    best = some[np.lexsort([some, -tally.right[some], -tally.f1[some]])]
+    worst = some[np.lexsort([tally.right[some], -errors[some], tally.f1[some]])]
+    best = some[np.lexsort([-tally.right[some], -tally.f1[some]])]
     num_worst = min(NUM_PICTURES, -(-len(some) // 2))
     shown = worst[:num_worst].tolist()
     return {"worst": shown, "best": [row for row in best.tolist() if row not in shown][:NUM_PICTURES]}
@@ -131,7 +131,8 @@ def _boxes(measures: Measures, image_id: int) -> list[list[Any]]:
     found, right, counted = verdicts.reported.take(chosen), verdicts.is_right[chosen], verdicts.is_counted[chosen]
     kinds = np.where(counted, np.where(right, _KINDS.index("right"), _KINDS.index("wrong")), _KINDS.index("unknown"))
     classes = truth.category_rows(found.category_ids).tolist()
-    columns = (found.boxes_xywh.round(1).tolist(), classes, kinds.tolist(), found.scores.round(3).tolist())
+    scores = [round(score, 3) for score in found.scores.tolist()]  # NumPy rounds very large ones to infinity
+    columns = (found.boxes_xywh.round(1).tolist(), classes, kinds.tolist(), scores)
     detections = [[*box, name, kind, score] for box, name, kind, score in zip(*columns, strict=True)]
     detections.sort(key=lambda row: -row[-1])
     missed = of_truth("missed", true_rows[here & ~verdicts.is_found])

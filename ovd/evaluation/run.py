@@ -143,12 +143,16 @@ def evaluate_results_file(
     if html and images is not None and not images.is_dir():
         raise ValueError(f"--images {images} is not a folder; give the folder of the images that report.html shows")
     index = None
-    if html and (images is not None or FORMATS[format].finds_images):
-        index = load_annotations(
-            annotations, images, format=format, report=DataReport(stops=False), options=options, with_truth=True
-        )
     with results_loader(results) as read:
-        truth = load_truth(annotations, images, format=format, options=options)
+        if html and (images is not None or FORMATS[format].finds_images):
+            index = load_annotations(
+                annotations, images, format=format, report=DataReport(stops=False), options=options,
+                with_truth=True, with_parents=True,
+            )  # fmt: skip
+            assert index.truth is not None
+            truth = index.truth
+        else:
+            truth = load_truth(annotations, images, format=format, options=options)
         evaluator = build_box_evaluator(truth, format, (), engine=engine)
         evaluator.add_results(read(), source=str(results))
     exhaustive = exhaustive_truth(truth, format)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from ovd.build.text import evaluation_text, queries_of_index
 from ovd.build.trained import TrainedDetector, build_inference
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
-from ovd.distributed import broadcast, is_main, main_first
+from ovd.distributed import broadcast, is_main, main_first, sum_over_ranks
 from ovd.engine.signals import StopRequest
 from ovd.evaluation.detector import DatasetDetector, detect_in_dataset
 from ovd.evaluation.evaluator import BoxEvaluator
@@ -70,9 +71,11 @@ def detect_all(
     evaluator = detect_in_dataset(
         inference, queries, index, evaluation_loading(config), engine=engine or config.eval.engine, stop=stop
     )
-    if isinstance(inference, ExpertInference) and inference.num_capped:
-        boxes = format_count(inference.num_capped, "box", "boxes")
-        print(f"{boxes} of the detector and the experts dropped, beyond eval.max_detections per image")
+    if isinstance(inference, ExpertInference):
+        num_capped = int(sum_over_ranks(torch.tensor(inference.num_capped)))
+        if num_capped and is_main():
+            boxes = format_count(num_capped, "box", "boxes")
+            print(f"{boxes} of the detector and the experts dropped, beyond eval.max_detections per image")
     return evaluator
 
 

@@ -127,7 +127,7 @@ def grid(images: Sequence[Image.Image], columns: int, note: str = "") -> Image.I
     width = max(image.width for image in images) + GRID_GAP_PX
     height = max(image.height for image in images) + GRID_GAP_PX
     rows = -(-len(images) // columns)
-    lines = textwrap.wrap(note, columns * width // round(0.6 * GRID_TEXT_PX))
+    lines = textwrap.wrap(note, max(1, columns * width // round(0.6 * GRID_TEXT_PX)))
     line_px = round(1.4 * GRID_TEXT_PX)
     canvas = Image.new("RGB", (columns * width, rows * height + len(lines) * line_px), "white")
     for index, image in enumerate(images):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from ovd.data.world.settings import Settings
 from ovd.distributed import process_group
 from ovd.engine import checkpoint
 from ovd.engine.notes import NO_SAMPLES
+from ovd.experts.group import ExpertGroup
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.experts import check_expert
 from ovd.jobs.fine_tune import fine_tune
@@ -228,6 +230,17 @@ def evaluate_validation(config: TrainConfig, *, output: str) -> None:
         evaluate_run(load_detector(config.output), output=Path(output), index=index)
 
 
+def evaluate_with_expert(config: TrainConfig, *, output: str, expert: str) -> None:
+    with process_group():
+        trained = load_detector(config.output, experts=ExpertGroup((Path(expert),)))
+        index = load_validation_index(config, DataReport())
+        evaluate_run(replace(trained, config=config), output=Path(output), index=index)
+
+
+def dropped_boxes(printed: str) -> list[str]:
+    return [line for line in printed.splitlines() if "of the detector and the experts dropped" in line]
+
+
 def test_two_ranks_evaluate_as_one_does_and_write_once(reference, miniature_world, tmp_path):
     config = make_config(reference, miniature_world, data={"source": source_of(miniature_world)})
     index = load_validation_index(config, DataReport())
@@ -261,7 +274,9 @@ def test_two_ranks_evaluate_with_the_calibration_that_one_of_them_fits(miniature
 
 
 @pytest.mark.slow
-def test_two_ranks_fine_tune_an_expert_and_write_it_once(reference, miniature_world, tmp_path):
+def test_two_ranks_fine_tune_an_expert_once_and_count_the_boxes_that_evaluation_drops(
+    reference, miniature_world, tmp_path, capsys
+):
     config = make_config(
         tmp_path / "run",
         miniature_world,
@@ -275,3 +290,13 @@ def test_two_ranks_fine_tune_an_expert_and_write_it_once(reference, miniature_wo
     check_expert(reference, tmp_path / "run")
     outcomes = json.loads((tmp_path / "run" / "fine_tuning.json").read_text())
     assert [outcome["detector"] for outcome in outcomes] == ["before", "expert"]
+
+    expert = str(tmp_path / "run")
+    capped = make_config(
+        reference, miniature_world, data={"source": source_of(miniature_world)}, eval={"max_detections": 1}
+    )
+    evaluate_with_expert(capped, output=str(tmp_path / "one"), expert=expert)
+    (counted,) = dropped_boxes(capsys.readouterr().out)
+    with training(capped, ranks=2, job=evaluate_with_expert, output=str(tmp_path / "two"), expert=expert) as ranks:
+        assert ranks.exit_codes() == [0, 0], ranks.output()
+        assert [dropped_boxes(ranks.output(rank)) for rank in range(2)] == [[counted], []]

@@ -202,6 +202,27 @@ def test_bad_results_are_refused_by_name(engine, column, small):
         COCOEvaluator(truth_of(small), (), engine=engine).add_results(Results(**columns), source="run.json")
 
 
+def test_a_bad_record_among_those_of_classes_that_are_not_evaluated_has_its_number_in_the_file(small):
+    truth = truth_of(small)
+    one, *_ = truth.categories
+    other = next(category.id for category in truth.categories if category.name != one.name)
+    evaluator = COCOEvaluator(truth, (), groups={"novel": {one.name}})
+    image = int(truth.image_ids[truth.category_ids == one.id][0])
+    columns = {
+        "image_ids": np.full(3, image),
+        "category_ids": np.array([other, other, one.id]),
+        "boxes_xywh": np.ones((3, 4)),
+        "scores": np.array([0.1, 0.2, np.nan]),
+    }
+    with pytest.raises(ValueError, match=r"run\.json: record 2 .*: the score is not finite; 1 such record"):
+        evaluator.add_results(Results(**columns), source="run.json")
+    unknown = columns | {"scores": np.ones(3), "category_ids": np.array([other, one.id, 1000])}
+    with pytest.raises(ValueError, match=r"run\.json: record 2 .*: unknown category_id"):
+        evaluator.add_results(Results(**unknown), source="run.json")
+    evaluator.add_results(Results(**columns | {"scores": np.ones(3)}), source="run.json")
+    assert len(evaluator.results()) == 1
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_engines_are_silent(engine, small, capfd):
     COCOEvaluator(truth_of(small), (), engine=engine).compute()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from page_data import data_of
 from PIL import Image
 from test_decisions import NUM_CLASSES, make_results, make_truth
 
@@ -211,13 +212,25 @@ def test_an_own_threshold_below_the_floor_is_judged_at_and_low_scores_are_warned
     assert "all scores are below 0.05" in format_decisions(without)
 
 
+def test_at_an_own_threshold_of_zero_only_detected_classes_are_reported():
+    truth = make_truth()
+    results = make_results(truth)
+    everything = {"all": np.ones(NUM_CLASSES, bool)}
+    (at_zero,), (just_above,) = (
+        measure_decisions(truth, results, everything, own_threshold=threshold).groups for threshold in (0.0, 1e-9)
+    )
+    assert at_zero.at_own_threshold == just_above.at_own_threshold
+    assert at_zero.at_own_threshold is not None
+    assert 0 < at_zero.at_own_threshold.pmF1 < 1
+
+
 def test_a_table_has_a_dash_for_what_is_not_known():
     truth = make_truth()
     none = truth.restrict(np.zeros(0, np.int64), np.zeros(0, np.int64))
     nothing = replace(none, categories=truth.categories)
     report = measure_decisions(nothing, make_results(truth).take(np.zeros(0, np.int64)), {"all": np.ones(5, bool)})
     lines = format_decisions(report).splitlines()
-    assert lines[2].split()[2:6] == ["-", "-", "0.000", "-"]
+    assert lines[2].split()[2:] == ["-", "-", "0.000", "-", "0.00", "-", "-", "0.000"]
     assert len(lines[1]) == len(lines[2])
     assert any("no cgF1 and IL_MCC" in line for line in lines)
 
@@ -297,6 +310,50 @@ def test_the_reliability_plot_has_a_curve_for_each_group_and_the_diagonal():
     assert labels[1:] == ["all (no detection)", "base (no detection)", "rare (no detection)"]
 
 
+@pytest.mark.pictures
+@pytest.mark.parametrize("engine", ["hotcoco", "official"])
+def test_the_largest_scores_leave_ap_as_it_is_and_are_said(engine, world, tmp_path, capsys):
+    """Evaluators accept any finite score, so AP and decisions are those of smaller scores in the same order."""
+    truth = exhaustive_truth(load_truth(world / "lvis_val.json", format="lvis"), "lvis")
+    assert truth is not None
+    moved = truth.boxes_xywh + np.arange(5)[:, None] * [1, 1, 0, 0]
+    small = Results(truth.image_ids, truth.category_ids, moved, np.array([0.5, 0.9, 0.6, 0.7, 1.0]))
+    found, metrics = {}, {}
+    for name, results in (("small", small), ("large", replace(small, scores=1.7e308 * small.scores))):
+        write_results(tmp_path / "results.json", results)
+        metrics[name] = evaluate_results_file(
+            world / "lvis_val.json", tmp_path / "results.json", "lvis", engine, tmp_path / name,
+            images=world, html=True,
+        )  # fmt: skip
+        found[name] = decisions_in(tmp_path / name)["all"]
+    assert metrics["small"] == metrics["large"]
+    assert 0 < metrics["large"]["AP"] < 1
+    assert [found[name]["cgF1"] for name in found] == [found["small"]["cgF1"]] * 2
+    assert (found["large"]["ECE"], found["large"]["Brier"]) == (None, None)
+    assert found["small"]["Brier"] is not None
+    printed = capsys.readouterr().out
+    assert "WARNING: scores are from 8.5e+307 to 1.7e+308" in printed
+    assert max(map(len, printed.splitlines())) < 300
+    page = data_of(tmp_path / "large" / "report.html")
+    assert page["reliability"]["groups"][0]["error"] is None
+    drawn = {box[-1] for image in page["images"]["worst"] for box in image["boxes"] if box[-1] is not None}
+    assert set() < drawn <= {*(1.7e308 * small.scores).tolist()}
+    words = [str(line.get_label()) for line in draw_reliability(
+        measure_decisions(truth, replace(small, scores=2 * small.scores), base_and_novel(truth.categories))
+    ).axes[0].get_lines()]  # fmt: skip
+    assert words[1:] == ["all (scores above 1)", "base (scores above 1)", "rare (scores above 1)"]
+
+
+def test_scores_of_zero_are_said():
+    truth = make_truth()
+    results = make_results(truth)
+    groups = base_and_novel(truth.categories)
+    warning = measure_decisions(truth, replace(results, scores=np.zeros(len(results))), groups).warning
+    assert warning is not None
+    assert warning.startswith("all scores are below 0.05")
+    assert measure_decisions(truth, results.take(np.zeros(0, np.int64)), groups).warning is None
+
+
 @pytest.mark.parametrize(("scale", "offset"), [(100, 0), (1, -1)])
 def test_scores_that_are_no_probabilities_are_said(scale, offset, world, tmp_path, capsys):
     truth = load_truth(world / "lvis_val.json", format="lvis")
@@ -313,6 +370,16 @@ def test_scores_that_are_no_probabilities_are_said(scale, offset, world, tmp_pat
         assert ("Warning: scores are from" in (tmp_path / name / "report.html").read_text()) == (name == "other")
     least, largest = decisions_in(tmp_path / "other")["report"]["score_range"]
     assert least == largest == pytest.approx(scale * 0.9 + offset)
+    assert ("with a score above 1, ECE and Brier are not measured" in printed) == (scale > 1)
+
+
+def test_a_score_just_above_1_is_not_said_to_be_1():
+    truth = make_truth()
+    results = make_results(truth)
+    scores = np.where(np.arange(len(results)) == 0, np.float32(1) + np.finfo(np.float32).eps, results.scores)
+    warning = measure_decisions(truth, replace(results, scores=scores), base_and_novel(truth.categories)).warning
+    assert warning is not None
+    assert " to 1.000000119, but" in warning
 
 
 def test_a_calibrated_detector_is_not_asked_to_be_calibrated():

@@ -298,6 +298,42 @@ def test_calibration_of_equal_scores_does_not_depend_on_their_order():
     assert DecisionEvaluator(truth, results, base=np.ones(1, bool)).reliability(np.ones(1, bool)).error == 0
 
 
+@pytest.mark.parametrize("federated", [False, True])
+def test_no_bit_depends_on_the_order_of_the_images(federated):
+    truth = make_truth(federated=federated)
+    results = make_results(truth)
+    everything, order = np.ones(NUM_CLASSES, bool), np.random.default_rng(0)
+    figures = set()
+    for _ in range(20):
+        of_image = order.permutation(10 * NUM_IMAGES)[results.image_ids]
+        shuffled = results.take(np.argsort(of_image, kind="stable"))
+        evaluator = DecisionEvaluator(truth, shuffled, base=everything)
+        scores = evaluator.reliability(everything)
+        decided = evaluator.decide(everything, evaluator.thresholds())
+        figures.add(
+            (scores.error, scores.brier, scores.recall, *scores.scores, *scores.outcomes, *vars(decided).values())
+        )
+    assert len(figures) == 1
+
+
+def test_scores_that_are_no_probabilities_or_none_have_no_calibration():
+    truth, everything = every_image_has_one(2), np.ones(1, bool)
+    boxes = truth.boxes_xywh + np.where(np.arange(20) < 10, 0.0, 60.0)[:, None] * [1, 0, 0, 0]
+    results = Results(truth.image_ids, truth.category_ids, boxes, np.linspace(0.1, 1, 20))
+    usual = DecisionEvaluator(truth, results, base=everything)
+    for factor in (1.001, 1e160, 1.7e308):
+        evaluator = DecisionEvaluator(truth, replace(results, scores=factor * results.scores), base=everything)
+        scores = evaluator.reliability(everything)
+        assert (scores.error, scores.brier, len(scores.scores), len(scores.outcomes)) == (None, None, 0, 0)
+        assert scores.recall == usual.reliability(everything).recall == 0.5
+        assert evaluator.decide(everything, evaluator.thresholds()) == usual.decide(everything, usual.thresholds())
+    highest = usual.reliability(everything)
+    assert highest.error is not None
+    assert highest.brier == pytest.approx(((results.scores - (np.arange(20) < 10)) ** 2).mean())
+    nothing = DecisionEvaluator(truth, results.take(np.zeros(0, np.int64)), base=everything).reliability(everything)
+    assert (nothing.error, nothing.brier, nothing.recall, len(nothing.scores)) == (None, None, 0, 0)
+
+
 def test_a_detection_at_the_threshold_is_reported():
     """A detection exactly at the threshold is reported, as by `choose_shown`, which detection, labeling and serving
     use."""

@@ -1,6 +1,7 @@
 """report.html: its numbers against plain loops, names that contain markup, and the page in a browser."""
 
 import json
+import os
 import re
 import time
 from collections import Counter
@@ -18,6 +19,8 @@ from test_decisions import make_results, make_truth
 from ovd.data import box_arrays
 from ovd.data.annotations import load_annotations
 from ovd.data.category import Category
+from ovd.data.formats.supported import FORMATS
+from ovd.data.formats.table import AnnotationTable, ReadRequest
 from ovd.data.report import DataReport
 from ovd.data.truth import Truth, TruthImage
 from ovd.evaluation.coco import COCOEvaluator
@@ -230,6 +233,29 @@ def test_the_page_changes_no_figure_of_a_file_with_a_parent_class(data_set, tmp_
     evaluate_results_file(*files, "coco", output_dir=tmp_path / "plain")
     for name in ("metrics.json", "per_class.csv", "decisions.json"):
         assert (tmp_path / "page" / name).read_text() == (tmp_path / "plain" / name).read_text()
+
+
+@pytest.mark.parametrize("with_images", [False, True])
+def test_the_annotations_are_read_once(with_images, data_set, tmp_path, monkeypatch):
+    requests = []
+
+    def read(request: ReadRequest, report: DataReport) -> AnnotationTable:
+        requests.append(request)
+        return coco.read(request, report)
+
+    coco = FORMATS["coco"]
+    monkeypatch.setitem(FORMATS, "coco", replace(coco, read=read))
+    data = evaluate(data_set, tmp_path, images=data_set if with_images else None)
+    assert bool(data["images"]) == with_images
+    assert len(requests) == 1
+
+
+def test_a_results_file_whose_name_is_no_text_has_a_page(data_set, tmp_path):
+    results = tmp_path / os.fsdecode(b"r\xe9sultats.json")
+    results.write_bytes((data_set / "results.json").read_bytes())
+    evaluate_results_file(data_set / "annotations.json", results, "coco", output_dir=tmp_path / "out", html=True)
+    assert "<title>r?sultats.json: evaluation</title>" in (tmp_path / "out" / "report.html").read_text()
+    assert data_of(tmp_path / "out" / "report.html")["title"] == results.name
 
 
 def test_pictures_are_chosen_and_a_missing_one_is_said(data_set, tmp_path):

@@ -125,6 +125,14 @@ def test_letters_of_a_note_that_no_font_has_are_told_and_have_a_mark(monkeypatch
     assert np.array_equal(drawn, np.asarray(grid(pictures, columns=1, note="a ?")))
 
 
+def test_a_note_under_a_very_narrow_picture_is_no_error():
+    """A lone picture of 2 x 400 pixels, as of a line scan, is narrower in a grid than a letter of the note."""
+    narrow = draw_detections(np.zeros((400, 2, 3), np.uint8), NOTHING, [], in_grid=True)
+    drawn = grid([narrow], columns=4, note=LEGEND)
+    assert drawn.width < 20
+    assert drawn.height > grid([narrow], columns=4).height
+
+
 @pytest.mark.parametrize(("name", "form"), [("a.jpg", "JPEG"), ("a.png", "PNG")])
 def test_a_grid_is_written_in_the_form_that_its_name_says(name, form, tmp_path):
     write_grid([Image.new("RGB", (30, 20))], tmp_path / name)

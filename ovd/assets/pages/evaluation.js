@@ -134,5 +134,5 @@ byId("decisions").append(make("h3", {}, "Classes reported in images without them
 const reliabilityColors = colorsOf(data.reliability.groups.map(({ group: name }) => name));
 byId("calibration").append(make("p", { class: "muted small" }, data.reliability.note), make("div", { class: "halves" },
   chart(data.reliability.groups.map(({ group: name, error, scores, outcomes }, number) => ({
-    label: `${name}, error ${error.toFixed(3)}`, color: reliabilityColors[number], dots: true, points: scores.map((score, bin) => [score, outcomes[bin]]),
+    label: error === null ? name : `${name}, error ${error.toFixed(3)}`, color: reliabilityColors[number], dots: true, points: scores.map((score, bin) => [score, outcomes[bin]]),
   })), { x: "score", y: "share correct", diagonal: true })));

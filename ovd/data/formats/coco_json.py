@@ -20,8 +20,8 @@ def read_coco_json(request: ReadRequest, report: DataReport, *, federated: bool)
     Unambiguous deviations are accepted: a byte order mark before the text; ids written as 7.0 or "7"; missing or
     repeated annotation ids, which are renumbered; `iscrowd` as true, false, 1.0, "0" or "1"; box coordinates as text;
     polygons without `bbox`, which get the box around all of them.
-    Classes that are only the parent of others are left out of an index, but kept for evaluation alone, since a results
-    file may contain their ids.
+    Classes that are only the parent of others are left out of an index, unless the request keeps them, as the
+    evaluation of a results file does, which may contain their ids.
 
     Args:
         request: `images` is the image folder. LVIS: the folder that contains `train2017/` and `val2017/`. COCO: the
@@ -48,7 +48,7 @@ def read_coco_json(request: ReadRequest, report: DataReport, *, federated: bool)
     else:
         check_box_form(without)
     notice_doubles(without, report)
-    return without if request.index else table
+    return without if request.index and not request.keeps_parents else table
 
 
 def _read_whole(request: ReadRequest, content: bytes, report: DataReport, *, federated: bool) -> AnnotationTable:

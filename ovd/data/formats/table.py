@@ -45,6 +45,9 @@ class ReadRequest:
     skips_images: bool = False
     """Whether to leave out an image whose size is neither stated nor readable even if a `Truth` is to be made."""
 
+    keeps_parents: bool = False
+    """Whether an `AnnotationIndex` keeps classes that are only the parent of others."""
+
     @property
     def is_for_evaluation(self) -> bool:
         """Whether an image of unknown size is an error, since a metric over the others would be another metric."""
