@@ -350,8 +350,30 @@ def test_folder_and_manifest_must_name_the_same_shards(tmp_path):
     (tmp_path / "00001.tar").rename(tmp_path / "other.tar")
     with pytest.raises(ValueError, match=r"missing from the folder: 00001\.tar; .* manifest: other\.tar"):
         PairShards(tmp_path)
-    (tmp_path / MANIFEST_NAME).write_text("{}")
-    with pytest.raises(ValueError, match="not a shard manifest"):
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{}", "KeyError"),
+        ("[" * 100_000, "RecursionError"),
+        ('{"shards": [{"file": "a.tar", "samples": 1, "sha256": "0", "bytes": Infinity}]}', "float infinity"),
+        (
+            '{"shards": [{"file": 7, "samples": 1, "sha256": "0", "bytes": 1},'
+            ' {"file": "b.tar", "samples": 1, "sha256": "0", "bytes": 1}]}',
+            "the file name 7 is not a string",
+        ),
+        (
+            '{"shards": [{"file": "a.tar", "samples": 1, "sha256": "0", "bytes": 1},'
+            ' {"file": "a.tar", "samples": 2, "sha256": "0", "bytes": 1}]}',
+            "a shard is listed twice",
+        ),
+    ],
+)
+def test_what_is_no_manifest_is_named_with_the_reason_and_the_fix(tmp_path, content, reason):
+    write_tar(tmp_path / "a.tar", [("k.jpg", b""), ("k.txt", b"")])
+    (tmp_path / MANIFEST_NAME).write_text(content)
+    with pytest.raises(DataError, match=rf"manifest\.json is not a shard manifest \(.*{reason}.*\); correct it, or"):
         PairShards(tmp_path)
 
 
