@@ -5,6 +5,7 @@
 transformers is an optional dependency (the extra `teachers`), imported when a teacher is constructed.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -110,9 +111,10 @@ class HuggingFaceTeacher:
         self._prompts_per_query = prompts_per_query
         self._name_or_folder = name_or_folder
         # Without the path, since the model's folder may be moved between runs.
+        images = hashlib.sha256(self._processor.image_processor.to_json_string().encode()).hexdigest()[:16]
         self.name = (
-            f"{self._family} sha256 {weights_fingerprint(model)} in transformers {version('transformers')}, "
-            f"templates {templates!r}, score_threshold {score_threshold}, candidates {candidates}, nms_iou {nms_iou}"
+            f"{self._family} sha256 {weights_fingerprint(model)}, images prepared by sha256 {images}, "
+            f"in transformers {version('transformers')}, templates {templates!r}, score_threshold {score_threshold}, candidates {candidates}, nms_iou {nms_iou}"
         )
 
     def detect(self, images: list[UInt8[np.ndarray, "_ _ 3"]], queries: list[tuple[str, ...]]) -> list[TeacherBoxes]:
