@@ -334,9 +334,7 @@ def test_attributes_of_macos_are_no_samples(tmp_path):
     write_tar(tmp_path / "x.tar", members)
     shards = PairShards(tmp_path)
     assert [shards[row] for row in range(len(shards))] == [Pair("x/a", b"image", "text", {})]
-    assert shards.describe_rejected() == (
-        "3 members of the shards not used, such as x/._a.jpg, x/._a.txt, x/._a.json"
-    )
+    assert shards.describe_rejected() == ("3 members of the shards not used, such as x/._a.jpg, x/._a.txt, x/._a.json")
 
 
 def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path):
