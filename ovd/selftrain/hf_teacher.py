@@ -110,11 +110,12 @@ class HuggingFaceTeacher:
         self._templates = templates
         self._prompts_per_query = prompts_per_query
         self._name_or_folder = name_or_folder
+        preparation = self._processor.image_processor.to_json_string().encode()
         # Without the path, since the model's folder may be moved between runs.
-        images = hashlib.sha256(self._processor.image_processor.to_json_string().encode()).hexdigest()[:16]
         self.name = (
-            f"{self._family} sha256 {weights_fingerprint(model)}, images prepared by sha256 {images}, "
-            f"in transformers {version('transformers')}, templates {templates!r}, score_threshold {score_threshold}, candidates {candidates}, nms_iou {nms_iou}"
+            f"{self._family} sha256 {weights_fingerprint(model)} on images prepared by sha256 "
+            f"{hashlib.sha256(preparation).hexdigest()[:16]} in transformers {version('transformers')}, "
+            f"templates {templates!r}, score_threshold {score_threshold}, candidates {candidates}, nms_iou {nms_iou}"
         )
 
     def detect(self, images: list[UInt8[np.ndarray, "_ _ 3"]], queries: list[tuple[str, ...]]) -> list[TeacherBoxes]:
