@@ -35,7 +35,7 @@ from ovd.threads import num_cores
 
 TRANSFER_PARTS = ("coco", "objects365")
 PARTS = ("train", "val", "pairs", "pretraining_pairs", *TRANSFER_PARTS)
-_STREAM = {"layout": 0, **{part: index + 1 for index, part in enumerate(PARTS)}, "objects": 7}
+_STREAM = {"layout": 0, **{part: index + 1 for index, part in enumerate(PARTS)}}
 JPEG_QUALITY = 90
 FEW_SCENES = 100
 
