@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -139,14 +140,17 @@ def folder_lock(folder: Path) -> Iterator[None]:
             unlock_file(lock)
 
 
-def lock_file(file: IO[Any]) -> bool:
+def lock_file(file: IO[Any], *, waits: bool = False) -> bool:
     """Lock an open file.
+
+    Args:
+        waits: whether to wait until the file is free, however long that takes.
 
     Returns:
         True if the file is locked or its file system has no locks; False if another process still holds the lock after
         `LOCK_TIMEOUT_S`.
     """
-    end = time.monotonic() + LOCK_TIMEOUT_S
+    end = math.inf if waits else time.monotonic() + LOCK_TIMEOUT_S
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

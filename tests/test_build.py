@@ -36,7 +36,10 @@ def test_paraphrases_come_in_the_order_of_the_classes(tmp_path):
     assert read_paraphrases(path, ["gear", "anchor"]) == [(), ("holds a ship", "iron hook")]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"anchor": "holds a ship"}', '{"anchor": [1]}', '{"anchor": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"anchor": "holds a ship"}', '{"anchor": [1]}', '{"anchor": 1}', '{"anchor": ["iron hook", " "]}'],
+)
 def test_paraphrases_of_another_form_are_refused(tmp_path, content):
     path = tmp_path / "texts.json"
     path.write_text(content)

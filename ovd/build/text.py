@@ -96,9 +96,10 @@ def read_paraphrases(path: Path, names: Sequence[str]) -> list[tuple[str, ...]]:
         texts = json.loads(path.read_text(encoding="utf-8-sig"))
         lists = list(texts.values()) if isinstance(texts, dict) else [None]
         if not all(
-            isinstance(of_class, list) and all(isinstance(text, str) for text in of_class) for of_class in lists
+            isinstance(of_class, list) and all(isinstance(text, str) and name_key(text) for text in of_class)
+            for of_class in lists
         ):
-            raise TypeError("it does not map class names to lists of texts")
+            raise TypeError("it does not map class names to lists of texts that are not blank")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f'{path} must be JSON of the form {{"class name": ["a text", ...]}} ({error})') from None
     if not set(texts) & set(names):

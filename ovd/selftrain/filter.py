@@ -79,11 +79,11 @@ def text_in_caption(labels: ShardLabels, captions: Sequence[str]) -> Bool[np.nda
     if len(captions) != len(labels.keys):
         raise ValueError(f"{len(captions)} captions for a shard of {len(labels.keys)} pairs; give one for each pair")
     padded_captions = [f" {normalize_text(caption)} " for caption in captions]
-    padded_texts = [f" {normalize_text(strip_sense(text))} " for text in labels.texts]
+    padded_texts = [{f" {normalize_text(form)} " for form in (text, strip_sense(text))} for text in labels.texts]
     # An image has many boxes per text, so each combination is compared only once.
     combinations, row = np.unique(_pair_and_text(labels), return_inverse=True)
     occurs = [
-        padded_texts[text] in padded_captions[pair]
+        any(form in padded_captions[pair] for form in padded_texts[text])
         for pair, text in zip(*(part.tolist() for part in np.divmod(combinations, len(labels.texts))), strict=True)
     ]
     return np.array(occurs, dtype=bool)[row]

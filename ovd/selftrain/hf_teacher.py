@@ -5,6 +5,7 @@
 transformers is an optional dependency (the extra `teachers`), imported when a teacher is constructed.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -109,9 +110,11 @@ class HuggingFaceTeacher:
         self._templates = templates
         self._prompts_per_query = prompts_per_query
         self._name_or_folder = name_or_folder
+        preparation = self._processor.image_processor.to_json_string().encode()
         # Without the path, since the model's folder may be moved between runs.
         self.name = (
-            f"{self._family} sha256 {weights_fingerprint(model)} in transformers {version('transformers')}, "
+            f"{self._family} sha256 {weights_fingerprint(model)} on images prepared by sha256 "
+            f"{hashlib.sha256(preparation).hexdigest()[:16]} in transformers {version('transformers')}, "
             f"templates {templates!r}, score_threshold {score_threshold}, candidates {candidates}, nms_iou {nms_iou}"
         )
 

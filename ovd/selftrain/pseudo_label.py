@@ -121,7 +121,13 @@ def resolve_worker(rank: int | None, world: int | None, environment: Mapping[str
         raise ValueError(
             "only one of the environment variables RANK and WORLD_SIZE is set; set both, or give --rank and --world"
         )
-    return int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
+    given = [environment.get("RANK", "0"), environment.get("WORLD_SIZE", "1")]
+    if not all(map(str.isdecimal, given)):
+        raise ValueError(
+            f"the environment variables RANK and WORLD_SIZE are {given[0]!r} and {given[1]!r}; set both to whole "
+            "numbers, or give --rank and --world"
+        )
+    return int(given[0]), int(given[1])
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def read_true_objects(pairs: PairShards, positions: Sequence[int]) -> TrueObject
 
     Raises:
         ValueError: an info member has different numbers of boxes and names, a box that is not four numbers with
-            absolute values below 1e9, or a name that is not a string.
+            absolute values below 1e9 or whose sides are in the wrong order, or a name that is not a string.
     """
     is_known, counts, captions = [], [], []
     boxes: list[list[float]] = []
@@ -146,6 +146,8 @@ def _problem_of(boxes: Any, names: Any) -> str | None:
             return f"box {number} is {box}: give four finite numbers"
         if not all(is_number(value, LARGEST_COORDINATE) for value in box):
             return f"box {number} is {box}: give pixels, each less than {LARGEST_COORDINATE:,.0f}"
+        if box[2] < box[0] or box[3] < box[1]:
+            return f"box {number} is {box}: give the left, top, right and bottom side, not width and height"
     wrong = next((name for name in names if not isinstance(name, str)), None)
     return None if wrong is None else f"{wrong!r} is not a string; give names"
 

@@ -77,6 +77,8 @@ _IN_FRONT = _NUMBERS | _DESCRIBING
 
 MAX_QUERIES = 300
 """Number of queries per image, at most (OWLv2's value)."""
+MAX_WORDS = 10
+"""Number of words of an n-gram, at most (OWLv2's value)."""
 
 
 def caption_queries(caption: str) -> tuple[str, ...]:
@@ -84,22 +86,16 @@ def caption_queries(caption: str) -> tuple[str, ...]:
     return (" ".join(caption.split()),) if split_words(caption) else ()
 
 
-def ngram_queries(caption: str, *, max_words: int = 10, max_queries: int = MAX_QUERIES) -> tuple[str, ...]:
-    """Return every run of up to `max_words` words that neither begins nor ends with a function word (OWLv2's rule).
+def ngram_queries(caption: str) -> tuple[str, ...]:
+    """Return every run of up to `MAX_WORDS` words that neither begins nor ends with a function word (OWLv2's rule).
 
     The runs are lower-cased, may span punctuation, and have no duplicates. They are ordered by length, then as in the
-    caption, so that the limit removes the longest.
+    caption, so that the limit of `MAX_QUERIES` removes the longest.
     """
-    words = split_words(caption)
-    queries: dict[str, None] = {}
-    for length in range(1, min(max_words, len(words)) + 1):
-        for start in range(len(words) - length + 1):
-            if _is_function_word(words[start]) or _is_function_word(words[start + length - 1]):
-                continue
-            queries[" ".join(words[start : start + length])] = None
-            if len(queries) >= max_queries:
-                return tuple(queries)
-    return tuple(queries)
+    words, lengths = split_words(caption), range(1, MAX_WORDS + 1)
+    runs = (words[start : start + length] for length in lengths for start in range(len(words) - length + 1))
+    queries = (" ".join(run) for run in runs if not (_is_function_word(run[0]) or _is_function_word(run[-1])))
+    return tuple(islice(dict.fromkeys(queries), MAX_QUERIES))
 
 
 def noun_queries(caption: str) -> tuple[str, ...]:

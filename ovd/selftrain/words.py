@@ -45,8 +45,9 @@ def split_clauses(text: str) -> list[list[str]]:
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
     text = re.sub(r"https?://\S+|www\.\S+", ",", text).translate(_SPELLING)
     text = "".join(_kept_character(char) for char in text)
-    # Hyphens and apostrophes at the edge of a word are dashes and quotation marks.
-    text = re.sub(r"(?<![^\s,])['-]+|['-]+(?![^\s,])", ",", text)
+    # Hyphens and apostrophes at the edge of a word are dashes and quotation marks. A search that began inside a row of
+    # them could not succeed, and would take a time quadratic in its length.
+    text = re.sub(r"(?<![^\s,])['-]+|(?<!['-])['-]+(?![^\s,])", ",", text)
     return [words for piece in text.split(",") if (words := [word for word in piece.split() if _has_letter(word)])]
 
 

@@ -98,6 +98,7 @@ class TextBank:
             if not num_rows == len(in_file) == len(position):
                 raise ValueError(f"{num_rows} classes, but {len(in_file)} names, of which {len(position)} are distinct")
             start, end = tensor["data_offsets"]
+            is_whole = tensor["dtype"] == "F16" and end - start == 2 * num_rows * num_variants * dim
             self.text_tower: str = metadata["tower"]
             """Fingerprint of the text tower that the rows come from."""
         except OSError as error:
@@ -115,7 +116,7 @@ class TextBank:
         self.names = tuple(position if names is None else names)
         self._positions = np.array([position[name] for name in self.names], np.int64)
         self.variants = VariantRows(path, num_variants, dim, 8 + header_bytes + start)
-        if tensor["dtype"] != "F16" or size < 8 + header_bytes + end:
+        if not is_whole or size < 8 + header_bytes + end:
             raise ValueError(f"{path} is a damaged text bank; delete it, and it is built again")
 
     def rows(self, classes: Int[np.ndarray, " K"], variants: Int[np.ndarray, " K"]) -> Float[Tensor, "K D"]:
@@ -183,6 +184,8 @@ def build_bank(
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise ValueError(f"a text bank needs every class once, but {twice!r} occurs more than once")
     random = {name: getattr(sources, name) for name in ("draws", "token_drop", "tower_dropout", "seed")}
+    if sources.draws == 1:
+        random["seed"] = 0  # nothing is random, so that every seed gives the same bank
     description = [FORMAT_VERSION, text_tower, names, texts, random]
     path = folder / f"{hashlib.sha256(json.dumps(description).encode()).hexdigest()[:16]}.safetensors"
     if not path.exists():

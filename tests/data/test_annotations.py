@@ -423,6 +423,22 @@ def test_names_and_objects_that_are_there_twice_are_counted(tmp_path, capsys):
     assert "'coffee_cup ' and 'Coffee cup'" in first[2] or "'Coffee cup' and 'coffee_cup '" in first[2]
 
 
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [(("salt/pepper", "salt or pepper"), "salt or pepper"), (("bow(weapon)", "bow_(weapon)"), "bow (weapon)")],
+)
+def test_names_that_become_one_text_are_counted_and_named(tmp_path, capsys, names, text):
+    content = lvis_content()
+    for category, name in zip(content["categories"], names, strict=False):
+        category["name"] = name
+    index, report = load(tmp_path, content)
+    assert set(names) <= set(index.names)  # both stay classes
+    assert report.counts()[Finding("F2", "noticed")] == 1
+    told = capsys.readouterr().err
+    assert f"are one text for a detector, {text!r}; training uses both" in told
+    assert all(repr(name) in told for name in names)
+
+
 def many_boxes(boxes: Sequence[Sequence[float]]) -> dict:
     content = lvis_content()
     content["images"][0].update(height=50, width=100)

@@ -327,6 +327,25 @@ def test_a_key_that_may_be_a_part_of_another_sample_stops(tmp_path):
         assert caught.value.code == "F14"
 
 
+def test_attributes_of_macos_are_no_samples(tmp_path):
+    attributes = b"\0\x05\x16\x07\0\x02\0\0Mac OS X"
+    members = [(f"{start}a.{end}", content) for end, content in (("jpg", b"image"), ("txt", b"text"), ("json", b"{}"))
+               for start, content in (("x/._", attributes), ("x/", content))]  # fmt: skip
+    write_tar(tmp_path / "x.tar", members)
+    shards = PairShards(tmp_path)
+    assert [shards[row] for row in range(len(shards))] == [Pair("x/a", b"image", "text", {})]
+    assert shards.describe_rejected() == ("3 members of the shards not used, such as x/._a.jpg, x/._a.txt, x/._a.json")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path):
+    members = [("a.jpg", b""), ("a.txt", b"\xef\xbb\xbfa gull\r\n"), ("b.jpg", b""), ("b.txt", b"\xef\xbb\xbf"),
+               ("c.jpg", b""), ("c.json", b'\xef\xbb\xbf{"caption": "a gull"}')]  # fmt: skip
+    write_tar(tmp_path / "x.tar", members)
+    shards = PairShards(tmp_path)
+    assert [shards.caption(row) for row in range(3)] == ["a gull\r\n", "", "a gull"]
+    assert shards.num_undecodable_captions == 0
+
+
 def test_captions_that_are_not_utf8_are_read_and_counted_once(tmp_path):
     write_tar(tmp_path / "x.tar", [("a.jpg", b""), ("a.txt", b"caf\xe9"), ("b.jpg", b""), ("b.txt", b"")])
     shards = PairShards(tmp_path)
@@ -350,8 +369,30 @@ def test_folder_and_manifest_must_name_the_same_shards(tmp_path):
     (tmp_path / "00001.tar").rename(tmp_path / "other.tar")
     with pytest.raises(ValueError, match=r"missing from the folder: 00001\.tar; .* manifest: other\.tar"):
         PairShards(tmp_path)
-    (tmp_path / MANIFEST_NAME).write_text("{}")
-    with pytest.raises(ValueError, match="not a shard manifest"):
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{}", "KeyError"),
+        ("[" * 100_000, "RecursionError"),
+        ('{"shards": [{"file": "a.tar", "samples": 1, "sha256": "0", "bytes": Infinity}]}', "float infinity"),
+        (
+            '{"shards": [{"file": 7, "samples": 1, "sha256": "0", "bytes": 1},'
+            ' {"file": "b.tar", "samples": 1, "sha256": "0", "bytes": 1}]}',
+            "the file name 7 is not a string",
+        ),
+        (
+            '{"shards": [{"file": "a.tar", "samples": 1, "sha256": "0", "bytes": 1},'
+            ' {"file": "a.tar", "samples": 2, "sha256": "0", "bytes": 1}]}',
+            "a shard is listed twice",
+        ),
+    ],
+)
+def test_what_is_no_manifest_is_named_with_the_reason_and_the_fix(tmp_path, content, reason):
+    write_tar(tmp_path / "a.tar", [("k.jpg", b""), ("k.txt", b"")])
+    (tmp_path / MANIFEST_NAME).write_text(content)
+    with pytest.raises(DataError, match=rf"manifest\.json is not a shard manifest \(.*{reason}.*\); correct it, or"):
         PairShards(tmp_path)
 
 

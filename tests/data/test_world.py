@@ -178,6 +178,15 @@ def test_of_two_that_need_a_part_one_draws_and_the_other_waits(tmp_path, monkeyp
     assert drawn == ["pairs", "coco"]
 
 
+def test_a_file_system_without_locks_is_drawn_on(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(38, "Function not implemented")  # as Lustre's without the mount option flock
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    folder = build_world(tmp_path, ("pairs",), SMALL)
+    assert (folder / ".pairs.done").exists()
+
+
 def test_unknown_parts_are_refused(tmp_path):
     with pytest.raises(ValueError, match="unknown part 'vall'"):
         build_world(tmp_path, ("vall",), SMALL)

@@ -226,6 +226,15 @@ def test_the_sense_of_a_name_is_not_looked_for():
     assert text_in_caption(shard, ["an archer with a bow in a bus"]).tolist() == [True, True, False, False]
 
 
+def test_a_text_with_brackets_in_its_middle_is_found_with_and_without_them():
+    caption = "A dog (brown) runs"
+    shard = dataclasses.replace(
+        shard_of([[(text, 0.5, BOX) for text in (0, 1, 2)]]), texts=(caption, "dog runs", "runs")
+    )
+    assert text_in_caption(shard, [caption]).tolist() == [True, False, True]
+    assert text_in_caption(shard, ["a dog runs"]).tolist() == [True, True, True]
+
+
 @pytest.mark.parametrize("shard", [shard_of([]), shard_of([[], []])])
 @pytest.mark.parametrize("keep", ["top1", "top1_per_text", "one_to_one", "all"])
 def test_without_boxes_nothing_is_kept(shard, keep):

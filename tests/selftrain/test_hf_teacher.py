@@ -1,6 +1,7 @@
 """Teachers from Hugging Face: tiny detectors with random weights, built here and read from a folder without a
 network."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -407,6 +408,14 @@ def test_the_name_tells_weights_and_settings_apart(owlv2, owlvit):
     assert len(set(names)) == 6
     assert "'{}', 'my {}'" in names[4]
     assert names[0].startswith("owlv2 sha256 ")
+
+
+def test_the_name_tells_apart_how_images_are_prepared(owlv2, tmp_path):
+    shutil.copytree(owlv2, tmp_path / "smaller")
+    settings = json.loads((tmp_path / "smaller" / "processor_config.json").read_text())
+    settings["image_processor"]["size"] = {"height": 24, "width": 24}
+    (tmp_path / "smaller" / "processor_config.json").write_text(json.dumps(settings))
+    assert open_teacher(tmp_path / "smaller").name != open_teacher(owlv2).name
 
 
 def test_the_name_of_a_model_does_not_depend_on_where_it_lies(owlv2, tmp_path):

@@ -529,6 +529,8 @@ def test_workers_are_numbered_by_arguments_then_by_the_environment():
     for rank, world, environment in ((1, None, {}), (None, 2, torchrun), (None, None, {"RANK": "1"})):
         with pytest.raises(ValueError, match=r"together|only one"):
             resolve_worker(rank, world, environment)
+    with pytest.raises(ValueError, match="RANK and WORLD_SIZE are '' and '8'; set both to whole numbers"):
+        resolve_worker(None, None, {"RANK": "", "WORLD_SIZE": "8"})
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,8 @@ def test_true_objects_come_from_the_pairs(tmp_path):
         ({"boxes": [[1, 2, 10**400, 4]], "names": ["cat"]}, "give pixels, each less than 1,000,000,000"),
         ({"boxes": [[1, 2, 1e300, 4]], "names": ["cat"]}, r"box 1 is \[1, 2, 1e\+300, 4\]: give pixels"),
         ({"boxes": [[1, 2, -1e9, 4]], "names": ["cat"]}, "each less than 1,000,000,000"),
+        ({"boxes": [[50, 5, 20, 20]], "names": ["cat"]}, "give the left, top, right and bottom side"),
+        ({"boxes": [[5, 50, 20, 20]], "names": ["cat"]}, "not width and height"),
         ({"boxes": [BOX], "names": [7]}, "7 is not a string; give names"),
     ],
     ids=lambda value: str(value)[:60],

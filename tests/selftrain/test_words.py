@@ -22,6 +22,11 @@ def test_punctuation_and_html_end_a_clause():
     ]
 
 
+def test_a_long_row_of_hyphens_inside_a_word_takes_no_time():
+    word = "a" + "-" * 200_000 + "b"  # a quarter of an hour with a search from each hyphen
+    assert split_words(f"{word} ---c d--- e") == [word, "c", "d", "e"]
+
+
 def test_a_word_is_more_than_marks():
     for text in ("\u2764\ufe0f", "\u20e3", "\ufe0f", "-"):
         assert split_words(text) == []

@@ -87,6 +87,11 @@ def test_other_names_texts_or_sources_make_another_file(untrained_clip, tmp_path
     assert len({bank.path for bank in banks}) == len(banks)
 
 
+def test_a_seed_makes_another_file_only_where_something_is_random(bank, untrained_clip, tmp_path):
+    again = build_bank(untrained_clip, NAMES, SYNONYMS, TextSources(seed=7), folder=tmp_path)
+    assert again.path == bank.path
+
+
 def test_the_backbone_does_not_change_the_bank(bank, untrained_clip, tmp_path):
     with torch.no_grad():
         untrained_clip.model.visual.head.proj.weight.add_(1)
@@ -154,6 +159,13 @@ def test_a_cut_bank_is_refused(bank):
     assert bank.rows(np.array([0]), np.array([0])).shape == (1, bank.variants.dim)
     with pytest.raises(ValueError, match=rf"{bank.path.name} is too short"):  # opened before the cut
         bank.rows(*last)
+
+
+def test_a_header_that_does_not_fit_its_rows_is_refused(bank):
+    content = bank.path.read_bytes()
+    bank.path.write_bytes(content.replace(b"[3, 7, ", b"[3, 6, ", 1))
+    with pytest.raises(ValueError, match="damaged text bank"):
+        TextBank(bank.path)
 
 
 def test_a_bank_that_does_not_name_its_text_tower_is_refused(tmp_path):

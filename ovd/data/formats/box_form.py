@@ -8,6 +8,7 @@ from ovd.data.category import Category
 from ovd.data.formats.table import AnnotationTable
 from ovd.data.report import DataError, DataReport
 from ovd.shapes import Bool
+from ovd.text.names import name_key
 
 FEW = 3
 """Number of boxes in all, and of boxes outside their image, up to which the form of a file is not judged."""
@@ -63,7 +64,7 @@ def notice_doubles(table: AnnotationTable, report: DataReport) -> None:
     """Count duplicate objects, images and classes.
 
     These are objects with the image, class and box of an earlier one, images with the file of an earlier one, and
-    classes whose names are nearly the same, or that have another class's name as a synonym.
+    classes whose names are nearly the same or become the same text, or that have another class's name as a synonym.
     """
     for row in _doubles(table):
         report.count_noticed(
@@ -82,7 +83,9 @@ def notice_doubles(table: AnnotationTable, report: DataReport) -> None:
             if other.name == category.name:
                 where = f"{other.id} and {category.id} are both called {other.name!r}, which training refuses"
             else:
-                how = "differ only in case, spaces, hyphens or underscores"
+                how, text = "differ only in case, spaces, hyphens or underscores", name_key(category.name)
+                if text == name_key(other.name) and _squeezed(other.name) != _squeezed(category.name):
+                    how = f"are one text for a detector, {text!r}"
                 where = f"{other.name!r} and {category.name!r} {how}; training uses both"
             report.count_noticed("F2", f"{table.path}: categories {where}")
     for category in table.categories:
@@ -94,6 +97,11 @@ def notice_doubles(table: AnnotationTable, report: DataReport) -> None:
 
 
 def _without_spelling(name: str) -> str:
+    """Return the key that names share if a text tower reads them alike apart from hyphens."""
+    return _squeezed(name_key(name))
+
+
+def _squeezed(name: str) -> str:
     """Return the key that names share if they differ at most in case, spaces, hyphens and underscores."""
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 

@@ -74,6 +74,15 @@ def _read_manifest(directory: Path) -> dict[str, ManifestEntry] | None:
         return None
     try:
         rows = json.loads(path.read_bytes())["shards"]
-        return {row["file"]: ManifestEntry(int(row["samples"]), str(row["sha256"]), int(row["bytes"])) for row in rows}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError("F13", f"{path} is not a shard manifest: {error!r}") from error
+        entries = {
+            row["file"]: ManifestEntry(int(row["samples"]), str(row["sha256"]), int(row["bytes"])) for row in rows
+        }
+        if wrong := [name for name in entries if not isinstance(name, str)]:
+            raise TypeError(f"the file name {wrong[0]!r} is not a string")
+        if len(entries) < len(rows):
+            raise ValueError("a shard is listed twice")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise DataError(
+            "F13", f"{path} is not a shard manifest ({error!r}); correct it, or delete it to read shards without one"
+        ) from error
+    return entries

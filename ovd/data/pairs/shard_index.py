@@ -9,7 +9,7 @@ rest of the shard.
 | `k.jpg`, `k.json` with a text `caption`, neither `k.txt` nor `k.caption` | a sample with this caption |
 | `a.1.jpg`, `a.1.txt` | sample `a.1`: the key ends at the last dot |
 | the same beside `a.jpg` or `a.txt` | stops (F14): they may be parts of sample `a` |
-| `a.seg.png` without `a.seg.txt`; any other suffix | not used, counted |
+| `a.seg.png` without `a.seg.txt`; `._k.jpg`, which tar of macOS adds to `k.jpg`; any other suffix | not used, counted |
 | `k.txt` or `k.json` without an image | a failed download, counted; stops if at least 5 and over half of a shard |
 | `k.jpg` without a caption; an image or a caption twice | stops (F13; F14) |
 """
@@ -40,6 +40,8 @@ _MEMBER_OF_SUFFIX = {
 }
 _HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
 """Lone surrogates, halves of characters that JSON writes in two parts; UTF-8 text cannot contain them."""
+_MACOS_PREFIX = "._"
+"""Beginning of the names of files in which macOS keeps the attributes of others."""
 _ABSENT = -1
 _MIN_FAILED_TO_STOP = 5
 _MAX_FAILED_SHARE = 0.5
@@ -157,7 +159,7 @@ class _SortedMembers:
     samples: dict[str, _Sample] = field(default_factory=dict)
     """Samples, complete or not, in the order of their first members."""
     rejected: list[str] = field(default_factory=list)
-    """Names of members that are unsafe or have an unused suffix."""
+    """Names of members that are unsafe, of macOS's attributes, or have an unused suffix."""
     keys_with_unsafe: set[str] = field(default_factory=set)
     """Keys, by both rules, of members that are not regular files or whose names lead out of the archive's folder."""
 
@@ -179,7 +181,7 @@ def _sorted_members(file: BinaryIO) -> _SortedMembers:
         if member.isdir():
             continue
         slot = _MEMBER_OF_SUFFIX.get(suffix)
-        if slot is None:
+        if slot is None or PurePosixPath(name).name.startswith(_MACOS_PREFIX):
             found.rejected.append(member.name)
             continue
         sample = found.samples.setdefault(key, _Sample(first_key))

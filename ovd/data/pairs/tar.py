@@ -52,8 +52,8 @@ class PairShards:
         file_names: file names of the open shards, in order.
         left_out: file names of the folder's other shards, in order.
         rejected: number of unused members in the shards indexed here: unsafe names (absolute, `..`), links, devices,
-            sparse files, pickles and any other suffix, parts of samples, and the remaining members of a sample with an
-            unsafe member.
+            sparse files, attributes of macOS, pickles and any other suffix, parts of samples, and the remaining
+            members of a sample with an unsafe member.
         num_failed: number of samples in these shards without an image, as failed downloads leave them.
         num_undecodable_captions: number of captions read so far that were not UTF-8 (invalid bytes become U+FFFD).
 
@@ -182,7 +182,7 @@ class PairShards:
         if self._indexes[name].has_caption_in_info(row):
             return caption_in(content) or ""
         try:
-            return content.decode()
+            return content.decode("utf-8-sig")
         except UnicodeDecodeError:
             self._undecodable.add(position)
             return content.decode(errors="replace")

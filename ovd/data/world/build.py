@@ -6,13 +6,12 @@
 <root>/<key>/{pairs,pretraining_pairs}/00000.tar ..., manifest.json
 """
 
-import fcntl
 import io
 import json
 import multiprocessing
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -30,13 +29,13 @@ from ovd.data.world.glyphs import load_glyphs
 from ovd.data.world.layout import Layout, annotate, deal, long_tailed_counts
 from ovd.data.world.scene import DrawnObject, Scene, draw_scene, sample_size
 from ovd.data.world.settings import Settings, Style
-from ovd.files import write_json
+from ovd.files import LOCK, lock_file, write_json
 from ovd.progress import progress
 from ovd.threads import num_cores
 
 TRANSFER_PARTS = ("coco", "objects365")
 PARTS = ("train", "val", "pairs", "pretraining_pairs", *TRANSFER_PARTS)
-_STREAM = {"layout": 0, **{part: index + 1 for index, part in enumerate(PARTS)}, "objects": 7}
+_STREAM = {"layout": 0, **{part: index + 1 for index, part in enumerate(PARTS)}}
 JPEG_QUALITY = 90
 FEW_SCENES = 100
 
@@ -270,20 +269,29 @@ def build_world(root: Path, parts: tuple[str, ...], settings: Settings) -> Path:
     folder = root / settings.key()
     if "val" in parts and "train" not in parts:
         parts = ("train", *parts)  # val takes the frequency of classes from train
-    markers = {part: folder / f".{part}.done" for part in sorted(parts, key=PARTS.index)}
-    if not all(marker.exists() for marker in markers.values()):
-        (folder / "annotations").mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            write_json(folder / "settings.json", asdict(settings))
-            for part, marker in markers.items():
-                if not marker.exists():  # no other process drew it meanwhile
-                    _draw_part(folder, part, settings)
-                    marker.touch()
+    for part in sorted(parts, key=PARTS.index):
+        draw_once(folder, f".{part}.done", partial(_draw_part, folder, part, settings))
     return folder
 
 
+def draw_once(folder: Path, marker: str, draw: Callable[[], None]) -> None:
+    """Call `draw` unless the marker file exists, which is written after it; the folder is locked meanwhile.
+
+    Where the file system has no locks, processes that start at once draw the same bytes at once.
+    """
+    if (folder / marker).exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as lock:
+        lock_file(lock, waits=True)
+        if not (folder / marker).exists():  # no other process drew it meanwhile
+            draw()
+            (folder / marker).touch()
+
+
 def _draw_part(folder: Path, part: str, settings: Settings) -> None:
+    (folder / "annotations").mkdir(exist_ok=True)
+    write_json(folder / "settings.json", asdict(settings))
     shutil.rmtree(folder / "images" / part, ignore_errors=True)
     if part in ("pairs", "pretraining_pairs"):
         shutil.rmtree(folder / part, ignore_errors=True)

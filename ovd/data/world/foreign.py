@@ -10,7 +10,6 @@ has a box.
 <root>/<key>/pairs/00000.tar ...       captioned scenes
 """
 
-import fcntl
 import json
 import shutil
 from collections import Counter
@@ -28,7 +27,7 @@ from ovd.choices import Domain
 from ovd.data.coco_annotation import coco_annotation
 from ovd.data.pairs.pair import Pair
 from ovd.data.pairs.write import write_pair_shards
-from ovd.data.world.build import draw_in_parallel, encode_jpeg
+from ovd.data.world.build import draw_in_parallel, draw_once, encode_jpeg
 from ovd.data.world.captions import COUNTS, pluralize, with_article
 from ovd.data.world.foreign_drawing import (
     BACKGROUNDS,
@@ -109,14 +108,7 @@ def build_foreign(root: Path, settings: ForeignSettings) -> Path:
     If several processes call this, one draws and the others wait for it.
     """
     folder = root / f"{settings.domain}-{settings.key()}"
-    marker = folder / ".done"
-    if not marker.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not marker.exists():
-                _draw(folder, settings)
-                marker.touch()
+    draw_once(folder, ".done", partial(_draw, folder, settings))
     return folder
 
 
