@@ -210,7 +210,7 @@ class Inference(BatchDetector):
 
     @torch.no_grad()
     def predict(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> Predictions:
-        """Run the detector on a padded batch; points in the padding get the quality logit -inf.
+        """Run the detector on a padded batch; points that yield no box (`Points.are_unscored`) get the quality -inf.
 
         Args:
             images: RGB images, padded at the right and bottom, on the detector's device.
@@ -223,14 +223,14 @@ class Inference(BatchDetector):
     def without_padding(
         self, predictions: Predictions, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]
     ) -> Predictions:
-        """Set the quality logits of points in the padding to -inf, so that they yield no box.
+        """Set the quality logits of points in the padding (`Points.are_unscored`) to -inf, so that they yield no box.
 
         Args:
             images, sizes: as for `predict`.
         """
         # Points in the padding, or beyond the image border on a coarse level, are never trained.
-        outside = self.detector.points(images).in_padding(sizes)
-        return replace(predictions, quality=predictions.quality.masked_fill(outside, -torch.inf))
+        unscored = self.detector.points(images).are_unscored(sizes)
+        return replace(predictions, quality=predictions.quality.masked_fill(unscored, -torch.inf))
 
     def _detect(self, groups: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
         found = [Detections.empty()] * len(batch)
