@@ -233,13 +233,24 @@ class Inference(BatchDetector):
         return replace(predictions, quality=predictions.quality.masked_fill(unscored, -torch.inf))
 
     def _detect(self, groups: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
+        return tuple(self.detections(self.predict(batch.images, batch.sizes), batch, groups))
+
+    def detections(
+        self, predictions: Predictions, batch: ImageBatch, groups: Sequence[ImageQueries]
+    ) -> list[Detections]:
+        """Post-process predictions as `detect` does; the same predictions can be used with several vocabularies.
+
+        Args:
+            predictions, batch: predictions for the images of this batch, on the detector's device.
+            groups: at least one, in the order of the images, each with at least one query; images in none get no
+                detections.
+        """
         found = [Detections.empty()] * len(batch)
-        predictions = self.predict(batch.images, batch.sizes)
         for together in self._processed_together(groups, predictions):
             rows = slice(together[0].images.start, together[-1].images.stop)
             queries = [group.queries for group in together]
             found[rows] = self._detections(predictions.of_images(rows), batch.of_images(rows), queries)
-        return tuple(found)
+        return found
 
     def _processed_together(
         self, groups: Sequence[ImageQueries], predictions: Predictions
@@ -259,15 +270,6 @@ class Inference(BatchDetector):
                     together = []
             together.append(group)
         yield together
-
-    def detections(self, predictions: Predictions, batch: ImageBatch, queries: QueryTexts) -> tuple[Detections, ...]:
-        """Post-process predictions as `detect` does; the same predictions can be used with several vocabularies.
-
-        Args:
-            predictions, batch: predictions for the images of this batch, on the detector's device.
-            queries: at least one query.
-        """
-        return self._detections(predictions, batch, [queries])
 
     @torch.no_grad()
     def _detections(

@@ -87,7 +87,8 @@ def test_thin_images_without_a_point_inside_are_detected_in(vit):
     inference, session = vit
     images, _ = noise_of(2, 64, 96)
     sizes = torch.tensor([[3, 90], [64, 2]])
-    for own, exported in detections_of_both(inference, session, images, sizes, unit_rows(3, dim_of(inference.detector))):
+    text = unit_rows(3, dim_of(inference.detector))
+    for own, exported in detections_of_both(inference, session, images, sizes, text):
         assert len(own.scores) == len(exported.scores) > 0
         assert num_without_equal(own, exported) == 0
 
