@@ -23,7 +23,7 @@ from torch import Tensor
 from ovd.engine.step import Criterion, backward, set_initial_bias
 from ovd.experts.inference import Expert, ExpertInference
 from ovd.experts.names import ExpertNames
-from ovd.inference import ImageBatch, Inference
+from ovd.inference import ImageBatch, ImageQueries, Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.low_rank import add_adapters
 from ovd.model.query_texts import QueryTexts
@@ -107,7 +107,8 @@ def time_detection(bench: BenchDetector, batch: Batch, rows: list[Tensor]) -> di
         with compute.autocast():
             predictions = detector.predict_from(*computed)
         predictions = base.without_padding(predictions, batch.images, batch.sizes)
-        return base.detections(predictions, ImageBatch(batch.images, batch.sizes, batch.sizes), of_base)
+        own = ImageQueries(slice(None), of_base)
+        return base.detections(predictions, ImageBatch(batch.images, batch.sizes, batch.sizes), [own])
 
     side = frozen_side_of(bench)
 

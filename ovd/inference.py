@@ -210,7 +210,7 @@ class Inference(BatchDetector):
 
     @torch.no_grad()
     def predict(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> Predictions:
-        """Run the detector on a padded batch; points in the padding get the quality logit -inf.
+        """Run the detector on a padded batch; points that yield no box (`Points.are_unscored`) get the quality -inf.
 
         Args:
             images: RGB images, padded at the right and bottom, on the detector's device.
@@ -223,23 +223,34 @@ class Inference(BatchDetector):
     def without_padding(
         self, predictions: Predictions, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]
     ) -> Predictions:
-        """Set the quality logits of points in the padding to -inf, so that they yield no box.
+        """Set the quality logits of points in the padding (`Points.are_unscored`) to -inf, so that they yield no box.
 
         Args:
             images, sizes: as for `predict`.
         """
         # Points in the padding, or beyond the image border on a coarse level, are never trained.
-        outside = self.detector.points(images).in_padding(sizes)
-        return replace(predictions, quality=predictions.quality.masked_fill(outside, -torch.inf))
+        unscored = self.detector.points(images).are_unscored(sizes)
+        return replace(predictions, quality=predictions.quality.masked_fill(unscored, -torch.inf))
 
     def _detect(self, groups: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
+        return tuple(self.detections(self.predict(batch.images, batch.sizes), batch, groups))
+
+    def detections(
+        self, predictions: Predictions, batch: ImageBatch, groups: Sequence[ImageQueries]
+    ) -> list[Detections]:
+        """Post-process predictions as `detect` does; the same predictions can be used with several vocabularies.
+
+        Args:
+            predictions, batch: predictions for the images of this batch, on the detector's device.
+            groups: at least one, in the order of the images, each with at least one query; images in none get no
+                detections.
+        """
         found = [Detections.empty()] * len(batch)
-        predictions = self.predict(batch.images, batch.sizes)
         for together in self._processed_together(groups, predictions):
             rows = slice(together[0].images.start, together[-1].images.stop)
             queries = [group.queries for group in together]
             found[rows] = self._detections(predictions.of_images(rows), batch.of_images(rows), queries)
-        return tuple(found)
+        return found
 
     def _processed_together(
         self, groups: Sequence[ImageQueries], predictions: Predictions
@@ -259,15 +270,6 @@ class Inference(BatchDetector):
                     together = []
             together.append(group)
         yield together
-
-    def detections(self, predictions: Predictions, batch: ImageBatch, queries: QueryTexts) -> tuple[Detections, ...]:
-        """Post-process predictions as `detect` does; the same predictions can be used with several vocabularies.
-
-        Args:
-            predictions, batch: predictions for the images of this batch, on the detector's device.
-            queries: at least one query.
-        """
-        return self._detections(predictions, batch, [queries])
 
     @torch.no_grad()
     def _detections(

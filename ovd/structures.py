@@ -38,7 +38,23 @@ class Points:
         Args:
             sizes: heights and widths of the images before padding.
         """
-        return (self.centers >= sizes.flip(1)[:, None]).any(dim=2)
+        return self._is_beyond(sizes).any(dim=2)
+
+    def are_unscored(self, sizes: Int[Tensor, "B 2"]) -> Bool[Tensor, "B P"]:
+        """Return a mask of the points that yield no box in each image: those in the padding.
+
+        An image of at most half the finest stride in height or width contains no point; there the first row or column
+        of the finest level, whose cells cover the image, counts as inside. In training these points stay ignored, since
+        no true box contains them.
+
+        Args:
+            sizes: as for `in_padding`.
+        """
+        return (self._is_beyond(sizes) & (self.centers > self.centers.amin(dim=0))).any(dim=2)
+
+    def _is_beyond(self, sizes: Int[Tensor, "B 2"]) -> Bool[Tensor, "B P 2"]:
+        """Return whether each point's x, and its y, lie beyond the right and the bottom side of each image."""
+        return self.centers >= sizes.flip(1)[:, None]
 
 
 @dataclass(frozen=True, eq=False)

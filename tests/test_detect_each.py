@@ -6,6 +6,8 @@ from small_detector import build_detector
 from torch import Tensor
 
 from ovd import inference as module
+from ovd.experts.inference import Expert, ExpertInference
+from ovd.experts.names import ExpertNames
 from ovd.inference import ImageBatch, Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.postprocess import postprocess
@@ -76,3 +78,37 @@ def test_many_queries_are_detected_image_by_image(batch, calls, untrained_clip, 
     monkeypatch.setattr(module, "MAX_PAIRS_TOGETHER_ON_GPU", 2 * num_points * 3)
     inference.detect_each([QueryTexts(rows(3, seed)) for seed in range(5)], batch)
     assert calls == [2, 2, 1]
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_with_an_expert_the_base_detector_has_exactly_the_boxes_that_it_has_alone(
+    calibrated, batch, calls, untrained_clip
+) -> None:
+    """Both detectors post-process images together, and an image without queries for one of them is left out there."""
+    calibration = ScoreCalibration(0.2, ScoreMap(0.7, 0.2, -0.3, -1.0), 0.3, DetectionOptions(), rows(4, 9))
+    detector = build_detector(untrained_clip, "head").requires_grad_(False).eval()
+    base = Inference(
+        detector,
+        size=96,
+        options=DetectionOptions(),
+        low_precision=False,
+        calibration=calibration if calibrated else None,
+    )
+    of_base, of_expert = (rows(count, seed) for seed, count in enumerate((6, 2)))
+    names = ExpertNames(("one", "other"), of_expert, of_base, 1.0)
+    inference = ExpertInference(base, [Expert("a", names, base, None)], same_place="both")
+    own = [of_base[:3], of_base[2:4], of_base[:0], of_base[4:], of_base[1:2]]
+    learned = [of_expert[:1], of_expert[:0], of_expert[1:], of_expert, of_expert[:1]]
+    queries = [QueryTexts(torch.cat(texts)) for texts in zip(own, learned, strict=True)]
+    together = inference.detect_each(queries, batch)
+    assert calls == [2, 2, 1, 3]
+    alone = base.detect_each([QueryTexts(texts) for texts in own], batch)
+    of_expert_alone = base.detect_each([QueryTexts(texts) for texts in learned], batch)
+    for row, found in enumerate(together):
+        is_own = found.classes < len(own[row])
+        for part, expected, first in ((is_own, alone[row], 0), (~is_own, of_expert_alone[row], len(own[row]))):
+            assert torch.equal(found.boxes[part], expected.boxes[: int(part.sum())])
+            assert torch.equal(found.scores[part], expected.scores[: int(part.sum())])
+            assert torch.equal(found.classes[part] - first, expected.classes[: int(part.sum())])
+        assert len(found) == min(1000, len(alone[row]) + len(of_expert_alone[row]))
+        assert len(found) > 0

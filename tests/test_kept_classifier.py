@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_detector import build_detector
 
-from ovd.inference import ImageBatch, Inference
+from ovd.inference import ImageBatch, ImageQueries, Inference
 from ovd.model.detection_options import DetectionOptions, SecondLookOptions
 from ovd.model.detector import Detector
 from ovd.model.query_texts import QueryTexts
@@ -88,10 +88,11 @@ def test_no_images_have_no_detections(detector: Detector) -> None:
 
 
 def test_cosines_are_float32s_inside_a_callers_autocast(detector: Detector) -> None:
-    inference, batch, queries = inference_of(detector.eval()), random_batch(1), QueryTexts(rows(0))
+    inference, batch = inference_of(detector.eval()), random_batch(1)
+    groups = [ImageQueries(slice(None), QueryTexts(rows(0)))]
     predictions = inference.predict(batch.images, batch.sizes)
-    (expected,) = inference.detections(predictions, batch, queries)
+    (expected,) = inference.detections(predictions, batch, groups)
     with torch.autocast("cpu", torch.bfloat16):
-        (found,) = inference.detections(predictions, batch, queries)
+        (found,) = inference.detections(predictions, batch, groups)
     assert found.scores.dtype == torch.float32
     assert torch.equal(found.scores, expected.scores)

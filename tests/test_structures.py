@@ -40,3 +40,7 @@ def test_points_in_the_padding_are_those_outside_the_image(sizes):
     points = Points(torch.tensor(centers), torch.full((len(centers),), 8.0))
     found = points.in_padding(torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2))
     assert found.tolist() == [[x >= width or y >= height for x, y in centers] for height, width in sizes]
+    # Only in an image of at most half the finest stride, here 4 px, is a point outside it scored.
+    unscored = points.are_unscored(torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2))
+    expected = [[x >= max(width, 5) or y >= max(height, 5) for x, y in centers] for height, width in sizes]
+    assert unscored.tolist() == expected

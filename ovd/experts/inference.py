@@ -107,13 +107,15 @@ class ExpertInference(BatchDetector):
         has_queries = [any(len(own.rows) > 0 for own in of_detector) for of_detector in zip(*routes, strict=True)]
         found = [[Detections.empty()] * len(batch) for _ in self._inferences]
         for number, predictions in self._predictions(batch, has_queries):
-            for of_images, route_of_images in zip(asked, routes, strict=True):
-                own, rows = route_of_images[number], of_images.images
-                if len(own.rows) > 0:
-                    detections = self._inferences[number].detections(
-                        predictions.of_images(rows), batch.of_images(rows), own.queries
-                    )
-                    found[number][rows] = [replace(item, classes=own.rows[item.classes]) for item in detections]
+            own = [
+                (of_images.images, route_of_images[number])
+                for of_images, route_of_images in zip(asked, routes, strict=True)
+                if len(route_of_images[number].rows) > 0
+            ]
+            groups = [ImageQueries(images, routed.queries) for images, routed in own]
+            detected = self._inferences[number].detections(predictions, batch, groups)
+            for images, routed in own:
+                found[number][images] = [replace(item, classes=routed.rows[item.classes]) for item in detected[images]]
         return tuple(self._merge(of_image) for of_image in zip(*found, strict=True))
 
     def _route(self, queries: QueryTexts) -> list[_RoutedQueries]:

@@ -85,9 +85,9 @@ class DetectionGraph(nn.Module):
         """Return clipped boxes and scores of all points; points in the padding or without a box score `NOTHING`."""
         predictions = self.detector(images)
         boxes = clip_boxes(predictions.boxes, sizes[:, None])
-        is_inside = ~self.detector.points(images).in_padding(sizes) & has_area(boxes)
+        is_scored = ~self.detector.points(images).are_unscored(sizes) & has_area(boxes)
         scores = all_scores(predictions, self._classifier(text, nearness), self.options)
-        return boxes, torch.where(is_inside[..., None], scores, NOTHING)
+        return boxes, torch.where(is_scored[..., None], scores, NOTHING)
 
     def _classifier(self, text: Float[Tensor, "C D"], nearness: Float[Tensor, " C"]) -> TextClassifier:
         classifier = self.detector.classifier(text)

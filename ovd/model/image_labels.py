@@ -28,16 +28,18 @@ def image_label_loss(
     pairs = batch.is_pair.nonzero().flatten().tolist()
     if not pairs:
         return loss
-    in_padding = points.in_padding(batch.sizes)
+    unscored = points.are_unscored(batch.sizes)
     for image in pairs:
         is_own = torch.isin(classifier.class_ids, batch.targets[image].image_texts)
         embeddings = predictions.embeddings[image]
         with torch.no_grad():
             scores = best_scores(embeddings, predictions.quality[image], classifier)
-            scores = scores.masked_fill(in_padding[image], -1.0)
+            scores = scores.masked_fill(unscored[image], -1.0)
             proposals = scores.topk(min(NUM_PROPOSALS, len(scores))).indices
             boxes = clip_boxes(predictions.boxes[image, proposals].float(), batch.sizes[image])
-            largest = proposals[(boxes[:, 2:] - boxes[:, :2]).prod(dim=1).argmax()]
+            areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+            # In a small image fewer points are inside; the others among the proposals are not chosen.
+            largest = proposals[areas.masked_fill(unscored[image, proposals], -1.0).argmax()]
         logits = classifier.logits(embeddings[largest])
         loss = loss + F.binary_cross_entropy_with_logits(logits, is_own.float(), reduction="sum")
     return loss

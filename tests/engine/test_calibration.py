@@ -24,7 +24,7 @@ from ovd.data.report import DataReport
 from ovd.distributed import device_of_rank
 from ovd.engine.step_texts import TextSampler
 from ovd.evaluation.calibrate import CalibrationError
-from ovd.inference import ImageBatch, Inference
+from ovd.inference import ImageBatch, ImageQueries, Inference
 from ovd.jobs.calibrate import calibrate_detector, mean_example, readable_part
 from ovd.jobs.train import train_from_config
 from ovd.model.detection_options import DetectionOptions
@@ -314,7 +314,7 @@ def test_texts_may_lie_on_the_detectors_device(tiny_clip, texts, image):
 def test_probabilities_are_the_same_inside_a_callers_autocast(tiny_clip, texts, image):
     calibration = calibration_of(texts, NAME_BIAS, PUSHING)
     detector = build_detector(tiny_clip, "pyramid", "head").eval()
-    size, queries = torch.tensor([[96, 96]]), QueryTexts(texts)
+    size, groups = torch.tensor([[96, 96]]), [ImageQueries(slice(None), QueryTexts(texts))]
     batch = ImageBatch(torch.from_numpy(image[:48, :48].copy()).permute(2, 0, 1)[None].repeat(1, 1, 2, 2), size, size)
     found: list[Detections] = []
     for enabled in (False, True):
@@ -323,7 +323,7 @@ def test_probabilities_are_the_same_inside_a_callers_autocast(tiny_clip, texts, 
         )
         predictions = inference.predict(batch.images, batch.sizes)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            found += inference.detections(predictions, batch, queries)
+            found += inference.detections(predictions, batch, groups)
     assert len(found[0].scores) > 100
     assert torch.equal(found[0].scores, found[1].scores)
 

@@ -83,6 +83,16 @@ def test_an_image_in_a_batch_is_detected_in_as_if_it_were_alone(vit):
         torch.testing.assert_close(torch.tensor(alone.scores), torch.tensor(expected.scores), atol=1e-5, rtol=1e-4)
 
 
+def test_thin_images_without_a_point_inside_are_detected_in(vit):
+    inference, session = vit
+    images, _ = noise_of(2, 64, 96)
+    sizes = torch.tensor([[3, 90], [64, 2]])
+    text = unit_rows(3, dim_of(inference.detector))
+    for own, exported in detections_of_both(inference, session, images, sizes, text):
+        assert len(own.scores) == len(exported.scores) > 0
+        assert num_without_equal(own, exported) == 0
+
+
 OPTION_SETS = {
     "one name per place": OPTIONS.model_copy(update={"one_name_per_place": 0.5}),
     "absolute scores above a threshold": OPTIONS.model_copy(update={"competition": 0.0, "score_threshold": 0.1}),

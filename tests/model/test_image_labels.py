@@ -17,8 +17,8 @@ def targets(own: list[int]) -> Targets:
     return replace(Targets.empty(), image_texts=torch.tensor(own, dtype=torch.int64))
 
 
-def make(num_points: int = 30) -> tuple[Predictions, Points, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def make(num_points: int = 30, seed: int = 0) -> tuple[Predictions, Points, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     sides = torch.rand(3, num_points, 2, generator=generator) * 20 + 1
     corners = torch.rand(3, num_points, 2, generator=generator) * 10
     predictions = Predictions(
@@ -43,15 +43,17 @@ def of_pairs(text: torch.Tensor) -> TextClassifier:
     return TextClassifier(text, classes, SCALE, BIAS).select(classes >= 10)
 
 
-def test_equals_a_loop_over_points_and_texts():
-    predictions, points, text = make()
+@pytest.mark.parametrize(("num_points", "seed"), [(60, 0), (30, 0), (30, 1), (12, 2), (12, 3)])
+def test_equals_a_loop_over_points_and_texts(num_points, seed):
+    """Compare images with more than 20 points inside, and with fewer."""
+    predictions, points, text = make(num_points, seed)
     own = [[10, 12], [11]]
     loss = image_label_loss(predictions, batch(own), of_pairs(text), points)
     expected = 0.0
     for image, mine in zip((1, 2), own, strict=True):
         height, width = batch(own).sizes[image].tolist()
         scored = []
-        for point in range(30):
+        for point in range(num_points):
             x, y = points.centers[point].tolist()
             if x >= width or y >= height:
                 continue
