@@ -24,7 +24,7 @@ from ovd.build.detector import build_detector
 from ovd.build.trained import find_checkpoint, load_detector
 from ovd.data.report import DataError, DataReport
 from ovd.engine import checkpoint
-from ovd.engine.notes import NO_SAMPLES
+from ovd.engine.notes import NO_SAMPLES, Notes
 from ovd.engine.optim import NonFiniteError
 from ovd.engine.signals import StopRequest
 from ovd.evaluation.evaluator import BoxEvaluator
@@ -141,6 +141,13 @@ def test_a_detector_is_refused_with_another_text_tower(reference, monkeypatch):
     monkeypatch.setattr("ovd.build.trained.text_tower_fingerprint", lambda clip: "another")
     with pytest.raises(ValueError, match="a different text tower"):
         load_detector(reference)
+
+
+def test_a_run_that_starts_from_an_alignment_is_told_how_to_use_it(tmp_path, miniature_world):
+    aligned = checkpoint.save_weights(tmp_path / "aligned", tensors={}, config={}, notes=Notes())
+    config = small_config(tmp_path / "run", miniature_world, init_from=str(aligned.parent))
+    with pytest.raises(ValueError, match=r"aligned/step-000000 is not the checkpoint of a detector; .* clip\.name"):
+        train_from_config(config)
 
 
 def test_resuming_with_other_settings_stops_and_names_them(reference, miniature_world):
