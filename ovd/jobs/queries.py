@@ -31,6 +31,17 @@ class Query:
         return default if self.min_score is None else self.min_score
 
 
+def describe_thresholds(queries: Sequence[Query], default: float, kind: str) -> str:
+    """Describe the minimum scores of boxes for a summary, such as "score of at least 0.45".
+
+    Args:
+        default: minimum score of queries without their own.
+        kind: word for the scores, `probability` or `score`.
+    """
+    own = ", or the minimum score after its name" if any(query.min_score is not None for query in queries) else ""
+    return f"{kind} of at least {default:.2f}{own}"
+
+
 def parse_query(query: str) -> Query:
     """Parse a query such as `anchor:0.8` into its name and its minimum score, if it has one.
 
