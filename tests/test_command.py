@@ -346,6 +346,8 @@ def test_names_that_are_read_alike_are_asked_for_once(tmp_path, capsys):
     assert "2 names are given more than once" in capsys.readouterr().err
     with pytest.raises(ValueError, match="'anchor' and 'Anchor' are the same name with two minimum scores"):
         asked("anchor:0.3, Anchor")
+    with pytest.raises(ValueError, match="'_' is blank to the text tower; write a class name"):
+        asked("anchor, _:0.3")
 
 
 def test_words_too_long_for_the_name_of_a_file_are_asked_for(tmp_path, monkeypatch, capsys):

@@ -67,7 +67,8 @@ def read_queries(classes: str | None, file: Path | None = None) -> list[Query]:
         file: text file with one query per line, which may contain commas.
 
     Raises:
-        ValueError: a minimum score is not in 0..1, a name has two minimum scores, or the file cannot be read.
+        ValueError: a minimum score is not in 0..1, a name reads as blank or has two minimum scores, or the file cannot
+            be read.
     """
     queries = [query for query in (classes or "").split(",") if query.strip()]
     if file is not None:
@@ -119,11 +120,14 @@ def deduplicate(queries: Sequence[Query]) -> list[Query]:
     """Remove repeated queries, which would share the probability of one name, and warn of their number.
 
     Raises:
-        ValueError: a name is given with two minimum scores.
+        ValueError: a name reads as blank, or is given with two minimum scores.
     """
     first: dict[str, Query] = {}
     for query in queries:
-        before = first.setdefault(name_key(query.name), query)
+        reading = name_key(query.name)
+        if not reading:
+            raise ValueError(f"{query.name!r} is blank to the text tower; write a class name, or leave it out")
+        before = first.setdefault(reading, query)
         if before.min_score != query.min_score:
             raise ValueError(
                 f"{before.name!r} and {query.name!r} are the same name with two minimum scores; give it only once"
