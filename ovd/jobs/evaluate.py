@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -164,7 +165,7 @@ def _exported(trained: TrainedDetector, path: Path) -> DetectionSession:
     Raises:
         ValueError: the file was not written by `ovd export`, or was exported from other weights.
     """
-    session = DetectionSession(path)
+    session = DetectionSession(path, threads=torch.get_num_threads())
     if trained.weights is None:
         return session
     file_sha256, own_sha256 = session.usage.weights_sha256, sha256_of(trained.weights)
