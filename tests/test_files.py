@@ -80,7 +80,7 @@ def test_a_folder_is_free_after_the_block_though_a_process_that_was_forked_in_it
     ("given", "message"),
     [
         ("runs/quickstrat", "runs/quickstrat does not exist; did you mean runs/quickstart?"),
-        ("runs/quickstart/step-600", "runs/quickstart/step-600 does not exist; did you mean runs/quickstart/step-000600?"),
+        ("runs/quickstart/step-600", "step-600 does not exist; did you mean runs/quickstart/step-000600?"),
         ("run/quickstart/step-000600", "did you mean runs/quickstart/step-000600?"),
         ("run/other", "run/other does not exist; give the folder of a run"),
         ("runs/config.yamll", "runs/config.yamll does not exist; give the folder of a run"),  # a file is no run

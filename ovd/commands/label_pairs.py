@@ -70,8 +70,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--skip-unreadable", action="store_true",
                         help="continue and count the images that cannot be read, however many (default: stop after 100 "
                         "in a row, or 1 %% and at least 5)")  # fmt: skip
-    parser.add_argument("--rank", type=nonnegative_int, help="this worker labels the shards RANK, RANK + WORLD, ... (default: "
-                        "the environment variable RANK, which torchrun sets, else 0)")  # fmt: skip
+    parser.add_argument("--rank", type=nonnegative_int, help="this worker labels the shards RANK, RANK + WORLD, ... "
+                        "(default: the environment variable RANK, which torchrun sets, else 0)")  # fmt: skip
     parser.add_argument(
         "--world", type=positive_int, help="number of workers (default: the environment variable WORLD_SIZE, else 1)"
     )

@@ -35,7 +35,12 @@ _NUMBERS: tuple[tuple[str, Callable[[str], float], float, str], ...] = (
     ("--megabytes", positive_float, _DEFAULTS.megabytes, "maximum size of a picture file, in MB"),
     ("--megapixels", positive_float, _DEFAULTS.megapixels, "maximum size of a picture, in million pixels"),
     ("--names", positive_int, _DEFAULTS.names, "maximum number of names in a request"),
-    ("--waiting", positive_int, _DEFAULTS.waiting, "maximum number of waiting requests; more are refused with status 503"),
+    (
+        "--waiting",
+        positive_int,
+        _DEFAULTS.waiting,
+        "maximum number of waiting requests; more are refused with status 503",
+    ),
     ("--seconds", positive_float, _DEFAULTS.answer_seconds, "time limit of a request, in seconds"),
 )
 """Options that are numbers: name, parser, default, and help."""

@@ -70,9 +70,7 @@ def label_into_files(trained: TrainedDetector, labeling: LabelJob) -> WrittenLab
         kind = "probability" if inference.is_calibrated else "score"
         num_shown = output.write(labels, list(min_scores.values()), report, kind=kind)
         journal.remove()
-    return WrittenLabels(
-        labels.kept, report, output, describe_thresholds(labeling.queries, threshold, kind), num_shown
-    )
+    return WrittenLabels(labels.kept, report, output, describe_thresholds(labeling.queries, threshold, kind), num_shown)
 
 
 def _settings(
