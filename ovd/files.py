@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -38,10 +39,21 @@ def refuse_missing_run(path: Path) -> None:
     Commands call this before they import torch to read the folder.
 
     Raises:
-        ValueError: the path does not exist.
+        ValueError: the path does not exist; the message has an existing path of a similar name.
     """
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; give the folder of a run (`make quickstart` makes runs/quickstart)")
+    if path.exists():
+        return
+    near = similar_folder(path)
+    advice = f"did you mean {near}?" if near else "give the folder of a run (`make quickstart` makes runs/quickstart)"
+    raise ValueError(f"{path} does not exist; {advice}")
+
+
+def similar_folder(path: Path) -> Path | None:
+    """Return a folder whose path is like one that does not exist, but for one similar name; None if there is none."""
+    missing = next(part for part in reversed((path, *path.parents)) if not part.exists())
+    names = [folder.name for folder in missing.parent.glob("*/")]
+    near = [missing.parent / name / path.relative_to(missing) for name in get_close_matches(missing.name, names)]
+    return next((folder for folder in near if folder.is_dir()), None)
 
 
 def make_parent_folder(output: Path) -> None:

@@ -346,6 +346,8 @@ def test_names_that_are_read_alike_are_asked_for_once(tmp_path, capsys):
     assert "2 names are given more than once" in capsys.readouterr().err
     with pytest.raises(ValueError, match="'anchor' and 'Anchor' are the same name with two minimum scores"):
         asked("anchor:0.3, Anchor")
+    with pytest.raises(ValueError, match="'_' is blank to the text tower; write a class name"):
+        asked("anchor, _:0.3")
 
 
 def test_words_too_long_for_the_name_of_a_file_are_asked_for(tmp_path, monkeypatch, capsys):
@@ -555,17 +557,20 @@ def test_what_can_be_seen_before_a_detector_is_loaded_is_said_before(options, wo
     assert words in f"{stopped.value}{capsys.readouterr().err}"
 
 
-def test_without_a_box_the_best_score_is_told(runs, monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("classes", "limit"), [("anchor, umbrella", "--threshold"), ("anchor, umbrella:0.9", "the number after its name")]
+)
+def test_without_a_box_the_best_score_is_told(classes, limit, runs, monkeypatch, capsys, tmp_path):
     for name in ("one.png", "two.png"):
         Image.new("RGB", (40, 30)).save(tmp_path / name)
     predictor = FakePredictor([[0.31, 0.2], [0.44]], is_calibrated=True)
     monkeypatch.setattr("ovd.build.trained.load_detector", lambda *_, **__: None)
     monkeypatch.setattr("ovd.predictor.Predictor", lambda *_, **__: predictor)
-    run(monkeypatch, "detect", str(tmp_path), "--classes", "anchor, umbrella", "--output", str(tmp_path / "found"))
+    run(monkeypatch, "detect", str(tmp_path), "--classes", classes, "--output", str(tmp_path / "found"))
     told = capsys.readouterr().out
     assert told.startswith("0 objects with a probability of at least 0.45")
     assert told.endswith(
-        f"; the best box scores 0.44, 'umbrella' in {tmp_path / 'two.png'} (lower --threshold to see it)\n"
+        f"; the best box scores 0.44, 'umbrella' in {tmp_path / 'two.png'} (lower {limit} to see it)\n"
     )
 
 

@@ -1,6 +1,8 @@
 """Config files: bases, overrides, older keys, and a one-line error for every mistake."""
 
+import re
 import time
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -40,7 +42,10 @@ KINDS: dict[str, type[Section]] = {
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_shipped_config_parses_and_opens_with_its_command(path):
     load_config(path, [], KINDS.get(path.name, TrainConfig))
-    assert " tools/" in path.read_text().split("\n\n")[0]
+    header = "".join(takewhile(lambda line: line.startswith("#"), path.read_text().splitlines(keepends=True)))
+    assert re.search(rf"^#   (ovd|torchrun .* -m ovd|sbatch|python) .*configs/{path.name}", header, re.M)
+    scripts = [CONFIGS[0].parents[1] / name for name in re.findall(r"tools/\w+\.py", path.read_text())]
+    assert [script for script in scripts if "from ovd.commands." in script.read_text()] == [], "write `ovd COMMAND`"
 
 
 def test_overrides_win_over_the_file_and_the_file_over_its_base(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ovd.files import default_permissions, folder_lock, short_hash
+from ovd.experts.folder import find_expert
+from ovd.files import default_permissions, folder_lock, refuse_missing_run, short_hash
 
 
 def test_the_hash_that_names_folders_stays_and_knows_no_order_of_keys() -> None:
@@ -73,3 +74,32 @@ def test_a_folder_is_free_after_the_block_though_a_process_that_was_forked_in_it
     finally:
         end.set()
         worker.join()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("runs/quickstrat", "runs/quickstrat does not exist; did you mean runs/quickstart?"),
+        ("runs/quickstart/step-600", "step-600 does not exist; did you mean runs/quickstart/step-000600?"),
+        ("run/quickstart/step-000600", "did you mean runs/quickstart/step-000600?"),
+        ("run/other", "run/other does not exist; give the folder of a run"),
+        ("runs/config.yamll", "runs/config.yamll does not exist; give the folder of a run"),  # a file is no run
+        ("runs/config.yaml/a", "runs/config.yaml/a does not exist; give the folder of a run"),
+    ],
+)
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_mistyped_run_is_told_of_one_with_a_similar_name(given, message, absolute, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "quickstart" / "step-000600").mkdir(parents=True)
+    (tmp_path / "runs" / "config.yaml").touch()
+    with pytest.raises(ValueError, match="does not exist") as caught:
+        refuse_missing_run(tmp_path / given if absolute else Path(given))
+    assert message in str(caught.value).replace(f"{tmp_path}/", "")
+
+
+def test_a_mistyped_expert_is_told_of_one_with_a_similar_name(tmp_path):
+    (tmp_path / "mine_expert").mkdir()
+    with pytest.raises(ValueError, match=r"mine_exprt has no expert.*; did you mean .*/mine_expert\?$"):
+        find_expert(tmp_path / "mine_exprt")
+    with pytest.raises(ValueError, match=r"nor expert/expert\.json$"):
+        find_expert(tmp_path / "mine_expert")

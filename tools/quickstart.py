@@ -49,7 +49,7 @@ from ovd.structures import Detections
 from ovd.visualize.boxes import LEGEND_WITH_RARE, choose_shown, draw_detections, write_grid
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-NUM_LABELLED_SHARDS = 1
+NUM_LABELED_SHARDS = 1
 NUM_EXAMPLES = 8
 """Number of images in examples.png."""
 
@@ -172,7 +172,7 @@ def main() -> None:
         pseudo_label_run(
             load_detector(base.output),
             LabelRequest(world / "pairs", base.output / "labels", LabelOptions(queries="nouns")),
-            listed=shards_of_worker(world / "pairs", num_shards=NUM_LABELLED_SHARDS),
+            listed=shards_of_worker(world / "pairs", num_shards=NUM_LABELED_SHARDS),
         )
     with stages.measure("self-training"):
         train_from_config(config, resume=arguments.resume, evaluate=False)

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from ovd.build.trained import stored_config
 from ovd.config.training import TrainConfig
-from ovd.config_files import parse_config
 from ovd.data.index import AnnotationIndex
 from ovd.data.loading.buckets import shape_groups
 from ovd.data.loading.dataset import ImageSource
@@ -49,7 +49,7 @@ def samples_per_step(config: TrainConfig) -> SampleCounts:
 
 def samples_drawn(found: checkpoint.Checkpoint) -> SampleCounts:
     """Return the numbers of samples that a run and its earlier stages have drawn."""
-    config = parse_config(found.config, TrainConfig, f"{found.folder}/state.json")
+    config = stored_config(found)
     first, per_step = found.notes.first_samples, samples_per_step(config)
     return SampleCounts(
         images=first.images + found.step * per_step.images, pairs=first.pairs + found.step * per_step.pairs

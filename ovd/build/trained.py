@@ -84,6 +84,15 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
     return found
 
 
+def stored_config(found: checkpoint.Checkpoint) -> TrainConfig:
+    """Return the config that the detector of a checkpoint was trained with.
+
+    Raises:
+        ConfigError: the checkpoint is not of a detector, but of an alignment, or its config is of an earlier version.
+    """
+    return parse_config(found.config_with_clip_path(), TrainConfig, f"{found.folder}/state.json")
+
+
 def describe_expert_run(run: Path, config: TrainConfig) -> str:
     """Describe an expert's run for messages: it is no detector to use alone."""
     return f"{run} is the run of an expert of {config.init_from}; alone, it may have forgotten all other classes"
@@ -120,7 +129,7 @@ def load_detector(
             longer has the text tower that the detector was trained with.
     """
     found = find_checkpoint(Path(path))
-    config = parse_config(found.config_with_clip_path(), TrainConfig, f"{found.folder}/state.json")
+    config = stored_config(found)
     if device is not None:
         config = config.model_copy(update={"train": config.train.model_copy(update={"device": device})})
     clip = load_original_clip(config)
@@ -167,8 +176,12 @@ def check_text_tower(found: checkpoint.Checkpoint, clip: Clip) -> None:
     """Check that a checkpoint's detector was trained with this CLIP model's text tower.
 
     Raises:
-        ValueError: the detector was trained with another text tower.
+        ValueError: the detector was trained with another text tower, or the checkpoint is not of a detector.
     """
+    if found.notes.text_tower is None:
+        raise ValueError(
+            f"{found.folder} is not the checkpoint of a detector; the folder of an aligned model is used as clip.name"
+        )
     if found.notes.text_tower != text_tower_fingerprint(clip):
         raise ValueError(f"{found.folder} was trained with a different text tower than that of the config's CLIP model")
 

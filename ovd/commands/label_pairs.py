@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from ovd.choices import QuerySource, Templates
-from ovd.commands.arguments import add_expert_options, expert_group, positive_int
+from ovd.commands.arguments import (
+    add_expert_options,
+    closed_fraction,
+    expert_group,
+    nonnegative_int,
+    positive_int,
+)
 from ovd.config.labeling import LabelOptions
 from ovd.config_files import parse_config
 from ovd.files import refuse_missing_run
@@ -50,25 +56,24 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--teacher-hf", metavar="NAME", help="OWL-ViT, OWLv2, Grounding DINO or MM Grounding DINO of "
                         "Hugging Face (name or folder), which detects the boxes in place of RUN")  # fmt: skip
     add_expert_options(parser)
-    parser.add_argument("--threshold", type=float, default=DEFAULTS.score_threshold,
+    parser.add_argument("--threshold", type=closed_fraction, default=DEFAULTS.score_threshold,
                         help="score above which boxes are kept; choose it low, since filters are applied later "
                         "(default: %(default)s)")  # fmt: skip
-    parser.add_argument("--max-boxes", type=int, default=DEFAULTS.max_boxes,
+    parser.add_argument("--max-boxes", type=positive_int, default=DEFAULTS.max_boxes,
                         help="number of boxes kept per image, those with the best scores; the best box of each text "
                         "is kept in any case (default: %(default)s)")  # fmt: skip
     parser.add_argument("--size", type=positive_int, help="longest image side in pixels (default: as trained)")
-    parser.add_argument(
-        "--batch-size", type=int, default=DEFAULTS.batch_size, help="number of images per batch (default: %(default)s)"
-    )
+    parser.add_argument("--batch-size", type=positive_int, default=DEFAULTS.batch_size,
+                        help="number of images per batch (default: %(default)s)")  # fmt: skip
     parser.add_argument("--shards", type=positive_int, metavar="N", help="label the first N shards only (default: "
                         "all)")  # fmt: skip
     parser.add_argument("--skip-unreadable", action="store_true",
                         help="continue and count the images that cannot be read, however many (default: stop after 100 "
                         "in a row, or 1 %% and at least 5)")  # fmt: skip
-    parser.add_argument("--rank", type=int, help="this worker labels the shards RANK, RANK + WORLD, ... (default: "
-                        "the environment variable RANK, which torchrun sets, else 0)")  # fmt: skip
+    parser.add_argument("--rank", type=nonnegative_int, help="this worker labels the shards RANK, RANK + WORLD, ... "
+                        "(default: the environment variable RANK, which torchrun sets, else 0)")  # fmt: skip
     parser.add_argument(
-        "--world", type=int, help="number of workers (default: the environment variable WORLD_SIZE, else 1)"
+        "--world", type=positive_int, help="number of workers (default: the environment variable WORLD_SIZE, else 1)"
     )
     parser.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help="label on a Ray cluster: `auto` for "
                         "that of this machine; without an address, one is started on this machine")  # fmt: skip
@@ -77,7 +82,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained; with torchrun the GPU "
                         "LOCAL_RANK)")  # fmt: skip
     parser.add_argument("--threads", type=positive_int, default=2, help="number of CPU threads (default: %(default)s)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if (arguments.queries == "classes") != (arguments.classes is not None):
+        parser.error("--queries classes and --classes FILE need each other")
+    return arguments
 
 
 def label_options(arguments: argparse.Namespace) -> LabelOptions:

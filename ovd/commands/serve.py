@@ -11,6 +11,7 @@ It needs `pip install 'ovd[serve]'`.
 """
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +28,22 @@ from ovd.serve.hosts import host_name, is_address, is_loopback, known_hosts
 from ovd.serve.limits import Limits
 from ovd.serve.settings import Settings
 
-DEFAULTS = Limits()
+_DEFAULTS = Limits()
+_NUMBERS: tuple[tuple[str, Callable[[str], float], float, str], ...] = (
+    ("--batch", positive_int, Settings.batch, "maximum number of images in a batch"),
+    ("--gather-ms", nonnegative_float, Settings.gather_ms, "time that a batch waits for more images, in ms"),
+    ("--megabytes", positive_float, _DEFAULTS.megabytes, "maximum size of a picture file, in MB"),
+    ("--megapixels", positive_float, _DEFAULTS.megapixels, "maximum size of a picture, in million pixels"),
+    ("--names", positive_int, _DEFAULTS.names, "maximum number of names in a request"),
+    (
+        "--waiting",
+        positive_int,
+        _DEFAULTS.waiting,
+        "maximum number of waiting requests; more are refused with status 503",
+    ),
+    ("--seconds", positive_float, _DEFAULTS.answer_seconds, "time limit of a request, in seconds"),
+)
+"""Options that are numbers: name, parser, default, and help."""
 _PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
 """Packages that `ovd[serve]` installs, by their import names."""
 
@@ -55,48 +71,8 @@ def _parser() -> argparse.ArgumentParser:
         help="further host name of this server in requests, such as that of a reverse proxy; can be repeated",
     )
     add_detector_options(parser)
-    parser.add_argument(
-        "--batch",
-        type=positive_int,
-        default=Settings.batch,
-        help="maximum number of images in a batch (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--gather-ms",
-        type=nonnegative_float,
-        default=Settings.gather_ms,
-        help="time that a batch waits for more images, in ms (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--megabytes",
-        type=positive_float,
-        default=DEFAULTS.megabytes,
-        help="maximum size of a picture file, in MB (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--megapixels",
-        type=positive_float,
-        default=DEFAULTS.megapixels,
-        help="maximum size of a picture, in million pixels (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--names",
-        type=positive_int,
-        default=DEFAULTS.names,
-        help="maximum number of names in a request (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--waiting",
-        type=positive_int,
-        default=DEFAULTS.waiting,
-        help="maximum number of waiting requests; more are refused with status 503 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seconds",
-        type=positive_float,
-        default=DEFAULTS.answer_seconds,
-        help="time limit of a request, in seconds (default: %(default)s)",
-    )
+    for option, parse, default, words in _NUMBERS:
+        parser.add_argument(option, type=parse, default=default, help=f"{words} (default: %(default)s)")
     return parser
 
 

@@ -53,20 +53,22 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
         )
     if checkpoint.latest(output) is not None:
         raise ValueError(f"{output} already contains a run; give another folder")
-    different = detector_differences(first.config_with_clip_path(), second.config_with_clip_path())
+    second_config = second.config_with_clip_path()
+    different = detector_differences(first.config_with_clip_path(), second_config)
     text_towers = (first.notes.text_tower, second.notes.text_tower)
     if text_towers[0] != text_towers[1]:
         different.append(f"text tower ({text_towers[0]!r} and {text_towers[1]!r})")
-    first_tensors, second_tensors = load_weights(first.weights), load_weights(second.weights)
-    learns_names = "name_offsets" in second_tensors  # a row for each class, in the order of the classes
+    expert = second_config.get("expert") or {}
+    learns_names = expert.get("learn") == "names"  # the weights have a row for each class, in the order of the classes
     if learns_names and first.notes.classes != second.notes.classes:
         different.append("the classes whose names were learned (expert.learn=names)")
-    if (second.config_with_clip_path().get("expert") or {}).get("rank"):
+    if expert.get("rank"):
         different.append("low-rank adapters (expert.rank), of which only the products could be averaged")
     if different:
         raise ValueError(
             f"{first.folder} and {second.folder} cannot be averaged; they differ in: {'; '.join(different)}"
         )
+    first_tensors, second_tensors = load_weights(first.weights), load_weights(second.weights)
     try:
         tensors = interpolate(first_tensors, second_tensors, weight)
     except ValueError as error:
@@ -89,7 +91,7 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
     return checkpoint.save_weights(
         output,
         tensors=tensors,
-        config=second.config_with_clip_path() | {"output": str(output)},
+        config=second_config | {"output": str(output)},
         notes=notes,
         attached=attached,
     )

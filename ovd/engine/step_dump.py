@@ -69,4 +69,5 @@ class StepDump:
             texts = StepTexts(**content["texts"])
             return cls(content["step"], content["weights"], batch, texts, content["losses"])
         except Exception as error:  # torch raises many types of errors for files that are not dumps
-            raise ValueError(f"{path} is not the dump of a training step: {error}") from error
+            reason = error if isinstance(error, OSError) else type(error).__name__  # torch's advice is to trust it
+            raise ValueError(f"{path} is not the dump of a training step: {reason}") from error

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ovd.choices import ExpertPart
 from ovd.experts.names import ExpertNames
-from ovd.files import atomic_write, sha256_of, write_json
+from ovd.files import atomic_write, sha256_of, similar_folder, write_json
 
 TENSORS = "expert.safetensors"
 DESCRIPTION = "expert.json"
@@ -129,7 +129,9 @@ def find_expert(path: Path) -> Path:
     for folder in (path, path / "expert"):
         if (folder / DESCRIPTION).is_file():
             return folder
-    raise ExpertError(f"{path} has no expert: it contains neither {DESCRIPTION} nor expert/{DESCRIPTION}")
+    near = None if path.exists() else similar_folder(path)
+    hint = "" if near is None else f"; did you mean {near}?"
+    raise ExpertError(f"{path} has no expert: it contains neither {DESCRIPTION} nor expert/{DESCRIPTION}{hint}")
 
 
 def write_expert(folder: Path, description: ExpertDescription, tensors: Mapping[str, Tensor]) -> None:

@@ -8,7 +8,7 @@ from ovd.data.report import DataReport
 from ovd.format_count import format_count
 from ovd.jobs.detect import detect_in_sources
 from ovd.jobs.picture_detections import DetectionOutput
-from ovd.jobs.queries import Query
+from ovd.jobs.queries import Query, describe_thresholds
 from ovd.predictor import Predictor
 from ovd.structures import Detections
 from ovd.visualize.boxes import choose_shown
@@ -46,7 +46,7 @@ class DetectResult:
     where: str
     """Place of the output, as the end of a sentence."""
     best: tuple[float, str]
-    """Score of the best box, shown or not, and its class and source in words; score 0 if there is no box."""
+    """Score of the best box, shown or not, and its class, source and limit in words; score 0 if there is no box."""
 
     @property
     def summary(self) -> str:
@@ -54,7 +54,7 @@ class DetectResult:
         num_boxes, (best, of_best) = self.report.num_used("box"), self.best
         text = f"{format_count(num_boxes, 'object')} with a {self.threshold_text}{self.where}"
         if num_boxes == 0 and best > 0:
-            text += f"; the best box scores {best:.2f}, {of_best} (lower --threshold to see it)"
+            text += f"; the best box scores {best:.2f}, {of_best}"
         return text
 
     def unread_lines(self) -> Iterator[str]:
@@ -86,18 +86,18 @@ def detect_queries(predictor: Predictor, search: DetectJob) -> DetectResult:
         nonlocal best
         found = predictor(picture.pixels, prompts)
         if len(found.scores) > 0:
-            of_picture = (float(found.scores[0]), f"{names[int(found.classes[0])]!r} in {picture.source}")
-            best = max(best, of_picture)
+            of_best = queries[int(found.classes[0])]
+            limit = "--threshold" if of_best.min_score is None else "the number after its name"
+            words = f"{of_best.name!r} in {picture.source} (lower {limit} to see it)"
+            best = max(best, (float(found.scores[0]), words))
         shown = choose_shown(found, thresholds, limit=search.limit, overlapping=search.overlapping)
         if search.prints_boxes and len(sources) == 1 and picture.frame is None:
             _print_boxes(shown, names)
         return shown
 
     report = detect_in_sources(sources, detect, search.output, track_above=min(thresholds) if search.tracks else None)
-    kind = "probability" if predictor.is_calibrated else "score"
-    own = ", or the minimum score after its name" if any(query.min_score is not None for query in queries) else ""
-    limit = f"{kind} of at least {threshold:.2f}{own}"
-    return DetectResult(report, len(sources), limit, search.output.describe_location(), best)
+    words = describe_thresholds(queries, threshold, "probability" if predictor.is_calibrated else "score")
+    return DetectResult(report, len(sources), words, search.output.describe_location(), best)
 
 
 def _print_boxes(shown: Detections, names: Sequence[str]) -> None:

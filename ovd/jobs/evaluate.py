@@ -167,7 +167,7 @@ def _exported(trained: TrainedDetector, path: Path) -> DetectionSession:
     Raises:
         ValueError: the file was not written by `ovd export`, or was exported from other weights.
     """
-    session = DetectionSession(path)
+    session = DetectionSession(path, threads=torch.get_num_threads())
     if trained.weights is None:
         return session
     file_sha256, own_sha256 = session.usage.weights_sha256, sha256_of(trained.weights)

@@ -17,7 +17,7 @@ from ovd.inference import BatchDetector
 from ovd.jobs.label_images import Thresholds, label_images
 from ovd.jobs.label_journal import LabelJournal
 from ovd.jobs.label_output import LabelOutput, WrittenLabels, printable
-from ovd.jobs.queries import Query
+from ovd.jobs.queries import Query, describe_thresholds
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def label_into_files(trained: TrainedDetector, labeling: LabelJob) -> WrittenLab
         kind = "probability" if inference.is_calibrated else "score"
         num_shown = output.write(labels, list(min_scores.values()), report, kind=kind)
         journal.remove()
-    return WrittenLabels(labels.kept, report, output, f"{kind} of at least {threshold:.2f}", num_shown)
+    return WrittenLabels(labels.kept, report, output, describe_thresholds(labeling.queries, threshold, kind), num_shown)
 
 
 def _settings(

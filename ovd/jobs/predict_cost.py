@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ovd.config.training import TrainConfig
 from ovd.cost import MEASURED_UTILIZATION, Cost, count_cost
+from ovd.format_count import format_count
 
 H100_TFLOPS = 989.0
 """Peak of an H100 SXM in TFLOP/s, in bf16; `MEASURED_UTILIZATION` is a share of it."""
@@ -78,7 +79,7 @@ class PredictedCost:
         cost, per_gpu = self.cost, " per GPU" if self.hardware.num_gpus else ""
         parameters, trained = cost.parameters / 1e6, cost.trained_parameters / 1e6
         forward, training = cost.forward_flops / 1e9, cost.training_flops / 1e9
-        at_a_time = f"{_counted(self.images_at_a_time, 'image')}{per_gpu} at a time"
+        at_a_time = f"{format_count(self.images_at_a_time, 'image')}{per_gpu} at a time"
         lines = (
             f"parameters          {parameters:,.1f} M, {trained:,.1f} M of them trained",
             f"GFLOP per image     {forward:,.0f} forward, {training:,.0f} in training",
@@ -88,19 +89,15 @@ class PredictedCost:
         return "\n".join(lines)
 
     def _time(self) -> str:
-        work = f"{_counted(self.steps, 'step')} of {_counted(self.images_per_step, 'image')}"
+        work = f"{format_count(self.steps, 'step')} of {format_count(self.images_per_step, 'image')}"
         hardware, hours = self.hardware, self.hours
         if hours is None:
             tflop = self.steps * self.images_per_step * self.cost.training_flops / 1e12
             return f"not known: {work} are {tflop:,.3g} TFLOP; give the --peak-tflops and --utilization of the CPU"
         minutes = f"{60 * hours:.1f} min" if 60 * hours >= 1 else "under 1 min"
         time = f"{hours:,.1f} h" if hours >= 1 else minutes
-        where = _counted(hardware.num_gpus, "GPU") if hardware.num_gpus else "a CPU"
+        where = format_count(hardware.num_gpus, "GPU") if hardware.num_gpus else "a CPU"
         return f"{time} for {work} on {where} of {hardware.peak_tflops:g} TFLOP/s at {hardware.utilization:.0%}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def predict_cost(config: TrainConfig, hardware: Hardware, *, height: int | None = None) -> PredictedCost:

@@ -31,6 +31,17 @@ class Query:
         return default if self.min_score is None else self.min_score
 
 
+def describe_thresholds(queries: Sequence[Query], default: float, kind: str) -> str:
+    """Describe the minimum scores of boxes for a summary, such as "score of at least 0.45".
+
+    Args:
+        default: minimum score of queries without their own.
+        kind: word for the scores, `probability` or `score`.
+    """
+    own = ", or the minimum score after its name" if any(query.min_score is not None for query in queries) else ""
+    return f"{kind} of at least {default:.2f}{own}"
+
+
 def parse_query(query: str) -> Query:
     """Parse a query such as `anchor:0.8` into its name and its minimum score, if it has one.
 
@@ -56,7 +67,8 @@ def read_queries(classes: str | None, file: Path | None = None) -> list[Query]:
         file: text file with one query per line, which may contain commas.
 
     Raises:
-        ValueError: a minimum score is not in 0..1, a name has two minimum scores, or the file cannot be read.
+        ValueError: a minimum score is not in 0..1, a name reads as blank or has two minimum scores, or the file cannot
+            be read.
     """
     queries = [query for query in (classes or "").split(",") if query.strip()]
     if file is not None:
@@ -108,11 +120,14 @@ def deduplicate(queries: Sequence[Query]) -> list[Query]:
     """Remove repeated queries, which would share the probability of one name, and warn of their number.
 
     Raises:
-        ValueError: a name is given with two minimum scores.
+        ValueError: a name reads as blank, or is given with two minimum scores.
     """
     first: dict[str, Query] = {}
     for query in queries:
-        before = first.setdefault(name_key(query.name), query)
+        reading = name_key(query.name)
+        if not reading:
+            raise ValueError(f"{query.name!r} is blank to the text tower; write a class name, or leave it out")
+        before = first.setdefault(reading, query)
         if before.min_score != query.min_score:
             raise ValueError(
                 f"{before.name!r} and {query.name!r} are the same name with two minimum scores; give it only once"

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from ovd.build.batches import samples_drawn
 from ovd.build.learner import Learner
-from ovd.build.trained import check_text_tower, find_checkpoint, initialize
+from ovd.build.trained import check_text_tower, find_checkpoint, initialize, stored_config
 from ovd.config.training import TrainConfig, TrainSection
-from ovd.config_files import parse_config
 from ovd.distributed import is_main
 from ovd.engine.checkpoint import Checkpoint, restore
 from ovd.engine.detector_groups import build_groups
@@ -76,7 +75,7 @@ def _warn_of_seen_images(config: TrainConfig, before: Checkpoint) -> None:
     options = config.train.calibration
     if options is None or not is_main():
         return
-    earlier = parse_config(before.config, TrainConfig, f"{before.folder}/state.json")
+    earlier = stored_config(before)
     earlier_options = earlier.train.calibration
     held_out = earlier.data.held_out if earlier_options is None else earlier_options.images
     if held_out < options.images and earlier.data.source == config.data.source:

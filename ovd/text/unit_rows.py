@@ -22,7 +22,7 @@ def as_unit_rows(rows: Any, dim: int) -> Float32[np.ndarray, "C D"]:
     """
     checked = np.array(rows, dtype=np.float32)
     if checked.ndim != 2 or len(checked) == 0 or checked.shape[1] != dim:
-        raise ValueError(f"text rows have the shape {checked.shape}; the detector needs (C, {dim})")
+        raise ValueError(f"text rows have the shape {checked.shape}; the detector needs (C, {dim}), C at least 1")
     lengths = np.linalg.norm(checked, axis=1)
     wrong = np.flatnonzero(~(np.abs(lengths - 1) <= TOLERANCE))  # NaN is wrong, too
     if len(wrong):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ovd.build.detector import build_detector
 from ovd.build.trained import load_detector
 from ovd.clip.load import load_clip
+from ovd.config.alignment import AlignConfig
 from ovd.config.training import TrainConfig
 from ovd.engine import checkpoint
 from ovd.engine.ema import Ema
@@ -25,7 +26,12 @@ from ovd.files import sha256_of
 from ovd.text.encoder import text_tower_fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG: dict[str, Any] = {"output": "first", "clip": {"name": "tiny"}, "detector": {"channels": 32, "num_convs": 1}}
+CONFIG: dict[str, Any] = {
+    "output": "first",
+    "clip": {"name": "tiny"},
+    "detector": {"channels": 32, "num_convs": 1},
+    "train": {"steps": 1},
+}
 NOTES = Notes(text_tower="abc")
 
 
@@ -160,8 +166,10 @@ def test_a_weight_outside_its_range_is_refused(tmp_path, weight):
         ),
     ],
 )
-def test_runs_of_another_model_are_refused(tmp_path, config, notes, message):
+def test_runs_of_another_model_are_refused_before_their_weights_are_read(tmp_path, config, notes, message):
     first, second = save_run(tmp_path / "a", 0), save_run(tmp_path / "b", 1, config=config, notes=notes)
+    for file in tmp_path.glob("*/step-*/*.safetensors"):
+        file.unlink()
     with pytest.raises(ValueError, match=message):
         save_ensemble(first, second, weight=0.5, output=tmp_path / "c")
     assert not (tmp_path / "c").exists()
@@ -200,7 +208,8 @@ def test_learned_names_are_averaged_with_those_of_the_same_classes_only(tmp_path
     def save_names(name: str, *classes: str) -> checkpoint.Checkpoint:
         tensors = {"name_offsets": torch.rand(2, 8)}
         notes = Notes(text_tower="abc", classes=classes)
-        return checkpoint.read(checkpoint.save_weights(tmp_path / name, tensors=tensors, config=CONFIG, notes=notes))
+        config = CONFIG | {"expert": {"learn": "names"}}
+        return checkpoint.read(checkpoint.save_weights(tmp_path / name, tensors=tensors, config=config, notes=notes))
 
     first, second = save_names("first", "anchor", "gear"), save_names("second", "anchor", "gear")
     other = save_names("other", "gear", "anchor")
@@ -238,7 +247,7 @@ def test_an_ensemble_cannot_be_resumed_and_its_damage_is_seen(tmp_path):
 
 
 def test_the_tool_writes_a_run_that_opens_as_a_detector(tmp_path):
-    config = TrainConfig.model_validate(CONFIG | {"output": tmp_path, "train": {"steps": 1}})
+    config = TrainConfig.model_validate(CONFIG | {"output": tmp_path})
     states = []
     for seed, name in enumerate(("base", "selftrained")):
         torch.manual_seed(seed)
@@ -271,15 +280,25 @@ def test_the_tool_writes_a_run_that_opens_as_a_detector(tmp_path):
     assert bits(load_detector(tmp_path / "end").detector.state_dict()) == bits(states[1])
 
     for options, message in (
-        (("--weight", "2", "--output", tmp_path / "other"), "it must be from 0 to 1"),
+        (("--weight", "2", "--output", tmp_path / "other"), "'2' is not a number from 0 to 1"),
         (("--output", tmp_path / "mean"), "already contains a run"),
     ):
         assert message in run_tool(*tool, *options, expect=2).stderr
 
 
+def test_the_tool_refuses_the_runs_of_alignments(tmp_path):
+    config = AlignConfig.model_validate({"output": tmp_path, "train": {"steps": 2}})
+    for seed, name in enumerate("ab"):
+        save_run(tmp_path / name, seed, config=config.model_dump(mode="json"), notes=Notes())
+    tool = ("tools/ensemble.py", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "mean")
+    told = run_tool(*tool, expect=2).stderr
+    assert "a/step-000002/state.json: this is a config for ovd align-backbone" in told
+    assert not (tmp_path / "mean").exists()
+
+
 def test_the_tool_refuses_an_expert_and_a_detector(tmp_path):
     save_run(tmp_path / "detector", 0)
-    expert = save_run(tmp_path / "expert", 1, config=CONFIG | {"expert": {"own_layers": 0, "rank": 0}})
+    expert = save_run(tmp_path / "expert", 1, config=CONFIG | {"init_from": "detector", "expert": {"own_layers": 0}})
     output = ("--output", tmp_path / "mean")
     told = run_tool("tools/ensemble.py", tmp_path / "detector", tmp_path / "expert", *output, expect=2).stderr
     assert f"{expert.folder} is the run of an expert" in told

@@ -24,7 +24,7 @@ from ovd.build.detector import build_detector
 from ovd.build.trained import find_checkpoint, load_detector
 from ovd.data.report import DataError, DataReport
 from ovd.engine import checkpoint
-from ovd.engine.notes import NO_SAMPLES
+from ovd.engine.notes import NO_SAMPLES, Notes
 from ovd.engine.optim import NonFiniteError
 from ovd.engine.signals import StopRequest
 from ovd.evaluation.evaluator import BoxEvaluator
@@ -143,6 +143,13 @@ def test_a_detector_is_refused_with_another_text_tower(reference, monkeypatch):
         load_detector(reference)
 
 
+def test_a_run_that_starts_from_an_alignment_is_told_how_to_use_it(tmp_path, miniature_world):
+    aligned = checkpoint.save_weights(tmp_path / "aligned", tensors={}, config={}, notes=Notes())
+    config = small_config(tmp_path / "run", miniature_world, init_from=str(aligned.parent))
+    with pytest.raises(ValueError, match=r"aligned/step-000000 is not the checkpoint of a detector; .* clip\.name"):
+        train_from_config(config)
+
+
 def test_resuming_with_other_settings_stops_and_names_them(reference, miniature_world):
     changed = small_config(reference, miniature_world, train={"learning_rate": 5e-4, "save_every": 3})
     with pytest.raises(ValueError, match=r"train\.learning_rate was 0\.001, is 0\.0005") as error:
@@ -220,7 +227,7 @@ def test_a_loss_that_is_not_finite_leaves_a_dump_that_can_be_looked_at(tmp_path,
     assert "losses in training: class nan" in output
     assert "weights that are not finite: none" in output
     assert output.count("embeddings finite: True, boxes finite: True") == 2
-    with pytest.raises(ValueError, match=r"config\.yaml is not the dump"):
+    with pytest.raises(ValueError, match=r"config\.yaml is not the dump of a training step: UnpicklingError$"):
         replay_step(tmp_path / "run" / "config.yaml")
 
 

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import onnx
 import pytest
+import torch
 from small_export import unchecked
 
 import ovd.__main__ as command
@@ -68,7 +69,10 @@ def test_an_exported_file_is_evaluated_as_the_run_of_its_weights_alone(start, tm
     assert usage["weights_sha256"] == sha256_of(weights)
     capsys.readouterr()
     trained = load_detector(start, "cpu")
-    assert _exported(trained, model).usage.weights_sha256 == sha256_of(weights)
+    torch.set_num_threads(2)  # as ovd eval --threads 2
+    session = _exported(trained, model)
+    assert session.usage.weights_sha256 == sha256_of(weights)
+    assert session._session.get_session_options().intra_op_num_threads == 2
     assert capsys.readouterr().err == ""
     onnx.helper.set_model_props(content, {METADATA: json.dumps(usage | {"weights_sha256": "0" * 64})})
     onnx.save(content, tmp_path / "other.onnx")

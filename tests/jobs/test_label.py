@@ -138,6 +138,7 @@ def test_the_command_writes_what_checks_and_trains(start, photos, tmp_path, monk
     run(monkeypatch, *asked, "--output", tmp_path / "boxes.json", "--review", 3)
     printed = capsys.readouterr().out
     assert "6 images" in printed
+    assert f"with a score of at least {LOW}, 0 images without any" in printed
     assert "2 images could not be read: boxes.json.report.json" in printed
     assert "boxes.review.html shows the 3 boxes" in printed
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -160,7 +161,7 @@ def test_the_command_writes_what_checks_and_trains(start, photos, tmp_path, monk
         run(monkeypatch, *asked, "--output", tmp_path / "boxes.json")
 
 
-def test_a_minimum_for_one_name_and_a_folder_of_yolo(start, photos, tmp_path, monkeypatch):
+def test_a_minimum_for_one_name_and_a_folder_of_yolo(start, photos, tmp_path, monkeypatch, capsys):
     run(
         monkeypatch, photos / "0.png", "--classes", f"anchor:0.999, gear:{LOW}", "--run", start, "--threads", 1,
         "--output", tmp_path / "labels", "--to", "yolo", "--review", 0, "--workers", 0,
@@ -169,6 +170,7 @@ def test_a_minimum_for_one_name_and_a_folder_of_yolo(start, photos, tmp_path, mo
     lines = (tmp_path / "labels" / "labels" / "0.txt").read_text().splitlines()
     assert lines
     assert {line.split()[0] for line in lines} == {"1"}
+    assert "with a score of at least 0.45, or the minimum score after its name, " in capsys.readouterr().out
 
 
 def test_images_at_a_time_and_addresses_are_those_asked_for(start, photos, tmp_path, monkeypatch):

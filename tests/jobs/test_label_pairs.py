@@ -209,6 +209,26 @@ def test_a_size_of_images_is_of_ovds_own_detectors(tmp_path, trained, pairs):
         pseudo_label_run(trained, LabelRequest(pairs, tmp_path, options, teacher_hf="owl", size=96))
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--threshold", "2"], "argument --threshold: '2' is not a number from 0 to 1"),
+        (["--batch-size", "0"], "argument --batch-size: '0' is not a whole number of at least 1"),
+        (["--max-boxes", "0"], "argument --max-boxes: '0' is not"),
+        (["--rank", "-1", "--world", "2"], "argument --rank: '-1' is not a whole number of at least 0"),
+        (["--rank", "0", "--world", "0"], "argument --world: '0' is not"),
+        (["--classes", "names.txt"], "--queries classes and --classes FILE need each other"),
+        (["--queries", "classes"], "--queries classes and --classes FILE need each other"),
+    ],
+)
+def test_an_option_with_a_wrong_value_is_named(options, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x", "run", "--pairs", "p", "--output", "o", *options])
+    with pytest.raises(SystemExit) as stopped:
+        label_pairs.main()
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+
+
 def test_workers_are_of_a_cluster(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x", "run", "--pairs", "p", "--output", "o", "--workers", "8"])
     with pytest.raises(ValueError, match="--workers needs --ray"):

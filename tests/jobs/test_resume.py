@@ -15,6 +15,7 @@ from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
 from ovd.jobs.resume import MUTABLE_ON_RESUME, check_same_run, find_run
 from ovd.jobs.run_folder import open_run_folder
+from ovd.jobs.train import train_from_config
 
 
 def config(**train) -> TrainConfig:
@@ -33,6 +34,19 @@ def test_the_page_lists_the_settings_that_may_change_in_a_resumed_run():
     assert listed is not None
     names = {name.rstrip("*") for name in re.findall(r"`([^`]+)`", listed[1])}
     assert names == {*MUTABLE_ON_RESUME} - {"output"}  # `output` differs in a run that was moved
+
+
+def test_a_start_that_does_not_exist_is_told_before_data_is_read_but_not_needed_by_a_resumed_run(tmp_path):
+    (tmp_path / "first").mkdir()
+    data = {"source": {"kind": "files", "format": "coco", "train_annotations": "none.json", "train_images": "none"}}
+    settings = {"output": tmp_path / "run", "init_from": tmp_path / "frist", "train": {"steps": 100}, "data": data}
+    mistyped = TrainConfig.model_validate(settings)
+    with pytest.raises(ValueError, match=r"frist does not exist; did you mean .*/first\?$"):
+        train_from_config(mistyped)
+    assert not (tmp_path / "run").exists()
+    stored = mistyped.model_dump(mode="json")
+    checkpoint.save_weights(tmp_path / "run", tensors={}, config=stored, notes=Notes())
+    assert find_run(mistyped, resume=True) is not None
 
 
 def test_every_setting_that_differs_is_named():

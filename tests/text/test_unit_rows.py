@@ -19,7 +19,7 @@ def test_rows_of_every_form_are_taken(given) -> None:
     ("given", "words"),
     [
         (ROWS[0], r"shape \(4,\); the detector needs \(C, 4\)"),
-        (ROWS[:0], r"shape \(0, 4\)"),
+        (ROWS[:0], r"shape \(0, 4\); the detector needs \(C, 4\), C at least 1"),
         (ROWS[:, :3], r"shape \(3, 3\)"),
         (7 * ROWS, "row 0 has the norm 7"),
         (ROWS * [[1], [np.nan], [1]], "row 1 has the norm nan"),
