@@ -31,16 +31,20 @@ def refuse_existing(path: Path) -> None:
         raise ValueError(f"{path} already exists; give another name, or delete it")
 
 
-def refuse_missing_run(path: Path) -> None:
+def refuse_missing_run(path: Path, key: str | None = None) -> None:
     """Check that the folder of a run or a checkpoint exists.
 
     Commands call this before they import torch to read the folder.
+
+    Args:
+        key: key of a config that the path is from, which the message names.
 
     Raises:
         ValueError: the path does not exist.
     """
     if not path.exists():
-        raise ValueError(f"{path} does not exist; give the folder of a run (`make quickstart` makes runs/quickstart)")
+        given = path if key is None else f"{key}={path}"
+        raise ValueError(f"{given} does not exist; give the folder of a run (`make quickstart` makes runs/quickstart)")
 
 
 def make_parent_folder(output: Path) -> None:
