@@ -11,7 +11,7 @@ from ovd.config.training import TrainConfig
 from ovd.config_files import describe_differences, flatten, parse_config
 from ovd.distributed import is_main
 from ovd.engine.checkpoint import Checkpoint
-from ovd.files import sha256_of
+from ovd.files import refuse_missing_run, sha256_of
 from ovd.jobs.run_folder import latest_on_all_ranks
 
 MUTABLE_ON_RESUME = (
@@ -30,7 +30,7 @@ def find_run(config: TrainConfig, *, resume: bool, strict_resume: bool = False) 
 
     Raises:
         ValueError: the run folder holds a run and `resume` is not set, the run has other settings, its checkpoints are
-            damaged, or the ranks see different ones.
+            damaged, or the ranks see different ones; or `init_from` is needed and does not exist.
     """
     checkpoint = latest_on_all_ranks(config.output, strict=strict_resume)
     if resume and is_main():
@@ -43,6 +43,8 @@ def find_run(config: TrainConfig, *, resume: bool, strict_resume: bool = False) 
         if not resume:
             raise ValueError(f"{config.output} already contains a run; add --resume, or give another output=FOLDER")
         check_same_run(checkpoint.config, config)
+    if config.init_from is not None and (checkpoint is None or config.train.start_distillation):
+        refuse_missing_run(config.init_from, "init_from")
     return checkpoint
 
 
