@@ -54,6 +54,16 @@ class StopRequest:
             if not self.received:
                 raise
 
+    def raise_if_received(self, items: Iterable[Kind]) -> Iterator[Kind]:
+        """Yield the items as `until_received` does.
+
+        Raises:
+            Stopped: a stop was requested.
+        """
+        yield from self.until_received(items)
+        if self.received:
+            raise Stopped
+
     def finish(self, work: Callable[[], Kind]) -> Kind:
         """Do work that a stop waits for; a second time if the signal has also killed the loader workers of the first.
 
