@@ -62,7 +62,8 @@ def _check_surroundings(config: TrainConfig) -> None:
     Raises:
         ValueError: the folder cannot be written to, or `train.wandb` is set and wandb is missing.
     """
-    nearest = next(folder for folder in (config.output, *config.output.absolute().parents) if folder.exists())
+    folders = (config.output, *config.output.absolute().parents)
+    nearest = next(folder for folder in folders if folder.exists() or folder.is_symlink())  # a broken link is no folder
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise ValueError(f"output={config.output}: {nearest} is not a folder, or cannot be written to")
     if config.train.wandb is not None and find_spec("wandb") is None:

@@ -89,7 +89,7 @@ def test_what_stops_before_the_first_step_stops_here_too(tmp_path, world):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"init_from": "nowhere"}, "nowhere"),
+        ({"init_from": "nowhere"}, "init_from=nowhere does not exist; give the folder of a run"),
         ({"bank": {"file": "none.safetensors"}}, "text bank none.safetensors cannot be read"),
         ({"detector": {"frozen_layers": 99}}, "frozen_layers"),
         ({"eval": {"second_look": {"crop": 50}}}, r"eval\.second_look\.crop and .* crops of 50 px; .*multiple of 16"),
@@ -148,15 +148,18 @@ def test_a_config_of_ones_own_in_the_run_folder_is_not_replaced(tmp_path, miniat
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text("# my notes\nbase: ../other.yaml\n")
-    with pytest.raises(ValueError, match=r"config\.yaml was not written by a run and would be replaced"):
-        train_from_config(small_config(run, miniature_world))
+    for check in (preflight, train_from_config):
+        with pytest.raises(ValueError, match=r"config\.yaml was not written by a run and would be replaced"):
+            check(small_config(run, miniature_world))
     assert (run / "config.yaml").read_text() == "# my notes\nbase: ../other.yaml\n"
 
 
 def test_a_place_that_cannot_be_written_to_and_a_missing_package_are_found(tmp_path, miniature_world, monkeypatch):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"file is not a folder, or cannot be written to"):
-        preflight(small_config(tmp_path / "file" / "run", miniature_world))
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for place in ("file", "link"):
+        with pytest.raises(ValueError, match=f"{place} is not a folder, or cannot be written to"):
+            preflight(small_config(tmp_path / place / "run", miniature_world))
     monkeypatch.setattr("ovd.jobs.prerequisites.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"train\.wandb=mine needs the package wandb: pip install 'ovd\[wandb\]'"):
         preflight(small_config(tmp_path / "run", miniature_world, train={"wandb": "mine"}))
