@@ -68,6 +68,10 @@ class Checkpoint:
         ema = self.folder / _EMA
         return ema if ema.is_file() else self.folder / _MODEL
 
+    def weights_sha256(self) -> str:
+        """Return the SHA-256 of `weights` from the manifest, which they were checked against."""
+        return str(json.loads((self.folder / MANIFEST).read_text())[self.weights.name])
+
     def fingerprint(self) -> str:
         """Return the hash of the manifest, which identifies the checkpoint by the hashes of its files."""
         return sha256_of(self.folder / MANIFEST)

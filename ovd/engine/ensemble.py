@@ -16,7 +16,7 @@ from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.early_stop import without_early_stop
 from ovd.engine.notes import AveragedCheckpoints
 from ovd.engine.weights_file import load_weights
-from ovd.files import make_folder, sha256_of
+from ovd.files import make_folder
 from ovd.join_first import join_first
 from ovd.text.names import isin_names
 
@@ -76,11 +76,11 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
         first=str(first.folder),
         second=str(second.folder),
         weight=weight,
-        first_sha256=sha256_of(first.weights),
-        second_sha256=sha256_of(second.weights),
+        first_sha256=first.weights_sha256(),
+        second_sha256=second.weights_sha256(),
     )
     notes, attached = without_early_stop(second)
-    notes = replace(notes, ensemble=sources, has_clip=False)
+    notes = replace(notes, ensemble=sources, has_clip=False, is_calibration_pending=False)
     if not learns_names:
         notes = replace(notes, classes=_trained_classes(first, second, weight))
     if weight != 1:
