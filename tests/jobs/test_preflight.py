@@ -160,6 +160,8 @@ def test_a_place_that_cannot_be_written_to_and_a_missing_package_are_found(tmp_p
     for place in ("file", "link"):
         with pytest.raises(ValueError, match=f"{place} is not a folder, or cannot be written to"):
             preflight(small_config(tmp_path / place / "run", miniature_world))
+        with pytest.raises(ValueError, match=f"^bank.cache=.*{place} is not a folder, or cannot be written to"):
+            preflight(small_config(tmp_path / "run", miniature_world, bank={"cache": str(tmp_path / place / "banks")}))
     monkeypatch.setattr("ovd.jobs.prerequisites.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"train\.wandb=mine needs the package wandb: pip install 'ovd\[wandb\]'"):
         preflight(small_config(tmp_path / "run", miniature_world, train={"wandb": "mine"}))
