@@ -130,6 +130,24 @@ def test_a_folder_that_holds_a_detector_gets_no_other(run, tmp_path):
         assert {path.name: path.read_text() for path in folder.iterdir()} == {name: "{}"}
 
 
+def test_a_run_gets_no_saved_detector_in_its_folder(run, tmp_path):
+    """A detector saved beside the checkpoints of a run would be loaded in their place after further training."""
+    shutil.copytree(run, tmp_path / "run")
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    with pytest.raises(ValueError, match="run contains a run, in whose place"):
+        Predictor.load(tmp_path / "run").save_pretrained(tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
+def test_a_run_without_the_optimizers_state_is_saved_with_its_metrics(run, tmp_path):
+    """The optimizer's state, which is twice as large as the weights, may be deleted once a run is finished."""
+    shutil.copytree(run, tmp_path / "run")
+    manifest = tmp_path / "run" / "step-000000" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "optimizer.safetensors": "0"}))
+    Predictor.load(tmp_path / "run").save_pretrained(tmp_path / "given")
+    assert json.loads((tmp_path / "given" / "metrics.json").read_text()) == METRICS
+
+
 @pytest.mark.parametrize("killed_at", ["metrics.json", "model.safetensors", "manifest.json"])
 def test_an_interrupted_save_is_repeated_into_the_same_folder(killed_at, run, tmp_path, monkeypatch):
     """A save that is killed before it moves a file to its place leaves nothing that a second one refuses or keeps."""

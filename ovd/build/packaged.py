@@ -25,8 +25,8 @@ def check_packable(trained: TrainedDetector, folder: Path) -> None:
     """Check that `save_packaged` may write into a folder.
 
     Raises:
-        ValueError: the detector has experts, which are folders of their own; or the folder already holds a detector, or
-            the config or metrics of something else, which would be mistaken for this one's.
+        ValueError: the detector has experts, which are folders of their own; or the folder already holds a detector, a
+            run, or the config or metrics of something else, which would be mistaken for this one's.
     """
     if trained.experts.folders:
         raise ValueError(
@@ -34,6 +34,10 @@ def check_packable(trained: TrainedDetector, folder: Path) -> None:
         )
     if (folder / checkpoint.MANIFEST).exists():
         raise ValueError(f"{folder} already contains a detector; give another folder, or delete this one")
+    if any(checkpoint.step_of(path) is not None for path in folder.glob("step-*")):
+        raise ValueError(
+            f"{folder} contains a run, in whose place the saved detector would be read; give another folder"
+        )
     for name in ("config.json", METRICS):
         if (folder / name).exists() and not (name == METRICS and _has_own_metrics(folder, trained)):
             raise ValueError(f"{folder} has a {name} that is not of ovd; give another folder")
