@@ -197,6 +197,16 @@ def _write(
     return folder
 
 
+def refuse_checkpoint_folder(folder: Path) -> None:
+    """Check that the folder of a new run is not itself a checkpoint, which would be read in place of the run's own.
+
+    Raises:
+        ValueError: it is the folder of a checkpoint, or of a detector that was saved to share.
+    """
+    if (folder / MANIFEST).exists():
+        raise ValueError(f"{folder} is the folder of a checkpoint or a saved detector; give another folder for the run")
+
+
 def latest(run_dir: Path, *, strict: bool = False, check_all_files: bool = True) -> Checkpoint | None:
     """Return the newest intact checkpoint of a run; None if the run has no checkpoint.
 

@@ -42,7 +42,7 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
     Raises:
         ValueError: the weight is outside 0 to 1; the runs differ in detector, CLIP or text tower; only one of them is
             the run of an expert; both are, and their experts learned different names or have low-rank adapters; or
-            `output` already holds a run, or cannot be made or written to.
+            `output` already holds a run or a detector, or cannot be made or written to.
         SaveError: writing failed.
     """
     experts = [found.folder for found in (first, second) if found.config_with_clip_path().get("expert") is not None]
@@ -51,6 +51,7 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
             f"{experts[0]} is the run of an expert, but the other run is not; an expert is not averaged, but used "
             "with its detector (--expert)"
         )
+    checkpoint.refuse_checkpoint_folder(output)
     if checkpoint.latest(output) is not None:
         raise ValueError(f"{output} already contains a run; give another folder")
     different = detector_differences(first.config_with_clip_path(), second.config_with_clip_path())

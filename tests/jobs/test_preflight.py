@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import real_layouts
+from run_files import bytes_of
 from small_run import small_config, source_of
 
 from ovd.build.trained import find_checkpoint, load_detector
@@ -152,6 +153,19 @@ def test_a_config_of_ones_own_in_the_run_folder_is_not_replaced(tmp_path, miniat
         with pytest.raises(ValueError, match=r"config\.yaml was not written by a run and would be replaced"):
             check(small_config(run, miniature_world))
     assert (run / "config.yaml").read_text() == "# my notes\nbase: ../other.yaml\n"
+
+
+def test_a_checkpoint_is_no_run_folder(start, tmp_path, miniature_world):
+    """A run in the folder of a checkpoint would be evaluated and resumed with that checkpoint's weights."""
+    found = find_checkpoint(start)
+    shutil.copytree(found.folder, tmp_path / "saved")
+    before = bytes_of(tmp_path / "saved")
+    for check in (preflight, train_from_config):
+        with pytest.raises(ValueError, match="saved is the folder of a checkpoint or a saved detector"):
+            check(small_config(tmp_path / "saved", miniature_world))
+    with pytest.raises(ValueError, match="saved is the folder of a checkpoint or a saved detector"):
+        save_ensemble(found, found, weight=0.5, output=tmp_path / "saved")
+    assert bytes_of(tmp_path / "saved") == before
 
 
 def test_a_place_that_cannot_be_written_to_and_a_missing_package_are_found(tmp_path, miniature_world, monkeypatch):
