@@ -360,8 +360,14 @@ def _remove(folder: Path) -> None:
 
 
 def _delete(folder: Path) -> None:
-    """Delete a folder, or a link to one, whose content stays."""
-    if folder.is_symlink():
-        folder.unlink()
-    else:
-        shutil.rmtree(folder)
+    """Delete a folder, or a link to one, whose content stays; only warn if it cannot be deleted.
+
+    On network disks, the files of a checkpoint that another process reads remain.
+    """
+    try:
+        if folder.is_symlink():
+            folder.unlink()
+        else:
+            shutil.rmtree(folder)
+    except OSError as error:
+        warn(f"{folder} cannot be deleted ({error}); the next save tries it again")

@@ -229,6 +229,28 @@ def test_a_link_to_an_older_checkpoint_is_removed_and_its_content_stays(tmp_path
     assert checkpoint.read(moved).step == 0
 
 
+def test_an_old_checkpoint_that_cannot_be_deleted_yet_stops_no_save(tmp_path, monkeypatch, capsys):
+    """On a network disk, the folder of a checkpoint that an evaluation reads cannot be deleted."""
+    run = Run()
+    run.save(tmp_path, keep=1)
+
+    def refuse(folder: Path, **_: object) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(folder))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", refuse)
+        for _ in range(2):
+            run.train(1)
+            run.save(tmp_path, keep=1)
+    assert f"{tmp_path / 'step-000000.old.tmp'} cannot be deleted" in capsys.readouterr().err
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert found.step == 2
+    run.train(1)
+    run.save(tmp_path, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000003"]
+
+
 def test_a_checkpoint_that_a_training_replaces_meanwhile_is_not_damaged(tmp_path, monkeypatch):
     run = Run()
     first = run.save(tmp_path)
