@@ -83,19 +83,17 @@ def _other_init_hint(then: TrainConfig | AlignConfig, config: TrainConfig | Alig
     return f"to continue with the new ones, start a new run from it: init_from={config.output} and another output"
 
 
-def sha256_of_init(config: TrainConfig) -> str | None:
-    """Return the SHA-256 of the weights that a training starts from; None for CLIP's weights."""
-    return None if config.init_from is None else sha256_of(weights_file(config.init_from))
-
-
 def check_same_init(checkpoint: Checkpoint, config: TrainConfig) -> None:
     """Check that the detector that a run started from still has the same weights.
 
     Raises:
         ValueError: its weights have changed.
     """
-    before, now = checkpoint.notes.init_sha256, sha256_of_init(config)
-    if before is not None and before != now:
+    before = checkpoint.notes.init_sha256
+    if before is None or config.init_from is None:
+        return
+    now = sha256_of(weights_file(config.init_from))
+    if before != now:
         raise ValueError(
             f"{config.output} started from other weights than {config.init_from} has now (sha256 {before} and {now}); "
             "restore them, or give another output"
