@@ -8,6 +8,7 @@ An unknown key is an error that names the nearest one.
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -175,6 +176,11 @@ def _explain(problem: Any, kind: type[BaseModel]) -> str:
     kinds = [part for before, part in pairwise(parts) if before in DEFAULT_KINDS]
     written = [part for before, part in pairwise(["", *parts]) if before not in DEFAULT_KINDS]
     location = ".".join(written)
+    if problem["type"] in ("string_type", "path_type") and isinstance(problem["input"], bool | int | float | date):
+        return (
+            f"{location}: YAML reads this as {problem['input']}, not as text; put it in quotes, "
+            f"on the command line as {location}=\"'text'\""
+        )
     if problem["type"] != "extra_forbidden":
         message = problem["msg"].removeprefix("Value error, ")
         value = "" if isinstance(problem["input"], dict | BaseModel) else f" (got {problem['input']!r})"

@@ -33,10 +33,13 @@ def refuse_existing(path: Path) -> None:
         raise ValueError(f"{path} already exists; give another name, or delete it")
 
 
-def refuse_missing_run(path: Path) -> None:
+def refuse_missing_run(path: Path, key: str | None = None) -> None:
     """Check that the folder of a run or a checkpoint exists.
 
     Commands call this before they import torch to read the folder.
+
+    Args:
+        key: key of a config that the path is from, which the message names.
 
     Raises:
         ValueError: the path does not exist; the message has an existing path of a similar name.
@@ -45,7 +48,8 @@ def refuse_missing_run(path: Path) -> None:
         return
     near = similar_folder(path)
     advice = f"did you mean {near}?" if near else "give the folder of a run (`make quickstart` makes runs/quickstart)"
-    raise ValueError(f"{path} does not exist; {advice}")
+    given = path if key is None else f"{key}={path}"
+    raise ValueError(f"{given} does not exist; {advice}")
 
 
 def similar_folder(path: Path) -> Path | None:

@@ -154,8 +154,8 @@ class Predictor(ModelHubMixin):
             options: options of huggingface_hub's mixin, such as `push_to_hub`.
 
         Raises:
-            ValueError: the detector has experts, or the folder already holds a detector, or another config.json or
-                metrics.json.
+            ValueError: the detector has experts, or the folder already holds a detector, a run, or another config.json
+                or metrics.json.
         """
         check_packable(self._trained, Path(save_directory))  # first, because the mixin starts by deleting a config.json
         name = options.get("repo_id") or Path(save_directory).absolute().name

@@ -110,6 +110,15 @@ def test_another_kind_replaces_the_base_section_instead_of_merging(tmp_path):
             "output: x\ntrain: {steps: 5, pair_negatives: true, negatives: strict}\ndata: {pairs: {labels: y}}\n",
             "but not train.negatives=strict",
         ),
+        (
+            "output: 2024-01-31\ntrain: {steps: 5}\n",
+            "output: YAML reads this as 2024-01-31, not as text",
+        ),
+        (
+            "output: x\ntrain: {steps: 5, wandb: 7}\n",
+            "train.wandb: YAML reads this as 7, not as text; put it",
+        ),
+        ("output: x\ntrain: {steps: 5, wandb: [7]}\n", "train.wandb: Input should be a valid string (got [7])"),
         ("- 1\n- 2\n", "expected a mapping"),
         ("output: x\noutput: y\n", "the key 'output' occurs twice"),
         ("output: [x\n", "not plain YAML"),

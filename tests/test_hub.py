@@ -130,6 +130,52 @@ def test_a_folder_that_holds_a_detector_gets_no_other(run, tmp_path):
         assert {path.name: path.read_text() for path in folder.iterdir()} == {name: "{}"}
 
 
+def test_a_run_gets_no_saved_detector_in_its_folder(run, tmp_path):
+    """A detector saved beside the checkpoints of a run would be loaded in their place after further training."""
+    shutil.copytree(run, tmp_path / "run")
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    with pytest.raises(ValueError, match="run contains a run, in whose place"):
+        Predictor.load(tmp_path / "run").save_pretrained(tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
+def test_a_run_without_the_optimizers_state_is_saved_with_its_metrics(run, tmp_path):
+    """The optimizer's state, which is twice as large as the weights, may be deleted once a run is finished."""
+    shutil.copytree(run, tmp_path / "run")
+    manifest = tmp_path / "run" / "step-000000" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "optimizer.safetensors": "0"}))
+    Predictor.load(tmp_path / "run").save_pretrained(tmp_path / "given")
+    assert json.loads((tmp_path / "given" / "metrics.json").read_text()) == METRICS
+
+
+@pytest.mark.parametrize("killed_at", ["metrics.json", "model.safetensors", "manifest.json"])
+def test_an_interrupted_save_is_repeated_into_the_same_folder(killed_at, run, tmp_path, monkeypatch):
+    """A save that is killed before it moves a file to its place leaves nothing that a second one refuses or keeps."""
+    Predictor.load(run).save_pretrained(tmp_path / "whole" / "given")
+    given, replace_file = tmp_path / "given", Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        if target == given / killed_at:
+            raise KeyboardInterrupt
+        return replace_file(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a killed process removes no temporary folder
+        with pytest.raises(KeyboardInterrupt):
+            Predictor.load(run).save_pretrained(given)
+    with pytest.raises(ValueError, match="neither a run folder nor a checkpoint folder"):
+        Predictor.load(given)
+    assert list(given.glob("unfinished-*"))
+    Predictor.load(run).save_pretrained(given)
+    assert bytes_of(given) == bytes_of(tmp_path / "whole" / "given")
+
+    (given / "manifest.json").unlink()
+    (given / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"has a metrics\.json that is not of ovd"):  # that of another detector
+        Predictor(trained_detector("tiny")).save_pretrained(given)
+
+
 def test_the_size_of_a_predictor_is_not_the_detectors(run, tmp_path):
     """A saved folder detects at the size that the detector was trained and measured at, whatever the predictor's size
     and the way it is loaded."""

@@ -82,7 +82,8 @@ def metrics_of(trained: TrainedDetector) -> dict[str, Any] | None:
     if not is_of_training or not (run / METRICS).is_file() or not (checkpoint / MANIFEST).is_file():
         return None
     measured = last_evaluated_step(run)
-    if measured is None or measured != step_of_average(read(checkpoint).notes, step_of(checkpoint)):
+    of_run = read(checkpoint, check_all_files=False).notes
+    if measured is None or measured != step_of_average(of_run, step_of(checkpoint)):
         return None
     return json.loads((run / METRICS).read_text(encoding="utf-8"))
 

@@ -1,5 +1,7 @@
 """Save a trained detector as a folder to share: all that `load_detector` needs, and its metrics."""
 
+import json
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,30 +17,47 @@ from ovd.engine.notes import Notes
 from ovd.files import write_json
 from ovd.text.encoder import text_tower_fingerprint
 
+_UNFINISHED = "unfinished-"
+"""Beginning of the name of the folder in which the files are written before they are moved to their places."""
+
 
 def check_packable(trained: TrainedDetector, folder: Path) -> None:
     """Check that `save_packaged` may write into a folder.
 
     Raises:
-        ValueError: the detector has experts, which are folders of their own; or the folder already holds a detector, or
-            the config or metrics of something else, which would be mistaken for this one's.
+        ValueError: the detector has experts, which are folders of their own; or the folder already holds a detector, a
+            run, or the config or metrics of something else, which would be mistaken for this one's.
     """
     if trained.experts.folders:
         raise ValueError(
             "a detector is saved without its experts: load it without them, and share their folders separately"
         )
-    if (folder / "manifest.json").exists():
+    if (folder / checkpoint.MANIFEST).exists():
         raise ValueError(f"{folder} already contains a detector; give another folder, or delete this one")
+    if any(checkpoint.step_of(path) is not None for path in folder.glob("step-*")):
+        raise ValueError(
+            f"{folder} contains a run, in whose place the saved detector would be read; give another folder"
+        )
     for name in ("config.json", METRICS):
-        if (folder / name).exists():
+        if (folder / name).exists() and not (name == METRICS and _has_own_metrics(folder, trained)):
             raise ValueError(f"{folder} has a {name} that is not of ovd; give another folder")
+
+
+def _has_own_metrics(folder: Path, trained: TrainedDetector) -> bool:
+    """Whether the metrics.json in a folder is the detector's, as an interrupted write may leave it."""
+    metrics = metrics_of(trained)
+    try:
+        return metrics is not None and bool(json.loads((folder / METRICS).read_text(encoding="utf-8")) == metrics)
+    except (OSError, ValueError):
+        return False
 
 
 def save_packaged(trained: TrainedDetector, folder: Path) -> None:
     """Write the weights that the detector is evaluated with, its config, calibration and metrics.
 
     A CLIP model that others cannot load by its name is saved as well: one from a local folder or file, or with random
-    weights. The manifest is written last, so an interrupted write leaves nothing that `load_detector` would accept.
+    weights. The manifest is written last, so an interrupted write leaves nothing that `load_detector` would accept, and
+    can be repeated.
 
     Raises:
         ValueError: as `check_packable`.
@@ -63,13 +82,15 @@ def save_packaged(trained: TrainedDetector, folder: Path) -> None:
     if is_local:
         config["clip"] = {"name": checkpoint.CLIP_FOLDER}
         _save_clip(trained, folder / checkpoint.CLIP_FOLDER)
-    if (metrics := metrics_of(trained)) is not None:
-        write_json(folder / METRICS, metrics)
-    with TemporaryDirectory(dir=folder) as temporary:
+    for interrupted in folder.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(interrupted)
+    with TemporaryDirectory(dir=folder, prefix=_UNFINISHED) as temporary:
         made = checkpoint.save_weights(
             Path(temporary), tensors=trained.detector.state_dict(), config=config, notes=notes, attached=attached
         )
-        for part in sorted(made.iterdir(), key=lambda path: path.name == "manifest.json"):
+        if (metrics := metrics_of(trained)) is not None:
+            write_json(made / METRICS, metrics)
+        for part in sorted(made.iterdir(), key=lambda path: path.name == checkpoint.MANIFEST):
             part.replace(folder / part.name)
 
 

@@ -26,6 +26,19 @@ TOKENIZER_FILES = frozenset(
 """Files that open_clip's and transformers' tokenizers are loaded from."""
 
 
+def check_aligned_folder(name: str, folder: Path) -> None:
+    """Check that an aligned model would not replace the model that it is made from.
+
+    Args:
+        name: name that the model to align is loaded by (`load_clip`).
+
+    Raises:
+        ValueError: the folder is the one that the model is loaded from.
+    """
+    if model_folder(name).resolve() == folder.resolve():
+        raise ValueError(f"output={folder} is the folder of the model to align; give another folder")
+
+
 def save_aligned(clip: Clip, name: str, folder: Path, *, teacher: Any, weight_format: WeightFormat) -> None:
     """Write an aligned model's weights with its architecture, activation, normalization and tokenizer.
 
@@ -39,11 +52,9 @@ def save_aligned(clip: Clip, name: str, folder: Path, *, teacher: Any, weight_fo
             that is exact, so that text embeddings stay the same.
 
     Raises:
-        ValueError: a weight is too large for float16, the folder is the one that the model was loaded from, or the
-            tokenizer cannot be written.
+        ValueError: as `check_aligned_folder`; a weight is too large for float16; or the tokenizer cannot be written.
     """
-    if model_folder(name).resolve() == folder.resolve():
-        raise ValueError(f"output={folder} is the folder of the model to align; give another folder")
+    check_aligned_folder(name, folder)
     before = {f"{VISUAL}{key}": tensor for key, tensor in teacher.state_dict().items()}
     before = {key.removeprefix(VISUAL): tensor for key, tensor in _weights(before, weight_format).items()}
     weights = {BEFORE_ALIGNMENT: before, WEIGHTS_FILE: _weights(clip.model.state_dict(), weight_format)}

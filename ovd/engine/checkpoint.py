@@ -68,6 +68,10 @@ class Checkpoint:
         ema = self.folder / _EMA
         return ema if ema.is_file() else self.folder / _MODEL
 
+    def weights_sha256(self) -> str:
+        """Return the SHA-256 of `weights` from the manifest, which they were checked against."""
+        return str(json.loads((self.folder / MANIFEST).read_text())[self.weights.name])
+
     def fingerprint(self) -> str:
         """Return the hash of the manifest, which identifies the checkpoint by the hashes of its files."""
         return sha256_of(self.folder / MANIFEST)
@@ -95,12 +99,15 @@ def save(
 ) -> Path:
     """Write the checkpoint of the state's step under `run_dir` and remove all except the newest `keep` up to that step.
 
-    An intact checkpoint of this step is not written again; a damaged one is replaced.
+    An intact checkpoint of this step is not written again, unless its calibration was pending; a damaged one is
+    replaced.
 
     Args:
         config: the resolved config, JSON-able.
         notes: notes of the run, which a resumed run needs.
         attached: further tensors by name.
+        keep: number of checkpoints; while a calibration is pending, one more is kept, so that a kill during the later
+            replacement of this checkpoint leaves an older one.
 
     Returns:
         The checkpoint's folder.
@@ -120,7 +127,7 @@ def save(
         tensor_files[_EMA] = (_storable(state.ema.state_dict()), {"num_updates": str(state.ema.num_updates)})
     if attached:
         tensor_files[_ATTACHED] = (_storable(attached), None)
-    return _write(run_dir, state.step, tensor_files, config, notes, keep)
+    return _write(run_dir, state.step, tensor_files, config, notes, keep + notes.is_calibration_pending)
 
 
 def save_weights(
@@ -163,8 +170,8 @@ def _write(
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         for stale in run_dir.glob("step-*.tmp"):
-            shutil.rmtree(stale)
-        if folder.exists() and _damage(folder) is None:
+            _delete(stale)
+        if folder.exists() and _damage(folder) is None and not _lacks_calibration(folder, notes):
             return folder
         temporary.mkdir()
         for name, (tensors, metadata) in tensor_files.items():
@@ -188,6 +195,16 @@ def _write(
         older = f"the newest checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
         raise SaveError(f"the checkpoint of step {step} in {run_dir} cannot be saved ({error}); {older}") from error
     return folder
+
+
+def refuse_checkpoint_folder(folder: Path) -> None:
+    """Check that the folder of a new run is not itself a checkpoint, which would be read in place of the run's own.
+
+    Raises:
+        ValueError: it is the folder of a checkpoint, or of a detector that was saved to share.
+    """
+    if (folder / MANIFEST).exists():
+        raise ValueError(f"{folder} is the folder of a checkpoint or a saved detector; give another folder for the run")
 
 
 def latest(run_dir: Path, *, strict: bool = False, check_all_files: bool = True) -> Checkpoint | None:
@@ -279,6 +296,11 @@ def _read_state(folder: Path) -> Checkpoint:
     return Checkpoint(folder, state["step"], state["config"], Notes.from_json(state["extra"]))
 
 
+def _lacks_calibration(folder: Path, notes: Notes) -> bool:
+    """Whether the calibration of an intact checkpoint is pending, and no longer is in these notes."""
+    return _read_state(folder).notes.is_calibration_pending and not notes.is_calibration_pending
+
+
 def _to_json(value: object, what: str) -> str:
     try:
         return json.dumps(value, indent=1)
@@ -334,4 +356,18 @@ def _step(folder: Path) -> int:
 
 def _remove(folder: Path) -> None:
     # Renamed first, so that a kill in between leaves a stale temporary folder, not a damaged checkpoint.
-    shutil.rmtree(folder.rename(folder.with_name(folder.name + ".old.tmp")))
+    _delete(folder.rename(folder.with_name(folder.name + ".old.tmp")))
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder, or a link to one, whose content stays; only warn if it cannot be deleted.
+
+    On network disks, the files of a checkpoint that another process reads remain.
+    """
+    try:
+        if folder.is_symlink():
+            folder.unlink()
+        else:
+            shutil.rmtree(folder)
+    except OSError as error:
+        warn(f"{folder} cannot be deleted ({error}); the next save tries it again")

@@ -16,7 +16,7 @@ from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.early_stop import without_early_stop
 from ovd.engine.notes import AveragedCheckpoints
 from ovd.engine.weights_file import load_weights
-from ovd.files import make_folder, sha256_of
+from ovd.files import make_folder
 from ovd.join_first import join_first
 from ovd.text.names import isin_names
 
@@ -42,7 +42,7 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
     Raises:
         ValueError: the weight is outside 0 to 1; the runs differ in detector, CLIP or text tower; only one of them is
             the run of an expert; both are, and their experts learned different names or have low-rank adapters; or
-            `output` already holds a run, or cannot be made or written to.
+            `output` already holds a run or a detector, or cannot be made or written to.
         SaveError: writing failed.
     """
     experts = [found.folder for found in (first, second) if found.config_with_clip_path().get("expert") is not None]
@@ -51,6 +51,7 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
             f"{experts[0]} is the run of an expert, but the other run is not; an expert is not averaged, but used "
             "with its detector (--expert)"
         )
+    checkpoint.refuse_checkpoint_folder(output)
     if checkpoint.latest(output) is not None:
         raise ValueError(f"{output} already contains a run; give another folder")
     second_config = second.config_with_clip_path()
@@ -78,11 +79,11 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
         first=str(first.folder),
         second=str(second.folder),
         weight=weight,
-        first_sha256=sha256_of(first.weights),
-        second_sha256=sha256_of(second.weights),
+        first_sha256=first.weights_sha256(),
+        second_sha256=second.weights_sha256(),
     )
     notes, attached = without_early_stop(second)
-    notes = replace(notes, ensemble=sources, has_clip=False)
+    notes = replace(notes, ensemble=sources, has_clip=False, is_calibration_pending=False)
     if not learns_names:
         notes = replace(notes, classes=_trained_classes(first, second, weight))
     if weight != 1:

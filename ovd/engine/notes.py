@@ -64,6 +64,8 @@ class Notes:
     """Hash of the weights that the run started from; None for CLIP's."""
     calibration: Mapping[str, Any] | None = None
     """`ScoreCalibration.to_json`; its tensor is attached to the checkpoint as `trained_text`."""
+    is_calibration_pending: bool = False
+    """Whether the run was stopped during the calibration after its last step; a resumed run repeats it."""
     early_stop: EarlyStopNotes | None = None
     """State of early stopping; None without `train.patience`."""
     ensemble: AveragedCheckpoints | None = None

@@ -3,6 +3,7 @@
 import os
 import signal
 import termios
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import NoReturn, TypeVar
@@ -23,7 +24,8 @@ class StopRequest:
     """A context manager whose `received` becomes true at the first SIGTERM, SIGUSR1, SIGHUP or Ctrl-C inside it.
 
     The first Ctrl-C prints a line, the second raises KeyboardInterrupt. If SIGHUP is ignored, as under nohup, it stays
-    ignored; otherwise, output to a terminal that is gone is discarded after SIGHUP.
+    ignored; otherwise, output to a terminal that is gone is discarded after SIGHUP. Only the main thread can receive
+    signals; in another one, none is noted.
     """
 
     def __init__(self) -> None:
@@ -33,7 +35,8 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        noted = [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_nohup]
+        signals = STOP_SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        noted = [number for number in signals if number != signal.SIGHUP or not is_nohup]
         self._previous = {number: signal.signal(number, self._note) for number in noted}
         return self
 
@@ -53,6 +56,16 @@ class StopRequest:
         except RuntimeError:
             if not self.received:
                 raise
+
+    def raise_if_received(self, items: Iterable[Kind]) -> Iterator[Kind]:
+        """Yield the items as `until_received` does.
+
+        Raises:
+            Stopped: a stop was requested.
+        """
+        yield from self.until_received(items)
+        if self.received:
+            raise Stopped
 
     def finish(self, work: Callable[[], Kind]) -> Kind:
         """Do work that a stop waits for; a second time if the signal has also killed the loader workers of the first.

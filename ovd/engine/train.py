@@ -6,7 +6,7 @@ losses, gradients and checkpoints are those of the whole batch.
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -59,6 +59,8 @@ Evaluate = Callable[[Detector, StopRequest | None], dict[str, float]]
 
 It raises `Stopped` if a stop is requested meanwhile.
 """
+Calibrate = Callable[[Detector, StopRequest], None]
+"""Function that calibrates a detector on all ranks, for its last checkpoint; it raises as an `Evaluate` does."""
 GATE_INTERVAL = 50
 """Steps between measurements of the gates, each of which takes an additional forward pass."""
 
@@ -84,7 +86,7 @@ def train(
     checkpoints: CheckpointWriter,
     *,
     evaluate: Evaluate | None,
-    calibrate: Callable[[Detector, StopRequest], None] | None = None,
+    calibrate: Calibrate | None = None,
 ) -> dict[str, float]:
     """Train a detector in place.
 
@@ -92,7 +94,8 @@ def train(
         criterion: the losses; its `train` section has the settings of the loop as well.
         start: initial weights and first step of the run.
         evaluate: called with the averaged detector in eval mode.
-        calibrate: called with the averaged detector before the last checkpoint, which it may add to.
+        calibrate: called with the averaged detector before the last checkpoint, which it may add to; it raises
+            `Stopped` if a stop is requested meanwhile.
 
     Returns:
         The metrics of the last evaluation of the averaged (EMA) detector; empty without `evaluate`. With
@@ -100,21 +103,22 @@ def train(
 
     Raises:
         NonFiniteError: a loss or gradient is not finite; the optimizer step was skipped and nothing is saved.
-        SystemExit: 143, after a checkpoint, on SIGTERM, SIGUSR1, SIGHUP or Ctrl-C. A running evaluation is aborted and
-            repeated when the run is resumed; those that `train.patience` compares, and a calibration, are finished.
+        SystemExit: 143, after a checkpoint, on SIGTERM, SIGUSR1, SIGHUP or Ctrl-C. A running evaluation or calibration
+            is aborted and repeated when the run is resumed; evaluations that `train.patience` compares are finished.
     """
     settings = criterion.train
     compute = Compute.configured(settings.precision, device_of_rank(settings.device))
     compute.place(detector).train()
     state = build_initial_state(detector, data, settings, start, compute)
-    if 0 < state.step < settings.steps and not is_early_stop_over(checkpoints.notes):
+    num_steps_left = 0 if is_early_stop_over(checkpoints.notes) else settings.steps - state.step
+    is_finished = num_steps_left == 0 and not checkpoints.notes.is_calibration_pending
+    if state.step > 0 and not is_finished:
         checkpoints.rotate_report()
     averaged = copy.deepcopy(detector).eval()
     if settings.compile:
         detector.compile_learned_path()
     forward = _wrap_detector(detector, settings, compute)
     early_stop = EarlyStop(settings.patience, checkpoints) if settings.patience else None
-    num_steps_left = 0 if is_early_stop_over(checkpoints.notes) else settings.steps - state.step
     with raise_on_all_ranks():
         run_log = open_log(checkpoints.run_dir, settings.steps, state.step, settings.wandb, checkpoints.config)
     with run_log as log, StopRequest() as stop:
@@ -145,10 +149,9 @@ def train(
                 checkpoints.save(state, data.report, must_succeed=False, warning=log.warning)
             if evaluation and early_stop is None and is_evaluated:  # after the checkpoint, since it may take long
                 evaluation.run_until(stop, state.step)
-        if num_steps_left:
+        if not is_finished:
             if is_over and calibrate:
-                state.ema.copy_to(averaged)
-                calibrate(averaged, stop)
+                is_over = _calibrate(calibrate, averaged, state, stop, checkpoints)
             checkpoints.save(state, data.report, must_succeed=True, warning=log.warning)
         last_step = early_stop.best_step if early_stop and is_over else state.step
         metrics = {} if evaluation is None else evaluation.run_until(stop, last_step)
@@ -187,6 +190,20 @@ class _Evaluation:
             return None if on_any_rank(stop.received) else self.run(step, stop)
         except Stopped:
             return None
+
+
+def _calibrate(
+    calibrate: Calibrate, averaged: Detector, state: DetectorState, stop: StopRequest, checkpoints: CheckpointWriter
+) -> bool:
+    """Calibrate the averaged weights, for the last checkpoint; return False if a stop was requested meanwhile."""
+    state.ema.copy_to(averaged)
+    try:
+        calibrate(averaged, stop)
+        is_pending = False
+    except Stopped:
+        is_pending = True
+    checkpoints.notes = replace(checkpoints.notes, is_calibration_pending=is_pending)
+    return not is_pending
 
 
 def _wrap_detector(detector: Detector, settings: TrainSection, compute: Compute) -> nn.Module:

@@ -25,6 +25,7 @@ from torchvision.ops import box_iou
 
 from ovd.data.index import AnnotationIndex, Labels
 from ovd.data.loading.loader import LoaderOptions
+from ovd.engine.signals import StopRequest
 from ovd.format_count import format_count
 from ovd.inference import Inference
 from ovd.model.assign import assign_fcos, nearest_matched_points
@@ -71,6 +72,7 @@ def calibrate(
     held_out: Bool[np.ndarray, " C"],
     is_exhaustive: bool,
     name_bias: float | None = None,
+    stop: StopRequest | None = None,
 ) -> ScoreCalibration:
     """Fit the calibration on images that were not trained on.
 
@@ -81,20 +83,23 @@ def calibrate(
         held_out: mask of the names that were not trained on.
         is_exhaustive: whether every object of every class has a box.
         name_bias: the bias towards trained names; None fits it, or takes 0 if no name was held out.
+        stop: a request to stop, which is checked at every image.
 
     Raises:
         CalibrationError: no detection is known to be right.
         DataError: an image is missing or cannot be read.
+        Stopped: a stop was requested.
     """
+    stop = stop or StopRequest()
     trained = text[torch.from_numpy(~held_out)]
     nearness = nearness_to(text, trained)
     bias = name_bias or 0.0
     if name_bias is None and held_out.any():
-        bias = _fit_bias(inference, text, index, loading, nearness, held_out)
+        bias = _fit_bias(inference, text, index, loading, nearness, held_out, stop)
     # A map with a slope and a curve of 1 does not change scores.
     unmapped = ScoreCalibration(bias, ScoreMap(1.0, 1.0, 0.0, 0.0), 0.5, inference.options, trained)
     corrected = replace(inference, calibration=unmapped)
-    found = corrected.dataset(QueryTexts(text), index, loading)
+    found = stop.raise_if_received(corrected.dataset(QueryTexts(text), index, loading))
     rows = {image_id: row for row, image_id in enumerate(index.image_ids.tolist())}
     parts = [
         judge_detections(
@@ -122,9 +127,10 @@ def _fit_bias(
     loading: LoaderOptions,
     nearness: Float[Tensor, " C"],
     held_out: Bool[np.ndarray, " C"],
+    stop: StopRequest,
 ) -> float:
     """Fit the most likely bias; 0 unless there are true boxes of both trained and held-out names."""
-    at_boxes = _at_true_boxes(inference, text, index, loading)
+    at_boxes = stop.raise_if_received(_at_true_boxes(inference, text, index, loading))
     cosines, classes = (torch.cat(part) for part in zip(*at_boxes, strict=True))
     is_out = torch.from_numpy(held_out)[classes]
     if not is_out.any() or is_out.all():
@@ -136,7 +142,7 @@ def _fit_bias(
     out = torch.from_numpy(held_out)
     more = torch.where(out, math.log(int((~out).sum()) / int(out.sum())), 0.0)
     likelihoods = {}
-    for bias, scale in product(BIASES.tolist(), SCALES):
+    for bias, scale in stop.raise_if_received(product(BIASES.tolist(), SCALES)):
         logits = scale * (cosines - bias * nearness) + more
         likelihoods[bias, scale] = -float((weights * F.cross_entropy(logits, classes, reduction="none")).sum())
     bias, _ = max(likelihoods, key=lambda pair: likelihoods[pair])

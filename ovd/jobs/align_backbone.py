@@ -10,14 +10,14 @@ from ovd.alignment.train import align
 from ovd.build.alignment import build_distillation, load_unlabeled_images
 from ovd.build.detector import load_configured_clip
 from ovd.build.trained import weights_file
-from ovd.clip.save import save_aligned
+from ovd.clip.save import check_aligned_folder, save_aligned
 from ovd.config.alignment import AlignConfig
 from ovd.data.report import DataReport
 from ovd.distributed import device_of_rank, is_main, main_first, process_group, sum_over_ranks, world_size
 from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.metric_records import METRICS_FILE, read_records
 from ovd.engine.notes import Notes
-from ovd.files import sha256_of, write_json
+from ovd.files import refuse_missing_run, sha256_of, write_json
 from ovd.jobs.prerequisites import check_warmup
 from ovd.jobs.resume import check_same_data, check_same_run
 from ovd.jobs.run_folder import latest_on_all_ranks, open_run_folder
@@ -41,11 +41,14 @@ def align_backbone(config: AlignConfig, *, command: str) -> dict[str, Any]:
         The content of `report.json` on the main process; an empty dict on the others.
 
     Raises:
-        ValueError: the run folder holds a run with other settings or other images, there are no images, or the batch
-            cannot be divided among the ranks.
+        ValueError: the run folder holds a run with other settings or other images, or the model to align; there are no
+            images; `boxes.detector` does not exist; or the batch cannot be divided among the ranks.
     """
     with process_group(), on_device(device_of_rank(config.train.device)):
         check_warmup(config)
+        check_aligned_folder(config.clip.name, config.output)
+        if config.boxes.detector is not None:
+            refuse_missing_run(config.boxes.detector, "boxes.detector")
         checkpoint = latest_on_all_ranks(config.output)
         if checkpoint is not None:
             check_same_run(checkpoint.config, config, free=MUTABLE_ON_RESUME)

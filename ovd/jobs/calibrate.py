@@ -16,6 +16,7 @@ from ovd.config.training import TrainConfig
 from ovd.data.formats.supported import FORMATS
 from ovd.data.images.image_file import ImageError
 from ovd.data.images.read import read_image
+from ovd.engine.signals import StopRequest
 from ovd.evaluation.calibrate import CalibrationError, calibrate
 from ovd.format_count import format_count
 from ovd.model.score_calibration import ScoreCalibration
@@ -23,7 +24,9 @@ from ovd.progress import progress
 from ovd.warn import warn
 
 
-def calibrate_detector(trained: TrainedDetector, held_out: HeldOut) -> ScoreCalibration:
+def calibrate_detector(
+    trained: TrainedDetector, held_out: HeldOut, stop: StopRequest | None = None
+) -> ScoreCalibration:
     """Fit the score calibration of a detector (evaluation/calibrate.py).
 
     Args:
@@ -32,6 +35,7 @@ def calibrate_detector(trained: TrainedDetector, held_out: HeldOut) -> ScoreCali
 
     Raises:
         CalibrationError: no true box of the held-out images is detected.
+        Stopped: a stop was requested.
     """
     config = trained.config
     return calibrate(
@@ -42,18 +46,20 @@ def calibrate_detector(trained: TrainedDetector, held_out: HeldOut) -> ScoreCali
         held_out=held_out.names,
         is_exhaustive=not FORMATS[held_out.index.format].is_federated,
         name_bias=None if config.train.calibration is None else config.train.calibration.name_bias,
+        stop=stop,
     )
 
 
-def readable_part(held_out: HeldOut) -> HeldOut:
+def readable_part(held_out: HeldOut, stop: StopRequest) -> HeldOut:
     """Drop the held-out images that cannot be read, with a warning for each.
 
     Raises:
         CalibrationError: no image can be read.
+        Stopped: a stop was requested.
     """
     index = held_out.index
     readable = []
-    for row in progress(range(len(index)), len(index), "reading held-out images"):
+    for row in progress(stop.raise_if_received(range(len(index))), len(index), "reading held-out images"):
         record = index.record(row)
         try:
             read_image(record.path, expected_size=(record.height, record.width))
@@ -65,16 +71,17 @@ def readable_part(held_out: HeldOut) -> HeldOut:
     return held_out if len(readable) == len(index) else replace(held_out, index=index.take(np.array(readable)))
 
 
-def mean_example(config: TrainConfig, held_out: HeldOut) -> Float[Tensor, " D"]:
+def mean_example(config: TrainConfig, held_out: HeldOut, stop: StopRequest) -> Float[Tensor, " D"]:
     """Compute the mean of CLIP's unit embeddings of the true boxes in the held-out images (build/prompts.py).
 
     Raises:
         ImageError: an image is missing or cannot be read.
+        Stopped: a stop was requested.
     """
     encoder, index = example_encoder(config), held_out.index
     device = resolve_device(config)
     total, count = torch.zeros(0), 0
-    for row in progress(range(len(index)), len(index), "embedding true boxes"):
+    for row in progress(stop.raise_if_received(range(len(index))), len(index), "embedding true boxes"):
         record = index.record(row)
         boxes = torch.from_numpy(record.labels.boxes).float()
         if len(boxes) == 0:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ovd.build.data import hold_out, load_training_index, load_validation_index
+from ovd.build.data import check_all_exist, hold_out, load_training_index, load_validation_index
 from ovd.build.trained import TrainedDetector, describe_expert_run, find_checkpoint, load_detector
 from ovd.config.training import EvalSection, TrainConfig
 from ovd.data.index import AnnotationIndex
@@ -23,7 +23,7 @@ from ovd.engine.ensemble import detector_differences, save_ensemble
 from ovd.evaluation.note import EvaluationNote, read_note
 from ovd.experts.folder import read_expert, write_description
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
-from ovd.files import sha256_of, write_json
+from ovd.files import refuse_missing_run, write_json
 from ovd.format_count import format_count
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.experts import save_expert
@@ -88,10 +88,10 @@ def fine_tune(config: TrainConfig, *, weight: float, measures_kept: bool = True)
         measures_kept: whether to evaluate on the validation set of the detector to start from, which must then exist.
 
     Raises:
-        ValueError: `init_from` is missing or is the run of an expert, the weight is not in 0..1, the validation set of
-            the detector to start from is missing, its settings differ from the config's so that the two cannot be
-            averaged, an expert has another image size so that it shares no features with it, or an earlier call had
-            other settings, other boxes or another weight.
+        ValueError: `init_from` is missing or is the run of an expert, the weight is not in 0..1, a validation set or
+            one of its images is missing, the settings of the detector to start from differ from the config's so that
+            the two cannot be averaged, an expert has another image size so that it shares no features with it, or an
+            earlier call had other settings, other boxes or another weight.
     """
     with process_group():
         return _fine_tune(config, weight, measures_kept)
@@ -102,11 +102,14 @@ def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple
         raise ValueError("fine-tuning needs a trained detector to start from; set init_from to its run folder")
     if not 0 <= weight <= 1:
         raise ValueError(f"--weight is {weight:g}; it must be from 0 to 1")
+    refuse_missing_run(config.init_from, "init_from")
     start = load_detector(config.init_from, config.train.device, warns=False)
     _check_start(start.config, config.init_from, config)
     original = _load_original_validation(start, config.init_from) if measures_kept else None
     new = load_validation_index(config)
-    if new is None and is_main():
+    if new is not None:
+        check_all_exist(new, config.data.source, all_needed=True)
+    elif is_main():
         warn("there is no validation set (data.source.val_annotations), so the gain on the new data is not measured")
 
     index = _finish_training(config)
@@ -174,7 +177,7 @@ def _labels_now(config: TrainConfig, stored: Mapping[str, str]) -> dict[str, str
 
 
 def _load_original_validation(start: TrainedDetector, path: Path) -> AnnotationIndex:
-    """Load the validation set of the detector to start from.
+    """Load the validation set of the detector to start from, and check that its image files exist.
 
     Raises:
         ValueError: it has no validation set, or the set is not on this machine.
@@ -182,6 +185,8 @@ def _load_original_validation(start: TrainedDetector, path: Path) -> AnnotationI
     way_out = "use --no-kept to skip this evaluation"
     try:
         original = load_validation_index(start.config)
+        if original is not None:
+            check_all_exist(original, start.config.data.source, all_needed=True)
     except DataError as error:
         raise DataError(error.code, f"{error}; this is the validation set of {path}; {way_out}") from None
     if original is None:
@@ -247,7 +252,7 @@ def _average_weights(start: Path, after: Path, weight: float) -> Path:
                 "for another weight, use ovd ensemble with a new folder"
             )
         for noted, path in ((sources.first_sha256, start), (sources.second_sha256, after)):
-            if noted not in (None, sha256_of(find_checkpoint(path).weights)):
+            if noted not in (None, find_checkpoint(path).weights_sha256()):
                 raise ValueError(f"{ensemble} was averaged from older weights of {path}; delete it to average again")
     if averaged is None and is_main():
         save_ensemble(find_checkpoint(start), find_checkpoint(after), weight=weight, output=ensemble)
@@ -315,7 +320,7 @@ def _evaluation_inputs(
     descriptions = [read_expert(folder).description for folder in experts.folders]
     return {
         "detector": str(found.folder),
-        "weights_sha256": sha256_of(found.weights),
+        "weights_sha256": found.weights_sha256(),
         "annotations": str(index.path),
         "fingerprint": index.fingerprint(),  # one data.yaml describes several sets
         "truths": [truth.fingerprint() for truth in (index.truth, index.exhaustive_truth) if truth is not None],

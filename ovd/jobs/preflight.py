@@ -15,6 +15,7 @@ from ovd.distributed import device_of_rank, world_size
 from ovd.format_count import format_count
 from ovd.jobs.prerequisites import check_prerequisites
 from ovd.jobs.resume import find_run
+from ovd.jobs.run_folder import check_run_folder
 from ovd.jobs.training_sets import load_training_sets, warn_of_absent_classes, warn_of_trained_images
 from ovd.jobs.training_setup import build_training_setup
 from ovd.text.names import isin_names
@@ -37,6 +38,7 @@ def preflight(config: TrainConfig, *, resume: bool = False, strict_resume: bool 
     """
     check_prerequisites(config)
     checkpoint = find_run(config, resume=resume, strict_resume=strict_resume)
+    check_run_folder(config.output)
     device_of_rank(config.train.device)
     torch.set_num_threads(config.train.threads)
     report, validation_report = DataReport(stops=False), DataReport(stops=False)

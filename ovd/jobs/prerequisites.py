@@ -2,6 +2,7 @@
 
 import os
 from importlib.util import find_spec
+from pathlib import Path
 
 from ovd.build.batches import samples_per_step
 from ovd.config.alignment import AlignConfig
@@ -15,8 +16,8 @@ def check_prerequisites(config: TrainConfig) -> None:
     """Check what a training needs besides its data, and warn of settings that hardly anyone wants.
 
     Raises:
-        ValueError: the warm-up is longer than the run, a batch cannot be divided among the ranks, the run folder cannot
-            be written to, or the package for logging is missing.
+        ValueError: the warm-up is longer than the run, a batch cannot be divided among the ranks, the run folder or the
+            folder of text banks cannot be written to, or the package for logging is missing.
     """
     check_warmup(config)
     _check_divisible(config)
@@ -57,13 +58,26 @@ def _check_divisible(config: TrainConfig) -> None:
 
 
 def _check_surroundings(config: TrainConfig) -> None:
-    """Check that the run folder can be written to, and that the package for logging is installed.
+    """Check that run folder and text bank can be written, and that the package for logging is installed.
 
     Raises:
-        ValueError: the folder cannot be written to, or `train.wandb` is set and wandb is missing.
+        ValueError: a folder cannot be written to, or `train.wandb` is set and wandb is missing.
     """
-    nearest = next(folder for folder in (config.output, *config.output.absolute().parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ValueError(f"output={config.output}: {nearest} is not a folder, or cannot be written to")
+    _check_writable("output", config.output)
+    cache = config.bank.cache
+    if config.bank.file is None and not cache.is_dir():  # an existing one may already hold the bank
+        _check_writable("bank.cache", cache)
     if config.train.wandb is not None and find_spec("wandb") is None:
         raise ValueError(f"train.wandb={config.train.wandb} {needs_package('wandb', 'wandb')}")
+
+
+def _check_writable(key: str, folder: Path) -> None:
+    """Check that a folder can be written to, or made.
+
+    Raises:
+        ValueError: it cannot; the message names the key of the config.
+    """
+    parents = (folder, *folder.absolute().parents)
+    nearest = next(path for path in parents if path.exists() or path.is_symlink())  # a broken link is no folder
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(f"{key}={folder}: {nearest} is not a folder, or cannot be written to")

@@ -30,7 +30,7 @@ def find_run(config: TrainConfig, *, resume: bool, strict_resume: bool = False) 
 
     Raises:
         ValueError: the run folder holds a run and `resume` is not set, the run has other settings, its checkpoints are
-            damaged, the ranks see different ones, or `init_from` of a new run does not exist.
+            damaged, or the ranks see different ones; or `init_from` is needed and does not exist.
     """
     checkpoint = latest_on_all_ranks(config.output, strict=strict_resume)
     if resume and is_main():
@@ -43,8 +43,8 @@ def find_run(config: TrainConfig, *, resume: bool, strict_resume: bool = False) 
         if not resume:
             raise ValueError(f"{config.output} already contains a run; add --resume, or give another output=FOLDER")
         check_same_run(checkpoint.config, config)
-    elif config.init_from is not None:
-        refuse_missing_run(config.init_from)  # before all data is read
+    if config.init_from is not None and (checkpoint is None or config.train.start_distillation):
+        refuse_missing_run(config.init_from, "init_from")  # before all data is read
     return checkpoint
 
 
@@ -83,19 +83,17 @@ def _other_init_hint(then: TrainConfig | AlignConfig, config: TrainConfig | Alig
     return f"to continue with the new ones, start a new run from it: init_from={config.output} and another output"
 
 
-def sha256_of_init(config: TrainConfig) -> str | None:
-    """Return the SHA-256 of the weights that a training starts from; None for CLIP's weights."""
-    return None if config.init_from is None else sha256_of(weights_file(config.init_from))
-
-
 def check_same_init(checkpoint: Checkpoint, config: TrainConfig) -> None:
     """Check that the detector that a run started from still has the same weights.
 
     Raises:
         ValueError: its weights have changed.
     """
-    before, now = checkpoint.notes.init_sha256, sha256_of_init(config)
-    if before is not None and before != now:
+    before = checkpoint.notes.init_sha256
+    if before is None or config.init_from is None:
+        return
+    now = sha256_of(weights_file(config.init_from))
+    if before != now:
         raise ValueError(
             f"{config.output} started from other weights than {config.init_from} has now (sha256 {before} and {now}); "
             "restore them, or give another output"

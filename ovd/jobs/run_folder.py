@@ -9,15 +9,18 @@ import yaml
 from ovd.config.alignment import AlignConfig
 from ovd.config.training import TrainConfig
 from ovd.distributed import all_gather, barrier, device_of_rank, is_main, raise_on_all_ranks, world_size
-from ovd.engine.checkpoint import MANIFEST, Checkpoint, latest
+from ovd.engine.checkpoint import MANIFEST, Checkpoint, latest, refuse_checkpoint_folder
 from ovd.engine.early_stop import is_early_stop_over
 from ovd.files import atomic_write, folder_lock
 from ovd.precision import describe_machine
 
+CONFIG_FILE = "config.yaml"
+
 
 def is_finished(checkpoint: Checkpoint, config: TrainConfig) -> bool:
-    """Return whether a checkpoint is the last one of its run."""
-    return checkpoint.step == config.train.steps or is_early_stop_over(checkpoint.notes)
+    """Return whether a checkpoint is the last one of its run, after its last step and its calibration."""
+    is_last_step = checkpoint.step == config.train.steps or is_early_stop_over(checkpoint.notes)
+    return is_last_step and not checkpoint.notes.is_calibration_pending
 
 
 def latest_on_all_ranks(run: Path, *, strict: bool = False) -> Checkpoint | None:
@@ -45,18 +48,15 @@ def open_run_folder(config: TrainConfig | AlignConfig, checkpoint: Checkpoint | 
         checkpoint: newest checkpoint in the folder, looked up before the folder was locked.
 
     Raises:
-        ValueError: another run is writing there or has written since, the config there was written by hand, or a rank
-            does not see the folder.
+        ValueError: as `check_run_folder`; another run is writing there or has written since; or a rank does not see the
+            folder.
     """
     barrier()  # every rank must have checked whether there is a run
-    content, file = config.model_dump(mode="json"), config.output / "config.yaml"
+    content, file = config.model_dump(mode="json"), config.output / CONFIG_FILE
     with ExitStack() as held:
         with raise_on_all_ranks():
             if is_main():
-                if file.exists() and not _is_of_a_run(file):
-                    raise ValueError(
-                        f"{file} was not written by a run and would be replaced; move it away, or give another output"
-                    )
+                check_run_folder(config.output)
                 config.output.mkdir(parents=True, exist_ok=True)
                 held.enter_context(folder_lock(config.output))
                 _check_newest(config.output, checkpoint)
@@ -85,6 +85,18 @@ def _check_newest(run: Path, checkpoint: Checkpoint | None) -> None:
     now = latest(run)  # the newer one may be damaged
     if (None if now is None else now.folder) != (None if checkpoint is None else checkpoint.folder):
         raise ValueError(f"{run}: another run wrote {newest} while this run started; start this run again")
+
+
+def check_run_folder(run: Path) -> None:
+    """Check that a run folder is no checkpoint, and that its config, which a training replaces, is that of a run.
+
+    Raises:
+        ValueError: it is the folder of a checkpoint, or its config was written by hand.
+    """
+    refuse_checkpoint_folder(run)
+    file = run / CONFIG_FILE
+    if file.exists() and not _is_of_a_run(file):
+        raise ValueError(f"{file} was not written by a run and would be replaced; move it away, or give another output")
 
 
 def _is_of_a_run(file: Path) -> bool:

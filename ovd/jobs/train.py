@@ -22,7 +22,7 @@ from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.checkpoint_writer import CheckpointWriter
 from ovd.engine.early_stop import restore_early_stop
 from ovd.engine.notes import Notes
-from ovd.engine.signals import StopRequest
+from ovd.engine.signals import Stopped, StopRequest
 from ovd.engine.train import Evaluate, TrainingData, train
 from ovd.evaluation.calibrate import CalibrationError
 from ovd.evaluation.run import measure_results, print_measures, write_measures
@@ -91,6 +91,7 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
             first_samples=start.first_samples,
             data=setup.data_hashes,
             init_sha256=start.init_sha256(),
+            is_calibration_pending=found is not None and found.notes.is_calibration_pending,
         ),
     )
     if found is not None:
@@ -139,24 +140,29 @@ def _calibration_of(
 ) -> Callable[[Detector, StopRequest], None]:
     """Return a function that calibrates a detector, for the next checkpoint and the evaluation on all ranks.
 
-    The calibration is computed on the main process.
+    The calibration is computed on the main process; it raises `Stopped` on all ranks if a stop is requested there.
     """
 
     def calibrate(averaged: Detector, stop: StopRequest) -> None:
         found: tuple[dict[str, Any], dict[str, Tensor]] | None = None
+        is_stopped = False
         if is_main():
             trained = TrainedDetector(averaged, config, clip, checkpoints.notes.classes)
             try:
-                readable = readable_part(held_out)
-                calibration = stop.finish(lambda: calibrate_detector(trained, readable))
-                attached = {"trained_text": calibration.trained_text, "mean_example": mean_example(config, readable)}
-                found = calibration.to_json(), attached
+                readable = readable_part(held_out, stop)
+                calibration = calibrate_detector(trained, readable, stop)
+                example = mean_example(config, readable, stop)
+                found = calibration.to_json(), {"trained_text": calibration.trained_text, "mean_example": example}
+            except Stopped:
+                is_stopped = True
             except CalibrationError as error:
                 warn(f"{error}; the detector is not calibrated")
             except Exception as error:  # such as out of memory: it must not end the training
                 traceback.print_exc()
                 warn(f"the calibration failed ({error}); the detector is not calibrated")
-        found = broadcast(found)
+        found, is_stopped = broadcast((found, is_stopped))
+        if is_stopped:
+            raise Stopped
         if found is not None:
             checkpoints.notes = replace(checkpoints.notes, calibration=found[0])
             checkpoints.attached |= found[1]

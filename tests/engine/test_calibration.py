@@ -5,12 +5,13 @@ import shutil
 import signal
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from run_files import WEIGHTS, assert_same_step, tensors_of
+from run_files import WEIGHTS, assert_same_step, assert_same_tensors, losses_of, tensors_of
 from small_detector import build_detector
 from small_run import small_config
 
@@ -22,6 +23,7 @@ from ovd.build.trained import build_inference, load_detector
 from ovd.config.training import TrainConfig
 from ovd.data.report import DataReport
 from ovd.distributed import device_of_rank
+from ovd.engine.signals import StopRequest
 from ovd.engine.step_texts import TextSampler
 from ovd.evaluation.calibrate import CalibrationError
 from ovd.inference import ImageBatch, ImageQueries, Inference
@@ -175,22 +177,22 @@ def test_held_out_images_that_cannot_be_read_are_named_and_left_out(calibrated, 
     trained = load_detector(calibrated.run)
     _, held_out = hold_out(trained.config, load_training_index(trained.config, DataReport()))
     assert held_out is not None
-    assert readable_part(held_out) is held_out
+    assert readable_part(held_out, StopRequest()) is held_out
     assert held_out.index.images_root is not None
     shutil.copytree(held_out.index.images_root, tmp_path / "images")
     moved = replace(held_out, index=replace(held_out.index, images_root=tmp_path / "images"))
     paths = [moved.index.record(row).path for row in range(len(moved.index))]
     paths[1].unlink()
-    part = readable_part(moved)
+    part = readable_part(moved, StopRequest())
     assert (
         f"warning[F8]: {paths[1]}: file is missing; the image is left out of the calibration" in capsys.readouterr().err
     )
     assert part.index.image_ids.tolist() == np.delete(moved.index.image_ids, 1).tolist()
-    assert mean_example(trained.config, part).isfinite().all()
+    assert mean_example(trained.config, part, StopRequest()).isfinite().all()
     for path in paths[:1] + paths[2:]:
         path.write_bytes(b"")
     with pytest.raises(CalibrationError, match="none of 4 held-out images can be read"):
-        readable_part(moved)
+        readable_part(moved, StopRequest())
 
 
 def test_a_calibration_that_fails_does_not_cost_the_training(
@@ -211,25 +213,75 @@ def test_a_calibration_that_fails_does_not_cost_the_training(
     assert load_detector(run).calibration is None
 
 
-def test_a_signal_that_kills_the_workers_of_a_calibration_costs_none(
-    calibrated, tmp_path, miniature_world, monkeypatch
+PARTS_OF_A_CALIBRATION = (
+    "ovd.jobs.calibrate:read_image",
+    "ovd.evaluation.calibrate:nearest_matched_points",
+    "ovd.evaluation.calibrate:judge_detections",
+)
+"""Functions that a calibration calls for each image, the first one at its beginning and at its end."""
+
+
+def signal_in_a_calibration(monkeypatch, function: str, call: int, *, kills_workers: bool) -> dict[str, int]:
+    """Send SIGTERM in a call of a function of the calibration, and count the calls of its functions by name."""
+    counts: dict[str, int] = {}
+
+    def watch(name: str) -> None:
+        real = resolve_name(name)
+        counts[name] = 0
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            counts[name] += 1
+            if name == function and counts[name] == call:
+                signal.raise_signal(signal.SIGTERM)
+                if kills_workers:
+                    raise RuntimeError("a worker is killed")
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(name.replace(":", "."), watched)
+
+    for name in PARTS_OF_A_CALIBRATION:
+        watch(name)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("part", "call", "kills_workers", "num_calls"),
+    [
+        pytest.param(0, 2, False, (2, 0, 0), marks=pytest.mark.slow),
+        (1, 1, True, (4, 1, 0)),
+        pytest.param(2, 1, False, (4, 4, 1), marks=pytest.mark.slow),
+        (0, 6, False, (6, 4, 4)),
+    ],
+)
+def test_a_signal_in_a_calibration_stops_it_and_a_resume_repeats_it(
+    part, call, kills_workers, num_calls, calibrated, tmp_path, miniature_world, monkeypatch, capsys
 ):
-    real, calls = ovd.jobs.train.calibrate_detector, []
-
-    def killed_once(*arguments: Any) -> ScoreCalibration:
-        calls.append(arguments)
-        if len(calls) == 1:
-            signal.raise_signal(signal.SIGTERM)
-            raise RuntimeError("a worker is killed")
-        return real(*arguments)
-
-    monkeypatch.setattr(ovd.jobs.train, "calibrate_detector", killed_once)
     run = tmp_path / "run"
     shutil.copytree(calibrated.run, run)
     shutil.rmtree(end_of(run))
-    train_from_config(calibrating(run, miniature_world), resume=True, evaluate=False)
+    config = calibrating(run, miniature_world)
+    with monkeypatch.context() as patch:
+        counts = signal_in_a_calibration(patch, PARTS_OF_A_CALIBRATION[part], call, kills_workers=kills_workers)
+        with pytest.raises(SystemExit) as stopped:
+            train_from_config(config, resume=True, evaluate=False)
+    assert stopped.value.code == 143
+    assert tuple(counts.values()) == num_calls
+    printed = capsys.readouterr()
+    assert f"stopped by a signal after step {STEPS}; its checkpoint is saved, and the run can be resumed" in printed.out
+    assert "not calibrated" not in printed.err
+    assert load_detector(run).calibration is None
+    whole, stopped_at = tensors_of(end_of(calibrated.run)), tensors_of(end_of(run))
+    assert stopped_at.keys() == set(WEIGHTS)
+    for name in WEIGHTS:
+        assert_same_tensors(whole[name], stopped_at[name])
+    report = (run / "data_report.json").read_bytes()
+
+    train_from_config(config, resume=True, evaluate=False)
     assert_same_step(end_of(calibrated.run), end_of(run), files=(*WEIGHTS, "attached"))
     assert extra_of(run) == extra_of(calibrated.run)
+    assert len(losses_of(run)) == STEPS
+    assert report in [path.read_bytes() for path in run.glob("data_report.*.json")]
+    assert sorted(path.name for path in run.glob("step-*")) == ["step-000004", "step-000006"]
 
 
 def test_a_run_that_holds_nothing_out_stores_no_calibration(plain_run):

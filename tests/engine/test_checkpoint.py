@@ -37,6 +37,7 @@ NOTES = Notes(
     ensemble=AveragedCheckpoints("a", "b", 0.5, "12", "34"),
     has_clip=True,
     before={"point": 0.75},
+    is_calibration_pending=True,
 )
 
 
@@ -200,6 +201,54 @@ def test_step_saved_twice_is_kept_if_intact_and_replaced_if_damaged(tmp_path):
     run.save(tmp_path, notes=Notes(classes=("3",)))
     assert checkpoint.read(folder).notes.classes == ("3",)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000"]
+
+
+def test_a_checkpoint_is_replaced_once_its_calibration_is_no_longer_pending(tmp_path):
+    run = Run()
+    run.save(tmp_path, keep=1)
+    run.train(1)
+    folder = run.save(tmp_path, keep=1, notes=Notes(is_calibration_pending=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000", "step-000001"]
+    run.save(tmp_path, keep=1, notes=Notes(is_calibration_pending=True, classes=("2",)))
+    assert checkpoint.read(folder).notes == Notes(is_calibration_pending=True)
+    for name in ("3", "4"):
+        run.save(tmp_path, keep=1, notes=Notes(classes=(name,)))
+        assert checkpoint.read(folder).notes == Notes(classes=("3",))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+def test_a_link_to_an_older_checkpoint_is_removed_and_its_content_stays(tmp_path):
+    """Old checkpoints may be moved to another disk, with a link in their place."""
+    run, moved = Run(), tmp_path / "moved"
+    run.save(tmp_path / "run").rename(moved)
+    (tmp_path / "run" / "step-000000").symlink_to(moved)
+    for _ in range(2):
+        run.train(1)
+        run.save(tmp_path / "run", keep=1)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-000002"]
+    assert checkpoint.read(moved).step == 0
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_yet_stops_no_save(tmp_path, monkeypatch, capsys):
+    """On a network disk, the folder of a checkpoint that an evaluation reads cannot be deleted."""
+    run = Run()
+    run.save(tmp_path, keep=1)
+
+    def refuse(folder: Path, **_: object) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(folder))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", refuse)
+        for _ in range(2):
+            run.train(1)
+            run.save(tmp_path, keep=1)
+    assert f"{tmp_path / 'step-000000.old.tmp'} cannot be deleted" in capsys.readouterr().err
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert found.step == 2
+    run.train(1)
+    run.save(tmp_path, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000003"]
 
 
 def test_a_checkpoint_that_a_training_replaces_meanwhile_is_not_damaged(tmp_path, monkeypatch):
@@ -395,7 +444,18 @@ class Killed(BaseException):
     """Raised in place of a kill; no code catches it."""
 
 
-def test_killed_at_any_operation_on_the_disk_the_newest_or_the_one_before_remains(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("is_replaced", "steps"),
+    [
+        # The rename follows six flushes. After it come a flush, and the rename and removal of the older checkpoint.
+        (False, [1] * 7 + [2] * 4),
+        # Before it, the checkpoint whose calibration was pending is renamed and removed.
+        (True, [2] * 7 + [1] * 2 + [2] * 4),
+    ],
+)
+def test_killed_at_any_operation_on_the_disk_the_newest_or_the_one_before_remains(
+    is_replaced, steps, tmp_path, monkeypatch
+):
     rename, remove = Path.rename, shutil.rmtree
     calls, killed_in, found = 0, 0, []
 
@@ -419,6 +479,8 @@ def test_killed_at_any_operation_on_the_disk_the_newest_or_the_one_before_remain
         run.train(1)
         run.save(run_dir, keep=1)
         run.train(1)
+        if is_replaced:
+            run.save(run_dir, keep=1, notes=Notes(is_calibration_pending=True))
         calls, killed_in = 0, killed_in + 1
         with monkeypatch.context() as patch, contextlib.suppress(Killed):
             patch.setattr(os, "fsync", lambda _: count())
@@ -431,8 +493,7 @@ def test_killed_at_any_operation_on_the_disk_the_newest_or_the_one_before_remain
         run.train(1)
         run.save(run_dir, keep=1)
         assert [path.name for path in run_dir.iterdir()] == ["step-000003"]
-    # The rename follows six flushes. After it come a flush, and the rename and removal of the older checkpoint.
-    assert found == [1] * 7 + [2] * 4
+    assert found == steps
 
 
 KILL_SAVES = """

@@ -93,14 +93,17 @@ def test_an_ensemble_is_the_mean_of_the_averaged_weights(tmp_path):
     )
 
 
-def test_it_was_trained_on_the_names_of_both_and_keeps_nothing_of_an_early_stop(tmp_path):
+def test_it_was_trained_on_the_names_of_both_and_keeps_nothing_of_how_they_ended(tmp_path):
     of_start = replace(NOTES, classes=("Cat", "dog"))
-    early = replace(NOTES, classes=("gizmo", "cat"), early_stop=EarlyStopNotes(((1, 0.5),)))
+    early = replace(
+        NOTES, classes=("gizmo", "cat"), early_stop=EarlyStopNotes(((1, 0.5),)), is_calibration_pending=True
+    )
     first, second = save_run(tmp_path / "a", 0, notes=of_start), save_run(tmp_path / "b", 1, notes=early)
     for weight, classes in ((0.0, ("Cat", "dog")), (0.5, ("gizmo", "cat", "dog")), (1.0, ("gizmo", "cat"))):
         saved = checkpoint.read(save_ensemble(first, second, weight=weight, output=tmp_path / str(weight)))
         assert saved.notes.classes == classes
         assert saved.notes.early_stop is None
+        assert not saved.notes.is_calibration_pending
 
 
 def test_a_calibration_stays_with_the_weights_that_it_was_fitted_to(tmp_path):

@@ -84,9 +84,10 @@ def test_a_run_from_the_start_and_a_repeated_evaluation_leave_one_record_each(tm
 
 
 def test_damage_before_the_last_line_is_named(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"kind": "tr\n{"kind": "train", "step": 2}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1"):
-        RunLog(tmp_path, total_steps=4, resumed_step=2)
+    for content in (b'{"kind": "tr', b"\xff\xfe"):
+        (tmp_path / "metrics.jsonl").write_bytes(content + b'\n{"kind": "train", "step": 2}\n')
+        with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1"):
+            RunLog(tmp_path, total_steps=4, resumed_step=2)
 
 
 @pytest.mark.pictures

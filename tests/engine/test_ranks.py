@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,6 +17,7 @@ from forked import training
 from run_files import assert_same_step, losses_of
 from small_run import small_config, source_of
 
+import ovd.evaluation.calibrate
 import ovd.jobs.train
 from ovd.build.batches import training_batches
 from ovd.build.data import load_training_index, load_validation_index
@@ -256,14 +258,29 @@ def test_two_ranks_evaluate_as_one_does_and_write_once(reference, miniature_worl
     assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
 
 
+def stopped_in_the_calibration() -> None:
+    """Let the main process, which alone calibrates, get a signal at its first image."""
+    real = ovd.evaluation.calibrate.judge_detections
+
+    def judge_detections(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments, **options)
+
+    ovd.evaluation.calibrate.judge_detections = judge_detections
+
+
 def test_two_ranks_evaluate_with_the_calibration_that_one_of_them_fits(miniature_world, tmp_path):
     """Two ranks evaluate with the calibration that one of them fits at the end of training, as `ovd eval` does later;
-    the other waits for it, however long that takes."""
+    the other waits for it, however long that takes, and both stop with it and go on with it."""
     source = source_of(miniature_world)
     train = {"steps": 2, "warmup_steps": 0, "calibration": {"images": 4, "names": 0, "name_bias": 0.2}}
     config = make_config(tmp_path / "run", miniature_world, data={"source": source}, train=train)
-    with training(config, ranks=2, job=train_from_config) as ranks:
+    with training(config, ranks=2, job=train_from_config, fault=stopped_in_the_calibration) as ranks:
+        assert ranks.exit_codes() == [143, 143], ranks.output()
+    assert not (config.output / "metrics.json").exists()
+    with training(config, ranks=2, job=train_from_config, resume=True) as ranks:
         assert ranks.exit_codes() == [0, 0], ranks.output()
+    assert len(losses_of(config.output)) == 2
     index = load_validation_index(config, DataReport())
     assert index is not None
     trained = load_detector(config.output)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -447,6 +448,19 @@ def test_an_error_of_a_loader_is_none_after_a_signal():
     number = signal.SIGURG  # a signal without a meaning for the run
     with StopRequest() as stop, pytest.raises(RuntimeError, match="is killed"):
         list(stop.until_received(items()))
+
+
+def test_outside_of_the_main_thread_no_signal_is_noted():
+    """A training may run in a thread, as tuning libraries start it."""
+
+    def train() -> bool:
+        with StopRequest() as stop:
+            return stop.received
+
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(train).result() is False
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize("steps", [0, 3])

@@ -24,8 +24,8 @@ from ovd.alignment.losses import DenseFeature
 from ovd.alignment.train import align
 from ovd.build.alignment import build_distillation, load_unlabeled_images
 from ovd.build.detector import load_configured_clip
-from ovd.clip.load import load_clip
-from ovd.clip.save import save_aligned
+from ovd.clip.load import TINY_CLIP, load_clip
+from ovd.clip.save import copy_clip, save_aligned
 from ovd.data.report import DataError, DataReport
 from ovd.engine.notes import Notes
 from ovd.jobs.align_backbone import align_backbone, format_report
@@ -144,6 +144,20 @@ def test_a_run_with_other_settings_or_images_is_not_continued(whole_run, images,
     rewrite_config(run, state)
     with pytest.raises(ValueError, match="the images changed since"):
         align_backbone(small_align_config(run, more, train={"keep_checkpoints": 9}), command="")
+
+
+def test_what_cannot_end_well_is_refused_before_training(images, tmp_path):
+    folder = tmp_path / "clip"
+    copy_clip(TINY_CLIP, folder)
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(ValueError, match="clip is the folder of the model to align; give another folder"):
+        align_backbone(small_align_config(folder, images, clip={"name": str(folder)}), command="")
+    assert sorted(path.name for path in folder.iterdir()) == before
+    with pytest.raises(ValueError, match=r"^boxes\.detector=.*none does not exist; give the folder of a run"):
+        align_backbone(
+            small_align_config(tmp_path / "run", images, boxes={"detector": str(tmp_path / "none")}), command=""
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def rewrite_config(run: Path, config: dict[str, Any]) -> None:

@@ -118,6 +118,37 @@ def test_fine_tuning_needs_a_detector_and_measures_what_it_can(start, miniature_
     assert len(told.splitlines()) == 1
 
 
+def test_what_is_missing_is_found_before_training(start, miniature_world, tmp_path, monkeypatch):
+    layout = real_layouts.coco(miniature_world, tmp_path)
+    source = {name: str(value) for name, value in vars(layout).items()}
+
+    def refused(init_from: str) -> str:
+        config = fine_tuning_config(tmp_path / "run", source, init_from=init_from, data={"classes": "all"})
+        with pytest.raises(ValueError, match=str(tmp_path)) as raised:
+            fine_tune(config, weight=0.5)
+        return str(raised.value)
+
+    missing = tmp_path / "none"
+    assert refused(str(missing)).startswith(f"init_from={missing} does not exist; give the folder of a run")
+    assert layout.val_images is not None
+    next(path for path in layout.val_images.rglob("*") if path.is_file()).unlink()
+    message = refused(str(start))
+    assert " found in " in message
+    assert "--no-kept" not in message
+    load = module.load_validation_index
+
+    def load_elsewhere(of: TrainConfig) -> AnnotationIndex | None:
+        index = load(of)
+        assert index is not None
+        return index if of.output == tmp_path / "run" else replace(index, images_root=tmp_path / "gone")
+
+    monkeypatch.setattr(module, "load_validation_index", load_elsewhere)
+    message = refused(str(start))
+    assert f"the folder of its images, {tmp_path / 'gone'}, does not exist; this is the validation set of" in message
+    assert "--no-kept" in message
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("weight", [2, -0.5, float("nan")])
 def test_a_weight_that_is_none_is_refused_before_training(weight, tmp_path):
     source = {"kind": "files", "format": "coco", "train_annotations": "none.json", "train_images": "none"}

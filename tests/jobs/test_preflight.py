@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import real_layouts
+from run_files import bytes_of
 from small_run import small_config, source_of
 
 from ovd.build.trained import find_checkpoint, load_detector
@@ -89,7 +90,7 @@ def test_what_stops_before_the_first_step_stops_here_too(tmp_path, world):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"init_from": "nowhere"}, "nowhere"),
+        ({"init_from": "nowhere"}, "init_from=nowhere does not exist; give the folder of a run"),
         ({"bank": {"file": "none.safetensors"}}, "text bank none.safetensors cannot be read"),
         ({"detector": {"frozen_layers": 99}}, "frozen_layers"),
         ({"eval": {"second_look": {"crop": 50}}}, r"eval\.second_look\.crop and .* crops of 50 px; .*multiple of 16"),
@@ -148,15 +149,33 @@ def test_a_config_of_ones_own_in_the_run_folder_is_not_replaced(tmp_path, miniat
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text("# my notes\nbase: ../other.yaml\n")
-    with pytest.raises(ValueError, match=r"config\.yaml was not written by a run and would be replaced"):
-        train_from_config(small_config(run, miniature_world))
+    for check in (preflight, train_from_config):
+        with pytest.raises(ValueError, match=r"config\.yaml was not written by a run and would be replaced"):
+            check(small_config(run, miniature_world))
     assert (run / "config.yaml").read_text() == "# my notes\nbase: ../other.yaml\n"
+
+
+def test_a_checkpoint_is_no_run_folder(start, tmp_path, miniature_world):
+    """A run in the folder of a checkpoint would be evaluated and resumed with that checkpoint's weights."""
+    found = find_checkpoint(start)
+    shutil.copytree(found.folder, tmp_path / "saved")
+    before = bytes_of(tmp_path / "saved")
+    for check in (preflight, train_from_config):
+        with pytest.raises(ValueError, match="saved is the folder of a checkpoint or a saved detector"):
+            check(small_config(tmp_path / "saved", miniature_world))
+    with pytest.raises(ValueError, match="saved is the folder of a checkpoint or a saved detector"):
+        save_ensemble(found, found, weight=0.5, output=tmp_path / "saved")
+    assert bytes_of(tmp_path / "saved") == before
 
 
 def test_a_place_that_cannot_be_written_to_and_a_missing_package_are_found(tmp_path, miniature_world, monkeypatch):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"file is not a folder, or cannot be written to"):
-        preflight(small_config(tmp_path / "file" / "run", miniature_world))
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for place in ("file", "link"):
+        with pytest.raises(ValueError, match=f"{place} is not a folder, or cannot be written to"):
+            preflight(small_config(tmp_path / place / "run", miniature_world))
+        with pytest.raises(ValueError, match=f"^bank.cache=.*{place} is not a folder, or cannot be written to"):
+            preflight(small_config(tmp_path / "run", miniature_world, bank={"cache": str(tmp_path / place / "banks")}))
     monkeypatch.setattr("ovd.jobs.prerequisites.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"train\.wandb=mine needs the package wandb: pip install 'ovd\[wandb\]'"):
         preflight(small_config(tmp_path / "run", miniature_world, train={"wandb": "mine"}))
