@@ -229,6 +229,22 @@ def test_two_images_of_a_name_are_told_apart_by_the_filename(folder):
     assert caught.value.code == "F2"
 
 
+def test_a_name_with_a_backslash_is_the_images_own(folder):
+    """Linux allows backslashes in names, and archives made on Windows leave such files: they are no folders."""
+    (folder / "Annotations" / "a.xml").unlink()
+    save(folder / "JPEGImages" / "x\\c.jpg", SIZE)
+    write(folder, "x\\c", voc_xml("x\\c.jpg", SIZE, []))
+    report = DataReport()
+    assert load(folder, report=report).image_files == ("b.jpg", "x\\c.jpg")
+    assert report.counts() == {}
+    save(folder / "JPEGImages" / "x\\c.png", SIZE)
+    assert load(folder).image_files == ("b.jpg", "x\\c.jpg")
+    write(folder, "x\\c", voc_xml("y\\d.jpg", SIZE, []))
+    (folder / "JPEGImages" / "x\\c.png").unlink()
+    load(folder, report=report)
+    assert report.counts() == {Finding("F8", "noticed"): 1}
+
+
 @pytest.mark.parametrize("are_images_nested", [True, False])
 def test_folders_of_xml_files_are_read_with_all_below_them(folder, are_images_nested):
     for part in ("1", "2"):
