@@ -195,6 +195,12 @@ def test_labelme(tmp_path, images):
     assert "shape 5: a polygon needs three points, not 1" in polygon
 
 
+def test_labelmes_files_may_have_an_upper_case_suffix(images):
+    labelme(images)
+    (images / "a.json").rename(images / "a.JSON")
+    assert imported(images, None, "labelme")[0] == EXPECTED
+
+
 def test_what_detect_wrote_among_labelmes_files_is_left_out_and_counted(images, capsys):
     labelme(images)
     written = images / "a.detections.json"

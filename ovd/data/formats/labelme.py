@@ -58,7 +58,7 @@ def read_labelme(request: ReadRequest, report: DataReport) -> AnnotationTable:
 
 
 def _is_annotation(name: str) -> bool:
-    return name.endswith(".json") and not name.startswith(".")
+    return name.lower().endswith(".json") and not name.startswith(".")
 
 
 def _read_image(path: Path, root: Path, report: DataReport) -> NamedImage:

@@ -129,7 +129,7 @@ def decode_image(
 def _scale_transparent_gray(image: Image.Image) -> None:
     """Scale the transparent gray of a PNG file of 2 or 4 bits, not decoded yet, like its pixels, as Pillow does not."""
     transparent, tiles = image.info.get("transparency"), getattr(image, "tile", ())
-    if isinstance(transparent, int) and tiles:
+    if image.format == "PNG" and isinstance(transparent, int) and tiles:
         image.info["transparency"] = transparent * _STEPS_OF_GRAY.get(tiles[0].args, 1)
 
 
