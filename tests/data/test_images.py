@@ -213,7 +213,8 @@ def png_file(rows: Sequence[bytes], width: int, bits: int, color_type: int, tran
 
 
 def sixteen_bit_file(values: np.ndarray, format: str, orientation: int = 1, transparent: Sequence[int] = ()) -> bytes:
-    """Encode (H W C) values as PNG or TIFF; Pillow writes 16 bits only for gray images."""
+    """Encode (H W C) values as PNG or TIFF, there with a fourth channel that is not alpha; Pillow writes 16 bits only
+    for gray images."""
     height, width, channels = values.shape
     if format == "PNG":
         color_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
@@ -223,7 +224,7 @@ def sixteen_bit_file(values: np.ndarray, format: str, orientation: int = 1, tran
     fields = {
         256: width, 257: height, 258: bits_at, 259: 1, 262: 2, 273: 8, 274: orientation, 277: channels, 278: height,
         279: len(pixels),
-    }  # fmt: skip
+    } | ({338: 0} if channels > 3 else {})  # fmt: skip
     entries = b"".join(
         struct.pack("<HHII", tag, 3 if tag == 258 else 4, channels if tag == 258 else 1, value)
         for tag, value in fields.items()
@@ -248,6 +249,14 @@ def test_colors_of_16_bits_are_read_by_the_bits_that_are_used(format, bits):
             assert error.code == "F9"  # noqa: PT017
             num_refused += 1
     assert num_refused > 10
+
+
+@pytest.mark.parametrize("bits", [10, 16])
+def test_a_fourth_color_of_16_bits_is_left_out(bits):
+    """Pictures of satellites have infrared beside red, green and blue."""
+    values = np.random.default_rng(bits).integers(0, 1 << bits, (HEIGHT, WIDTH, 4)).astype(np.uint16)
+    values[0, 0] = (1 << bits) - 1
+    np.testing.assert_array_equal(read_image(sixteen_bit_file(values, "TIFF")), values[..., :3] >> (bits - 8))
 
 
 def test_colors_of_16_bits_with_transparency_are_laid_over_white():

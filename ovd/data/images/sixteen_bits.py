@@ -48,9 +48,10 @@ def rescale_used_bits(decoded: Image.Image, content: bytes) -> Image.Image:
         raise ValueError(f"{_WIDE_COLORS}; install opencv-python-headless, or save the image with 8 bits") from None
 
     values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    shape = (*high_bytes.shape[:2], 4 if has_transparent_color else high_bytes.shape[2])
-    if values is not None and values.shape == shape and values.dtype == np.uint16:
-        colors, alpha = values[..., 2::-1], values[..., 3:]  # OpenCV's order is BGR
+    num_channels = 4 if has_transparent_color else high_bytes.shape[2]
+    if values is not None and values.ndim == 3 and values.shape[2] >= num_channels and values.dtype == np.uint16:
+        # OpenCV's order is BGR, and it returns a fourth color, such as infrared, which Pillow leaves out.
+        colors, alpha = values[..., 2::-1], values[..., 3:num_channels]
         if np.array_equal(colors // 256, high_bytes[..., :3]):
             colors = to_eight_bits(colors.astype(np.uint16))
             return Image.fromarray(np.concatenate([colors, (alpha >> _BYTE_BITS).astype(np.uint8)], axis=-1))
