@@ -98,9 +98,9 @@ class ImageFolder:
             return stated
         own = self._named(file.name) or (self._named(stem) if folder else [])
         if own:
-            last = [image for image in own if image.rpartition("/")[2] in _lasts(stated)]
+            last = [image for image in own if image.rpartition("/")[2].strip() in _lasts(stated)]
             found = _only(last or own, file.path)
-            if stated and stem not in map(_without_suffix, _lasts(stated)):
+            if stated and stem.strip() not in map(_without_suffix, _lasts(stated)):
                 where = (
                     f"{file.path}: <filename> is {stated!r}, but {found}, which has the name of the XML file, is used"
                 )
