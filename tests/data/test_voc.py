@@ -350,6 +350,7 @@ XMIN = "<xmin>2.000000</xmin>"
         (XML[:-5], "F1", r"invalid XML at byte \d+ of \d+, line 1"),
         ("", "F1", "invalid XML at byte 0 of 0"),
         ("<html/>", "F1", "the root element is <html>, not <annotation>"),
+        (XML.replace(OBJECT, f"<objects>{OBJECT}</objects>"), "F1", "an <object> is inside another element"),
         (XML.replace("<name>cat</name>", "<name> </name>"), "F1", "object 1: no <name>"),
         (XML.replace("<difficult>0<", "<difficult>maybe<"), "F1", "object 1: <difficult> is 'maybe'"),
         (XML.replace("<width>60<", "<width>sixty<"), "F1", "<width> of <size> is 'sixty'"),
