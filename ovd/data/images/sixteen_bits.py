@@ -54,7 +54,7 @@ def rescale_used_bits(decoded: Image.Image, content: bytes) -> Image.Image:
         colors, alpha = values[..., 2::-1], values[..., 3:num_channels]
         if np.array_equal(colors // 256, high_bytes[..., :3]):
             colors = to_eight_bits(colors.astype(np.uint16))
-            return Image.fromarray(np.concatenate([colors, (alpha >> _BYTE_BITS).astype(np.uint8)], axis=-1))
+            return Image.fromarray(np.concatenate([colors, (alpha // 256).astype(np.uint8)], axis=-1))
     raise ValueError(f"{_WIDE_COLORS}; save the image with 8 bits")
 
 
