@@ -253,7 +253,7 @@ def _shape_over_ranks(batch: Batch) -> tuple[int, int]:
     height, width, pairs_height, pairs_width, *largest = max_over_ranks(torch.cat([own, padded])).tolist()
     # The ranks' batches may be padded to shapes of different groups, and the largest sides of these may be no group's.
     shape = padded_shape(height, width, batch.shapes)
-    if shape not in batch.shapes:
+    if shape not in batch.shapes or not height:  # without annotated images, the pairs alone count
         return largest[0], largest[1]
     return max(shape[0], pairs_height), max(shape[1], pairs_width)
 

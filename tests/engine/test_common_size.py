@@ -81,6 +81,11 @@ def test_a_shape_that_holds_annotated_images_is_taken_beside_pairs():
     assert [part.images.shape[2:] for part in on_all_ranks(parts)] == [(48, 64)] * 2
 
 
+def test_pairs_without_annotated_images_are_padded_as_little_as_possible():
+    parts = [mixed([], [(10, 30)], SHAPES), mixed([], [], SHAPES)]
+    assert [part.images.shape[2:] for part in on_all_ranks(parts)] == [(16, 32)] * 2
+
+
 def test_a_shape_that_no_group_has_is_not_taken():
     """The common shape is one that a group has: one rank's image needs an upright shape and the other's a square one,
     and the smallest that holds both is 64 x 64."""
