@@ -130,7 +130,9 @@ class Batch:
     repaired: tuple[Fault, ...] = ()
     """Faults of the samples in the batch that were repaired."""
     shapes: tuple[tuple[int, int], ...] = ()
-    """Shapes (height, width) that the batch may be padded to; any shape if empty."""
+    """Shapes (height, width) that annotated images may be padded to; any shape if empty."""
+    padded_pairs: tuple[int, int] = (0, 0)
+    """Height and width that the pairs alone are padded to, before they get one size with the annotated images."""
 
     @classmethod
     def without_pairs(

@@ -34,7 +34,16 @@ def coco_annotation(
 def rounded_xywh(box: Sequence[float]) -> list[float]:
     """Convert an xyxy box to left, top, width and height with two decimals.
 
-    Width and height are computed from the rounded corners, so that a box inside its image stays inside.
+    Width and height are computed from the rounded corners, so that a box inside its image stays inside. A side of 1 px
+    does not become 0.99 px, which readers leave out.
     """
-    x0, y0, x1, y1 = (round(corner, _DECIMALS) for corner in box)
-    return [x0, y0, round(x1 - x0, _DECIMALS), round(y1 - y0, _DECIMALS)]
+    (x, width), (y, height) = (_rounded_side(box[side], box[side + 2]) for side in (0, 1))
+    return [x, y, width, height]
+
+
+def _rounded_side(first: float, last: float) -> tuple[float, float]:
+    start = round(first, _DECIMALS)
+    length = round(round(last, _DECIMALS) - start, _DECIMALS)
+    if length < 1 <= round(last - first, _DECIMALS):  # the start was rounded up, and the end down
+        return round(start - 0.01, _DECIMALS), round(length + 0.01, _DECIMALS)
+    return start, length

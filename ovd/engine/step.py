@@ -247,11 +247,15 @@ def pad_to_common_size(batch: Batch) -> Batch:
 
 def _shape_over_ranks(batch: Batch) -> tuple[int, int]:
     """Return the height and width that the images of all ranks would be padded to in one batch."""
-    own = batch.sizes.amax(dim=0) if batch.image_ids else torch.zeros(2, dtype=torch.int64)
-    height, width, *padded = max_over_ranks(torch.cat([own, torch.tensor(batch.images.shape[2:])])).tolist()
+    annotated = batch.sizes[~batch.is_pair]
+    own = annotated.amax(dim=0) if len(annotated) else torch.zeros(2, dtype=torch.int64)
+    padded = torch.tensor([*batch.padded_pairs, *batch.images.shape[2:]])
+    height, width, pairs_height, pairs_width, *largest = max_over_ranks(torch.cat([own, padded])).tolist()
     # The ranks' batches may be padded to shapes of different groups, and the largest sides of these may be no group's.
     shape = padded_shape(height, width, batch.shapes)
-    return shape if shape in batch.shapes else (padded[0], padded[1])
+    if shape not in batch.shapes or not height:  # without annotated images, the pairs alone count
+        return largest[0], largest[1]
+    return max(shape[0], pairs_height), max(shape[1], pairs_width)
 
 
 @torch.no_grad()

@@ -388,11 +388,12 @@ def test_a_byte_order_mark_is_passed_over(tmp_path):
     assert index.fingerprint() == load(tmp_path, lvis_content())[0].fingerprint()
 
 
+@pytest.mark.parametrize("again", ["a.jpg", "./a.jpg", "b/..//a.jpg"])
 @pytest.mark.parametrize("ids", [[1, 2, 3], ["1", "2", "3"]])  # read by columns, and record by record
-def test_image_records_of_one_file_are_counted(tmp_path, ids):
+def test_image_records_of_one_file_are_counted(tmp_path, ids, again):
     images = [
         {"id": identifier, "file_name": name, "height": 9, "width": 9}
-        for identifier, name in zip(ids, ("a.jpg", "b.jpg", "a.jpg"), strict=True)
+        for identifier, name in zip(ids, ("a.jpg", "b.jpg", again), strict=True)
     ]
     content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "gull"}]}
     index, report = load(tmp_path, content, "coco")

@@ -35,3 +35,14 @@ def test_a_box_keeps_inside_its_image_and_above_a_pixel_and_its_digits_are_few(s
         assert top + h <= height + 1e-9
         np.testing.assert_allclose([left, top, left + w, top + h], [x0, y0, x1, y1], atol=0.005 + 1e-9)
         assert all(number == float(f"{number:.2f}") for number in record)
+
+
+def test_a_box_of_a_pixel_stays_one_wherever_it_begins():
+    """A corner at 15.005 is above it in float32, and the other at 16.005 below: 15.01 and 16 are 0.99 apart."""
+    for start in np.arange(0, 64, 0.005).tolist():
+        corners = np.array([start, start, start + 1, start + 1.004], np.float32).tolist()
+        left, top, w, h = coco_annotation(1, 1, 1, corners)["bbox"]
+        assert min(w, h) >= 1
+        assert min(left, top) >= 0
+        assert max(left + w - corners[2], top + h - corners[3]) <= 0.005 + 1e-5
+        assert max(corners[0] - left, corners[1] - top) < 0.01

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -201,23 +201,30 @@ def test_tiff_of_16_bits_is_read_and_of_32_bits_only_where_they_are_16():
             read_image(encode(array, "TIFF"))
 
 
-def sixteen_bit_file(values: np.ndarray, format: str, orientation: int = 1) -> bytes:
-    """Encode (H W C) values as PNG or TIFF; Pillow writes 16 bits only for gray images."""
+def png_file(rows: Sequence[bytes], width: int, bits: int, color_type: int, transparent: Sequence[int] = ()) -> bytes:
+    """Make a PNG file of packed rows; `transparent` is the color of the chunk tRNS, if it is to have one."""
+    header = struct.pack(">IIBBBBB", width, len(rows), bits, color_type, 0, 0, 0)
+    trns = [b"tRNS" + struct.pack(f">{len(transparent)}H", *transparent)] if transparent else []
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        for chunk in (b"IHDR" + header, *trns, b"IDAT" + pixels, b"IEND")
+    )
+
+
+def sixteen_bit_file(values: np.ndarray, format: str, orientation: int = 1, transparent: Sequence[int] = ()) -> bytes:
+    """Encode (H W C) values as PNG or TIFF, there with a fourth channel that is not alpha; Pillow writes 16 bits only
+    for gray images."""
     height, width, channels = values.shape
     if format == "PNG":
-        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
         color_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-        header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
-        chunks = (b"IHDR" + header, b"IDAT" + zlib.compress(rows), b"IEND")
-        return b"\x89PNG\r\n\x1a\n" + b"".join(
-            struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
-        )
+        return png_file([row.astype(">u2").tobytes() for row in values], width, 16, color_type, transparent)
     pixels = values.astype("<u2").tobytes()
     bits_at = 8 + len(pixels)
     fields = {
         256: width, 257: height, 258: bits_at, 259: 1, 262: 2, 273: 8, 274: orientation, 277: channels, 278: height,
         279: len(pixels),
-    }  # fmt: skip
+    } | ({338: 0} if channels > 3 else {})  # fmt: skip
     entries = b"".join(
         struct.pack("<HHII", tag, 3 if tag == 258 else 4, channels if tag == 258 else 1, value)
         for tag, value in fields.items()
@@ -244,6 +251,14 @@ def test_colors_of_16_bits_are_read_by_the_bits_that_are_used(format, bits):
     assert num_refused > 10
 
 
+@pytest.mark.parametrize("bits", [10, 16])
+def test_a_fourth_color_of_16_bits_is_left_out(bits):
+    """Pictures of satellites have infrared beside red, green and blue."""
+    values = np.random.default_rng(bits).integers(0, 1 << bits, (HEIGHT, WIDTH, 4)).astype(np.uint16)
+    values[0, 0] = (1 << bits) - 1
+    np.testing.assert_array_equal(read_image(sixteen_bit_file(values, "TIFF")), values[..., :3] >> (bits - 8))
+
+
 def test_colors_of_16_bits_with_transparency_are_laid_over_white():
     values = np.random.default_rng(0).integers(0, 1 << 12, (HEIGHT, WIDTH, 4)).astype(np.uint16)
     values[..., 3] = 65535
@@ -252,6 +267,30 @@ def test_colors_of_16_bits_with_transparency_are_laid_over_white():
         expected = np.broadcast_to((values[..., channels[:-1]] >> 4).astype(np.uint8), (HEIGHT, WIDTH, 3)).copy()
         expected[:, :10] = 255
         np.testing.assert_array_equal(read_image(sixteen_bit_file(values[..., channels], "PNG")), expected)
+
+
+@pytest.mark.parametrize("bits", [10, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_exactly_one_color_of_16_bits_is_transparent(channels, bits):
+    """The color of a PNG's tRNS chunk has 16 bits, too: a neighbor that shares its high byte stays."""
+    values = np.random.default_rng(0).integers(0, 1 << bits, (HEIGHT, WIDTH, channels)).astype(np.uint16)
+    values[0, 0] = (1 << bits) - 1
+    for transparent in (0, 300):
+        values[:, :10], values[:, 10:20] = transparent, transparent + 1
+        expected = np.broadcast_to((values >> (bits - 8)).astype(np.uint8), (HEIGHT, WIDTH, 3)).copy()
+        expected[(values == transparent).all(axis=-1)] = 255
+        content = sixteen_bit_file(values, "PNG", transparent=[transparent] * channels)
+        np.testing.assert_array_equal(read_image(content), expected)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_exactly_one_gray_of_few_bits_is_transparent(bits):
+    grays = np.arange(1 << bits)
+    packed = np.packbits(np.unpackbits(grays.astype(np.uint8)[:, None], axis=1)[:, 8 - bits :]).tobytes()
+    for transparent in grays.tolist():
+        expected = np.where(grays == transparent, 255, grays * 255 // grays[-1])
+        pixels = read_image(png_file([packed, packed], len(grays), bits, 0, [transparent]))
+        np.testing.assert_array_equal(pixels, np.broadcast_to(expected[:, None], (2, len(grays), 3)))
 
 
 @pytest.mark.parametrize("bits", [12, 16])

@@ -164,6 +164,28 @@ def labelme(folder: Path, image_path: str = "{}.jpg") -> None:
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("by_base_name", [False, True])
+@pytest.mark.parametrize("format", ["labelme", "csv", "via"])
+def test_a_name_with_a_backslash_may_be_that_of_a_file(images, format, by_base_name):
+    """Linux allows backslashes in names, and archives made on Windows leave such files."""
+    (images / "a.jpg").rename(images / "x\\a.jpg")
+    shape = {"label": "cat", "shape_type": "rectangle", "points": [[5, 10], [25, 20]]}
+    region = {"shape_attributes": {"name": "rect", "x": 5, "y": 10, "width": 20, "height": 10}}
+    region["region_attributes"] = {"kind": "cat"}
+    text = {
+        "labelme": json.dumps({"imagePath": "x\\a.jpg", "imageHeight": 40, "imageWidth": 60, "shapes": [shape]}),
+        "csv": "filename,class,xmin,ymin,xmax,ymax\nx\\a.jpg,cat,5,10,25,20\n",
+        "via": json.dumps({"1": {"filename": "x\\a.jpg", "regions": [region]}}),
+    }[format]
+    (images / "boxes.json").write_text(text)
+    report, options = DataReport(), FormatOptions(by_base_name=by_base_name)
+    source = images if format == "labelme" else images / "boxes.json"
+    content = import_boxes(source, images, format, report, options=options).content
+    assert [image["file_name"] for image in content["images"]] == ["x\\a.jpg"]
+    assert [row["bbox"] for row in content["annotations"]] == [[5, 10, 20, 10]]
+    assert report.num_skipped("F8") == 0
+
+
 @pytest.mark.parametrize(
     ("name", "reason"), [("none", "not a folder; give the folder of"), ("images", "no .json file in this")]
 )
@@ -193,6 +215,12 @@ def test_labelme(tmp_path, images):
     point, polygon = report.first_records()[Finding("F4", "skipped")]
     assert "shape 4: a point has no box" in point
     assert "shape 5: a polygon needs three points, not 1" in polygon
+
+
+def test_labelmes_files_may_have_an_upper_case_suffix(images):
+    labelme(images)
+    (images / "a.json").rename(images / "a.JSON")
+    assert imported(images, None, "labelme")[0] == EXPECTED
 
 
 def test_what_detect_wrote_among_labelmes_files_is_left_out_and_counted(images, capsys):

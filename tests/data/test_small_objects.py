@@ -52,6 +52,17 @@ def test_what_is_left_out_is_what_the_transform_drops_at_its_largest_scale(tmp_p
     assert 5 < sum(outcomes) < 35
 
 
+def test_objects_of_exactly_two_pixels_are_kept_wherever_they_are(tmp_path):
+    """20 of 3000 px are 2 px at size 300, and in float32 a little more or less, depending on the place."""
+    index = index_of(tmp_path, [[x, 10, 20, 300] for x in np.arange(0, 2900, 9.37).tolist()], 2000, 3000)
+    report = DataReport()
+    count_small_objects(index, report, SampleSizes(size=300, largest_scale=1))
+    assert report.counts() == {}
+    transform = TrainTransform(size=300, scale=(1, 1), flip=0, color=0)
+    kept = transform(np.zeros((2000, 3000, 3), np.uint8), index.record(0).labels, 0)[1]
+    assert len(kept.boxes) == len(index.boxes.values) == 310
+
+
 def test_where_all_samples_are_mosaics_the_advice_is_the_size_that_is_set(tmp_path):
     index = index_of(tmp_path, [[5, 5, 9, 40], [5, 5, 300, 300]], 400, 640)
     report = DataReport()

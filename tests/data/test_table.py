@@ -53,7 +53,8 @@ def test_boxes_of_images_that_are_not_available_are_counted() -> None:
     ("box", "clean", "counts"),
     [
         ([1, 2, 1, 4], [1, 2, 2, 6], {}),
-        ([1, 2, 0.999, 4], None, {("F4", "skipped"): 1}),
+        ([1, 2, 2.3 - 1.3, 4], [1, 2, 2, 6], {}),
+        ([1, 2, 0.998, 4], None, {("F4", "skipped"): 1}),
         ([40, 2, 5, 4], None, {("F5", "skipped"): 1}),
         ([1, -4, 5, 4], None, {("F5", "skipped"): 1}),
         ([39.5, 2, 5, 4], None, {("F4", "skipped"): 1}),

@@ -229,6 +229,23 @@ def test_two_images_of_a_name_are_told_apart_by_the_filename(folder):
     assert caught.value.code == "F2"
 
 
+@pytest.mark.parametrize("name", ["x\\c", " c"])
+def test_a_name_with_a_backslash_or_a_space_before_it_is_the_images_own(folder, name):
+    """Linux allows backslashes in names, and archives made on Windows leave such files: they are no folders."""
+    (folder / "Annotations" / "a.xml").unlink()
+    save(folder / "JPEGImages" / f"{name}.jpg", SIZE)
+    write(folder, name, voc_xml(f"{name}.jpg", SIZE, []))
+    report = DataReport()
+    assert sorted(load(folder, report=report).image_files) == sorted(["b.jpg", f"{name}.jpg"])
+    assert report.counts() == {}
+    save(folder / "JPEGImages" / f"{name}.png", SIZE)
+    assert f"{name}.jpg" in load(folder).image_files
+    (folder / "JPEGImages" / f"{name}.png").unlink()
+    write(folder, name, voc_xml("y\\d.jpg", SIZE, []))
+    load(folder, report=report)
+    assert report.counts() == {Finding("F8", "noticed"): 1}
+
+
 @pytest.mark.parametrize("are_images_nested", [True, False])
 def test_folders_of_xml_files_are_read_with_all_below_them(folder, are_images_nested):
     for part in ("1", "2"):
@@ -333,6 +350,7 @@ XMIN = "<xmin>2.000000</xmin>"
         (XML[:-5], "F1", r"invalid XML at byte \d+ of \d+, line 1"),
         ("", "F1", "invalid XML at byte 0 of 0"),
         ("<html/>", "F1", "the root element is <html>, not <annotation>"),
+        (XML.replace(OBJECT, f"<objects>{OBJECT}</objects>"), "F1", "an <object> is inside another element"),
         (XML.replace("<name>cat</name>", "<name> </name>"), "F1", "object 1: no <name>"),
         (XML.replace("<difficult>0<", "<difficult>maybe<"), "F1", "object 1: <difficult> is 'maybe'"),
         (XML.replace("<width>60<", "<width>sixty<"), "F1", "<width> of <size> is 'sixty'"),

@@ -485,6 +485,16 @@ def test_a_label_file_that_is_not_utf8(root):
     assert caught.value.code == "F1"
 
 
+def test_a_box_of_a_pixel_is_kept_in_six_decimals_of_any_image_size(root):
+    """One pixel of 60 x 40 is 0.016667 x 0.025 there, and one of 640 x 480 is 0.001562 x 0.002083, a little less."""
+    for height, width in ((40, 60), (480, 640)):
+        Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(root / "images" / "train" / "a.png")
+        write(root / "labels" / "train" / "a.txt", f"0 0.5 0.5 {1 / width:.6f} {1 / height:.6f}")
+        report = DataReport()
+        np.testing.assert_allclose(load(root, report).boxes[0][:, 2:], [[width / 2 + 0.5, height / 2 + 0.5]], atol=1e-3)
+        assert report.counts() == {}
+
+
 def test_small_and_outside_boxes_are_counted_by_file_and_line(root):
     rows = ["0 0.5 0.5 0.2 0.2", "0 0.5 0.5 0.01 0.2", "0 0.95 0.5 0.2 0.2", "1 1.2 0.5 0.2 0.2"]
     write(root / "labels" / "train" / "a.txt", "\n".join(rows))
@@ -566,7 +576,7 @@ def test_label_files_of_no_image_and_of_two_are_counted(root):
     write(labels / "gone.txt", ROW + ROW)
     write(labels / "README.txt", "Made by hand.\n")
     write(labels / "empty.txt", "\n")
-    save(root / "images" / "train" / "a.jpg")
+    save(root / "images" / "train" / "a.png")
     report = DataReport()
     index = load(root, report)
     assert [len(index.boxes[image]) for image in range(3)] == [1, 1, 0]

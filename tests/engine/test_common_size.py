@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovd.data.loading.buckets import Shape
+from ovd.data.loading.loader import mix_batches
 from ovd.data.loading.padding import pad_images
 from ovd.engine.step import pad_to_common_size
 from ovd.structures import Batch, Targets
 
 SHAPES = ((64, 32), (32, 64), (48, 48), (64, 64))
 SIDES = st.tuples(st.integers(1, 64), st.integers(1, 64))
+SIDES_OF_PART = st.lists(SIDES, max_size=2)
 
 
 def loaded(sides: list[Shape], shapes: tuple[Shape, ...]) -> Batch:
@@ -22,6 +24,11 @@ def loaded(sides: list[Shape], shapes: tuple[Shape, ...]) -> Batch:
     padded, sizes = pad_images(images, divisor=16, shapes=shapes)
     batch = Batch.without_pairs(padded, sizes, (Targets.empty(),) * len(sides), tuple(range(len(sides))))
     return replace(batch, shapes=shapes)
+
+
+def mixed(annotated: list[Shape], pairs: list[Shape], shapes: tuple[Shape, ...]) -> Batch:
+    """Make a batch of annotated images and pairs of these heights and widths, as the loader mixes them."""
+    return next(mix_batches(iter([loaded(annotated, shapes)]), iter([loaded(pairs, ())])))
 
 
 def on_all_ranks(batches: list[Batch]) -> list[Batch]:
@@ -41,7 +48,7 @@ def on_all_ranks(batches: list[Batch]) -> list[Batch]:
 
 
 @settings(deadline=None)
-@given(st.lists(st.lists(SIDES, max_size=2), min_size=2, max_size=4), st.sampled_from([(), SHAPES]))
+@given(st.lists(SIDES_OF_PART, min_size=2, max_size=4), st.sampled_from([(), SHAPES]))
 def test_parts_have_the_shape_of_the_whole(parts, shapes):
     whole = loaded([sides for part in parts for sides in part], shapes)
     batches = [loaded(part, shapes) for part in parts]
@@ -54,6 +61,29 @@ def test_parts_have_the_shape_of_the_whole(parts, shapes):
         for one, other, (height, width) in zip(before.images, after.images, before.sizes.tolist(), strict=True):
             assert torch.equal(other[:, :height, :width], one[:, :height, :width])
             assert other.count_nonzero() == 3 * height * width
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(SIDES_OF_PART, SIDES_OF_PART), min_size=2, max_size=4), st.sampled_from([(), SHAPES]))
+def test_parts_with_pairs_have_the_shape_of_the_whole(parts, shapes):
+    """Only the annotated images have shapes: pairs are padded as little as possible, and then both to one size."""
+    whole = mixed(
+        [side for images, _ in parts for side in images], [side for _, pairs in parts for side in pairs], shapes
+    )
+    for after in on_all_ranks([mixed(images, pairs, shapes) for images, pairs in parts]):
+        assert after.images.shape[2:] == whole.images.shape[2:]
+
+
+def test_a_shape_that_holds_annotated_images_is_taken_beside_pairs():
+    """The ranks' images have an upright and a flat shape, 64 x 64 together, but 48 x 48 holds all of them."""
+    parts = [mixed([(40, 30)], [(16, 16)], SHAPES), mixed([(30, 40)], [(10, 60)], SHAPES)]
+    assert [part.images.shape[2:] for part in parts] == [(64, 32), (32, 64)]
+    assert [part.images.shape[2:] for part in on_all_ranks(parts)] == [(48, 64)] * 2
+
+
+def test_pairs_without_annotated_images_are_padded_as_little_as_possible():
+    parts = [mixed([], [(10, 30)], SHAPES), mixed([], [], SHAPES)]
+    assert [part.images.shape[2:] for part in on_all_ranks(parts)] == [(16, 32)] * 2
 
 
 def test_a_shape_that_no_group_has_is_not_taken():

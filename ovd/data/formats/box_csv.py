@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ovd.data.formats.box_form import check_no_shares
 from ovd.data.formats.csv_lines import csv_lines
+from ovd.data.formats.image_names import with_slashes
 from ovd.data.formats.named_objects import NamedImage, NamedObject, table_of_images
 from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
 from ovd.data.formats.text_files import finite_numbers, whole_number
@@ -58,7 +59,7 @@ def read_box_csv(request: ReadRequest, report: DataReport) -> AnnotationTable:
     root = request.images or path.parent
     sizes: dict[str, tuple[int, int]] = {}
     objects: dict[str, list[NamedObject]] = defaultdict(list)
-    for row in _rows(path):
+    for row in _rows(path, root):
         if sizes.setdefault(row.file, row.size) != row.size:
             sizes[row.file] = (0, 0)  # rows disagree: the size is read from the image
         objects[row.file] += [] if row.object is None else [row.object]
@@ -71,7 +72,7 @@ def read_box_csv(request: ReadRequest, report: DataReport) -> AnnotationTable:
     return table
 
 
-def _rows(path: Path) -> Iterator[_Row]:
+def _rows(path: Path, root: Path) -> Iterator[_Row]:
     columns: dict[str, int] | None = None
     num_columns = 0
     for number, values in csv_lines(path, strict=True):
@@ -85,7 +86,7 @@ def _rows(path: Path) -> Iterator[_Row]:
             columns = {name: place for place, name in enumerate(_RETINANET)}
         if len(values) != num_columns:
             raise DataError("F1", f"{path}: line {number} has {format_count(len(values), 'value')}, not {num_columns}")
-        yield _row({name: values[place].strip() for name, place in columns.items()}, f"{path}: line {number}")
+        yield _row({name: values[place].strip() for name, place in columns.items()}, root, f"{path}: line {number}")
 
 
 def _columns(path: Path, header: list[str]) -> dict[str, int] | None:
@@ -107,10 +108,10 @@ def _columns(path: Path, header: list[str]) -> dict[str, int] | None:
     raise DataError("F1", f"{path}: the first line, {header}, has no column for these: {asked}")
 
 
-def _row(values: dict[str, str], where: str) -> _Row:
+def _row(values: dict[str, str], root: Path, where: str) -> _Row:
     if not values["file"]:
         raise DataError("F1", f"{where}: has no image name")
-    file = posixpath.normpath(values["file"].replace("\\", "/"))
+    file = posixpath.normpath(with_slashes(values["file"], root))
     height, width = (whole_number(values.get(side) or "0", LARGEST_COORDINATE) for side in ("height", "width"))
     if height is None or width is None:
         raise DataError("F1", f"{where}: height and width are not numbers of pixels")

@@ -1,5 +1,6 @@
 """Checks of all boxes of a file together: the form [x, y, width, height], the unit pixels, and duplicates."""
 
+import os
 import re
 
 import numpy as np
@@ -108,7 +109,8 @@ def _squeezed(name: str) -> str:
 
 def _same_files(table: AnnotationTable) -> list[tuple[int, int, str]]:
     """Return (position, position of the first image with the same file, file) of each image with a repeated file."""
-    files = table.image_files or ()
+    # Only such names can be other names of a file; normalizing all of a large set would take seconds.
+    files = [os.path.normpath(file) if "./" in file or "//" in file else file for file in table.image_files or ()]
     if len(set(files)) == len(files):
         return []
     first: dict[str, int] = {}

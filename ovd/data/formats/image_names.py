@@ -38,6 +38,14 @@ def files_by_base_name(path: Path, files: Sequence[str], root: Path | None) -> t
     return tuple(file if match is None else match for file, match in zip(files, found, strict=True))
 
 
+def with_slashes(name: str, folder: Path) -> str:
+    """Return an image's path of any system with slashes; unchanged if the folder has a file with backslashes so called.
+
+    Linux allows backslashes in names, and archives made on Windows leave such files.
+    """
+    return name if "\\" in name and os.path.isfile(folder / name) else name.replace("\\", "/")
+
+
 def check_images_exist(
     path: Path, files: Sequence[str], root: Path | None, *, all_needed: bool, has_option: bool
 ) -> int:
@@ -117,7 +125,8 @@ def _matched(files: Sequence[str], root: Path) -> tuple[list[str | None], list[s
     found: list[str | None] = []
     clashes = []
     for file in files:
-        candidates = by_name.get(_base_name(file)) or by_name.get(_base_name(unquote(file))) or []
+        names = (os.path.basename(file), _base_name(file), _base_name(unquote(file)))
+        candidates = next(filter(None, (by_name.get(_with_low_suffix(name)) for name in names)), [])
         found.append(candidates[0] if candidates else None)
         if len(candidates) > 1:
             clashes.append(f"{file} may be {' or '.join(candidates[:_NUM_NAMED])}")
@@ -127,7 +136,7 @@ def _matched(files: Sequence[str], root: Path) -> tuple[list[str | None], list[s
 
 
 def _base_name(file: str) -> str:
-    return _with_low_suffix(re.split(r"[/\\]", file)[-1])
+    return re.split(r"[/\\]", file)[-1]
 
 
 def _with_low_suffix(name: str) -> str:

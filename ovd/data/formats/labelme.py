@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ovd.data.formats.drawn_shapes import around_ellipse, around_points
+from ovd.data.formats.image_names import with_slashes
 from ovd.data.formats.json_object import is_number, read_json_object
 from ovd.data.formats.named_objects import NamedImage, NamedObject, table_of_images
 from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
@@ -58,7 +59,7 @@ def read_labelme(request: ReadRequest, report: DataReport) -> AnnotationTable:
 
 
 def _is_annotation(name: str) -> bool:
-    return name.endswith(".json") and not name.startswith(".")
+    return name.lower().endswith(".json") and not name.startswith(".")
 
 
 def _read_image(path: Path, root: Path, report: DataReport) -> NamedImage:
@@ -66,7 +67,7 @@ def _read_image(path: Path, root: Path, report: DataReport) -> NamedImage:
     image_path, shapes = content.get("imagePath"), content.get("shapes")
     if not isinstance(image_path, str) or not image_path.strip() or not isinstance(shapes, list):
         raise DataError("F1", f"{path}: imagePath or the list of shapes is missing; is this a LabelMe file?")
-    file = os.path.normpath(path.parent / image_path.strip().replace("\\", "/"))
+    file = os.path.normpath(path.parent / with_slashes(image_path.strip(), path.parent))
     sides = [content.get(key) for key in ("imageHeight", "imageWidth")]
     if not all(side is None or (type(side) is int and 0 < side < LARGEST_COORDINATE) for side in sides):
         raise DataError("F1", f"{path}: imageHeight and imageWidth are {sides}, not numbers of pixels")

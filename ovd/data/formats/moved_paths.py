@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ovd.data.formats.image_names import with_slashes
 from ovd.data.formats.text_files import read_lines
 from ovd.data.report import DataError, DataReport
 
@@ -182,10 +183,7 @@ class MovedPaths:
 def _folders_and_names(place: Path) -> Iterator[tuple[str, str]]:
     """Yield the folder and the name in each line of a list, with path separators of any system."""
     for number, line in read_lines(place):
-        if os.path.isfile(place.parent / line):  # a name may have a backslash
-            folder, _, name = line.rpartition("/")
-        else:
-            folder, _, name = line.replace("\\", "/").rpartition("/")
+        folder, _, name = with_slashes(line, place.parent).rpartition("/")
         if not name or name.endswith(":"):
             raise DataError("F1", f"{place}: line {number} is {line!r}, which is not an image name")
         yield (folder or "/" if line.startswith("/") else folder), name

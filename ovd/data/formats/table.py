@@ -101,7 +101,7 @@ class AnnotationTable:
     """False for images that were never released or cannot be read (`available_part`); None if all are available."""
     federated: FederatedLabels | None = None
     rounding_px: float = ROUNDING_PX
-    """Distance of a corner outside its image above which it is a fault."""
+    """Distance of a corner outside its image, or of a side from `SMALLEST_ANNOTATED_PX`, above which it is a fault."""
 
     def __post_init__(self) -> None:
         """Check the properties that all users of a table rely on.
@@ -287,11 +287,12 @@ def clean_boxes(
     clamped = np.clip(boxes, 0, sizes.T[[1, 0, 1, 0]].astype(np.float64))
 
     shorter_side_inside = np.minimum(clamped[2] - clamped[0], clamped[3] - clamped[1])
-    too_small = np.minimum(width, height) < SMALLEST_ANNOTATED_PX
+    # With the tolerance: a 1 px side may be 1e-12 px shorter, and 3e-4 px in YOLO's six decimals.
+    smallest = SMALLEST_ANNOTATED_PX - table.rounding_px
+    too_small = np.minimum(width, height) < smallest
     wholly_outside = ~too_small & (shorter_side_inside <= 0)
     partly_outside = ~too_small & ~wholly_outside & (np.abs(clamped - boxes).max(axis=0) > table.rounding_px)
-    # With the tolerance: a 1 px box at the border may end 1e-12 px outside.
-    sliver = partly_outside & (shorter_side_inside < SMALLEST_ANNOTATED_PX - table.rounding_px)
+    sliver = partly_outside & (shorter_side_inside < smallest)
     is_kept = ~(too_small | wholly_outside | sliver)
 
     previous = -1

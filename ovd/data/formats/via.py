@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ovd.data.formats.drawn_shapes import Box, around_ellipse, around_points
+from ovd.data.formats.image_names import with_slashes
 from ovd.data.formats.json_object import is_number, read_json_object
 from ovd.data.formats.named_objects import NamedImage, NamedObject, table_of_images
 from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
@@ -55,9 +56,9 @@ def read_via(request: ReadRequest, report: DataReport) -> AnnotationTable:
         ValueError: the file of class names has several names.
     """
     path = request.annotations
-    images = [
-        _image(path, key, record, report) for key, record in _records(path, read_json_object(path, _MAX_BYTES)).items()
-    ]
+    root = request.images or path.parent
+    records = _records(path, read_json_object(path, _MAX_BYTES))
+    images = [_image(path, root, key, record, report) for key, record in records.items()]
     regions = [region for image in images for region in image.regions]
     labels = _labels(path, regions, request.options.attribute, request.options.class_names)
     named = [
@@ -69,7 +70,7 @@ def read_via(request: ReadRequest, report: DataReport) -> AnnotationTable:
         )
         for image in images
     ]
-    return table_of_images(request, request.images or path.parent, named, report)
+    return table_of_images(request, root, named, report)
 
 
 def _records(path: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def _records(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     return records
 
 
-def _image(path: Path, key: str, record: dict[str, Any], report: DataReport) -> _Image:
+def _image(path: Path, root: Path, key: str, record: dict[str, Any], report: DataReport) -> _Image:
     file, regions = record["filename"], record["regions"]
     where = f"{path}: image {key!r}"
     if not isinstance(file, str) or not file.strip():
@@ -94,7 +95,7 @@ def _image(path: Path, key: str, record: dict[str, Any], report: DataReport) -> 
         raise DataError("F1", f"{where}: its regions are a {type(regions).__name__}, not a list")
     numbered = regions.items() if isinstance(regions, dict) else enumerate(regions)  # VIA 1 writes an object
     read = (_region(region, f"{where}, region {number}", report) for number, region in numbered)
-    name = posixpath.normpath(file.strip().replace("\\", "/"))
+    name = posixpath.normpath(with_slashes(file.strip(), root))
     return _Image(name, tuple(region for region in read if region is not None), where)
 
 

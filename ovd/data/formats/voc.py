@@ -67,9 +67,12 @@ def _read_image(file: XmlFile, images: ImageFolder, report: DataReport, *, zero_
     root = read_xml(path, _MAX_XML_BYTES)
     if root.tag != "annotation":
         raise DataError("F1", f"{path}: the root element is <{root.tag}>, not <annotation>")
+    items = root.findall("object")
+    if len(items) < sum(1 for _ in root.iter("object")):
+        raise DataError("F1", f"{path}: an <object> is inside another element; put it directly into <annotation>")
     objects = tuple(
         _read_object(item, f"{path}: object {number}", zero_based=zero_based)
-        for number, item in enumerate(root.iterfind("object"), start=1)
+        for number, item in enumerate(items, start=1)
     )
     image = images.image_of(file, root.findtext("filename"), report)
     return NamedImage(image, _size(path, root), objects, str(path))

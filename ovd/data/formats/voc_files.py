@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,9 +98,9 @@ class ImageFolder:
             return stated
         own = self._named(file.name) or (self._named(stem) if folder else [])
         if own:
-            last = [image for image in own if image.rpartition("/")[2] == _last(stated)]
+            last = [image for image in own if image.rpartition("/")[2].strip() in _lasts(stated)]
             found = _only(last or own, file.path)
-            if stated and _stem(stated) != stem:
+            if stated and stem.strip() not in map(_without_suffix, _lasts(stated)):
                 where = (
                     f"{file.path}: <filename> is {stated!r}, but {found}, which has the name of the XML file, is used"
                 )
@@ -159,15 +160,15 @@ def _only(found: list[str], path: Path) -> str:
     return found[0]
 
 
-def _last(name: str) -> str:
-    """Return the last part of a path of any system."""
-    return name.replace("\\", "/").rpartition("/")[2]
+def _lasts(path: str) -> tuple[str, str]:
+    """Return the last part of a path of this system, whose names may have backslashes, and of a path of any system."""
+    return path.rpartition("/")[2], re.split(r"[/\\]", path)[-1]
 
 
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1] if is_image_name(_last(name)) else ""
+def _suffix(path: str) -> str:
+    """Return the suffix of an image's path of any system; empty if it is none."""
+    return os.path.splitext(path)[1] if is_image_name(_lasts(path)[1]) else ""
 
 
-def _stem(name: str) -> str:
-    """Return the last part of a path of any system, without the suffix of an image."""
-    return _last(name).removesuffix(_suffix(name))
+def _without_suffix(name: str) -> str:
+    return name.removesuffix(_suffix(name))

@@ -19,6 +19,8 @@ from ovd.shapes import UInt8
 
 MAX_SCANS = 100
 """Maximum number of scans of a JPEG; a progressive one has about ten."""
+_STEPS_OF_GRAY = {"L;2": 85, "L;4": 17}
+"""Steps between the grays, from 0 to 255, of PNG files of 2 and 4 bits, by Pillow's name of the form."""
 _REDUCTIONS = (8, 4, 2)  # JPEG decoders can divide the sides by these, leaving out higher frequencies
 
 JpegDecoder = Callable[[bytes], UInt8[np.ndarray, "H W 3"] | None]
@@ -96,6 +98,7 @@ def decode_image(
             )
         width, height = image.size
         wide = has_wide_colors(image)  # before reading metadata, for which Pillow decodes a PNG
+        _scale_transparent_gray(image)
         orientation = orientation_of(image)
         unrotated = _is_unrotated((height, width), orientation, expected_size, name)
         reduction = 1 if header.is_lossless else _reduce(image, longest_side)
@@ -121,6 +124,13 @@ def decode_image(
     if orientation != 1 and not unrotated:
         rgb = rgb.transpose(UPRIGHT[orientation])
     return DecodedImage(np.asarray(rgb), unrotated, without_end, reduction)
+
+
+def _scale_transparent_gray(image: Image.Image) -> None:
+    """Scale the transparent gray of a PNG file of 2 or 4 bits, not decoded yet, like its pixels, as Pillow does not."""
+    transparent, tiles = image.info.get("transparency"), getattr(image, "tile", ())
+    if image.format == "PNG" and isinstance(transparent, int) and tiles:
+        image.info["transparency"] = transparent * _STEPS_OF_GRAY.get(tiles[0].args, 1)
 
 
 def _is_unrotated(
@@ -168,7 +178,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
             raise ValueError(f"values from {values.min()} to {values.max()}; save the image with 8 or 16 bits")
-        return Image.fromarray(to_eight_bits(values.astype(np.uint16))).convert("RGB")
+        gray = to_eight_bits(values.astype(np.uint16))
+        gray[values == image.info.get("transparency", -1)] = 255
+        return Image.fromarray(gray).convert("RGB")
     if image.mode == "F":
         raise ValueError("the values are floats, whose value for white is not known; save the image with 8 or 16 bits")
     if image.has_transparency_data:

@@ -28,7 +28,8 @@ def has_wide_colors(image: Image.Image) -> bool:
 def rescale_used_bits(decoded: Image.Image, content: bytes) -> Image.Image:
     """Convert an image with 16-bit colors to bytes, by the bits that all colors together use.
 
-    Pillow returns the high byte of each color; if no more than 14 bits are used, the file is read again with OpenCV.
+    Pillow returns the high byte of each color. If no more than 14 bits are used, or one color is transparent, which
+    only all 16 bits tell from its neighbors, the file is read again with OpenCV.
 
     Args:
         decoded: the image decoded by Pillow.
@@ -38,7 +39,8 @@ def rescale_used_bits(decoded: Image.Image, content: bytes) -> Image.Image:
         ValueError: OpenCV is missing, or reads other colors than Pillow.
     """
     high_bytes = np.asarray(decoded)
-    if high_bytes[..., :3].max(initial=0) >= 1 << 14 - _BYTE_BITS:
+    has_transparent_color = "transparency" in decoded.info
+    if not has_transparent_color and high_bytes[..., :3].max(initial=0) >= 1 << 14 - _BYTE_BITS:
         return decoded
     try:
         import cv2  # takes long to import, and few images need it
@@ -46,11 +48,13 @@ def rescale_used_bits(decoded: Image.Image, content: bytes) -> Image.Image:
         raise ValueError(f"{_WIDE_COLORS}; install opencv-python-headless, or save the image with 8 bits") from None
 
     values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if values is not None and values.shape == high_bytes.shape and values.dtype == np.uint16:
-        colors = values[..., 2::-1]  # OpenCV's order is BGR
+    num_channels = 4 if has_transparent_color else high_bytes.shape[2]
+    if values is not None and values.ndim == 3 and values.shape[2] >= num_channels and values.dtype == np.uint16:
+        # OpenCV's order is BGR, and it returns a fourth color, such as infrared, which Pillow leaves out.
+        colors, alpha = values[..., 2::-1], values[..., 3:num_channels]
         if np.array_equal(colors // 256, high_bytes[..., :3]):
             colors = to_eight_bits(colors.astype(np.uint16))
-            return Image.fromarray(np.concatenate([colors, high_bytes[..., 3:]], axis=-1))
+            return Image.fromarray(np.concatenate([colors, (alpha // 256).astype(np.uint8)], axis=-1))
     raise ValueError(f"{_WIDE_COLORS}; save the image with 8 bits")
 
 

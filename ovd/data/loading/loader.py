@@ -91,6 +91,8 @@ def mix_batches(detection: Iterator[Batch], pairs: Iterator[Batch]) -> Iterator[
             is_pair=torch.arange(len(images)) >= len(first.images),
             skipped=first.skipped + second.skipped,
             repaired=first.repaired + second.repaired,
+            shapes=first.shapes,
+            padded_pairs=(second.images.shape[2], second.images.shape[3]),
         )
 
 

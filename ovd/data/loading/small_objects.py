@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ovd.data.index import AnnotationIndex
-from ovd.data.loading.transforms import SMALLEST_TRAINED_PX
+from ovd.data.loading.transforms import ROUNDING_PX, SMALLEST_TRAINED_PX
 from ovd.data.report import DataError, DataReport
 from ovd.shapes import Float64, Int64
 
@@ -67,7 +67,7 @@ def small_objects(index: AnnotationIndex, sizes: SampleSizes) -> Int64[np.ndarra
     largest_side = max(1, round(max(1, int(sizes.size * sizes.tile)) * sizes.largest_scale))
     resized = np.rint(image_sizes * (largest_side / image_sizes.max(axis=1, initial=1))[:, None])
     shown = _sides(index) * (np.maximum(resized, 1) / image_sizes)[:, ::-1]
-    return np.flatnonzero(shown.min(axis=1, initial=np.inf) < SMALLEST_TRAINED_PX)
+    return np.flatnonzero(shown.min(axis=1, initial=np.inf) < SMALLEST_TRAINED_PX - ROUNDING_PX)
 
 
 def _sides(index: AnnotationIndex) -> Float64[np.ndarray, "M 2"]:

@@ -28,6 +28,8 @@ Transform = Callable[[Pixels, Labels, int], tuple[Pixels, Labels]]
 
 MIN_VISIBLE_SHARE = 0.3
 SMALLEST_TRAINED_PX = 2.0
+ROUNDING_PX = 1e-3
+"""Length in pixels by which a side may be under `SMALLEST_TRAINED_PX`, since float32 rounds its ends."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def _cropped(labels: Labels, height: int, width: int) -> Labels:
 def _is_visible(visible: Float32[np.ndarray, "R 4"], whole: Float32[np.ndarray, "R 4"]) -> Bool[np.ndarray, " R"]:
     sides = _sides(visible)
     share_is_enough = sides.prod(axis=1) >= MIN_VISIBLE_SHARE * _sides(whole).prod(axis=1)
-    return share_is_enough & (sides >= SMALLEST_TRAINED_PX).all(axis=1)
+    return share_is_enough & (sides >= SMALLEST_TRAINED_PX - ROUNDING_PX).all(axis=1)
 
 
 def _has_area(boxes: Float32[np.ndarray, "R 4"]) -> Bool[np.ndarray, " R"]:
