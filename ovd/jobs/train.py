@@ -59,13 +59,13 @@ def train_from_config(
     with process_group(), deterministic(config.train.deterministic), on_device(resolve_device(config)):
         check_prerequisites(config)
         found = find_run(config, resume=resume, strict_resume=strict_resume)
+        torch.set_num_threads(config.train.threads)  # before the folder is opened, which prints their number
         with open_run_folder(config, found):
             return _train(config, found, evaluate=evaluate)
 
 
 def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> dict[str, float]:
     """Build everything and train; checks that can stop the run come before slow steps."""
-    torch.set_num_threads(config.train.threads)
     report = DataReport()
     sets = load_training_sets(config, report, evaluate=evaluate)
     index, held_out, validation = sets.trained, sets.held_out, sets.validation
