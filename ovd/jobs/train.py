@@ -26,7 +26,6 @@ from ovd.engine.signals import StopRequest
 from ovd.engine.train import Evaluate, TrainingData, train
 from ovd.evaluation.calibrate import CalibrationError
 from ovd.evaluation.run import measure_results, print_measures, write_measures
-from ovd.format_count import format_count
 from ovd.jobs.calibrate import calibrate_detector, mean_example, readable_part
 from ovd.jobs.evaluate import detect_all
 from ovd.jobs.prerequisites import check_prerequisites
@@ -76,9 +75,7 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
     setup = build_training_setup(config, found, sets)
     learner, start, pairs = setup.learner, setup.start, setup.pairs
     if pairs is not None and is_main():
-        removed = ", ".join(f"{name} {count}" for name, count in pairs.box_counts.items() if count)
-        numbers = f"{len(pairs)} of {format_count(pairs.num_labeled, 'image-text pair')}"
-        print(f"{numbers}, {format_count(len(pairs.texts), 'text')}; boxes: {removed}")
+        print(pairs.summary)
     with main_first():
         bank = build_text_bank(config, learner.clip, index)
     checkpoints = CheckpointWriter(
