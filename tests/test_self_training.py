@@ -170,7 +170,7 @@ def test_labels_that_are_only_below_the_data_root_are_named(tiny_clip, tmp_path,
     (tmp_path / "sets" / "labels").mkdir(parents=True)
     source = small_config(tmp_path / "run", tmp_path).data.source
     pairs = PairsConfig(labels=Path("labels"), shards=Path("shards"))
-    with pytest.raises(ValueError, match="labels has no labels .* run ovd label-pairs first"):
+    with pytest.raises(ValueError, match=r"labels has no labels .* run ovd label-pairs first"):
         load_labeled_pairs(pairs, source, tiny_clip, first_id=0)
     (tmp_path / "sets" / "labels" / "00000.safetensors").touch()
     with pytest.raises(ValueError, match=r"starts at the current folder.* set data\.pairs\.labels=sets/labels$"):

@@ -305,7 +305,7 @@ def test_files_lie_beside_the_labels_and_none_may_exist_unless_a_labeling_goes_o
 
 @pytest.mark.parametrize("num_boxes", [0, 1])
 def test_only_a_labeling_without_a_box_asks_for_a_lower_threshold(num_boxes, tmp_path):
-    boxes = np.tile(np.float32([1, 2, 9, 9]), (num_boxes, 1))
+    boxes = np.tile(np.array([1, 2, 9, 9], np.float32), (num_boxes, 1))
     image = LabeledImage("a.jpg", 30, 40, boxes, np.zeros(num_boxes, np.int64), np.ones(num_boxes, np.float32))
     output = LabelOutput(tmp_path / "boxes.json", "coco", "ovd", review_boxes=5)
     kept = LabeledSet(tmp_path, ("anchor",), (image,))
