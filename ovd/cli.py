@@ -24,7 +24,7 @@ def add_overrides(parser: ArgumentParser, *, help: str) -> None:
 
 
 def parse_with_overrides(parser: ArgumentParser) -> Namespace:
-    """Parse a command line with `add_overrides`; the error for unknown options shows how to write config settings."""
+    """Parse a command line with `add_overrides`; errors show how to write config settings, and where."""
     arguments, unknown = parser.parse_known_intermixed_args()
     if unknown:
         settings = []
@@ -34,6 +34,9 @@ def parse_with_overrides(parser: ArgumentParser) -> Namespace:
                 settings.append(f"{word.removeprefix('--')}{value}")
         advice = f"; write settings of the config as {' '.join(settings)}" if settings else ""
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{advice}")
+    config = getattr(arguments, "config", None)
+    if config is not None and "=" in str(config) and not os.path.exists(config):
+        parser.error(f"{config} is a setting; give a config file before it, such as configs/custom_coco.yaml")
     return arguments
 
 

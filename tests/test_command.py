@@ -538,6 +538,14 @@ def test_a_setting_that_is_written_as_an_option_is_named_as_it_is_given(name, op
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["train", "fine-tune", "cost"])
+def test_a_command_line_of_settings_alone_asks_for_a_config(name, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, name, "data=mine/data.yaml", "epochs=100")
+    assert stopped.value.code == 2
+    assert "data=mine/data.yaml is a setting; give a config file before it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -393,6 +393,9 @@ def test_a_name_that_is_not_there(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="neither a run folder nor a checkpoint"):
         Predictor.from_pretrained(tmp_path / "empty")
+    (tmp_path / "empty" / "config.yaml").touch()  # the first file that a training writes
+    with pytest.raises(ValueError, match="empty has no checkpoint: its training has not saved one yet"):
+        Predictor.from_pretrained(tmp_path / "empty")
 
 
 def test_a_damaged_file_is_found(run, tmp_path):

@@ -25,7 +25,7 @@ from ovd.build.text import score_ensemble
 from ovd.build.trained import load_detector
 from ovd.config.labeling import LabelOptions
 from ovd.config.tables import AblationConfig, AblationRow, LabelsConfig
-from ovd.config.training import TrainConfig
+from ovd.config.training import PairsConfig, TrainConfig
 from ovd.config_files import ConfigError, load_config, parse_config
 from ovd.data.pairs.write import write_pair_shards
 from ovd.data.report import DataError
@@ -162,6 +162,19 @@ def test_loaded_pairs_are_the_labels_that_pass(miniature_world, teacher, pairs, 
     strict = config.data.pairs.model_copy(update={"min_score": 1.0})
     with pytest.raises(ValueError, match="passes the filters"):
         load_labeled_pairs(strict, config.data.source, tiny_clip, first_id=50)
+
+
+def test_labels_that_are_only_below_the_data_root_are_named(tiny_clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OVD_DATA", "sets")
+    (tmp_path / "sets" / "labels").mkdir(parents=True)
+    source = small_config(tmp_path / "run", tmp_path).data.source
+    pairs = PairsConfig(labels=Path("labels"), shards=Path("shards"))
+    with pytest.raises(ValueError, match=r"labels has no labels .* run ovd label-pairs first"):
+        load_labeled_pairs(pairs, source, tiny_clip, first_id=0)
+    (tmp_path / "sets" / "labels" / "00000.safetensors").touch()
+    with pytest.raises(ValueError, match=r"starts at the current folder.* set data\.pairs\.labels=sets/labels$"):
+        load_labeled_pairs(pairs, source, tiny_clip, first_id=0)
 
 
 def test_classes_that_were_asked_for_everywhere_belong_to_the_pairs_where_they_were_found(

@@ -19,9 +19,15 @@ def in_data_root(path: Path, key: str) -> Path:
     """
     place = data_root() / path
     if not place.exists() and not path.is_absolute():
-        advice = f"; it exists in the current folder, so write {path.absolute()}" if path.exists() else ""
+        advice = f"; it exists in the current folder, so write {_from_data_root(path)}" if path.exists() else ""
         raise DataError("F1", f"{place} does not exist: {starts_at_root(path, key)}{advice}")
     return place
+
+
+def _from_data_root(path: Path) -> Path:
+    """Return the path relative to the data root if it is below it, else the absolute path."""
+    place, root = path.absolute(), data_root().absolute()
+    return place.relative_to(root) if place.is_relative_to(root) else place
 
 
 def starts_at_root(path: Path, key: str) -> str:

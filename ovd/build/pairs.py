@@ -39,8 +39,15 @@ def load_labeled_pairs(config: PairsConfig, source: WorldData | FileData, clip: 
         first_id: id of the pairs' first text; lower ids belong to the training vocabulary.
 
     Raises:
-        ValueError: the labels were made with another text tower or from other shards, or nothing passes the filters.
+        ValueError: there are no labels, they were made with another text tower or from other shards, or nothing passes
+            the filters.
     """
+    in_root = data_root() / config.labels
+    if not any(config.labels.glob("*.safetensors")) and any(in_root.glob("*.safetensors")):
+        raise ValueError(
+            f"{config.labels} has no labels, but {in_root} has: data.pairs.labels starts at the current folder, not at "
+            f"the data root, so set data.pairs.labels={in_root}"
+        )
     files = label_files(config.labels)
     folder = pair_shards_folder(config, source)
     text_tower = text_tower_fingerprint(clip)

@@ -79,6 +79,10 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
         return checkpoint.read(path, check_all_files=False)
     refuse_missing_run(path)
     found = checkpoint.latest(path, check_all_files=False)
+    if found is None and (path / "config.yaml").is_file():
+        raise ValueError(
+            f"{path} has no checkpoint: its training has not saved one yet, or stopped before; start the training again"
+        )
     if found is None:
         raise ValueError(f"{path} is neither a run folder nor a checkpoint folder: it has no step-*/manifest.json")
     return found

@@ -52,12 +52,12 @@ def align_backbone(config: AlignConfig, *, command: str) -> dict[str, Any]:
         checkpoint = latest_on_all_ranks(config.output)
         if checkpoint is not None:
             check_same_run(checkpoint.config, config, free=MUTABLE_ON_RESUME)
+        torch.set_num_threads(config.train.threads)  # before the folder is opened, which prints their number
         with open_run_folder(config, checkpoint):
             return _align(config, checkpoint, command)
 
 
 def _align(config: AlignConfig, checkpoint: Checkpoint | None, command: str) -> dict[str, Any]:
-    torch.set_num_threads(config.train.threads)
     report = DataReport()
     with main_first():  # loading may have to draw the embedded world
         images = load_unlabeled_images(config.data)

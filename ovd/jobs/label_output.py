@@ -145,6 +145,11 @@ class WrittenLabels:
             f"{output.path}: {format_count(len(kept.images), 'image')}, {boxes} with a {self.threshold_text}, "
             f"{format_count(without, 'image')} without any{unread}; file names are relative to {kept.root}"
         )
+        if kept.num_boxes == 0:
+            yield (
+                "no box was kept: run `ovd detect` on an image for the score of its best box, then label again with a "
+                "lower --threshold and another --output"
+            )
         if output.review is not None:
             yield f"{output.review} shows the {format_count(self.num_shown, 'box', 'boxes')} nearest to the threshold"
 

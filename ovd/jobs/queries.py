@@ -72,9 +72,7 @@ def read_queries(classes: str | None, file: Path | None = None) -> list[Query]:
     """
     queries = [query for query in (classes or "").split(",") if query.strip()]
     if file is not None:
-        if not file.exists():
-            raise ValueError(f"{file} does not exist; give a text file with one class name per line")
-        queries += [line for _, line in read_lines(file)]
+        queries += [line for _, line in _lines_of_names(file)]
     return deduplicate(list(map(parse_query, queries)))
 
 
@@ -85,7 +83,7 @@ def read_class_names(file: Path) -> tuple[str, ...]:
         ValueError: a name reads as blank, or the file cannot be read.
     """
     first: dict[str, str] = {}
-    for number, name in read_lines(file):
+    for number, name in _lines_of_names(file):
         reading = name_key(name)
         if not reading.strip("() "):
             raise ValueError(
@@ -93,6 +91,17 @@ def read_class_names(file: Path) -> tuple[str, ...]:
             )
         first.setdefault(reading, name)
     return tuple(first.values())
+
+
+def _lines_of_names(file: Path) -> list[tuple[int, str]]:
+    """Read the lines of a file of class names with their numbers.
+
+    Raises:
+        ValueError: there is no such file, or it cannot be read.
+    """
+    if not file.exists():
+        raise ValueError(f"{file} does not exist; give a text file with one class name per line")
+    return read_lines(file)
 
 
 def parse_example(word: str) -> tuple[str, Example]:

@@ -26,7 +26,6 @@ from ovd.engine.signals import Stopped, StopRequest
 from ovd.engine.train import Evaluate, TrainingData, train
 from ovd.evaluation.calibrate import CalibrationError
 from ovd.evaluation.run import measure_results, print_measures, write_measures
-from ovd.format_count import format_count
 from ovd.jobs.calibrate import calibrate_detector, mean_example, readable_part
 from ovd.jobs.evaluate import detect_all
 from ovd.jobs.prerequisites import check_prerequisites
@@ -59,13 +58,13 @@ def train_from_config(
     with process_group(), deterministic(config.train.deterministic), on_device(resolve_device(config)):
         check_prerequisites(config)
         found = find_run(config, resume=resume, strict_resume=strict_resume)
+        torch.set_num_threads(config.train.threads)  # before the folder is opened, which prints their number
         with open_run_folder(config, found):
             return _train(config, found, evaluate=evaluate)
 
 
 def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> dict[str, float]:
     """Build everything and train; checks that can stop the run come before slow steps."""
-    torch.set_num_threads(config.train.threads)
     report = DataReport()
     sets = load_training_sets(config, report, evaluate=evaluate)
     index, held_out, validation = sets.trained, sets.held_out, sets.validation
@@ -76,9 +75,7 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
     setup = build_training_setup(config, found, sets)
     learner, start, pairs = setup.learner, setup.start, setup.pairs
     if pairs is not None and is_main():
-        removed = ", ".join(f"{name} {count}" for name, count in pairs.box_counts.items() if count)
-        numbers = f"{len(pairs)} of {format_count(pairs.num_labeled, 'image-text pair')}"
-        print(f"{numbers}, {format_count(len(pairs.texts), 'text')}; boxes: {removed}")
+        print(pairs.summary)
     with main_first():
         bank = build_text_bank(config, learner.clip, index)
     checkpoints = CheckpointWriter(

@@ -138,6 +138,15 @@ class LabeledPairs:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    @property
+    def summary(self) -> str:
+        """Numbers of pairs, texts and boxes to train on, and of boxes left out by each filter, in one line."""
+        pairs = f"{len(self):,} of {format_count(self.num_labeled, 'image-text pair')}"
+        texts, boxes = format_count(len(self.texts), "text"), format_count(self.box_counts["kept"], "box", "boxes")
+        removed = [f"{name} {count:,}" for name, count in self.box_counts.items() if count and name != "kept"]
+        left_out = f"; boxes left out by filters: {', '.join(removed)}" if removed else ""
+        return f"{pairs}, {texts}, {boxes}{left_out}"
+
     def fingerprint(self) -> str:
         """Return a hash of the pairs, their boxes and the ids of their texts."""
         digest = hashlib.sha256(self.image_ids.tobytes())

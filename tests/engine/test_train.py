@@ -326,6 +326,19 @@ def test_a_warm_up_longer_than_the_run_is_refused_at_once(tmp_path, miniature_wo
     assert not (tmp_path / "run").exists()
 
 
+def test_the_first_line_of_a_run_has_the_threads_that_it_computes_with(tmp_path, capsys):
+    (tmp_path / "annotations").mkdir()
+    for part in ("train", "val"):
+        (tmp_path / "annotations" / f"lvis_{part}.json").write_text('{"images": [')  # stops the run after this line
+    before = torch.get_num_threads()
+    try:
+        with pytest.raises(DataError, match=r"lvis_train\.json"):
+            train_from_config(small_config(tmp_path / "run", tmp_path, train={"threads": before + 1}))
+    finally:
+        torch.set_num_threads(before)
+    assert f", {before + 1} threads, torch" in capsys.readouterr().out.splitlines()[0]
+
+
 def test_a_first_batch_that_cannot_be_read_is_passed_over(tmp_path, miniature_world):
     images = tmp_path / "images"
     shutil.copytree(miniature_world / "images", images)

@@ -15,13 +15,14 @@ from run_files import bytes_of
 
 from ovd.build.trained import build_inference, load_detector
 from ovd.commands import check, label
+from ovd.data.export.labeled_set import LabeledImage, LabeledSet
 from ovd.data.images.files import collect_images
 from ovd.data.loading.loader import LoaderOptions
 from ovd.data.report import DataReport, Finding
 from ovd.fault import Fault
 from ovd.jobs.label_images import Thresholds, batches_by_padded_shape, label_images
 from ovd.jobs.label_journal import LabelJournal, SelectedDetections
-from ovd.jobs.label_output import LabeledSets, LabelOutput
+from ovd.jobs.label_output import LabeledSets, LabelOutput, WrittenLabels
 from ovd.predictor import Predictor
 from ovd.structures import Detections
 from ovd.visualize.boxes import choose_shown
@@ -302,6 +303,16 @@ def test_files_lie_beside_the_labels_and_none_may_exist_unless_a_labeling_goes_o
     file.path.touch()
     with pytest.raises(ValueError, match=r"my\.tasks\.json already exists"):
         file.prepare_folder()
+
+
+@pytest.mark.parametrize("num_boxes", [0, 1])
+def test_only_a_labeling_without_a_box_asks_for_a_lower_threshold(num_boxes, tmp_path):
+    boxes = np.tile(np.array([1, 2, 9, 9], np.float32), (num_boxes, 1))
+    image = LabeledImage("a.jpg", 30, 40, boxes, np.zeros(num_boxes, np.int64), np.ones(num_boxes, np.float32))
+    output = LabelOutput(tmp_path / "boxes.json", "coco", "ovd", review_boxes=5)
+    kept = LabeledSet(tmp_path, ("anchor",), (image,))
+    lines = WrittenLabels(kept, DataReport(), output, "score of at least 0.45", 0).summary.splitlines()
+    assert any("`ovd detect`" in line and "a lower --threshold" in line for line in lines) == (num_boxes == 0)
 
 
 ANSWER = SelectedDetections(Detections(torch.rand(2, 4), torch.rand(2), torch.tensor([0, 0])), Detections.empty())

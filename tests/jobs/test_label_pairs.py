@@ -186,6 +186,13 @@ def test_names_that_read_alike_are_labeled_once_under_the_first(tmp_path):
     assert read_class_names(tmp_path / "names.txt") == ("hot dog", "Anchor")
 
 
+def test_names_in_place_of_a_file_of_names_are_refused_with_what_is_wanted(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x", str(tmp_path), "--pairs", "p", "--output", "o", "--queries", "classes",
+                                      "--classes", "coin, stop sign"])  # fmt: skip
+    with pytest.raises(ValueError, match="coin, stop sign does not exist; give a text file with one class name"):
+        label_pairs.main()
+
+
 @pytest.mark.parametrize(("has_gpu", "device"), [(True, "cuda:3"), (False, None)])
 def test_a_process_of_torchrun_labels_on_its_own_gpu(monkeypatch, has_gpu, device):
     monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)

@@ -212,8 +212,13 @@ def test_a_path_from_the_current_folder_is_named_with_the_data_root(tmp_path, mi
     source = {"kind": "files", "format": "coco", **{name: str(value) for name, value in vars(layout).items()}}
     source["train_annotations"] = str(layout.train_annotations.relative_to(tmp_path))
     config = small_config(tmp_path / "run", miniature_world, data={"source": source, "classes": "all"})
-    with pytest.raises(DataError, match=r"is relative to the data root, data \(OVD_DATA\); it exists in the current"):
+    within = layout.train_annotations.relative_to(tmp_path / "data")
+    with pytest.raises(DataError, match=rf"data \(OVD_DATA\); it exists in the current folder, so write {within}$"):
         preflight(config)
+    monkeypatch.setenv("OVD_DATA", "elsewhere")
+    with pytest.raises(DataError, match=rf"so write {layout.train_annotations}$"):
+        preflight(config)
+    monkeypatch.delenv("OVD_DATA")
     layout.train_annotations.unlink()
     words = (
         r"mine/\S+ does not exist: data.source.train_annotations=\S+ is relative to the data root, data \(OVD_DATA\)$"

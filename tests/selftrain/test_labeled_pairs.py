@@ -88,6 +88,16 @@ def test_pairs_with_a_kept_box_with_their_own_pixels_boxes_and_texts(parts):
     assert str(record.path).endswith("00000.tar:0")
 
 
+def test_the_summary_tells_the_boxes_to_train_on_from_those_left_out(parts):
+    shards, labels, texts = parts
+    kept = kept_of(labels, everything(labels))
+    counts = {"min_score": 2150, "max_per_text": 0, "kept": 1}
+    pairs = LabeledPairs(shards, kept, texts, with_boxes=True, box_counts=counts)
+    assert pairs.summary == "4 of 6 image-text pairs, 3 texts, 1 box; boxes left out by filters: min_score 2,150"
+    all_kept = LabeledPairs(shards, kept, texts, with_boxes=True, box_counts={"min_score": 0, "kept": 11})
+    assert all_kept.summary == "4 of 6 image-text pairs, 3 texts, 11 boxes"
+
+
 def test_where_all_images_were_asked_for_the_same_classes_only_those_that_were_found_are_their_texts(parts):
     shards, _, texts = parts
     labels = [
