@@ -13,8 +13,10 @@ from ovd.config.training import TrainConfig
 from ovd.config_files import RENAMED_KEYS, ConfigError
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
-from ovd.jobs.resume import MUTABLE_ON_RESUME, check_same_run, find_run
+from ovd.files import sha256_of
+from ovd.jobs.resume import MUTABLE_ON_RESUME, check_resumed, check_same_run, find_run
 from ovd.jobs.run_folder import open_run_folder
+from ovd.text.encoder import text_tower_fingerprint
 
 
 def config(**train) -> TrainConfig:
@@ -74,6 +76,23 @@ def test_a_run_of_an_earlier_version_had_the_defaults_of_what_is_new():
     check_same_run(stored, config())
     with pytest.raises(ValueError, match=r"train\.accumulate was 1, is 2"):
         check_same_run(stored, config(accumulate=2))
+
+
+def test_a_run_that_is_held_to_its_start_is_not_resumed_with_another_one(tiny_clip, tmp_path):
+    start = tmp_path / "start.safetensors"
+    start.write_bytes(b"the weights that it started from")
+    notes = Notes(text_tower=text_tower_fingerprint(tiny_clip), init_sha256=sha256_of(start))
+    folder = checkpoint.save_weights(tmp_path / "run", tensors={"weight": torch.zeros(1)}, config={}, notes=notes)
+    of_start = {"output": "runs/a", "init_from": str(start)}
+    free, held = (
+        TrainConfig.model_validate(of_start | {"train": {"steps": 1, "start_distillation": weight}})
+        for weight in (0.0, 1.0)
+    )
+    check_resumed(checkpoint.read(folder), held, tiny_clip, {})
+    start.write_bytes(b"others")
+    check_resumed(checkpoint.read(folder), free, tiny_clip, {})
+    with pytest.raises(ValueError, match="started from other weights than"):
+        check_resumed(checkpoint.read(folder), held, tiny_clip, {})
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())

@@ -18,7 +18,12 @@ from ovd.data.pairs.tar import PairShards
 from ovd.data.pairs.write import write_pair_shards
 from ovd.format_count import format_count
 from ovd.selftrain.filtered_labels import FilteredLabels
-from ovd.selftrain.labeled_pairs import LabeledPairs, limit_boxes_per_text, read_filtered_labels
+from ovd.selftrain.labeled_pairs import (
+    LabeledPairs,
+    count_truncated_pairs,
+    limit_boxes_per_text,
+    read_filtered_labels,
+)
 from ovd.selftrain.labels import ShardLabels, write_labels
 from ovd.selftrain.ledger import LabelCounts, Ledger
 from ovd.text.bank import TextBank
@@ -132,6 +137,15 @@ def test_the_ledger_says_whether_a_text_must_have_been_found_and_where_boxes_may
     said = capsys.readouterr().out
     assert (f"boxes above data.pairs.min_score may be missing in {format_count(cut, 'pair')}" in said) == (cut > 0)
     assert bool(said) == (cut > 0)
+
+
+def test_boxes_may_be_missing_where_the_last_one_within_the_limit_scores_enough():
+    scores = [[0.9, 0.8, 0.5], [0.9, 0.8, 0.25], [0.9, 0.8], [0.9, 0.75, 0.5, 0.125], []]
+    found = [[0] * len(of_pair) for of_pair in scores]
+    labels = shard_labels([f"{key}" for key in range(5)], ["cat"], [[0]] * 5, found)
+    labels = replace(labels, scores=ragged(scores, np.float32))
+    counts = [count_truncated_pairs(labels, min_score, max_boxes=3) for min_score in (0.0, 0.25, 0.3, 0.5, 0.6)]
+    assert counts == [3, 3, 2, 2, 0]
 
 
 def test_image_level_labels_take_every_pair_with_a_text_and_no_box(parts):
