@@ -541,6 +541,20 @@ def test_report_counts_samples_apart_from_boxes_and_keeps_20_records(tmp_path):
     assert written["first_records"]["F4 skipped"] == [f"box {row}" for row in range(20)]
 
 
+def test_a_record_that_is_skipped_again_in_every_epoch_counts_once():
+    report = DataReport()
+    for _ in range(30):
+        for number in range(4):
+            report.count_skipped("F8", f"{number}.jpg: file is missing")
+        report.count_used(6)
+    assert report.num_skipped("F8") == 120
+    assert report.too_many(10) is None
+    report.count_skipped("F9", "4.jpg: cannot be decoded")
+    error = report.too_many(10)
+    assert error is not None
+    assert "5 of 10 skipped (4 of them in a row), by code {'F8': 4, 'F9': 1}" in str(error)
+
+
 def test_a_hundred_in_a_row_stop_but_not_with_a_good_one_between():
     report = DataReport()
     for _ in range(2):

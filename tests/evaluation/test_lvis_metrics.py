@@ -209,11 +209,13 @@ def test_true_boxes_as_detections_are_perfect(engine, small):
     dataset = json.loads(small.read_text())
     vocabulary = (7, 3, 20, 8)
     evaluator = LVISEvaluator(truth_of(small), vocabulary, engine=engine)
-    for image in dataset["images"]:
-        own = [a for a in dataset["annotations"] if a["image_id"] == image["id"]]
-        boxes = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in own)])
-        classes = torch.tensor([vocabulary.index(a["category_id"]) for a in own])
-        evaluator.update(image["id"], Detections(boxes=boxes, scores=torch.ones(len(own)), classes=classes))
+    for wrong_px in (50.0, 0.0):
+        evaluator.clear()  # of the detections that lie beside the true boxes
+        for image in dataset["images"]:
+            own = [a for a in dataset["annotations"] if a["image_id"] == image["id"]]
+            boxes = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in own)])
+            classes = torch.tensor([vocabulary.index(a["category_id"]) for a in own])
+            evaluator.update(image["id"], Detections(boxes + wrong_px, torch.ones(len(own)), classes))
 
     metrics = evaluator.compute()
 
@@ -273,6 +275,7 @@ def test_ordinary_caps_an_image_at_300_and_fixed_does_not(engine, jar_width, cup
         "ordinary AP leaves out 1 detection beyond an image's best 300",
     )
     assert ("300 detections without area not evaluated" in evaluation.notes) == (jar_width == 0)
+    assert [(row.name, row.num_detections) for row in evaluation.classes] == [("cup", 0), ("jar", 300)]
     assert [section.protocol for section in evaluation.sections] == [
         "LVIS box AP, ordinary, 300 per image, federated",
         "LVIS box AP, fixed, 10000 per class over the data set, federated",
