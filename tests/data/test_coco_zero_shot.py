@@ -1,6 +1,7 @@
 """COCO's zero-shot split: evaluation judges the images that detection runs on, and ignores further results."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,10 @@ def test_results_of_all_images_and_classes_are_judged_by_those_that_count(annota
     assert len(evaluator.results()) == 1
     assert evaluation.metrics["AP50_novel"] == pytest.approx(0.505, abs=1e-3)  # one of two cats is found
     assert "3 more in images or of classes that are not evaluated" in evaluation.notes
+    beside = replace(given.take(np.array([0])), boxes_xywh=np.array([[7.0, 5, 20, 20]]))  # IoU 0.82: right at 7 of 10
+    evaluator.clear()
+    evaluator.add_results(beside, source="results.json")
+    assert evaluator.evaluate().metrics["AP50_novel"] == pytest.approx(0.505, abs=1e-3)
     evaluator.clear()
     evaluator.add_results(given.take(np.array([0])), source="results.json")
     assert len(evaluator.evaluate().notes) == 1
