@@ -139,6 +139,18 @@ def test_the_ledger_says_whether_a_text_must_have_been_found_and_where_boxes_may
     assert bool(said) == (cut > 0)
 
 
+def test_boxes_that_are_selected_later_are_those_that_pass_at_once(parts):
+    _, (labels, _), _ = parts
+    labels = replace(labels, scores=ragged([[0.5, 0.25, 0.125], [], []], np.float32))
+    mask = np.array([False, True, True])
+    later, at_once = kept_of([labels], [~np.zeros(3, bool)])[0].select(mask), kept_of([labels], [mask])[0]
+    for name in ("boxes", "scores", "box_texts"):
+        assert getattr(later, name).values.tolist() == getattr(at_once, name).values.tolist()
+        assert getattr(later, name).offsets.tolist() == [0, 2, 2, 2]
+    assert later.scores.values.tolist() == [0.25, 0.125]
+    assert later.texts(0).tolist() == [0, 1]
+
+
 def test_boxes_may_be_missing_where_the_last_one_within_the_limit_scores_enough():
     scores = [[0.9, 0.8, 0.5], [0.9, 0.8, 0.25], [0.9, 0.8], [0.9, 0.75, 0.5, 0.125], []]
     found = [[0] * len(of_pair) for of_pair in scores]
