@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from ovd.data.annotations import load_annotations
-from ovd.data.coco_zero_shot import BASE, GROUPS, NOVEL, split_coco_evaluation
+from ovd.data.coco_zero_shot import BASE, GROUPS, NOVEL, split_coco_base, split_coco_evaluation
 from ovd.data.report import DataReport
+from ovd.data.vocabulary import VocabularyLeak
 from ovd.evaluation.coco import COCOEvaluator
 from ovd.evaluation.results import Results
 
@@ -79,3 +80,18 @@ def test_results_of_all_images_and_classes_are_judged_by_those_that_count(annota
     assert len(evaluator.evaluate().notes) == 1
     with pytest.raises(ValueError, match="unknown image_id"):
         evaluator.add_results(Results(np.array([99]), np.array([cat]), np.ones((1, 4)), np.ones(1)), source="results")
+
+
+def test_training_is_on_the_base_classes_in_images_that_have_one(annotations: Path) -> None:
+    content = json.loads(annotations.read_text())
+    car = {"id": 9, "image_id": 5, "category_id": NAMES.index("car") + 1, "bbox": [5, 5, 9, 9], "area": 81}
+    content["annotations"].append(car)
+    annotations.write_text(json.dumps(content))
+    index = load_annotations(annotations, None, format="coco", report=DataReport(stops=False))
+    base = split_coco_base(index)
+    assert base.image_ids.tolist() == [5]
+    assert sorted(base.names) == sorted(BASE)
+    assert [base.names[row] for row in base.record(0).labels.classes] == ["car"]
+    categories = tuple(replace(one, synonyms=("Cat",)) if one.name == "car" else one for one in index.categories)
+    with pytest.raises(VocabularyLeak, match="novel class 'cat' is a name of the training class 'car'"):
+        split_coco_base(replace(index, categories=categories))

@@ -95,6 +95,20 @@ def test_a_run_that_is_held_to_its_start_is_not_resumed_with_another_one(tiny_cl
         check_resumed(checkpoint.read(folder), held, tiny_clip, {})
 
 
+@pytest.mark.parametrize(
+    ("notes", "message"),
+    [
+        ({"text_tower": "another"}, "was trained with a different text tower"),
+        ({"data": {"annotations": "before", "pairs": "now"}}, "was started on other data: the annotations changed"),
+    ],
+)
+def test_a_run_with_another_text_tower_or_other_data_is_not_resumed(tiny_clip, tmp_path, notes, message):
+    of_run = {"text_tower": text_tower_fingerprint(tiny_clip), "data": {"annotations": "now"}} | notes
+    folder = checkpoint.save_weights(tmp_path, tensors={"a": torch.zeros(1)}, config={}, notes=Notes(**of_run))
+    with pytest.raises(ValueError, match=message):
+        check_resumed(checkpoint.read(folder), config(), tiny_clip, {"annotations": "now", "pairs": "now"})
+
+
 @pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
 def test_a_run_with_a_key_of_an_earlier_version_is_refused_in_one_line(tmp_path, old, new):
     stored = config().model_dump(mode="json")
