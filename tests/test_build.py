@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from ovd.build.batches import training_batches
+from ovd.build.batches import sample_sizes, samples_drawn, samples_per_step, training_batches
 from ovd.build.crops import views_of
 from ovd.build.data import load_evaluation_index, load_training_index, load_validation_index
 from ovd.build.detector import build_backbone, build_detector
@@ -21,9 +21,11 @@ from ovd.config.training import TrainConfig
 from ovd.config_files import parse_config
 from ovd.data.annotations import load_annotations
 from ovd.data.index import AnnotationIndex
+from ovd.data.loading.small_objects import SampleSizes
 from ovd.data.report import DataError, DataReport
+from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.detector_groups import build_groups
-from ovd.engine.notes import NO_SAMPLES
+from ovd.engine.notes import NO_SAMPLES, Notes, SampleCounts
 from ovd.model.convolution import Conv2d
 from ovd.model.crop_encoder import View
 from ovd.model.crop_options import CropOptions
@@ -190,6 +192,26 @@ def test_each_set_is_of_the_split_that_is_named(tmp_path):
 
     assert sets() == ["train", "val"]
     assert sets(train_split="val", val_split="train") == ["val", "train"]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "share", "images", "pairs"),
+    [(16, None, 16, 0), (16, 0.25, 12, 4), (6, 0.6, 2, 4), (8, 0.01, 7, 1), (4, 0.99, 1, 3)],
+)
+def test_samples_are_counted_by_their_share_of_each_batch_over_all_stages(tmp_path, batch_size, share, images, pairs):
+    data = {} if share is None else {"pairs": {"labels": "labels", "share": share}}
+    values = {"output": str(tmp_path), "data": data, "train": {"steps": 9, "batch_size": batch_size}}
+    config = parse_config(values, TrainConfig, "test")
+    assert samples_per_step(config) == SampleCounts(images, pairs)
+    after = Checkpoint(tmp_path, 5, config.model_dump(mode="json"), Notes(first_samples=SampleCounts(100, 1000)))
+    assert samples_drawn(after) == SampleCounts(100 + 5 * images, 1000 + 5 * pairs)
+
+
+@pytest.mark.parametrize(("mosaic", "tile"), [(0, 1.0), (0.9, 1.0), (1, 0.5)])
+def test_objects_are_too_small_if_they_are_in_all_samples(tmp_path, mosaic, tile):
+    data = {"size": 64, "scale": [0.5, 1.5], "mosaic": mosaic}
+    config = parse_config({"output": str(tmp_path), "data": data, "train": {"steps": 1}}, TrainConfig, "test")
+    assert sample_sizes(config) == SampleSizes(64, 1.5, tile)
 
 
 def test_mosaics_are_made_of_tiles_of_half_the_size(world_index):

@@ -10,6 +10,7 @@ from ovd.experts.inference import Expert, ExpertInference
 from ovd.experts.names import ExpertNames
 from ovd.inference import ImageBatch, Inference
 from ovd.model.detection_options import DetectionOptions
+from ovd.model.pair_scores import ScoreEnsemble
 from ovd.model.postprocess import postprocess
 from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
@@ -68,6 +69,27 @@ def test_each_image_has_the_boxes_that_it_has_alone(options, calibrated, batch, 
         assert torch.equal(found.classes, expected.classes)
         assert (len(found) > 0) == (count > 0)
         assert set(found.classes.tolist()) <= set(range(count))
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_each_image_is_scored_with_its_own_ensemble_and_without_a_map(calibrated, batch, untrained_clip) -> None:
+    detector = build_detector(untrained_clip, "head", keeps_dense=True).requires_grad_(False).eval()
+    options = DetectionOptions()
+
+    def inference(score_map: ScoreMap) -> Inference:
+        calibration = ScoreCalibration(0.2, score_map, 0.3, options, rows(4, 9)) if calibrated else None
+        return Inference(detector, size=96, options=options, low_precision=False, calibration=calibration)
+
+    ensembles = [ScoreEnsemble(torch.full((3,), weight), clip_scale=9.0) for weight in (0.0, 0.3, 0.6, 0.9, 1.0)]
+    queries = [QueryTexts(rows(3, 1), ensemble) for ensemble in ensembles]
+    found = inference(ScoreMap(0.7, 0.2, -0.3, -1.0)).detect_each(queries, batch)
+    unmapped = inference(ScoreMap(1.0, 1.0, 0.0, 0.0))
+    predictions = unmapped.predict(batch.images, batch.sizes)
+    for row, own in enumerate(queries):
+        image = slice(row, row + 1)
+        (expected,) = unmapped.detections(predictions.of_images(image), batch.of_images(image), own)
+        torch.testing.assert_close(found[row].scores, expected.scores)
+        assert torch.equal(found[row].classes, expected.classes)
 
 
 def test_many_queries_are_detected_image_by_image(batch, calls, untrained_clip, monkeypatch) -> None:

@@ -148,6 +148,19 @@ def test_names_of_other_spellings_are_trained_on_all_the_same(trained):
     ensemble = score_ensemble(trained, ["Anchor", "anchor", "an_anchor"])
     assert ensemble is not None
     assert ensemble.weights.tolist() == pytest.approx([0.1, 0.1, 0.9])
+    other_spelling = score_ensemble(replace(trained, classes=("Paper_Boat",)), ["paper boat", "anchor"])
+    assert other_spelling is not None
+    assert other_spelling.weights.tolist() == pytest.approx([0.1, 0.9])
+
+
+def test_learned_offsets_move_the_rows_of_their_names_in_any_spelling(tiny_clip):
+    learned = small_trained(tiny_clip, "anchor", "Paper_Boat")
+    names = ["paper boat", "gear", "Anchor"]
+    before = text_of_names(learned, names)
+    offsets = torch.randn(2, tiny_clip.dim, generator=torch.Generator().manual_seed(0))
+    learned.detector.name_offsets = torch.nn.Parameter(offsets)
+    moved = before + torch.stack([offsets[1], torch.zeros(tiny_clip.dim), offsets[0]])
+    torch.testing.assert_close(text_of_names(learned, names), moved / moved.norm(dim=1, keepdim=True))
 
 
 def test_a_prompt_of_one_text_is_that_name(trained, image):

@@ -143,9 +143,8 @@ class LabeledPairs:
         """Numbers of pairs, texts and boxes to train on, and of boxes left out by each filter, in one line."""
         pairs = f"{len(self):,} of {format_count(self.num_labeled, 'image-text pair')}"
         texts, boxes = format_count(len(self.texts), "text"), format_count(self.box_counts["kept"], "box", "boxes")
-        removed = [f"{name} {count:,}" for name, count in self.box_counts.items() if count and name != "kept"]
-        left_out = f"; boxes left out by filters: {', '.join(removed)}" if removed else ""
-        return f"{pairs}, {texts}, {boxes}{left_out}"
+        removed = ", ".join(f"{name} {count:,}" for name, count in self.box_counts.items() if count and name != "kept")
+        return f"{pairs}, {texts}, {boxes}" + (f"; boxes left out by filters: {removed}" if removed else "")
 
     def fingerprint(self) -> str:
         """Return a hash of the pairs, their boxes and the ids of their texts."""

@@ -4,8 +4,9 @@ place."""
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from ovd.data.annotations import load_annotations, load_truth
 from ovd.data.formats.options import FormatOptions
-from ovd.data.index import AnnotationIndex
+from ovd.data.index import AnnotationIndex, Ragged
 from ovd.data.report import DataError, DataReport, Finding
 from ovd.data.truth import Truth
 
@@ -80,6 +81,30 @@ def test_lvis_records(tmp_path):
     assert last.labels.not_exhaustive_classes.tolist() == [0, 1]
     assert last.labels.image_texts.shape == (0,)
     assert report.num_used("box") == 4
+
+
+def test_a_fingerprint_is_of_all_that_training_reads(tmp_path):
+    content = lvis_content()
+    content["annotations"].append({"id": 5, "image_id": 30, "category_id": 5, "bbox": [1, 2, 9, 9], "iscrowd": 1})
+    index, _ = load(tmp_path, content)
+    changes: dict[str, Any] = {
+        "categories": (replace(index.categories[0], synonyms=("puss",)), *index.categories[1:]),
+        "image_files": index.image_files[::-1],
+        "image_ids": index.image_ids + 1,
+        "image_sizes": index.image_sizes[:, ::-1].copy(),
+    }
+    for name in ("boxes", "classes", "crowd_boxes", "negative_classes", "not_exhaustive_classes"):
+        labels = getattr(index, name)
+        assert len(labels.values) > 0
+        changes[name] = Ragged(labels.values[::-1] + 1, labels.offsets)
+        moved = Ragged(labels.values, np.sort(len(labels.values) - labels.offsets))  # to other images
+        changes[f"{name} of images"] = moved
+    assert replace(index, path=Path("elsewhere.json")).fingerprint() == index.fingerprint()
+    fingerprints = {
+        name: replace(index, **{name.removesuffix(" of images"): value}).fingerprint()
+        for name, value in changes.items()
+    }
+    assert len({index.fingerprint(), *fingerprints.values()}) == 1 + len(changes), fingerprints
 
 
 def test_coco_records_crowds_and_file_names(tmp_path):
@@ -556,6 +581,33 @@ def test_report_counts_samples_apart_from_boxes_and_keeps_20_records(tmp_path):
     assert written["skipped_by_code"] == {"F4": 30, "F8": 4, "F9": 1}
     assert written["repaired_by_code"] == {"F12": 1}
     assert written["first_records"]["F4 skipped"] == [f"box {row}" for row in range(20)]
+
+
+def test_a_row_of_skips_stops_after_reports_are_added_too():
+    first, second = DataReport(), DataReport()
+    for row in range(100):
+        second.count_skipped("F8", f"image {row}")
+    second.count_used(10**6)
+    first.count_used(3)
+    first.add(second)
+    error = first.too_many(10**6)
+    assert error is not None
+    assert "100 of 1000000 skipped (100 of them in a row)" in str(error)
+    assert (first.num_used(), first.num_seen()) == (10**6 + 3, 10**6 + 103)
+
+
+def test_a_record_that_is_skipped_again_in_every_epoch_counts_once():
+    report = DataReport()
+    for _ in range(30):
+        for number in range(4):
+            report.count_skipped("F8", f"{number}.jpg: file is missing")
+        report.count_used(6)
+    assert report.num_skipped("F8") == 120
+    assert report.too_many(10) is None
+    report.count_skipped("F9", "4.jpg: cannot be decoded")
+    error = report.too_many(10)
+    assert error is not None
+    assert "5 of 10 skipped (4 of them in a row), by code {'F8': 4, 'F9': 1}" in str(error)
 
 
 def test_a_hundred_in_a_row_stop_but_not_with_a_good_one_between():

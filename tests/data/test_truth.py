@@ -62,3 +62,21 @@ def test_a_fingerprint_is_of_all_that_metrics_depend_on(change):
     )
     assert replace(truth, path=Path("elsewhere.json")).fingerprint() == truth.fingerprint()
     assert replace(truth, **change).fingerprint() != truth.fingerprint()
+
+
+def test_boxes_of_a_class_are_counted_without_crowds_also_in_a_part_of_the_set():
+    truth = Truth(
+        path=Path("truth.json"),
+        is_federated=False,
+        images=(TruthImage(1, (), ()), TruthImage(2, (), ())),
+        categories=(Category(3, "cat"), Category(4, "dog"), Category(9, "owl")),
+        image_ids=np.array([1, 1, 1, 2, 2]),
+        category_ids=np.array([3, 4, 4, 4, 3]),
+        boxes_xywh=np.array([[1.0, 2, 3, 4]] * 5),
+        areas_px=np.full(5, 12.0),
+        crowd=np.array([False, False, False, True, True]),
+        num_without_area=0,
+    )
+    assert truth.num_boxes_of_categories().tolist() == [1, 2, 0]
+    assert truth.restrict(np.array([2]), np.array([4, 9])).num_boxes_of_categories().tolist() == [0, 0]
+    assert truth.restrict(np.array([1]), np.array([4])).num_boxes_of_categories().tolist() == [2]

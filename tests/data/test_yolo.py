@@ -576,7 +576,7 @@ def test_label_files_of_no_image_and_of_two_are_counted(root):
     write(labels / "gone.txt", ROW + ROW)
     write(labels / "README.txt", "Made by hand.\n")
     write(labels / "empty.txt", "\n")
-    save(root / "images" / "train" / "a.png")
+    save(root / "images" / "train" / "a.jpg")
     report = DataReport()
     index = load(root, report)
     assert [len(index.boxes[image]) for image in range(3)] == [1, 1, 0]

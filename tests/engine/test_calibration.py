@@ -402,9 +402,13 @@ def test_a_map_changes_scores_and_neither_boxes_nor_the_order_within_a_class(tin
         torch.testing.assert_close(own.scores, odds / (1 + odds), atol=1e-6, rtol=1e-3)
 
 
-def test_mapped_detections_are_best_first_over_all_classes(tiny_clip, texts, image):
-    found = detect(tiny_clip, texts, image, calibration_of(texts, 0.0, PUSHING))
+def test_mapped_detections_are_best_first_over_all_classes_and_above_the_threshold(tiny_clip, texts, image):
+    calibration = calibration_of(texts, 0.0, PUSHING)
+    found = detect(tiny_clip, texts, image, calibration)
     assert (found.scores.diff() <= 0).all()
+    score = found.scores[20].item()
+    above = detect(tiny_clip, texts, image, calibration, score_threshold=score)
+    assert torch.equal(above.scores, found.scores[found.scores > score])
 
 
 @pytest.mark.parametrize("options", [{"nms_iou": 0.5}, {"competition": 20.0}], ids=str)

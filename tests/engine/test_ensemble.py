@@ -245,8 +245,9 @@ def test_an_ensemble_cannot_be_resumed_and_its_damage_is_seen(tmp_path):
     content = bytearray(saved.weights.read_bytes())
     content[-1] ^= 1
     saved.weights.write_bytes(content)
-    with pytest.raises(ValueError, match=r"damaged checkpoint.*model\.safetensors does not match"):
-        checkpoint.latest(tmp_path / "c")
+    for check_all_files in (True, False):
+        with pytest.raises(ValueError, match=r"damaged checkpoint.*model\.safetensors does not match"):
+            checkpoint.latest(tmp_path / "c", check_all_files=check_all_files)
 
 
 def test_the_tool_writes_a_run_that_opens_as_a_detector(tmp_path):

@@ -241,19 +241,29 @@ def test_the_task_aligned_head_and_assignment_train(tmp_path, miniature_world):
     assert all(0 < value < 10 for step in losses for value in step.values())
 
 
-def test_stochastic_layers_repeat_after_a_resume(reference, tmp_path, miniature_world, monkeypatch):
+def test_stochastic_layers_draw_anew_in_each_step_and_repeat_after_a_resume(
+    reference, tmp_path, miniature_world, monkeypatch
+):
+    drawn: list[float] = []
+
+    def add_noise(pyramid, maps):
+        if not pyramid.training:
+            return None
+        noise = [0.1 * torch.randn_like(x) for x in maps[0]]
+        drawn.append(noise[0].flatten()[0].item())
+        return (tuple(map(torch.add, maps[0], noise)),)
+
     def build(config, clip, **options):
         """Build a detector with noise on the pyramid's inputs, drawn from torch's generator as timm draws dropped
         blocks."""
         detector = build_detector(config, clip, **options)
-        detector.pyramid.register_forward_pre_hook(
-            lambda pyramid, maps: (tuple(x + 0.1 * torch.randn_like(x) for x in maps[0]),) if pyramid.training else None
-        )
+        detector.pyramid.register_forward_pre_hook(add_noise)
         return detector
 
     monkeypatch.setattr("ovd.build.learner.build_detector", build)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     train_from_config(small_config(whole, miniature_world), evaluate=False)
+    assert len(set(drawn)) >= STEPS
     one, other = (tensors_of(end_of(run))["model"] for run in (whole, reference))
     assert not torch.equal(one["head.distances.weight"], other["head.distances.weight"])
     shutil.copytree(whole, resumed)

@@ -14,6 +14,7 @@ from ovd.data.annotations import load_annotations
 from ovd.data.index import AnnotationIndex, Labels
 from ovd.data.loading.loader import LoaderOptions
 from ovd.data.report import DataReport
+from ovd.engine.signals import StopRequest
 from ovd.evaluation import calibrate as module
 from ovd.evaluation.calibrate import (
     BIASES,
@@ -33,6 +34,7 @@ from ovd.structures import Detections
 from ovd.text.encoder import encode_classes
 
 LOADING = LoaderOptions(batch_size=4, workers=0)
+FIELDS = ("scores", "weights", "right")
 
 # --- right and wrong detections
 
@@ -359,18 +361,30 @@ def fitted_bias(
             yield attraction.cosines[part], attraction.classes[part]
 
     monkeypatch.setattr(module, "_at_true_boxes", at_true_boxes)
-    return module._fit_bias(inference, attraction.text, index, LOADING, attraction.nearness, attraction.held_out)
+    return module._fit_bias(
+        inference, attraction.text, index, LOADING, attraction.nearness, attraction.held_out, StopRequest()
+    )
 
 
 @pytest.mark.parametrize("raised", [0.05, 0.1])
 def test_names_that_attract_the_boxes_of_others_are_lowered(inference, index, monkeypatch, raised) -> None:
     attraction = Attraction(raised)
     bias = fitted_bias(attraction, inference, index, monkeypatch)
-    assert bias > 0
+    assert bias == pytest.approx(raised, abs=0.015)
     before, after = attraction.shares(0.0), attraction.shares(bias)
     assert after[1] > before[1] + 0.02
     assert sum(after) > sum(before)
     assert abs(after[0] - after[1]) < 0.5 * abs(before[0] - before[1])
+
+
+def test_names_count_alike_however_many_boxes_they_have(inference, index, monkeypatch) -> None:
+    attraction = Attraction(0.1)
+    bias = fitted_bias(attraction, inference, index, monkeypatch)
+    often = torch.where((attraction.classes < 8) | (attraction.classes >= 37), 9, 1)
+    attraction.cosines, attraction.classes = (
+        rows.repeat_interleave(often, dim=0) for rows in (attraction.cosines, attraction.classes)
+    )
+    assert fitted_bias(attraction, inference, index, monkeypatch) == bias
 
 
 def test_names_that_attract_none_are_not_lowered(inference, index, monkeypatch) -> None:
@@ -437,13 +451,18 @@ def test_calibrated_scores_add_up_to_the_number_of_right_boxes(inference, index,
     assert found.name_bias in BIASES
     calibrated = replace(inference, calibration=found)
     assert calibrated.threshold == found.threshold
-    expected = right = 0.0
+    parts = []
     for row, (_, detections) in enumerate(calibrated.dataset(QueryTexts(text), index, LOADING)):
-        judged = judge_detections(detections, index.record(row).labels, num_classes=len(text), is_exhaustive=False)
-        expected += float((judged.weights * judged.scores).sum())
-        right += float((judged.weights * judged.right).sum())
+        labels = index.record(row).labels
+        parts.append(judge_detections(detections, labels, num_classes=len(text), is_exhaustive=False))
+    scores, weights, is_right = (torch.cat([getattr(part, name) for part in parts]) for name in FIELDS)
+    expected, right = float((weights * scores).sum()), float((weights * is_right).sum())
     assert right > 0
     assert expected == pytest.approx(right, rel=0.02)
+    num_true = sum(len(index.record(row).labels.classes) for row in range(len(index)))
+    best = max(f1_above(threshold, scores, weights, num_true) for threshold in scores.unique().tolist())
+    assert f1_above(found.threshold - 1e-6, scores, weights, num_true) == pytest.approx(best, rel=1e-3)
+    assert num_true > 2 * len(index)
 
 
 @pytest.mark.parametrize("distance", [-3.0, 3.0])

@@ -399,12 +399,13 @@ def test_thresholds_do_not_depend_on_other_classes_than_the_base():
     half_of = {image.id: row % 2 for row, image in enumerate(truth.images)}
     halves = np.array([half_of[image] for image in results.image_ids.tolist()])
     reported = []
-    for scores in (results.scores, np.where(of_base, results.scores, 1 - results.scores)):
+    for others in (results.scores, 1 - results.scores, 0.5 + results.scores / 2):
+        scores = np.where(of_base, results.scores, others)
         evaluator = DecisionEvaluator(truth, replace(results, scores=scores), base=base)
         for_even, for_odd = evaluator.thresholds()
         least = np.where(halves == 1, for_even, for_odd)  # each threshold is chosen on the other half
         reported.append((of_base & (scores >= least)).tolist())
-    assert reported[0] == reported[1]
+    assert reported[0] == reported[1] == reported[2]
 
 
 def test_recall_counts_every_true_box_that_a_detection_overlaps():

@@ -209,11 +209,13 @@ def test_true_boxes_as_detections_are_perfect(engine, small):
     dataset = json.loads(small.read_text())
     vocabulary = (7, 3, 20, 8)
     evaluator = LVISEvaluator(truth_of(small), vocabulary, engine=engine)
-    for image in dataset["images"]:
-        own = [a for a in dataset["annotations"] if a["image_id"] == image["id"]]
-        boxes = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in own)])
-        classes = torch.tensor([vocabulary.index(a["category_id"]) for a in own])
-        evaluator.update(image["id"], Detections(boxes=boxes, scores=torch.ones(len(own)), classes=classes))
+    for wrong_px in (50.0, 0.0):
+        evaluator.clear()  # of the detections that lie beside the true boxes
+        for image in dataset["images"]:
+            own = [a for a in dataset["annotations"] if a["image_id"] == image["id"]]
+            boxes = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in own)])
+            classes = torch.tensor([vocabulary.index(a["category_id"]) for a in own])
+            evaluator.update(image["id"], Detections(boxes + wrong_px, torch.ones(len(own)), classes))
 
     metrics = evaluator.compute()
 
@@ -235,20 +237,27 @@ def test_no_detections_score_zero(engine, as_empty_updates, small):
     assert max(annotation["area"] for annotation in json.loads(small.read_text())["annotations"]) < 96**2
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_ordinary_caps_an_image_at_300_and_fixed_does_not(engine, tmp_path):
-    """300 better-scored detections of an absent class push the only right detection out of ordinary AP, but not out of
-    fixed AP."""
+@pytest.fixture
+def cup_without_jar(tmp_path) -> Path:
+    """An image with one box of a cup, a rare class, and verified to be without a jar."""
     path = tmp_path / "one.json"
     image = {"id": 1, "width": 200, "height": 100, "neg_category_ids": [2], "not_exhaustive_category_ids": []}
     box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 40, 40], "area": 1600}
     categories = [{"id": 1, "name": "cup", "frequency": "r"}, {"id": 2, "name": "jar", "frequency": "f"}]
     path.write_text(json.dumps({"images": [image], "annotations": [box], "categories": categories}))
-    evaluator = LVISEvaluator(truth_of(path), (1, 2), engine=engine)
+    return path
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("jar_width", [40, 0])
+def test_ordinary_caps_an_image_at_300_and_fixed_does_not(engine, jar_width, cup_without_jar, tmp_path):
+    """300 better-scored detections of an absent class push the only right detection out of ordinary AP, but not out of
+    fixed AP; so do detections without area, which are not evaluated themselves."""
+    evaluator = LVISEvaluator(truth_of(cup_without_jar), (1, 2), engine=engine)
     evaluator.update(
         1,
         Detections(
-            boxes=torch.tensor([[10.0, 10, 50, 50]]).repeat(301, 1),
+            boxes=torch.tensor([[10.0, 10, 10 + jar_width, 50]] * 300 + [[10, 10, 50, 50]]),
             scores=torch.tensor([0.9] * 300 + [0.5]),
             classes=torch.tensor([1] * 300 + [0]),
         ),
@@ -259,11 +268,28 @@ def test_ordinary_caps_an_image_at_300_and_fixed_does_not(engine, tmp_path):
     metrics = evaluation.metrics
     assert (metrics["AP"], metrics["APr"], metrics["AR@300"]) == (0, 0, 0)
     assert (metrics["AP_fixed"], metrics["APr_fixed"]) == pytest.approx((1, 1))
-    assert "ordinary AP leaves out 1 detection beyond an image's best 300" in evaluation.notes
+    write_results(tmp_path / "results.json", evaluator.results())
+    assert official_metrics(cup_without_jar, tmp_path / "results.json", 300)["AP"] == 0
+    assert evaluation.notes[:2] == (
+        "301 detections in 1 of 1 image",
+        "ordinary AP leaves out 1 detection beyond an image's best 300",
+    )
+    assert ("300 detections without area not evaluated" in evaluation.notes) == (jar_width == 0)
+    assert [(row.name, row.num_detections) for row in evaluation.classes] == [("cup", 0), ("jar", 300)]
     assert [section.protocol for section in evaluation.sections] == [
         "LVIS box AP, ordinary, 300 per image, federated",
         "LVIS box AP, fixed, 10000 per class over the data set, federated",
     ]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_fixed_caps_a_class_where_no_image_has_many_detections(engine, cup_without_jar):
+    evaluator = LVISEvaluator(truth_of(cup_without_jar), (1, 2), engine=engine, max_per_class=1)
+    boxes = torch.tensor([[100.0, 10, 140, 50], [10, 10, 50, 50]])
+    evaluator.update(1, Detections(boxes, torch.tensor([0.9, 0.5]), torch.tensor([0, 0])))
+    evaluation = evaluator.evaluate()
+    assert (evaluation.metrics["AP50"], evaluation.metrics["AP50_fixed"]) == (pytest.approx(0.5, abs=0.01), 0)
+    assert "fixed AP leaves out 1 detection beyond a class's best 1" in evaluation.notes
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -38,12 +38,12 @@ def annotations(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def evaluation(annotations: Path) -> Evaluation:
-    """Evaluation of three detections: one cup found exactly, the jar at IoU 0.8, and a false owl."""
+    """Evaluation of three detections: one cup found exactly, the jar at IoU 0.725, and a false owl."""
     evaluator = LVISEvaluator(load_truth(annotations, format="lvis"), ())
     results = Results(
         image_ids=np.array([1, 1, 1]),
         category_ids=np.array([4, 7, 9]),
-        boxes_xywh=np.array([[0.0, 0, 10, 20], [0, 50, 32, 20], [0, 0, 5, 5]]),
+        boxes_xywh=np.array([[0.0, 0, 10, 20], [0, 50, 29, 20], [0, 0, 5, 5]]),
         scores=np.array([0.9, 0.8, 0.7]),
     )
     evaluator.add_results(results, source="results")
@@ -56,8 +56,8 @@ def test_class_rows_hold_what_can_be_counted_by_hand(evaluation):
     assert (cup.name, cup.frequency, cup.num_true_boxes, cup.num_detections) == ("cup", "r", 2, 1)
     # One of two is found, none falsely, so the precision is 1 at the 51 recall points up to 0.5.
     assert pytest.approx((51 / 101, 51 / 101, 0.5)) == (cup.AP, cup.AP50, cup.AR)
-    # IoU 0.8 passes 7 of the 10 thresholds.
-    assert pytest.approx((0.7, 1.0, 0.7)) == (jar.AP, jar.AP50, jar.AR)
+    # IoU 0.725 passes 5 of the 10 thresholds.
+    assert pytest.approx((0.5, 1.0, 0.5)) == (jar.AP, jar.AP50, jar.AR)
     assert (owl.num_true_boxes, owl.num_detections, owl.AP, owl.AP50, owl.AR) == (0, 1, -1, -1, -1)
 
 

@@ -48,6 +48,13 @@ def test_boxes_elsewhere_stay_and_the_best_come_first() -> None:
         assert listed(merged(base, expert, same_place=same_place)[0]) == [(0.7, 1), (0.5, 0), (0.2, 1)]
 
 
+def test_of_a_chain_of_answers_the_surest_is_decided_first() -> None:
+    """The second expert's answer drops the base's, so nothing is left that would drop the first expert's."""
+    base, first, second = found((PLACE, 0.5, 0)), found((NEARLY, 0.3, 1)), found((PLACE, 0.9, 2))
+    assert listed(merged(base, first, second, same_place="surer")[0]) == [(0.9, 2), (0.3, 1)]
+    assert listed(merged(base, first, same_place="surer")[0]) == [(0.5, 0)]
+
+
 def test_the_cap_is_counted() -> None:
     kept, num_capped = merged(found((PLACE, 0.5, 0)), found((ELSEWHERE, 0.7, 1)), max_detections=1)
     assert listed(kept) == [(0.7, 1)]

@@ -48,6 +48,19 @@ def test_near_queries_go_to_the_nearest_expert_if_asked_to_and_never_trained_nam
     assert rows_of(text, expert(ONE, margin=0.95), expert(OTHER), nearest=True) == [[1, 2], [], [0, 3]]
 
 
+def test_a_trained_name_stays_with_the_base_whatever_the_margin() -> None:
+    text = torch.stack([BASE[0], near(BASE[0], ONE, 0.5)])
+    assert rows_of(text, expert(near(BASE[0], ONE, 0.2), margin=-0.5), nearest=True) == [[0], [1]]
+
+
+def test_of_equally_good_margins_the_highest_is_taken() -> None:
+    """The leads in ascending order are -0.5 and 0.1 of the base's names, -0.1 and 0.5 of the expert's, so margins below
+    -0.1 leave one base name on the wrong side, and those above 0.1 one of the expert's."""
+    cosines = torch.tensor([[1, 0.5, 0, 0.6], [0.5, 1, 0, 0], [0, 0, 1, 0.5], [0.6, 0, 0.5, 1]])
+    rows = torch.linalg.cholesky(cosines)
+    assert fit_margin(rows[:2], torch.arange(2), rows[2:]) == pytest.approx(0.3)
+
+
 def test_no_query_is_lost_or_asked_twice_of_one_side() -> None:
     generator = torch.Generator().manual_seed(0)
     text = F.normalize(torch.randn(50, 6, generator=generator), dim=1)

@@ -13,9 +13,11 @@ from ovd.config.training import TrainConfig
 from ovd.config_files import RENAMED_KEYS, ConfigError
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
-from ovd.jobs.resume import MUTABLE_ON_RESUME, check_same_run, find_run
+from ovd.files import sha256_of
+from ovd.jobs.resume import MUTABLE_ON_RESUME, check_resumed, check_same_run, find_run
 from ovd.jobs.run_folder import open_run_folder
 from ovd.jobs.train import train_from_config
+from ovd.text.encoder import text_tower_fingerprint
 
 
 def config(**train) -> TrainConfig:
@@ -88,6 +90,37 @@ def test_a_run_of_an_earlier_version_had_the_defaults_of_what_is_new():
     check_same_run(stored, config())
     with pytest.raises(ValueError, match=r"train\.accumulate was 1, is 2"):
         check_same_run(stored, config(accumulate=2))
+
+
+def test_a_run_that_is_held_to_its_start_is_not_resumed_with_another_one(tiny_clip, tmp_path):
+    start = tmp_path / "start.safetensors"
+    start.write_bytes(b"the weights that it started from")
+    notes = Notes(text_tower=text_tower_fingerprint(tiny_clip), init_sha256=sha256_of(start))
+    folder = checkpoint.save_weights(tmp_path / "run", tensors={"weight": torch.zeros(1)}, config={}, notes=notes)
+    of_start = {"output": "runs/a", "init_from": str(start)}
+    free, held = (
+        TrainConfig.model_validate(of_start | {"train": {"steps": 1, "start_distillation": weight}})
+        for weight in (0.0, 1.0)
+    )
+    check_resumed(checkpoint.read(folder), held, tiny_clip, {})
+    start.write_bytes(b"others")
+    check_resumed(checkpoint.read(folder), free, tiny_clip, {})
+    with pytest.raises(ValueError, match="started from other weights than"):
+        check_resumed(checkpoint.read(folder), held, tiny_clip, {})
+
+
+@pytest.mark.parametrize(
+    ("notes", "message"),
+    [
+        ({"text_tower": "another"}, "was trained with a different text tower"),
+        ({"data": {"annotations": "before", "pairs": "now"}}, "was started on other data: the annotations changed"),
+    ],
+)
+def test_a_run_with_another_text_tower_or_other_data_is_not_resumed(tiny_clip, tmp_path, notes, message):
+    of_run = {"text_tower": text_tower_fingerprint(tiny_clip), "data": {"annotations": "now"}} | notes
+    folder = checkpoint.save_weights(tmp_path, tensors={"a": torch.zeros(1)}, config={}, notes=Notes(**of_run))
+    with pytest.raises(ValueError, match=message):
+        check_resumed(checkpoint.read(folder), config(), tiny_clip, {"annotations": "now", "pairs": "now"})
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())

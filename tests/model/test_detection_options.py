@@ -48,11 +48,12 @@ def detect(
     images: slice = slice(None),
     ensemble: ScoreEnsemble | None = None,
     look: Callable | None = None,
+    penalty: Tensor | None = None,
 ) -> tuple[Detections, ...]:
     num_images = len(predictions.embeddings)
     return postprocess(
         predictions.of_images(images),
-        [TextClassifier(text, torch.arange(len(text)), torch.tensor(SCALE), torch.tensor(BIAS))],
+        [TextClassifier(text, torch.arange(len(text)), torch.tensor(SCALE), torch.tensor(BIAS), penalty)],
         input_sizes=torch.tensor(INPUT_SIZES[:num_images])[images],
         original_sizes=torch.tensor(ORIGINAL_SIZES[:num_images])[images],
         options=options,
@@ -85,9 +86,11 @@ def reference(
     text: Tensor,
     options: DetectionOptions,
     ensemble: ScoreEnsemble | None = None,
+    penalty: Tensor | None = None,
 ) -> list[tuple[Box, float, int]]:
     """Compute the detections of an image with all options, in double precision and plain numbers."""
     rows, embeddings = text.tolist(), predictions.embeddings[image].tolist()
+    penalties = [0.0] * len(rows) if penalty is None else penalty.tolist()
     height, width = INPUT_SIZES[image]
     boxes: dict[int, Box] = {}
     for point, (x0, y0, x1, y1) in enumerate(predictions.boxes[image].tolist()):
@@ -100,7 +103,8 @@ def reference(
         shares = softmax([options.competition * cosine for cosine in cosines])
         scores = []
         for c, cosine in enumerate(cosines):
-            probability = 1 / (1 + math.exp(-SCALE * cosine - BIAS))
+            absolute = cosine + penalties[c] if options.competition else cosine
+            probability = 1 / (1 + math.exp(-SCALE * absolute - BIAS))
             if ensemble is not None:
                 assert predictions.dense is not None
                 dense = predictions.dense[image, point].tolist()
@@ -114,7 +118,7 @@ def reference(
     cosines = {}
     for point in boxes:
         length = math.sqrt(dot(embeddings[point], embeddings[point]))
-        cosines[point] = [dot(embeddings[point], row) / max(length, 1e-6) for row in rows]
+        cosines[point] = [dot(embeddings[point], row) / max(length, 1e-6) - penalties[c] for c, row in enumerate(rows)]
     scores = {point: scores_of(point, cosines[point]) for point in boxes}
     points = list(boxes)
     if options.second_look is not None and len(rows) > 1:
@@ -125,7 +129,8 @@ def reference(
         for point in points[: options.second_look.crops]:
             crop = embedding_of(boxes[point])
             mixed = [
-                (1 - weight) * own + weight * dot(crop, row) for own, row in zip(cosines[point], rows, strict=True)
+                (1 - weight) * cosines[point][c] + weight * (dot(crop, row) - penalties[c])
+                for c, row in enumerate(rows)
             ]
             scores[point] = scores_of(point, [value + max(cosines[point]) - max(mixed) for value in mixed])
     pairs = [(scores[point][c], point, c) for point in points for c in range(len(rows))]
@@ -180,6 +185,34 @@ def test_equals_plain_loops(num_classes: int, options: dict, monkeypatch: pytest
         expected = reference(predictions, image, text, settings)
         assert_same(found[image], expected)
         assert len(expected) > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"competition": 9.0}, {"second_look": LOOK}, {"second_look": LOOK, "competition": 9.0}],
+    ids=str,
+)
+def test_names_that_are_lowered_equal_plain_loops(options: dict) -> None:
+    predictions, text = make_predictions(2, 100), make_text(6)
+    penalty = torch.tensor([0.0, 0.3, 0.1, 0.0, 0.5, 0.2])
+    settings = DetectionOptions.model_validate(options)
+    found = detect(predictions, text, settings, look=Looker(), penalty=penalty)
+    for image in range(2):
+        assert_same(found[image], reference(predictions, image, text, settings, penalty=penalty))
+
+
+def test_a_second_look_is_at_the_best_points_that_are_candidates() -> None:
+    """The five best points lie at one place, so only one box is left of them, and the others are no candidates."""
+    predictions, text = make_predictions(1, 20), make_text(2)
+    corners = torch.arange(20.0).clamp(min=4)[:, None].expand(20, 2) * 3
+    ranked = Predictions(
+        predictions.embeddings, torch.cat([corners, corners + 30], dim=1)[None], 20 - 9 * torch.arange(20.0)[None]
+    )
+    settings = DetectionOptions.model_validate({"second_look": LOOK, "candidates": 5, "score_threshold": 0.0})
+    look = Looker()
+    (found,) = detect(ranked, text, settings, look=look)
+    assert look.asked == [[[12.0, 12.0, 42.0, 42.0]]]
+    assert_same(found, reference(ranked, 0, text, settings))
 
 
 @pytest.mark.parametrize("second_look", [None, LOOK])

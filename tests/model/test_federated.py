@@ -128,16 +128,19 @@ def test_classes_that_are_left_out_are_never_scored_and_all_others_are_as_before
 
 
 @pytest.mark.parametrize("negatives", ["sampled", "strict"])
-def test_a_batch_without_objects_scores_the_most_frequent_class_that_is_not_left_out(negatives: NegativeRule) -> None:
+@pytest.mark.parametrize(("counts", "expected"), [([9, 5, 3], 1), ([9, 0, 0], 1), ([0, 0, 7], 2)])
+def test_a_batch_without_objects_scores_the_most_frequent_class_that_is_not_left_out(
+    negatives: NegativeRule, counts: list[int], expected: int
+) -> None:
     found = sample_class_ids(
         torch.arange(0),
-        torch.tensor([5, 9, 3]),
+        torch.tensor(counts),
         negatives=negatives,
         sampled_classes=0,
-        excluded=torch.tensor([False, True, False]),
+        excluded=torch.tensor([True, False, False]),
         generator=torch.Generator(),
     )
-    assert found.tolist() == [0]
+    assert found.tolist() == [expected]
 
 
 def test_draws_follow_the_root_of_the_image_count() -> None:

@@ -19,7 +19,7 @@ def targets(own: list[int]) -> Targets:
 
 def make(num_points: int = 30, seed: int = 0) -> tuple[Predictions, Points, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    sides = torch.rand(3, num_points, 2, generator=generator) * 20 + 1
+    sides = torch.rand(3, num_points, 2, generator=generator) * 40 + 1  # many boxes leave their image
     corners = torch.rand(3, num_points, 2, generator=generator) * 10
     predictions = Predictions(
         embeddings=torch.randn(3, num_points, 6, generator=generator, requires_grad=True),

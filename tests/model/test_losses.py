@@ -14,7 +14,7 @@ from ovd.model.assign import assign_fcos
 from ovd.model.focal import MIN_TEXT_NUMBERS, _background_focal_, chunked_focal_loss, point_focal_loss
 from ovd.model.losses import ClassMasks, box_and_quality_losses, detection_losses, match_points
 from ovd.model.similarity import EPSILON, TextClassifier, text_cosines, unit_embeddings
-from ovd.structures import IGNORED, Points, Predictions, Targets
+from ovd.structures import IGNORED, Assignment, Points, Predictions, Targets
 
 # --- the class loss
 
@@ -638,6 +638,9 @@ def test_matched_points_weigh_by_their_alignment_where_there_is_one() -> None:
     assignment = replace(assignment, alignment=alignment)
     matched_points = match_points(assignment, targets, no_box_loss=None, points=make_points())
     assert torch.equal(matched_points.weights, alignment[assignment.matched >= 0])
+    both = Assignment.cat([assignment, replace(assignment, alignment=alignment.flip(1))])
+    second = match_points(both, targets * 2, no_box_loss=torch.tensor([True, False]), points=make_points())
+    assert torch.equal(second.weights, alignment.flip(1)[assignment.matched >= 0])
 
 
 def test_unmatched_centers_count_for_the_quality_alone_outside_crowds_and_where_boxes_do() -> None:

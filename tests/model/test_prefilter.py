@@ -100,6 +100,8 @@ def test_a_small_vocabulary_keeps_all_points() -> None:
     exact, found = found_by(predictions, classifier), found_by(predictions, classifier, prefilter=0.01)
     assert torch.equal(found.boxes, exact.boxes)
     assert torch.equal(found.scores, exact.scores)
+    of_few_points = found_by(predictions, make_classifier(MIN_NAMES), prefilter=0.01)
+    assert len(of_few_points.boxes.unique(dim=0)) == 0.01 * POINTS
 
 
 def test_a_prefilter_of_other_options_is_checked_as_theirs_is() -> None:

@@ -93,7 +93,7 @@ def test_nearness_is_one_for_trained_texts_and_the_highest_cosine_otherwise() ->
 
 def test_nearness_of_a_text_opposite_to_all_trained_ones_is_zero() -> None:
     text = torch.eye(4)
-    assert nearness_to(-text[:1], text[:2]).tolist() == [0]
+    assert nearness_to(-text[:1], text[:1]).tolist() == [0]
     assert nearness_to(text[3:], text[:2]).tolist() == [0]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ovd.model import similarity
-from ovd.model.similarity import TextClassifier, initial_bias, text_cosines, unit_embeddings
+from ovd.model.similarity import TextClassifier, add_name_offsets, initial_bias, text_cosines, unit_embeddings
 from ovd.structures import IGNORED
 
 
@@ -83,6 +83,14 @@ def test_a_classifier_has_no_row_for_other_classes() -> None:
     assert classifier.labels(torch.tensor([20, 4, 3, 3, 21, 0])).tolist() == labels
     nothing = classifier.select(torch.zeros(4, dtype=torch.bool))
     assert nothing.labels(torch.tensor([3, 20])).tolist() == [IGNORED, IGNORED]
+
+
+def test_rows_of_classes_move_by_their_own_offsets_and_texts_of_pairs_stay() -> None:
+    generator = torch.Generator().manual_seed(0)
+    text, offsets = unit_embeddings(torch.randn(4, 8, generator=generator)), torch.randn(3, 8, generator=generator)
+    moved = add_name_offsets(text, torch.tensor([0, 2, 3, 9]), offsets)
+    expected = torch.stack([text[0] + offsets[0], text[1] + offsets[2], text[2], text[3]])
+    torch.testing.assert_close(moved, expected / expected.norm(dim=1, keepdim=True))
 
 
 def test_rows_are_lowered_in_cosines_and_logits_and_in_every_part() -> None:

@@ -114,6 +114,15 @@ def overlap(a: list[float], b: list[float]) -> float:
     return width * height / max(sum(areas) - width * height, 1e-9)
 
 
+@pytest.mark.parametrize("stricter", [{}, {"min_score": 0.51}, {"min_size_px": 50.5}, {"max_relative_area": 0.24}])
+def test_a_box_exactly_at_the_limits_passes(stricter):
+    shard = shard_of([[(0, 0.5, (10.0, 0.0, 60.0, 100.0))]])
+    limits = {"keep": "all", "min_score": 0.5, "min_size_px": 50.0, "max_relative_area": 0.25}
+    mask, counts = filter_labels(shard, BoxFilters.model_validate(limits | stricter))
+    assert mask.tolist() == [not stricter]
+    assert [name for name, count in counts.items() if count] == (list(stricter) or ["kept"])
+
+
 def test_a_text_whose_best_place_is_taken_gets_its_next_best():
     umbrella, cat, far = (10.0, 10.0, 30.0, 30.0), (11.0, 11.0, 31.0, 31.0), (60.0, 60.0, 90.0, 90.0)
     shard = shard_of([[(0, 0.9, umbrella), (2, 0.8, cat), (0, 0.7, far), (2, 0.3, far)]])

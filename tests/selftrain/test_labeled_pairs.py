@@ -18,7 +18,12 @@ from ovd.data.pairs.tar import PairShards
 from ovd.data.pairs.write import write_pair_shards
 from ovd.format_count import format_count
 from ovd.selftrain.filtered_labels import FilteredLabels
-from ovd.selftrain.labeled_pairs import LabeledPairs, limit_boxes_per_text, read_filtered_labels
+from ovd.selftrain.labeled_pairs import (
+    LabeledPairs,
+    count_truncated_pairs,
+    limit_boxes_per_text,
+    read_filtered_labels,
+)
 from ovd.selftrain.labels import ShardLabels, write_labels
 from ovd.selftrain.ledger import LabelCounts, Ledger
 from ovd.text.bank import TextBank
@@ -142,6 +147,27 @@ def test_the_ledger_says_whether_a_text_must_have_been_found_and_where_boxes_may
     said = capsys.readouterr().out
     assert (f"boxes above data.pairs.min_score may be missing in {format_count(cut, 'pair')}" in said) == (cut > 0)
     assert bool(said) == (cut > 0)
+
+
+def test_boxes_that_are_selected_later_are_those_that_pass_at_once(parts):
+    _, (labels, _), _ = parts
+    labels = replace(labels, scores=ragged([[0.5, 0.25, 0.125], [], []], np.float32))
+    mask = np.array([False, True, True])
+    later, at_once = kept_of([labels], [~np.zeros(3, bool)])[0].select(mask), kept_of([labels], [mask])[0]
+    for name in ("boxes", "scores", "box_texts"):
+        assert getattr(later, name).values.tolist() == getattr(at_once, name).values.tolist()
+        assert getattr(later, name).offsets.tolist() == [0, 2, 2, 2]
+    assert later.scores.values.tolist() == [0.25, 0.125]
+    assert later.texts(0).tolist() == [0, 1]
+
+
+def test_boxes_may_be_missing_where_the_last_one_within_the_limit_scores_enough():
+    scores = [[0.9, 0.8, 0.5], [0.9, 0.8, 0.25], [0.9, 0.8], [0.9, 0.75, 0.5, 0.125], []]
+    found = [[0] * len(of_pair) for of_pair in scores]
+    labels = shard_labels([f"{key}" for key in range(5)], ["cat"], [[0]] * 5, found)
+    labels = replace(labels, scores=ragged(scores, np.float32))
+    counts = [count_truncated_pairs(labels, min_score, max_boxes=3) for min_score in (0.0, 0.25, 0.3, 0.5, 0.6)]
+    assert counts == [3, 3, 2, 2, 0]
 
 
 def test_image_level_labels_take_every_pair_with_a_text_and_no_box(parts):

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovd.choices import QuerySource
+from ovd.config.labeling import LabelOptions
 from ovd.data.world.build import pair_scene
 from ovd.data.world.glyphs import load_glyphs
 from ovd.data.world.settings import Settings
+from ovd.selftrain.pair_queries import MAX_CAPTION_CHARACTERS, PairQueries
 from ovd.selftrain.queries import QUERY_SOURCES, caption_queries, ngram_queries, noun_queries
 from ovd.selftrain.words import normalize_text, split_words, strip_sense
 
@@ -29,6 +31,16 @@ captions = st.text(max_size=60) | st.lists(words, max_size=14).map(" ".join)
 def test_a_caption_without_words_asks_for_nothing(caption):
     assert caption_queries(caption) == ngram_queries(caption) == noun_queries(caption) == ()
     assert normalize_text(caption) == ""
+
+
+def test_a_caption_longer_than_the_limit_asks_for_nothing_and_says_why():
+    longest = "cat " * (MAX_CAPTION_CHARACTERS // 4 - 1) + "cats"
+    found = PairQueries.from_captions([longest, f"{longest}!"], LabelOptions(queries="caption"))
+    assert found.queries == ((longest,), ())
+    kept, skipped = found.reasons
+    assert kept is None
+    assert skipped is not None
+    assert (skipped.code, str(skipped).count("1001 characters, more than 1000")) == ("F30", 1)
 
 
 def test_the_whole_caption_keeps_its_spelling():
