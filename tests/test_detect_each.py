@@ -8,7 +8,7 @@ from torch import Tensor
 from ovd import inference as module
 from ovd.experts.inference import Expert, ExpertInference
 from ovd.experts.names import ExpertNames
-from ovd.inference import ImageBatch, Inference
+from ovd.inference import ImageBatch, ImageQueries, Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.pair_scores import ScoreEnsemble
 from ovd.model.postprocess import postprocess
@@ -87,7 +87,8 @@ def test_each_image_is_scored_with_its_own_ensemble_and_without_a_map(calibrated
     predictions = unmapped.predict(batch.images, batch.sizes)
     for row, own in enumerate(queries):
         image = slice(row, row + 1)
-        (expected,) = unmapped.detections(predictions.of_images(image), batch.of_images(image), own)
+        group = ImageQueries(slice(0, 1), own)
+        (expected,) = unmapped.detections(predictions.of_images(image), batch.of_images(image), [group])
         torch.testing.assert_close(found[row].scores, expected.scores)
         assert torch.equal(found[row].classes, expected.classes)
 
