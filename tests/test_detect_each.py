@@ -8,7 +8,7 @@ from torch import Tensor
 from ovd import inference as module
 from ovd.experts.inference import Expert, ExpertInference
 from ovd.experts.names import ExpertNames
-from ovd.inference import ImageBatch, Inference
+from ovd.inference import ImageBatch, ImageQueries, Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.pair_scores import ScoreEnsemble
 from ovd.model.postprocess import postprocess
@@ -42,6 +42,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(module, "postprocess", counted)
     return calls
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_each_image_needs_its_queries(number, untrained_clip):
+    detector = build_detector(untrained_clip, "head").requires_grad_(False).eval()
+    inference = Inference(detector, size=96, options=DetectionOptions(), low_precision=False)
+    images, sizes = torch.zeros(3, 3, 96, 96, dtype=torch.uint8), torch.full((3, 2), 96)
+    with pytest.raises(ValueError, match=f"for {number} images? are given, but the batch has 3; give one QueryTexts"):
+        inference.detect_each([QueryTexts(rows(2, 0))] * number, ImageBatch(images, sizes, sizes))
 
 
 @pytest.mark.parametrize("calibrated", [False, True])
@@ -87,7 +96,8 @@ def test_each_image_is_scored_with_its_own_ensemble_and_without_a_map(calibrated
     predictions = unmapped.predict(batch.images, batch.sizes)
     for row, own in enumerate(queries):
         image = slice(row, row + 1)
-        (expected,) = unmapped.detections(predictions.of_images(image), batch.of_images(image), own)
+        group = ImageQueries(slice(0, 1), own)
+        (expected,) = unmapped.detections(predictions.of_images(image), batch.of_images(image), [group])
         torch.testing.assert_close(found[row].scores, expected.scores)
         assert torch.equal(found[row].classes, expected.classes)
 
