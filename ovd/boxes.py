@@ -27,12 +27,13 @@ def has_area(boxes: Float[Tensor, "*N 4"]) -> Bool[Tensor, "*N"]:
 def rescale_boxes(
     boxes: Float[Tensor, "*N 4"], from_size: Int[Tensor, "*#N 2"], to_size: Int[Tensor, "*#N 2"]
 ) -> Float[Tensor, "*N 4"]:
-    """Convert boxes from pixels of an image of `from_size` to pixels of the same image at `to_size`.
+    """Convert boxes inside an image of `from_size` to pixels of the same image at `to_size`.
 
-    x and y have separate factors: rounding a resized image's sides to whole pixels changes its aspect ratio.
+    x and y have separate factors: rounding a resized image's sides to whole pixels changes its aspect ratio. Products
+    beyond float32's exact integers (2**24) can be rounded up, so the boxes are clipped at the right and bottom.
     """
     from_xyxy, to_xyxy = (_as_corners(size).to(boxes.dtype) for size in (from_size, to_size))
-    return boxes * to_xyxy / from_xyxy
+    return torch.minimum(boxes * to_xyxy / from_xyxy, to_xyxy)
 
 
 def _as_corners(size: Int[Tensor, "*N 2"]) -> Int[Tensor, "*N 4"]:

@@ -15,6 +15,7 @@ from ovd.data.loading.loader import EvalLoader, LoaderOptions
 from ovd.data.loading.padding import pad_images
 from ovd.data.loading.transforms import eval_transform
 from ovd.distributed import pins_memory
+from ovd.format_count import format_count
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
@@ -128,7 +129,16 @@ class BatchDetector(ABC):
         return self._detect_groups([ImageQueries(slice(None), queries)], batch)
 
     def detect_each(self, queries: Sequence[QueryTexts], batch: ImageBatch) -> tuple[Detections, ...]:
-        """Detect as `detect` does, with separate queries for each image; an image without queries is skipped."""
+        """Detect as `detect` does, with separate queries for each image; an image without queries is skipped.
+
+        Raises:
+            ValueError: there are not as many queries as images.
+        """
+        if len(queries) != len(batch):
+            raise ValueError(
+                f"queries for {format_count(len(queries), 'image')} are given, but the batch has {len(batch):,}; give "
+                "one QueryTexts for each image"
+            )
         groups = [ImageQueries(slice(row, row + 1), of_image) for row, of_image in enumerate(queries)]
         return self._detect_groups(groups, batch)
 

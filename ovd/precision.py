@@ -13,6 +13,7 @@ import torch.utils.deterministic
 from torch import nn
 
 from ovd.choices import Precision
+from ovd.format_count import format_count
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -141,7 +142,8 @@ def describe_machine(device: torch.device) -> str:
     Args:
         device: device of the run.
     """
-    parts = [f"CPU {cpu_name()}", instruction_set(), f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
+    threads = format_count(torch.get_num_threads(), "thread")
+    parts = [f"CPU {cpu_name()}", instruction_set(), threads, f"torch {torch.__version__}"]
     if device.type == "cuda":
         parts.insert(0, f"GPU {torch.cuda.get_device_name(device)}")
     # These variables limit the instruction set that kernels are picked for.

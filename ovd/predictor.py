@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ovd.build.model_card import METRICS, model_card
-from ovd.build.packaged import check_packable, save_packaged
+from ovd.build.packaged import save_packaged
 from ovd.build.prompts import Prompt, PromptEncoder
 from ovd.build.trained import TrainedDetector, build_inference, load_detector
 from ovd.choices import SamePlace
@@ -157,14 +157,14 @@ class Predictor(ModelHubMixin):
             ValueError: the detector has experts, or the folder already holds a detector, a run, or another config.json
                 or metrics.json.
         """
-        check_packable(self._trained, Path(save_directory))  # first, because the mixin starts by deleting a config.json
         name = options.get("repo_id") or Path(save_directory).absolute().name
         options.setdefault("model_card_kwargs", {"repository": name})
+        # The mixin would write the card last, and an interrupted call could not be repeated once there is a manifest.
+        save_packaged(self._trained, Path(save_directory), self.generate_model_card(**options["model_card_kwargs"]))
         return super().save_pretrained(save_directory, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Write the detector for the mixin's `save_pretrained`."""
-        save_packaged(self._trained, save_directory)
+        """Do nothing: `save_pretrained` has written the files before it calls the mixin's, which calls this."""
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the files of `save_pretrained` to the Hugging Face hub; needs a login (`hf auth login`) or `token`.

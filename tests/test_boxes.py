@@ -1,5 +1,6 @@
 """Clipping, rescaling and overlaps of boxes against torchvision, for images that are not square."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,6 +39,16 @@ def test_rescale_maps_image_onto_image(height: int, width: int, to_height: int, 
     whole = torch.tensor([[0.0, 0.0, width, height]])
     rescaled = rescale_boxes(whole, torch.tensor([height, width]), torch.tensor([to_height, to_width]))
     torch.testing.assert_close(rescaled, torch.tensor([[0.0, 0.0, to_width, to_height]]))
+
+
+@pytest.mark.parametrize("sides", [(1007, 16885), (1333, 13003)])
+def test_rescaled_boxes_do_not_leave_a_very_long_image(sides: tuple[int, int]) -> None:
+    side, to = sides
+    x = torch.arange(side + 1, dtype=torch.float32)
+    boxes = torch.stack([x, x, x, x], dim=1)
+    rescaled = rescale_boxes(boxes, torch.tensor([side, side]), torch.tensor([to, to]))
+    assert rescaled.max() == to
+    torch.testing.assert_close(rescaled.double(), boxes.double() * to / side, rtol=2**-22, atol=0)
 
 
 def test_side_distances() -> None:

@@ -29,7 +29,24 @@ def test_dense_and_pooled_feature_agree_and_too_few_images_are_refused(tmp_path,
         with pytest.raises(SystemExit, match="2"):
             run("--count", count)
         assert f"--count {count}: two images are compared, so give at least 2" in capsys.readouterr().err
+    for name in ("3.png", "4.png"):
+        (tmp_path / name).write_bytes(b"no image")
+    monkeypatch.setattr(sys, "argv", ["ovd", "check-backbone", "tiny", "--images", str(tmp_path)])
+    command.main()
+    printed = capsys.readouterr()
+    assert printed.out == out
+    assert f"2 of 5 images cannot be read and are left out; the first: {tmp_path / '3.png'}: " in printed.err
     for number in (1, 2):
+        (tmp_path / f"{number}.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match="2"):
+        run()
+    assert f"only one image of {tmp_path} can be read" in capsys.readouterr().err
+    (tmp_path / "0.png").rename(tmp_path / "first")
+    with pytest.raises(SystemExit, match="2"):
+        run()
+    assert f"{tmp_path / '1.png'}: " in capsys.readouterr().err
+    (tmp_path / "first").rename(tmp_path / "0.png")
+    for number in range(1, 5):
         (tmp_path / f"{number}.png").unlink()
     with pytest.raises(SystemExit, match="2"):
         run()

@@ -44,6 +44,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
+@pytest.mark.parametrize("number", [1, 4])
+def test_each_image_needs_its_queries(number, untrained_clip):
+    detector = build_detector(untrained_clip, "head").requires_grad_(False).eval()
+    inference = Inference(detector, size=96, options=DetectionOptions(), low_precision=False)
+    images, sizes = torch.zeros(3, 3, 96, 96, dtype=torch.uint8), torch.full((3, 2), 96)
+    with pytest.raises(ValueError, match=f"for {number} images? are given, but the batch has 3; give one QueryTexts"):
+        inference.detect_each([QueryTexts(rows(2, 0))] * number, ImageBatch(images, sizes, sizes))
+
+
 @pytest.mark.parametrize("calibrated", [False, True])
 @pytest.mark.parametrize(
     "options",

@@ -148,7 +148,7 @@ def test_a_run_without_the_optimizers_state_is_saved_with_its_metrics(run, tmp_p
     assert json.loads((tmp_path / "given" / "metrics.json").read_text()) == METRICS
 
 
-@pytest.mark.parametrize("killed_at", ["metrics.json", "model.safetensors", "manifest.json"])
+@pytest.mark.parametrize("killed_at", ["README.md", "metrics.json", "model.safetensors", "manifest.json"])
 def test_an_interrupted_save_is_repeated_into_the_same_folder(killed_at, run, tmp_path, monkeypatch):
     """A save that is killed before it moves a file to its place leaves nothing that a second one refuses or keeps."""
     Predictor.load(run).save_pretrained(tmp_path / "whole" / "given")

@@ -12,6 +12,7 @@ from small_detector import build_detector
 
 from ovd import precision
 from ovd.clip.load import load_clip
+from ovd.format_count import format_count
 from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.query_texts import QueryTexts
@@ -96,7 +97,11 @@ def test_machine_line_names_what_bits_depend_on(monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     line = describe_machine(CPU)
     assert "\n" not in line
-    for fact in (torch.__version__, f"{torch.get_num_threads()} threads", "ONEDNN_MAX_CPU_ISA=AVX2"):
+    for fact in (
+        torch.__version__,
+        f", {format_count(torch.get_num_threads(), 'thread')}, ",
+        "ONEDNN_MAX_CPU_ISA=AVX2",
+    ):
         assert fact in line
     assert torch.backends.cpu.get_cpu_capability() in line
 

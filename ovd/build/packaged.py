@@ -6,6 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from huggingface_hub import ModelCard
+
 from ovd.build.detector import load_original_clip
 from ovd.build.model_card import METRICS, metrics_of
 from ovd.build.trained import TrainedDetector
@@ -17,6 +19,8 @@ from ovd.engine.notes import Notes
 from ovd.files import write_json
 from ovd.text.encoder import text_tower_fingerprint
 
+CARD = "README.md"
+"""Name of the model card's file."""
 _UNFINISHED = "unfinished-"
 """Beginning of the name of the folder in which the files are written before they are moved to their places."""
 
@@ -52,12 +56,15 @@ def _has_own_metrics(folder: Path, trained: TrainedDetector) -> bool:
         return False
 
 
-def save_packaged(trained: TrainedDetector, folder: Path) -> None:
+def save_packaged(trained: TrainedDetector, folder: Path, card: ModelCard) -> None:
     """Write the weights that the detector is evaluated with, its config, calibration and metrics.
 
     A CLIP model that others cannot load by its name is saved as well: one from a local folder or file, or with random
     weights. The manifest is written last, so an interrupted write leaves nothing that `load_detector` would accept, and
     can be repeated.
+
+    Args:
+        card: model card, written as README.md unless the folder has one.
 
     Raises:
         ValueError: as `check_packable`.
@@ -90,6 +97,8 @@ def save_packaged(trained: TrainedDetector, folder: Path) -> None:
         )
         if (metrics := metrics_of(trained)) is not None:
             write_json(made / METRICS, metrics)
+        if not (folder / CARD).exists():
+            card.save(made / CARD)
         for part in sorted(made.iterdir(), key=lambda path: path.name == checkpoint.MANIFEST):
             part.replace(folder / part.name)
 

@@ -19,7 +19,7 @@ from ovd.distributed import is_main
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
 from ovd.engine.weights_file import check_fit, load_into, load_weights
-from ovd.experts.folder import DESCRIPTION
+from ovd.experts.folder import DESCRIPTION, read_expert
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.files import refuse_missing_run
 from ovd.inference import BatchDetector, Inference
@@ -83,6 +83,9 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
         raise ValueError(
             f"{path} has no checkpoint: its training has not saved one yet, or stopped before; start the training again"
         )
+    if found is None and (path / DESCRIPTION).is_file():
+        base = read_expert(path).description.base
+        raise ValueError(f"{path} is the folder of an expert; use its detector, {base}, with --expert {path}")
     if found is None:
         raise ValueError(f"{path} is neither a run folder nor a checkpoint folder: it has no step-*/manifest.json")
     return found

@@ -41,6 +41,6 @@ def main() -> None:
         std=arguments.std and tuple(arguments.std),
     )
     found = measure_agreement(clip, arguments.images, count=arguments.count)
-    print(f"{arguments.clip}, {found.num_images} images of {found.height} x {found.width} px")
+    print(f"{arguments.clip}, {found.num_images:,} images of {found.height} x {found.width} px")
     print(f"mean dense feature and pooled embedding   cosine {found.dense_mean:.3f} (lowest {found.dense_min:.3f})")
     print(f"pooled embeddings of two images           cosine {found.others_mean:.3f}")

@@ -124,6 +124,7 @@ def main() -> None:
         waiting=arguments.waiting,
         answer_seconds=arguments.seconds,
     )
+    open_socket(arguments.host, arguments.port).close()  # a taken port is refused before the detector is loaded
     trained = load_requested_detector(arguments)
     service = DetectionService(trained, size=arguments.size)
     service.warm_up()

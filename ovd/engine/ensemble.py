@@ -86,7 +86,7 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
     notes = replace(notes, ensemble=sources, has_clip=False, is_calibration_pending=False)
     if not learns_names:
         notes = replace(notes, classes=_trained_classes(first, second, weight))
-    if weight != 1:
+    if weight != 1:  # `mean_example` is kept: it is of CLIP's own image side, which both runs share
         notes = replace(notes, calibration=None)
         attached.pop("trained_text", None)
     return checkpoint.save_weights(

@@ -18,6 +18,7 @@ from ovd.distributed import is_main, rank
 from ovd.engine.curves import draw_training_curves
 from ovd.engine.metric_records import METRICS_FILE, read_records, to_line, write_records
 from ovd.engine.wandb_log import WandbLog
+from ovd.metric import per_cent
 from ovd.warn import warn
 
 CONSOLE_INTERVAL = 20
@@ -153,7 +154,7 @@ class RunLog:
         return step in self._evaluated
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log an evaluation after `step` optimizer steps."""
+        """Log an evaluation after `step` optimizer steps; its metrics are printed in percent."""
         if step in self._evaluated:
             with self._warn_on_disk_error(f"{self._metrics_file} has the evaluation of step {step} twice"):
                 records = read_records(self._metrics_file)
@@ -167,7 +168,7 @@ class RunLog:
         now = time.monotonic()  # the time of the evaluation is not counted in the next step's
         self._last_line_s += now - self._last_step_s
         self._last_step_s = now
-        values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        values = "  ".join(f"{name} {per_cent(value)}" for name, value in metrics.items())
         self.message(f"step {step}/{self._total_steps}  evaluation  {values}")
 
     def gates(self, step: int, values: Mapping[str, float]) -> None:

@@ -45,8 +45,11 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged or hostile bytes can raise anything inside torch's unpickler
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path} cannot be loaded: it is damaged, or contains more than tensors: {reason}") from error
+        reason = error if isinstance(error, OSError) else type(error).__name__  # torch's advice is to trust the file
+        raise ValueError(
+            f"{path} cannot be loaded: it is damaged, or contains more than tensors ({reason}); copy the file again, "
+            "or save only the module's state_dict"
+        ) from error
     if not isinstance(weights, dict):
         raise ValueError(f"{path} contains a {type(weights).__name__} instead of a dict of tensors; save a state_dict")
     others = [str(name) for name, value in weights.items() if not isinstance(value, Tensor)]

@@ -133,7 +133,7 @@ def format_decisions(report: DecisionReport) -> str:
         made, scores = item.decisions, item.reliability
         lines.append(
             f"{item.group:<8}  {item.num_classes:>6}  {_format_row(made)}  {_cell(scores.error, 5, 3)}  "
-            f"{_cell(scores.brier, 5, 3)}  {scores.recall:6.3f}"
+            f"{_cell(scores.brier, 5, 3)}  {_cell(scores.recall, 6, 3)}"
         )
     for item in report.groups:
         if item.at_own_threshold is not None:
@@ -152,6 +152,8 @@ def format_decisions(report: DecisionReport) -> str:
         lines.append(
             "- no cgF1 and IL_MCC if the classes are in all judged pairs or in none; thresholds are then those of F1"
         )
+    if any(item.decisions.pmF1 is None or item.reliability.recall is None for item in report.groups):
+        lines.append("- no pmF1, cgF1 and recall without a true box that counts")
     if report.warning is not None:
         lines.append(f"- WARNING: {report.warning}")
     if report.own_threshold is not None:

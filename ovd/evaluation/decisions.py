@@ -36,11 +36,11 @@ class Decisions:
     """Metrics of the decisions about a group of classes, with one threshold for each half of the images."""
 
     cgF1: float | None
-    """100 x pmF1 x IL_MCC; None if IL_MCC is None."""
+    """100 x pmF1 x IL_MCC; None if one of them is None."""
     cgF1_50_95: float | None
     """cgF1 with F1 averaged over IoU 0.5 to 0.95, as in SAM 3; `cgF1` is SAM 3's cgF1 at IoU 0.5."""
-    pmF1: float
-    """F1 of boxes at IoU 0.5, counted over all pairs whose class is present, 0 to 1."""
+    pmF1: float | None
+    """F1 of boxes at IoU 0.5, counted over all pairs whose class is present, 0 to 1; None without a true box."""
     IL_MCC: float | None
     """Matthews correlation of reported and true presence over all judged pairs, -1 to 1; None if it is undefined, since
     the classes are present in all of these pairs or in none."""
@@ -58,8 +58,8 @@ class Reliability:
     1, so that scores are no probabilities."""
     brier: float | None
     """Mean squared difference between score and outcome; None where `error` is."""
-    recall: float
-    """Share of true boxes that a detection overlaps."""
+    recall: float | None
+    """Share of true boxes that a detection overlaps; None without a true box."""
     scores: Float64[np.ndarray, " B"]
     """Mean score of each bin; no bin where `error` is None."""
     outcomes: Float64[np.ndarray, " B"]
@@ -221,12 +221,12 @@ class DecisionEvaluator:
         mcc, f1 = float(_mcc(total)[0]), float(_f1(total)[0])
         hits = np.sum([self._hits(classes, half, threshold) for half, threshold in enumerate(thresholds)], axis=0)
         mean_f1 = float(_f1(replace(total, hits=hits.mean(keepdims=True)))[0])
-        is_known = not np.isnan(mcc)
+        has_boxes, has_mcc = bool(total.true[0] > 0), not np.isnan(mcc)
         return Decisions(
-            cgF1=100 * f1 * mcc if is_known else None,
-            cgF1_50_95=100 * mean_f1 * mcc if is_known else None,
-            pmF1=f1,
-            IL_MCC=mcc if is_known else None,
+            cgF1=100 * f1 * mcc if has_boxes and has_mcc else None,
+            cgF1_50_95=100 * mean_f1 * mcc if has_boxes and has_mcc else None,
+            pmF1=f1 if has_boxes else None,
+            IL_MCC=mcc if has_mcc else None,
             absent_per_image=float(total.false_present[0]) / max(1, self._all_pairs.num_images),
         )
 
@@ -239,7 +239,7 @@ class DecisionEvaluator:
         is_of_classes = classes[self._all_pairs.class_rows(self._pairs.numbers)]
         chosen = (is_of_classes & self._pairs.is_complete)[self._pair_of_detection]
         chosen_true = is_of_classes[self._pair_of_true]
-        recall = float(self._matches.found[chosen_true].mean()) if chosen_true.any() else 0.0
+        recall = float(self._matches.found[chosen_true].mean()) if chosen_true.any() else None
         scores, right = self._scores[chosen], self._matches.overlap[chosen]
         if not len(scores) or scores.max() > 1:
             return Reliability(None, None, recall, scores=np.zeros(0), outcomes=np.zeros(0))

@@ -72,7 +72,7 @@ class BoxEvaluator(ABC):
         if len(outside):
             raise ValueError(
                 f"{source}: record {outside[0]}: class {classes[outside[0]]} is outside the vocabulary's "
-                f"{len(self._category_ids)} rows"
+                f"{format_count(len(self._category_ids), 'row')}"
             )
         boxes = detections.boxes.detach().cpu().numpy().astype(np.float64)
         results = Results(

@@ -99,7 +99,7 @@ class LVISEvaluator(BoxEvaluator):
                     },
                 ),
                 ProtocolMetrics(
-                    f"LVIS box AP, fixed, {self._max_per_class} per class over the data set, federated",
+                    f"LVIS box AP, fixed, {self._max_per_class:,} per class over the data set, federated",
                     {f"{name}_fixed": value for name, value in fixed_averages.items()},
                 ),
             ),
@@ -108,7 +108,7 @@ class LVISEvaluator(BoxEvaluator):
                 f"ordinary AP leaves out {format_count(len(results) - len(capped_by_image), 'detection')} beyond an "
                 f"image's best {MAX_PER_IMAGE}",
                 f"fixed AP leaves out {format_count(len(results) - len(capped_by_class), 'detection')} beyond a "
-                f"class's best {self._max_per_class}",
+                f"class's best {self._max_per_class:,}",
                 *self._unusual(results),
             ),
             classes=class_rows(self.truth, ordinary, capped_by_image),

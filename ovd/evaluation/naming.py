@@ -32,6 +32,7 @@ from ovd.evaluation.naming_results import (
     NamingShares,
     PointNaming,
 )
+from ovd.format_count import format_count
 from ovd.inference import Inference
 from ovd.model.assign import assign_fcos, nearest_matched_points
 from ovd.model.backbone import Backbone
@@ -185,7 +186,10 @@ class _BoxNamer:
         crops: CropEncoder,
     ):
         if len(text) != len(index.categories):
-            raise ValueError(f"{index.path} has {len(index.categories)} classes, but there are {len(text)} text rows")
+            raise ValueError(
+                f"{index.path} has {format_count(len(index.categories), 'class', 'classes')}, but the number of text "
+                f"rows is {len(text):,}"
+            )
         shared = next(clip_backbone.parameters()) is next(inference.detector.backbone.parameters())
         assert not shared, "the detector's own backbone does not tell what CLIP was"
         self._inference = inference

@@ -24,8 +24,9 @@ def format_naming(report: NamingReport, average_precision: Mapping[Group, float]
         average_precision: AP of the detector per group, from `group_average_precision`.
     """
     columns = "".join(f"  {head:>8}" for head in _HEADS)
+    classes = format_count(report.num_classes, "class", "classes")
     lines = [
-        f"Naming of true boxes among {report.num_classes} classes (percent correct), by CLIP and by the detector",
+        f"Naming of true boxes among {classes} (percent correct), by CLIP and by the detector",
         f"{'classes':<15}  {'boxes':>7}{columns}  change  cosine  backbone      AP",
     ]
     for item in report.groups:
@@ -39,7 +40,7 @@ def format_naming(report: NamingReport, average_precision: Mapping[Group, float]
     lines += _rare_lines(report)
     lines.append("")
     lines += [
-        f"- at all {item.points.count} points inside boxes ({item.group}): "
+        f"- at {format_count(item.points.count, 'point')} inside boxes ({item.group}): "
         f"{100 * item.points.before:.2f} by CLIP, {100 * item.points.after:.2f} by the detector"
         for item in report.groups
         if item.group in ("all", "rare")
@@ -107,7 +108,9 @@ def _point_values(points: PointNaming) -> dict[str, float]:
 
 def draw_naming(report: NamingReport) -> Figure:
     """Draw bars of the share of true boxes named right, for each group of classes and each way to name a box."""
-    rows = [(f"{item.group}\n{item.boxes.count} boxes", item.boxes.shares) for item in report.groups]
+    rows = [
+        (f"{item.group}\n{format_count(item.boxes.count, 'box', 'boxes')}", item.boxes.shares) for item in report.groups
+    ]
     if report.rare_among_rare is not None:
         rows.append(("rare, among\nrare names", report.rare_among_rare))
     figure = Figure(figsize=(max(6.0, 1.7 * len(rows)), 4.5), layout="constrained")

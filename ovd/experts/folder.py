@@ -6,13 +6,13 @@ expert.safetensors   the expert's own parameters by their names in a detector; `
 expert.json          names, base detector, settings, calibration, metrics, and the sha256 of the other file
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -33,6 +33,7 @@ class ExpertError(ValueError):
     """Error raised for a folder without an intact expert, or with an expert of another base detector."""
 
 
+@with_config(ConfigDict(strict=True, extra="forbid"))
 @dataclass(frozen=True)
 class ExpertDescription:
     """Everything that is stored about an expert except its tensors."""
@@ -166,9 +167,10 @@ def read_expert(path: Path) -> StoredExpert:
     folder = find_expert(path)
     file = folder / DESCRIPTION
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        content["names"] = tuple(content["names"])
-        content["synonyms"] = tuple(map(tuple, content["synonyms"]))
-        return StoredExpert(path, folder, ExpertDescription(**content))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ExpertError(f"{file} is not an expert's description: {error}") from None
+        return StoredExpert(path, folder, TypeAdapter(ExpertDescription).validate_json(file.read_bytes()))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field_name = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+        raise ExpertError(
+            f"{file} is not an expert's description: {field_name}{first['msg']}; correct it, or train the expert again"
+        ) from None

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ovd.data.images.files import find_images
-from ovd.data.images.read import read_image
+from ovd.data.images.read import read_images
 from ovd.extras import optional
 from ovd.files import atomic_write
 from ovd.onnx.predictor import pad
@@ -61,12 +61,12 @@ def quantize(path: Path, images: Sequence[Path], *, dim: int) -> None:
     """Convert convolutions and linear layers of an exported detector to 8 bits, in place.
 
     Args:
-        images: images like those to detect in; the ranges of features are measured on them.
+        images: images like those to detect in; the ranges of features are measured on those that can be read.
         dim: D, the dimension of the text rows.
 
     Raises:
         ValueError: a package is missing.
-        ImageError: an image cannot be read.
+        ImageError: no image can be read.
     """
     onnx, _, quantization = _packages()
     model = onnx.load(path)
@@ -105,8 +105,8 @@ def _calibration(path: Path, images: Sequence[Path], dim: int, reader: type) -> 
     text = np.eye(1, dim, dtype=np.float32)
 
     def inputs() -> Iterator[dict[str, np.ndarray]]:
-        for place in images:
-            image = resize(read_image(place), usage.size)
+        for pixels in read_images(images):
+            image = resize(pixels, usage.size)
             sizes = np.array([image.shape[:2]], dtype=np.int64)
             yield {"images": pad(image, usage.size_divisor)[None], "sizes": sizes, "text": text}
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovd.build.trained import load_detector
+from ovd.experts.folder import DESCRIPTION, read_expert
 from ovd.export.detector import export_detector
 from ovd.export.smaller import calibration_images, quantize, to_half
 from ovd.files import make_parent_folder
@@ -34,10 +35,13 @@ def export_run(
         with_text, plain: as for `export_detector`.
 
     Raises:
-        ValueError: as raised by `load_detector`, `export_detector` and `quantize`; or `int8_images` has no images, or
-            the folder of the model cannot be made or written to.
-        ImageError: an image cannot be read.
+        ValueError: as raised by `load_detector`, `export_detector` and `quantize`; or `run` is the folder of an expert,
+            `int8_images` has no images, or the folder of the model cannot be made or written to.
+        ImageError: none of these images can be read.
     """
+    if (run / DESCRIPTION).is_file():
+        base = read_expert(run).description.base
+        raise ValueError(f"{run} is the folder of an expert, and experts cannot be exported; export {base}")
     calibration = [] if int8_images is None else calibration_images(int8_images)
     trained = load_detector(run, "cpu", warns=False)  # export_detector raises where loading would warn
     make_parent_folder(model)

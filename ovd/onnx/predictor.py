@@ -104,7 +104,8 @@ class Predictor:
         (found,) = self._session(padded[None], np.array([resized.shape[:2]], dtype=np.int64), text)
         (height, width), (old_height, old_width) = pixels.shape[:2], resized.shape[:2]
         to = np.array([width, height] * 2, dtype=np.float32)
-        return replace(found, boxes=found.boxes * to / np.array([old_width, old_height] * 2, dtype=np.float32))
+        rescaled = found.boxes * to / np.array([old_width, old_height] * 2, dtype=np.float32)
+        return replace(found, boxes=np.minimum(rescaled, to))  # products above 2**24 can be rounded up
 
     def _rows(self, names: tuple[str, ...]) -> Float32[np.ndarray, "C D"]:
         if self._encode is None:

@@ -88,7 +88,12 @@ class DetectionSession:
         content = self._session.get_modelmeta().custom_metadata_map.get(METADATA)
         if content is None:
             raise ValueError(f"{path} was not written by ovd export: its metadata has no {METADATA!r}")
-        self.usage = Usage(**json.loads(content))
+        try:
+            self.usage = Usage(**json.loads(content))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path} was not written by this version of ovd export: {error}; export it again"
+            ) from None
 
     def __call__(
         self, images: UInt8[np.ndarray, "B H W 3"], sizes: Int64[np.ndarray, "B 2"], text: Float32[np.ndarray, "C D"]

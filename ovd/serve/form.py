@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
 from ovd.data.formats.text_files import finite_number
+from ovd.format_count import format_count
 from ovd.serve.limits import Limits, Refusal
 from ovd.text.names import name_key
 
@@ -145,8 +146,8 @@ def _examples(form: FormData, limits: Limits) -> tuple[tuple[str, UploadFile], .
     if len(example_names) != len(pictures):
         raise Refusal(
             400,
-            f"There are {len(pictures)} fields 'example' and {len(example_names)} fields 'example_name'; "
-            "send one of each for each example.",
+            f"The request has 'example' {format_count(len(pictures), 'time')} and 'example_name' "
+            f"{format_count(len(example_names), 'time')}; send one of each for each example.",
         )
     examples = []
     for picture, text in zip(pictures, example_names, strict=True):

@@ -33,5 +33,5 @@ def is_address(host: str) -> bool:
 def host_name(host: str) -> str:
     """Return the name or address in a `Host` header, without its port."""
     if host.startswith("["):
-        return host[1:].partition("]")[0]
+        return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].lower()

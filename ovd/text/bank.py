@@ -96,7 +96,9 @@ class TextBank:
             in_file = json.loads(metadata["names"])
             position = {name: row for row, name in enumerate(in_file)}
             if not num_rows == len(in_file) == len(position):
-                raise ValueError(f"{num_rows} classes, but {len(in_file)} names, of which {len(position)} are distinct")
+                raise ValueError(
+                    f"number of classes {num_rows}, of names {len(in_file)}, of distinct ones {len(position)}"
+                )
             start, end = tensor["data_offsets"]
             is_whole = tensor["dtype"] == "F16" and end - start == 2 * num_rows * num_variants * dim
             self.text_tower: str = metadata["tower"]

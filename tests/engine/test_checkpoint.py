@@ -603,13 +603,16 @@ def test_weights_of_every_format_are_equal(tmp_path):
 
 def test_other_content_is_a_clear_error(tmp_path):
     nested, listed, empty = tmp_path / "nested.pt", tmp_path / "list.pt", tmp_path / "empty.pth"
+    code = tmp_path / "code.pt"
+    torch.save({"weight": Path("a")}, code)
     torch.save({"state_dict": {"a": torch.zeros(1)}, "epoch": 3}, nested)
     torch.save([torch.zeros(1)], listed)
     empty.write_bytes(b"")
     for path, message in (
         (nested, r"\(state_dict, epoch\)"),
         (listed, "contains a list"),
-        (empty, "cannot be loaded: it is damaged, .*: EOFError"),
+        (empty, r"cannot be loaded: it is damaged, .* \(EOFError\); copy the file again"),
+        (code, r"^\S*code\.pt cannot be loaded: .* \(UnpicklingError\); .* save only the module's state_dict$"),
         (tmp_path / "absent.pt", "no weights file"),
     ):
         with pytest.raises(ValueError, match=message):

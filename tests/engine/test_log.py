@@ -65,6 +65,14 @@ def test_an_evaluation_makes_no_step_slower(tmp_path, monkeypatch, capsys):
     assert "  2.0 images/s" in capsys.readouterr().out
 
 
+def test_an_evaluation_is_printed_in_per_cent_and_logged_as_it_is(tmp_path, capsys):
+    metrics = {"AP": 0.04123, "APs": -1.0}
+    with RunLog(tmp_path, total_steps=9) as run_log:
+        run_log.evaluation(3, metrics)
+    assert "step 3/9  evaluation  AP 4.12  APs -\n" in capsys.readouterr().out
+    assert read(tmp_path)[0]["metrics"] == metrics
+
+
 def test_a_run_from_the_start_and_a_repeated_evaluation_leave_one_record_each(tmp_path):
     for value in (0.1, 0.2):
         with RunLog(tmp_path, total_steps=2) as run_log:

@@ -221,6 +221,7 @@ def test_at_an_own_threshold_of_zero_only_detected_classes_are_reported():
     )
     assert at_zero.at_own_threshold == just_above.at_own_threshold
     assert at_zero.at_own_threshold is not None
+    assert at_zero.at_own_threshold.pmF1 is not None
     assert 0 < at_zero.at_own_threshold.pmF1 < 1
 
 
@@ -230,9 +231,10 @@ def test_a_table_has_a_dash_for_what_is_not_known():
     nothing = replace(none, categories=truth.categories)
     report = measure_decisions(nothing, make_results(truth).take(np.zeros(0, np.int64)), {"all": np.ones(5, bool)})
     lines = format_decisions(report).splitlines()
-    assert lines[2].split()[2:] == ["-", "-", "0.000", "-", "0.00", "-", "-", "0.000"]
+    assert lines[2].split()[2:] == ["-", "-", "-", "-", "0.00", "-", "-", "-"]
     assert len(lines[1]) == len(lines[2])
     assert any("no cgF1 and IL_MCC" in line for line in lines)
+    assert "- no pmF1, cgF1 and recall without a true box that counts" in lines
 
 
 def test_a_table_has_no_negative_zero():

@@ -180,6 +180,7 @@ def test_crowded_pairs_are_matched_as_one_after_the_other(seed):
         found = evaluator.decide(np.ones(NUM_CLASSES, bool), thresholds)
         expected = reference(truth, results, list(range(NUM_CLASSES)), thresholds)
         assert vars(found) == pytest.approx(expected)
+        assert found.pmF1 is not None
         assert 0 < found.pmF1 < 1
 
 
@@ -204,7 +205,8 @@ def test_a_truth_without_boxes_or_images():
     everything = np.ones(NUM_CLASSES, bool)
     evaluator = DecisionEvaluator(no_boxes, results, base=everything)
     found = evaluator.decide(everything, evaluator.thresholds())
-    assert (found.cgF1, found.pmF1, found.IL_MCC) == (None, 0, None)
+    assert (found.cgF1, found.pmF1, found.IL_MCC) == (None, None, None)
+    assert evaluator.reliability(everything).recall is None
     kept = results.take(results.scores >= MIN_DECISION_SCORE)
     pairs = set(zip(kept.image_ids.tolist(), kept.category_ids.tolist(), strict=True))
     assert evaluator.decide(everything, (0.0, 0.0)).absent_per_image == pytest.approx(len(pairs) / NUM_IMAGES)
@@ -250,6 +252,19 @@ def test_calibration_equals_a_loop_and_sees_overconfidence(federated):
     assert surely.error == pytest.approx(abs(0.99 - surely.outcomes.mean()), abs=0.02)
 
 
+def test_no_box_is_judged_where_some_are_missing():
+    """IL_MCC is known, but no box counts, if each class with boxes has others that were not annotated."""
+    truth, everything = make_truth(federated=True), np.ones(NUM_CLASSES, bool)
+    present = {image.id: set[int]() for image in truth.images}
+    for image, category in zip(truth.image_ids.tolist(), truth.category_ids.tolist(), strict=True):
+        present[image].add(category)
+    images = tuple(replace(one, not_exhaustive_category_ids=tuple(sorted(present[one.id]))) for one in truth.images)
+    evaluator = DecisionEvaluator(replace(truth, images=images), make_results(truth), base=everything)
+    found = evaluator.decide(everything, evaluator.thresholds())
+    assert (found.cgF1, found.cgF1_50_95, found.pmF1) == (None, None, None)
+    assert found.IL_MCC is not None
+
+
 def every_image_has_one(num_absent: int) -> Truth:
     """Make a truth with a class that has a box in each of 20 images, and `num_absent` images without it."""
     corners = np.tile([10.0, 10.0, 20.0, 20.0], (20, 1))
@@ -277,6 +292,7 @@ def test_a_class_in_every_image_has_no_correlation_and_the_threshold_of_the_best
         evaluator = DecisionEvaluator(truth, results, base=everything)
         found = evaluator.decide(everything, evaluator.thresholds())
         assert min(evaluator.thresholds()) > 0.4
+        assert found.pmF1 is not None
         assert found.pmF1 > 0.9
         assert (found.IL_MCC, found.cgF1) == ((1, 100 * found.pmF1) if num_absent else (None, None))
 

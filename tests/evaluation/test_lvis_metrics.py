@@ -278,7 +278,7 @@ def test_ordinary_caps_an_image_at_300_and_fixed_does_not(engine, jar_width, cup
     assert [(row.name, row.num_detections) for row in evaluation.classes] == [("cup", 0), ("jar", 300)]
     assert [section.protocol for section in evaluation.sections] == [
         "LVIS box AP, ordinary, 300 per image, federated",
-        "LVIS box AP, fixed, 10000 per class over the data set, federated",
+        "LVIS box AP, fixed, 10,000 per class over the data set, federated",
     ]
 
 

@@ -338,7 +338,7 @@ def test_without_boxes_there_is_nothing_to_tell(tiny_clip, odd_images, tmp_path)
 
 def test_faulty_calls_are_refused(tiny_clip, odd_images):
     detector = build(tiny_clip, gated=True)
-    with pytest.raises(ValueError, match=r"coco\.json has 3 classes, but there are 2 text rows"):
+    with pytest.raises(ValueError, match=r"coco\.json has 3 classes, but the number of text rows is 2"):
         measure(detector, tiny_clip, torch.ones(2, 256), odd_images)
     with pytest.raises(AssertionError, match="own backbone"):
         measure_naming(

@@ -70,6 +70,23 @@ def test_other_tensors_than_those_described_are_refused(folder: Path) -> None:
         _ = read_expert(folder).names
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("names", "red ring"), ("names", [3]), ("synonyms", ["red hoop"]), ("margin", "0.1"), ("own_layers", 1.5),
+        ("rank", None), ("learn", "all"), ("config", []), ("calibration", 0.5), ("metrics", {"new": {"AP": "0.5"}}),
+        ("sha256", 1), ("base", None), ("more", 1),
+    ],
+)  # fmt: skip
+def test_a_field_of_a_wrong_type_is_named(folder: Path, field: str, value: object) -> None:
+    file = folder / "expert" / DESCRIPTION
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    with pytest.raises(
+        ExpertError, match=rf"expert\.json is not an expert's description: {field}[.:].*; correct it, or"
+    ):
+        read_expert(folder)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"names": 3}', '{"names": [], "synonyms": [], "more": 1}'])
 def test_a_damaged_description_is_refused(folder: Path, content: str) -> None:
     (folder / "expert" / DESCRIPTION).write_text(content)

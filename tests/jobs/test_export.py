@@ -12,6 +12,7 @@ from small_export import unchecked
 import ovd.__main__ as command
 from ovd.build.trained import find_checkpoint, load_detector
 from ovd.data.images.files import find_images
+from ovd.experts.folder import ExpertDescription, write_expert
 from ovd.files import sha256_of
 from ovd.jobs.evaluate import _exported
 from ovd.onnx import Predictor
@@ -46,11 +47,16 @@ def test_an_exported_run_has_the_metrics_of_the_run(start, miniature_world, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["fp16", "int8"])
-def test_smaller_forms_find_nearly_the_same(form, start, miniature_world, tmp_path, monkeypatch):
+def test_smaller_forms_find_nearly_the_same(form, start, miniature_world, tmp_path, monkeypatch, capsys):
     images = find_images(miniature_world / "images")
-    calibration = ["--images", miniature_world / "images"] if form == "int8" else []
+    calibration = ["--images", tmp_path / "images"] if form == "int8" else []
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "damaged.jpg").write_bytes(b"no image")
+    for number, image in enumerate(images):
+        (tmp_path / "images" / f"{number}.jpg").symlink_to(image)
     run(monkeypatch, "export", start, tmp_path / "model.onnx")
     run(monkeypatch, "export", start, tmp_path / "small.onnx", f"--{form}", *calibration)
+    assert ("images cannot be read and are left out; the first: " in capsys.readouterr().err) == (form == "int8")
     size, whole = ((tmp_path / name).stat().st_size for name in ("small.onnx", "model.onnx"))
     assert size < {"fp16": 0.6, "int8": 0.45}[form] * whole
     full, small = (Predictor.load(tmp_path / name, threads=1) for name in ("model.onnx", "small.onnx"))
@@ -103,13 +109,27 @@ def test_int8_and_images_belong_together(arguments, words, monkeypatch, capsys):
     assert words in capsys.readouterr().err
 
 
+def test_the_folder_of_an_expert_is_refused_by_name(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "ring" / "expert"
+    description = ExpertDescription("aa", "runs/base", "path", 1, 0, ("red ring",), ((),), margin=0.1, config={})
+    write_expert(folder, description, {"expert.text": torch.eye(2)})
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "export", folder, tmp_path / "model.onnx")
+    message = f"{folder} is the folder of an expert, and experts cannot be exported; export runs/base"
+    assert message in capsys.readouterr().err
+    with pytest.raises(
+        ValueError, match=rf"expert is the folder of an expert; use its .*runs/base, with --expert {folder}"
+    ):
+        load_detector(folder)
+
+
 @pytest.mark.slow
 def test_an_export_that_fails_leaves_the_files_of_an_earlier_one(start, tmp_path, monkeypatch, capsys):
     model, damaged = tmp_path / "model.onnx", tmp_path / "images" / "damaged.jpg"
     run(monkeypatch, "export", start, model)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("model.*")}
     damaged.parent.mkdir()
-    for content, message in ((None, "has no images"), (b"no image", "damaged.jpg")):
+    for content, message in ((None, "has no images"), (b"no image", "damaged.jpg: ")):
         if content is not None:
             damaged.write_bytes(content)
         with pytest.raises(SystemExit) as stopped:

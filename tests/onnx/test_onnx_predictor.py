@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -27,7 +28,7 @@ from ovd.inference import Inference
 from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.onnx import Predictor
-from ovd.onnx.session import DetectionSession
+from ovd.onnx.session import METADATA, DetectionSession
 from ovd.onnx.text import TextEncoder
 from ovd.predictor import Predictor as TorchPredictor
 
@@ -160,6 +161,17 @@ def test_faults_have_the_words_of_the_torch_predictor(predictor, image, tmp_path
 def test_a_provider_that_is_not_there_is_named(model):
     with pytest.raises(ValueError, match=r"has no NoneSuchProvider; it has .*CPUExecutionProvider"):
         Predictor.load(model, providers=[("NoneSuchProvider", {"device_id": 0}), "CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "none", '{"more": 1}'])
+def test_a_model_of_another_version_is_refused_by_name(model, tmp_path, content):
+    changed = onnx.load(model)
+    onnx.helper.set_model_props(changed, {METADATA: content})
+    onnx.save(changed, tmp_path / "other.onnx")
+    with pytest.raises(
+        ValueError, match=r"other\.onnx was not written by this version of ovd export: .*; export it again"
+    ):
+        DetectionSession(tmp_path / "other.onnx")
 
 
 def test_without_its_text_tower_a_model_takes_rows(trained, model, image, tmp_path):

@@ -176,7 +176,7 @@ def test_faulty_examples_are_refused_by_number_and_name(served):
     assert ask_with_examples(served, "anchor", ("a", large)).status_code == 413
     files = [("image", ("photo.png", png())), ("example", ("crop.png", good))]
     answer = served.client.post("/api/detect", files=files, data={"names": "anchor"})
-    assert "1 fields 'example' and 0 fields 'example_name'" in answer.json()["error"]
+    assert "'example' 1 time and 'example_name' 0 times" in answer.json()["error"]
     answer = served.detect(names="", example="words", example_name="a")
     assert answer.json()["error"] == "Send examples as files, in the fields 'example'."
 

@@ -42,7 +42,14 @@ def test_a_host_that_is_no_address_is_refused():
 
 @pytest.mark.parametrize(
     ("header", "name"),
-    [("localhost:80", "localhost"), ("[::1]:80", "::1"), ("LOCALHOST", "localhost"), ("", ""), ("[::1", "::1")],
+    [
+        ("localhost:80", "localhost"),
+        ("[::1]:80", "::1"),
+        ("[FE80::A]:80", "fe80::a"),
+        ("LOCALHOST", "localhost"),
+        ("", ""),
+        ("[::1", "::1"),
+    ],
 )
 def test_the_name_in_a_host_header(header, name):
     assert host_name(header) == name
@@ -95,6 +102,14 @@ def test_a_port_that_is_taken_is_said():
         assert address(first) == f"http://127.0.0.1:{port}"
         with pytest.raises(ValueError, match=rf"cannot listen on 127\.0\.0\.1 port {port}: .*--port"):
             open_socket("127.0.0.1", port)
+
+
+def test_a_taken_port_is_refused_before_the_detector_is_loaded(monkeypatch, tmp_path):
+    with open_socket("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        monkeypatch.setattr(sys, "argv", ["ovd serve", str(tmp_path), "--port", str(port)])  # a folder without a run
+        with pytest.raises(ValueError, match=rf"cannot listen on 127\.0\.0\.1 port {port}: .*--port"):
+            command.main()
 
 
 def test_missing_packages_are_named_with_what_installs_them(monkeypatch, tmp_path):

@@ -178,9 +178,9 @@ def test_a_bank_that_does_not_name_its_text_tower_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ('["anchor", "bow", "gear"]', "2 classes, but 3 names, of which 3 are distinct"),
-        ('["anchor"]', "2 classes, but 1 names, of which 1 are distinct"),
-        ('["bow", "bow"]', "2 classes, but 2 names, of which 1 are distinct"),
+        ('["anchor", "bow", "gear"]', "number of classes 2, of names 3, of distinct ones 3"),
+        ('["anchor"]', "number of classes 2, of names 1, of distinct ones 1"),
+        ('["bow", "bow"]', "number of classes 2, of names 2, of distinct ones 1"),
     ],
 )
 def test_a_bank_that_does_not_name_its_classes_one_by_one_is_refused(names, message, tmp_path):

@@ -1,6 +1,6 @@
 """Decoding of image files to RGB pixels, with errors that name the fault."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +15,9 @@ from ovd.data.images.orientation import UPRIGHT, orientation_of, shown_size
 from ovd.data.images.pillow_warnings import SILENCED_WARNINGS
 from ovd.data.images.sixteen_bits import has_wide_colors, is_inverted, rescale_used_bits, to_eight_bits
 from ovd.fault import Fault
+from ovd.format_count import format_count
 from ovd.shapes import UInt8
+from ovd.warn import warn
 
 MAX_SCANS = 100
 """Maximum number of scans of a JPEG; a progressive one has about ten."""
@@ -51,6 +53,27 @@ def read_image(
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Decode an image as `decode_image` does, and return its pixels, which are writable."""
     return decode_image(source, expected_size=expected_size, max_pixels=max_pixels).pixels.copy()
+
+
+def read_images(paths: Sequence[Path]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """Yield the pixels of the images that can be read; at the end, a warning counts the others.
+
+    Raises:
+        ImageError: there are images, but none can be read; the error is that of the first.
+    """
+    unread = list[ImageError]()
+    for path in paths:
+        try:
+            pixels = read_image(path)
+        except ImageError as error:
+            unread.append(error)
+            continue
+        yield pixels
+    if unread and len(unread) == len(paths):
+        raise unread[0]
+    if unread:
+        of = format_count(len(paths), "image")
+        warn(f"{len(unread):,} of {of} cannot be read and are left out; the first: {unread[0]}", code=unread[0].code)
 
 
 def decode_image(
