@@ -87,8 +87,8 @@ def suppression_in_16_images(device: torch.device, share: float) -> None:
     corners = 800 * torch.rand(16, int(share * 5000) + 1, 2, generator=generator, dtype=torch.float64)
     boxes = torch.cat([corners, corners + 20 + 200 * torch.rand(corners.shape, generator=generator)], dim=2)
     scores = torch.linspace(1, 0, boxes.shape[1], dtype=torch.float64).expand(16, -1)
-    expected = best_after_nms(boxes, scores, 0.6, 1000, together=False)
-    found = best_after_nms(boxes.to(device), scores.to(device), 0.6, 1000, together=True)
+    expected = best_after_nms(list(boxes), list(scores), 0.6, 1000, together=False)
+    found = best_after_nms(list(boxes.to(device)), list(scores.to(device)), 0.6, 1000, together=True)
     assert [rows.tolist() for rows in found] == [rows.tolist() for rows in expected]
 
 

@@ -1,10 +1,10 @@
 """Post-processing on a GPU finds the boxes that it finds on a CPU, though it scores and suppresses in another way."""
 
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import pytest
 import torch
-from torch import Tensor
 
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.postprocess import postprocess
@@ -13,6 +13,8 @@ from ovd.model.suppression import best_after_nms
 from ovd.structures import Detections, Predictions
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+Given = TypeVar("Given", Predictions, TextClassifier)
 
 SIZES = torch.tensor([[96, 128], [80, 128], [96, 90], [96, 128]])
 POINTS, DIM = 252, 40
@@ -34,9 +36,9 @@ def make_classifier(num_names: int, seed: int = 1) -> TextClassifier:
     return TextClassifier(text, torch.arange(num_names), torch.tensor(20.0), torch.tensor(-10.0))
 
 
-def on_gpu(given: Predictions | TextClassifier) -> Predictions | TextClassifier:
-    tensors = {name: value.to("cuda") for name, value in vars(given).items() if isinstance(value, Tensor)}
-    return replace(given, **tensors)
+def moved(given: Given, device: str) -> Given:
+    changed: dict[str, Any] = {name: value.to(device) for name, value in vars(given).items() if value is not None}
+    return replace(given, **changed)
 
 
 def assert_same(found: Detections, expected: Detections, tolerance: float) -> None:
@@ -58,13 +60,13 @@ def test_the_boxes_are_those_of_a_cpu(options, num_names, dtype):
     classifiers = [make_classifier(number, seed) for seed, number in enumerate(num_names)]
     expected, found = (
         postprocess(
-            move(predictions),
-            [move(classifier) for classifier in classifiers],
-            input_sizes=sizes,
-            original_sizes=2 * sizes,
+            moved(predictions, device),
+            [moved(classifier, device) for classifier in classifiers],
+            input_sizes=SIZES.to(device),
+            original_sizes=2 * SIZES.to(device),
             options=DetectionOptions(**options),
         )
-        for move, sizes in ((lambda given: given, SIZES), (on_gpu, SIZES.to("cuda")))
+        for device in ("cpu", "cuda")
     )
     assert [len(of_image) for of_image in found] == [len(of_image) for of_image in expected]
     assert len(expected[0]) > 0
@@ -83,6 +85,6 @@ def test_suppression_on_a_gpu_keeps_the_boxes_that_it_keeps_on_a_cpu(numbers):
     scores = [torch.linspace(1, 0.5, number, dtype=torch.float64) for number in numbers]
     for count in (5, 300):
         expected = best_after_nms(images, scores, 0.5, count, together=False)
-        given = [[one.to("cuda") for one in ones] for ones in (images, scores)]
-        found = best_after_nms(*given, 0.5, count, together=True)
+        moved_images, moved_scores = ([one.to("cuda") for one in ones] for ones in (images, scores))
+        found = best_after_nms(moved_images, moved_scores, 0.5, count, together=True)
         assert [rows.tolist() for rows in found] == [rows.tolist() for rows in expected]
