@@ -3,6 +3,7 @@
 #
 #   bench/gpu.sh                     # every part
 #   bench/gpu.sh mfu detect          # some of them
+#   bench/gpu.sh checks first        # what only a GPU shows, before anything is timed
 #
 # A part that fails or exceeds its time does not stop the others. Logs are in bench/results/gpu/, results in
 # bench/results/*.json and afterwards in docs/benchmarks.*. PYTHON names the interpreter (default: python).
@@ -27,6 +28,9 @@ part() {  # NAME SECONDS COMMAND...
 bench() { part "$1" "$2" "$PYTHON" "bench/$3.py" --device cuda "${@:4}"; }
 
 convnext=configs/lvis_base_convnext_b.yaml
+bench checks 60 gpu_checks
+part first 120 "$PYTHON" -m pytest -m "not slow" --verbose --tb short -p no:cacheprovider tests/kernels \
+  tests/model/test_postprocess_on_gpu.py tests/model/test_crop_encoder.py tests/engine/test_graphed.py
 part tests 300 "$PYTHON" -m pytest -n "$(nproc)" --dist worksteal -m "not slow" --verbose --tb short -p no:cacheprovider
 bench train_step 90 train_step
 bench detect 45 detect

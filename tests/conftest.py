@@ -27,7 +27,10 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 torch.set_num_threads(THREADS)
-if not torch.cuda.is_available():
+if torch.cuda.is_available():
+    # torch reads this once, at the first product in the process, and tests that train ask for deterministic results.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+else:
     os.environ["TRITON_INTERPRET"] = "1"  # set before the import of Triton, so kernels run on the CPU
 
 

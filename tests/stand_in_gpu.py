@@ -310,6 +310,7 @@ def install() -> None:
         current_stream=_always(_Stream()),
         device=_always(nullcontext()),
         device_count=_always(1),
+        get_device_capability=_always((9, 0)),
         get_device_name=_always("stand-in"),
         get_rng_state=lambda *_: torch.get_rng_state(),  # the CPU draws random numbers
         graph_pool_handle=_always((0, 0)),

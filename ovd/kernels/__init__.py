@@ -10,9 +10,18 @@ ALIGNMENT = 64
 """Multiple that rows of matrix products are padded to; products of other sizes may take several times as long."""
 
 
+MIN_CAPABILITY = (7, 0)
+"""Lowest compute capability of a GPU that torch compiles Triton's kernels for."""
+
+
 def supports(x: Tensor) -> bool:
-    """Return whether a tensor is for the kernels: on a CUDA device, with Triton installed, outside torch.compile."""
-    return x.is_cuda and _has_triton() and not torch.compiler.is_compiling()
+    """Return whether a tensor is for the kernels: on the current GPU, if Triton compiles for it, outside torch.compile.
+
+    Triton launches its kernels on the current device, which cannot read the memory of another one.
+    """
+    if not x.is_cuda or torch.compiler.is_compiling():
+        return False
+    return x.device.index == torch.cuda.current_device() and _has_triton(x.device)
 
 
 def supports_map(x: Tensor) -> bool:
@@ -26,5 +35,5 @@ def round_up(num_rows: int) -> int:
 
 
 @cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+def _has_triton(device: torch.device) -> bool:
+    return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY

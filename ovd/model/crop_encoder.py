@@ -16,7 +16,7 @@ from ovd.model.backbone import Backbone
 from ovd.model.crops import square_crops
 from ovd.model.normalization import Normalization
 from ovd.model.similarity import unit_embeddings
-from ovd.precision import Compute
+from ovd.precision import Compute, on_device
 
 MAX_CROPS_PER_BATCH = 256
 """Maximum number of crops in one call of the backbone."""
@@ -76,11 +76,12 @@ class CropEncoder:
         """
         if sum(map(len, boxes)) == 0:
             return tuple(torch.zeros(0, 0, device=images.device) for _ in boxes)
-        groups = [
-            (rows, self.normalization(images[rows, :, :height, :width]))
-            for (height, width), rows in _rows_by_size(sizes).items()
-        ]
-        embeddings = torch.stack([self._encode_view(groups, boxes, view) for view in self.views])
+        with on_device(self._compute.device):
+            groups = [
+                (rows, self.normalization(images[rows, :, :height, :width]))
+                for (height, width), rows in _rows_by_size(sizes).items()
+            ]
+            embeddings = torch.stack([self._encode_view(groups, boxes, view) for view in self.views])
         return unit_embeddings(embeddings.mean(dim=0)).split([len(own) for own in boxes])
 
     def _encode_view(

@@ -37,14 +37,19 @@ def form_of(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[
     constants = {name for name, kind in kernel.fn.__annotations__.items() if "constexpr" in str(kind)}
     types = {
         name: "constexpr"
-        if name in constants
+        if name in constants or _is_one(value)
         else POINTERS[value.dtype]
         if isinstance(value, torch.Tensor)
         else SCALARS[type(value)]
         for name, value in bound.arguments.items()
     }
-    values = {name: bound.arguments[name] for name in bound.arguments if name in constants}
+    values = {name: value for name, value in bound.arguments.items() if name in constants or _is_one(value)}
     return {"module": kernel.fn.__module__, "kernel": kernel.fn.__name__, "types": types, "constants": values}
+
+
+def _is_one(value: Any) -> bool:
+    """Return whether a value is the integer 1, which Triton compiles as a constant without a tensor's methods."""
+    return type(value) is int and value == 1
 
 
 def pytest_configure() -> None:

@@ -36,7 +36,7 @@ def gradients(output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(2, 3, 5, 24), (7, 1), (0, 8)])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 24), (7, 1), (1, 1), (2, 1025), (0, 8)])
 def test_unit_rows(dtype, shape):
     x = random(*shape).to(dtype).requires_grad_()
     unit = NormalizeRows.apply(x, 1e-12)
@@ -52,6 +52,14 @@ def test_unit_rows(dtype, shape):
     torch.testing.assert_close(measured, expected, rtol=relative, atol=absolute)
 
 
+@pytest.mark.parametrize("part", [lambda x: x[:, ::2], lambda x: x.t(), lambda x: x[:, 3:9], lambda x: x[1::2]])
+def test_unit_rows_that_are_apart_in_memory(part):
+    x = random(5, 40).requires_grad_()
+    measured, expected = NormalizeRows.apply(part(x), 1e-12), F.normalize(part(x), dim=-1)
+    torch.testing.assert_close(measured, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradients(measured, x), gradients(expected, x), rtol=1e-5, atol=1e-6)
+
+
 def test_a_row_of_zeros_stays_zero():
     x = torch.zeros(2, 4, device=DEVICE, requires_grad=True)
     unit = NormalizeRows.apply(x, 1e-12)
@@ -62,7 +70,7 @@ def test_a_row_of_zeros_stays_zero():
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
-@pytest.mark.parametrize("shape", [(2, 5, 7, 40), (1, 1, 1, 8), (1, 3, 19, 130)])
+@pytest.mark.parametrize("shape", [(2, 5, 7, 40), (1, 1, 1, 8), (2, 1, 17, 1), (1, 3, 19, 130)])
 def test_weighted_neighbors(size, shape):
     x = random(*shape).requires_grad_()
     weights = random(*shape[:3], size * size, seed=1).requires_grad_()
@@ -107,7 +115,7 @@ def test_group_norm_of_numbers_far_from_zero_is_exact(mean, spread):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(("num_points", "num_classes"), [(50, 7), (9, 200), (1, 1), (0, 3)])
+@pytest.mark.parametrize(("num_points", "num_classes"), [(50, 7), (9, 200), (2, 5000), (1, 1), (0, 3)])
 def test_focal_loss(num_points, num_classes, masked, monkeypatch):
     """The focal loss equals torchvision's on all logits in float64, for embeddings of any length."""
     monkeypatch.setattr("ovd.kernels.focal.CHUNK", 64 * 20)  # so that there are several chunks
@@ -127,9 +135,10 @@ def test_focal_loss(num_points, num_classes, masked, monkeypatch):
     counts = (mask[group] | own) & (labels != IGNORED)[:, None]
     expected = (sigmoid_focal_loss(logits, own.double()) * counts).sum()
     torch.testing.assert_close(measured.double(), expected, rtol=1e-5, atol=1e-6)
+    relative = 1e-5 if num_classes < 1000 else 3e-5  # more terms round more
     for found, wanted in zip(gradients(measured, *inputs), gradients(expected, *inputs), strict=True):
         error = (found.double() - wanted.double()).abs()  # small gradients are differences of larger ones
-        assert error.numel() == 0 or error.max() <= 1e-5 * wanted.double().abs().max()
+        assert error.numel() == 0 or error.max() <= relative * wanted.double().abs().max()
 
 
 def loss_of_every_class(embeddings: Tensor, text: Tensor, scale: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
@@ -178,7 +187,7 @@ def test_focal_loss_of_what_needs_a_gradient(kept):
 
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("added", [False, True])
-@pytest.mark.parametrize("shape", [(2, 40, 5, 7), (1, 70, 9, 9), (1, 3, 1, 1)])
+@pytest.mark.parametrize("shape", [(2, 40, 5, 7), (1, 70, 9, 9), (1, 3, 1, 1), (1, 1, 1, 33), (0, 8, 3, 3)])
 def test_bias_shortcut_and_relu(shape, added, relu):
     x = random(*shape).contiguous(memory_format=torch.channels_last).requires_grad_()
     bias, shortcut = random(shape[1], seed=1).requires_grad_(), random(*shape, seed=2).requires_grad_()
@@ -220,7 +229,7 @@ def test_focal_loss_of_embeddings_that_are_too_short_to_be_scaled():
     torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
-@pytest.mark.parametrize("shape", [(2, 40, 6, 8), (1, 70, 5, 7), (1, 3, 2, 67), (1, 4, 1, 1)])
+@pytest.mark.parametrize("shape", [(2, 40, 6, 8), (1, 70, 5, 7), (1, 3, 2, 67), (1, 4, 1, 1), (0, 8, 4, 4)])
 def test_halving(shape):
     x = random(*shape).contiguous(memory_format=torch.channels_last).requires_grad_()
     measured = AvgPool2x2.apply(x)

@@ -1,7 +1,10 @@
 """CLIP's embeddings of crops against open_clip's own encoder."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import pytest
 import torch
 from random_images import coarse_noise
 from torch.nn import functional as F
@@ -23,14 +26,14 @@ def padded_pair(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.tensor(SIZES)
 
 
-def make_encoder(clip, *views: tuple[int, float], low_precision: bool = False) -> CropEncoder:
+def make_encoder(clip, *views: tuple[int, float], low_precision: bool = False, device: str = "cpu") -> CropEncoder:
     backbone = backbone_from_visual(copy.deepcopy(clip.model.visual))
     normalization = Normalization(clip.mean, clip.std)
     return CropEncoder(
         backbone,
         normalization,
         views=[View(*view) for view in views],
-        compute=Compute(torch.device("cpu"), low_precision),
+        compute=Compute(torch.device(device), low_precision),
     )
 
 
@@ -156,3 +159,26 @@ def test_crops_of_images_of_several_sizes_are_those_cut_out_image_by_image(tiny_
     found = encoder(images, sizes, boxes)
     assert torch.equal(torch.cat(seen), expected)
     assert [len(of_image) for of_image in found] == [2, 1, 0, 1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_encoders_gpu_is_the_current_one_while_it_runs(tiny_clip, monkeypatch):
+    """The GPU of an encoder is the current one while it runs, where Triton launches its kernels."""
+    selected, seen = [], []
+    select = torch.cuda.device
+
+    @contextmanager
+    def recorded(device: torch.device) -> Iterator[None]:
+        selected.append(device)
+        with select(device):
+            yield
+        selected.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", recorded)
+    encoder = make_encoder(tiny_clip, (32, 1.0), device="cuda:0")
+    convolution = next(module for module in encoder.backbone.modules() if isinstance(module, torch.nn.Conv2d))
+    convolution.register_forward_pre_hook(lambda *_: seen.append(list(selected)))
+    images, sizes = padded_pair()
+    encoder(images.to("cuda:0"), sizes.to("cuda:0"), [torch.tensor([[8.0, 4.0, 40.0, 36.0]]).to("cuda:0")] * 2)
+    assert seen == [[torch.device("cuda:0")]]
+    assert not selected
