@@ -1,7 +1,7 @@
 """Label image-text pairs for self-training: a trained detector detects boxes, with queries from the captions.
 
     ovd label-pairs runs/quickstart --pairs data/cc12m --output data/cc12m_labels
-    ovd label-pairs runs/quickstart --pairs FOLDER --output OTHER --queries classes --classes names.txt
+    ovd label-pairs runs/quickstart --pairs FOLDER --output OTHER --queries classes --classes-file names.txt
     torchrun --nproc-per-node 8 -m ovd label-pairs runs/quickstart --pairs FOLDER --output OTHER
     ovd label-pairs runs/quickstart --pairs FOLDER --output OTHER --ray auto
 
@@ -46,7 +46,10 @@ def _arguments() -> argparse.Namespace:
                         help="queries for an image: its whole caption, the caption's n-grams or noun phrases, or "
                         "the same class names for every image (default: %(default)s)")  # fmt: skip
     parser.add_argument(
-        "--classes", type=Path, metavar="FILE", help="for --queries classes: text file of class names, one per line"
+        "--classes-file",
+        type=Path,
+        metavar="FILE",
+        help="for --queries classes: text file of class names, one per line",
     )
     parser.add_argument("--templates", choices=get_args(Templates), help="prompt templates for names and "
                         "phrases, for the detector and for the text embeddings of the labels (default: those of the "
@@ -83,8 +86,8 @@ def _arguments() -> argparse.Namespace:
                         "LOCAL_RANK)")  # fmt: skip
     parser.add_argument("--threads", type=positive_int, default=2, help="number of CPU threads (default: %(default)s)")
     arguments = parser.parse_args()
-    if (arguments.queries == "classes") != (arguments.classes is not None):
-        parser.error("--queries classes and --classes FILE need each other")
+    if (arguments.queries == "classes") != (arguments.classes_file is not None):
+        parser.error("--queries classes and --classes-file FILE need each other")
     return arguments
 
 
@@ -98,7 +101,7 @@ def label_options(arguments: argparse.Namespace) -> LabelOptions:
 
     settings = {
         "queries": arguments.queries,
-        "classes": () if arguments.classes is None else read_class_names(arguments.classes),
+        "classes": () if arguments.classes_file is None else read_class_names(arguments.classes_file),
         "score_threshold": arguments.threshold,
         "max_boxes": arguments.max_boxes,
         "batch_size": arguments.batch_size,

@@ -188,7 +188,7 @@ def test_names_that_read_alike_are_labeled_once_under_the_first(tmp_path):
 
 def test_names_in_place_of_a_file_of_names_are_refused_with_what_is_wanted(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x", str(tmp_path), "--pairs", "p", "--output", "o", "--queries", "classes",
-                                      "--classes", "coin, stop sign"])  # fmt: skip
+                                      "--classes-file", "coin, stop sign"])  # fmt: skip
     with pytest.raises(ValueError, match="coin, stop sign does not exist; give a text file with one class name"):
         label_pairs.main()
 
@@ -205,7 +205,7 @@ def test_a_class_name_that_reads_as_blank_is_refused_with_its_line(tmp_path, mon
     names = tmp_path / "names.txt"
     names.write_text(f"anchor\n\n{name}\n")
     monkeypatch.setattr(sys, "argv", ["x", str(tmp_path), "--pairs", "p", "--output", "o", "--queries", "classes",
-                                      "--classes", str(names)])  # fmt: skip
+                                      "--classes-file", str(names)])  # fmt: skip
     with pytest.raises(ValueError, match=r"names\.txt: line 3: .* is blank to the text tower"):
         label_pairs.main()
 
@@ -224,8 +224,8 @@ def test_a_size_of_images_is_of_ovds_own_detectors(tmp_path, trained, pairs):
         (["--max-boxes", "0"], "argument --max-boxes: '0' is not"),
         (["--rank", "-1", "--world", "2"], "argument --rank: '-1' is not a whole number of at least 0"),
         (["--rank", "0", "--world", "0"], "argument --world: '0' is not"),
-        (["--classes", "names.txt"], "--queries classes and --classes FILE need each other"),
-        (["--queries", "classes"], "--queries classes and --classes FILE need each other"),
+        (["--classes-file", "names.txt"], "--queries classes and --classes-file FILE need each other"),
+        (["--queries", "classes"], "--queries classes and --classes-file FILE need each other"),
     ],
 )
 def test_an_option_with_a_wrong_value_is_named(options, words, monkeypatch, capsys):

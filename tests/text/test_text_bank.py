@@ -345,7 +345,7 @@ def test_missing_paraphrases_are_the_names_prompts_in_turn():
 def test_a_file_without_a_class_name_is_refused(tmp_path, monkeypatch):
     (tmp_path / "names.txt").write_text("\n  \n")
     config = Path(__file__).parents[2] / "configs" / "quickstart_base.yaml"
-    options = (f"bank.cache={tmp_path / 'banks'}", "--classes", str(tmp_path / "names.txt"))
+    options = (f"bank.cache={tmp_path / 'banks'}", "--classes-file", str(tmp_path / "names.txt"))
     monkeypatch.setattr("sys.argv", ["ovd text-bank", str(config), *options])
     with pytest.raises(ValueError, match=r"names\.txt: no class name in this file"):
         text_bank.main()
