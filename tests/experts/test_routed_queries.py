@@ -79,7 +79,7 @@ def test_it_runs_as_the_base_detector_does_but_has_no_predictions_of_one_detecto
 def test_the_base_detector_finds_what_it_finds_alone(inference) -> None:
     base, rows = inference.experts[0].inference, torch.tensor([0, 2, 3])
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    sizes = torch.full((2, 2), 64)
+    sizes = torch.tensor([[64, 64], [21, 37]])  # the second image is padded
     batch, queries = ImageBatch(images, sizes, sizes), QueryTexts(TEXT)
     found = inference.detect(queries, batch)
     assert inference.num_capped == 0

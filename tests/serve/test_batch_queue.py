@@ -37,7 +37,8 @@ def run(queue: BatchQueue, *asked: DetectionRequest) -> list:
     async def main():
         running = asyncio.create_task(queue.run())
         try:
-            return await asyncio.gather(*map(queue.submit, asked), return_exceptions=True)
+            async with asyncio.timeout(20):  # also if no answer comes
+                return await asyncio.gather(*map(queue.submit, asked), return_exceptions=True)
         finally:
             running.cancel()
 
