@@ -87,6 +87,19 @@ def test_crowd_regions_are_cleaned_as_boxes_are() -> None:
     assert index.crowd_boxes.offsets.tolist() == [0, 0, 1]
 
 
+@pytest.mark.parametrize("is_federated", [True, False])
+def test_an_index_counts_images_of_a_class_without_crowds_and_has_frequencies_of_lvis_alone(is_federated: bool) -> None:
+    """Images are counted where the file does not say how many there are; the second object here is a crowd region."""
+    categories = (Category(1, "cat", frequency="f"), Category(4, "dog", frequency="r"), Category(5, "owl", (), "c", 9))
+    table = replace(
+        TABLE, categories=categories, is_crowd=np.array([False, True, False]),
+        federated=FederatedLabels(((), ()), ((), ())) if is_federated else None,
+    )  # fmt: skip
+    found = index_of(table, "lvis" if is_federated else "coco", DataReport()).categories
+    assert [category.image_count for category in found] == [2, 0, 9]
+    assert [category.frequency for category in found] == (["f", "r", "c"] if is_federated else [None] * 3)
+
+
 def test_the_images_that_are_available_keep_their_objects_names_and_labels() -> None:
     labels = FederatedLabels(((4,), ()), ((), (1,)))
     table = replace(TABLE, areas_px=np.array([1.0, 2, 3]), federated=labels, is_available=np.array([False, True]))
