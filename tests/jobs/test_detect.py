@@ -257,6 +257,15 @@ def test_lines_of_json_come_at_once(photos, capsys):
     assert json.loads(capsys.readouterr().out)["detections"] == []
 
 
+def test_the_line_of_a_frame_has_its_position_and_its_time_in_milliseconds(tmp_path):
+    output = JsonLines(tmp_path / "boxes.jsonl", NAMES)
+    output.add(found_in(Picture("film.mp4", scene(4), 7, 7 / 24)))
+    output.close()
+    line = json.loads((tmp_path / "boxes.jsonl").read_text())
+    assert line.pop("detections") == [{"class": "light thing", "score": 0.75, "box_xyxy": [4.0, 10.0, 20.0, 22.0]}]
+    assert line == {"image": "film.mp4", "frame": 7, "time_s": 0.292}
+
+
 @pytest.mark.parametrize("name", [None, "boxes.jsonl"])
 def test_of_lines_before_an_error_it_is_said_where_they_are(name, photos, tmp_path, capsys):
     def stop(picture: Picture) -> Detections:
