@@ -107,6 +107,12 @@ def test_images_are_exchanged_only_for_a_class_that_a_part_lacks():
     assert draw_parts([], 0, 0) == ([], [])
 
 
+@pytest.mark.parametrize(("num_images", "share", "sizes"), [(3, "0.6", [2, 1]), (100, "0.29", [29, 71])])
+def test_the_share_of_the_first_part_is_rounded(num_images, share, sizes, tmp_path, monkeypatch):
+    parts = run(tmp_path, monkeypatch, content([[1]] * num_images), "--share", share)
+    assert [len(part["images"]) for part in parts] == sizes
+
+
 def test_records_with_nan_are_copied_unchanged(tmp_path, monkeypatch):
     rows = content([[1]] * 10)
     rows["images"][3]["license"] = float("nan")

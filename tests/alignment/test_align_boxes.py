@@ -1,5 +1,6 @@
 """The boxes at which the dense feature is distilled: random boxes and proposals."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -54,6 +55,13 @@ def test_boxes_of_a_step_depend_on_the_image_and_the_step_alone():
     for one, other in zip(whole[1:], draw(slice(1, 3), 5), strict=True):
         assert torch.equal(one, other)
     assert not torch.equal(whole[2], draw(slice(3), 6)[2])
+
+    def draw_alike(seed: int) -> list[torch.Tensor]:
+        return sample_boxes(sizes[:2], (4, 9), [found[2]] * 2, options, sides_px=(10.0, 50.0), seeds=(seed, 5))
+
+    one, other = draw_alike(0)
+    assert not torch.equal(one, other)  # images of one size have boxes of their own
+    assert not torch.equal(one, draw_alike(1)[0])  # and so have the seeds of a run
     blank = sample_boxes(sizes[:1], (), [found[2]], options, sides_px=(10.0, 50.0), seeds=(0, 0))
     assert [tuple(of_image.shape) for of_image in blank] == [(0, 4)]
 
@@ -88,6 +96,30 @@ def test_edges_are_where_pixels_differ():
     density = edge_density(image, 4)
     assert density.shape == (3, 3)
     torch.testing.assert_close(density, torch.tensor([[0.0] * 3, [25.0] * 3, [0.0] * 3]))
+
+
+def test_edge_density_is_that_of_a_loop_over_pixels():
+    image = torch.randint(0, 256, (3, 7, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    values = image.numpy().astype(float)
+    strength = np.zeros((7, 10))
+    for y in range(7):
+        for x in range(10):
+            left = np.abs(values[:, y, x] - values[:, y, x - 1]).max() if x else 0
+            upper = np.abs(values[:, y, x] - values[:, y - 1, x]).max() if y else 0
+            strength[y, x] = left + upper
+    expected = [[strength[y : y + 4, x : x + 4].mean() for x in (0, 4, 8)] for y in (0, 4)]
+    np.testing.assert_allclose(edge_density(image, 4).numpy(), expected, rtol=1e-5)
+
+
+def test_candidate_boxes_have_three_shapes_of_each_size_up_to_the_borders():
+    boxes = candidate_boxes(12, 17, (3.0, 9.0), torch.device("cpu"))
+    sides = [3.0 * 2 ** (number / 3) for number in range(5)]  # the next one, 9.5, is beyond the largest
+    expected = {
+        (round(side * math.sqrt(ratio)), round(side / math.sqrt(ratio))) for side in sides for ratio in (2 / 3, 1, 1.5)
+    }
+    assert set(map(tuple, (boxes[:, 2:] - boxes[:, :2]).tolist())) == expected
+    small = boxes[(boxes[:, 2:] - boxes[:, :2] == 3).all(dim=1)]  # in steps of one cell
+    assert small.tolist() == [[x, y, x + 3, y + 3] for x in range(15) for y in range(10)]
 
 
 def test_edges_find_what_stands_out_and_see_no_padding():
@@ -125,6 +157,13 @@ def test_a_detectors_proposals_are_its_best_boxes_whatever_their_class(tiny_clip
     propose = DetectorProposals(inference, text, smallest_px=6.0, count=7)
     assert propose.size_divisor == detector.size_divisor
     found = propose(images, sizes)
+
+    def mean_sides(smallest_px: float) -> torch.Tensor:
+        boxes = torch.cat(DetectorProposals(inference, text, smallest_px=smallest_px, count=1000)(images, sizes))
+        return (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt()
+
+    limit = float(mean_sides(0.0).quantile(0.3))
+    assert mean_sides(0.0).min() < limit <= mean_sides(limit).min()
     predictions = inference.predict(images, sizes)
     for boxes, size, embeddings, quality, raw in zip(
         found, sizes, predictions.embeddings, predictions.quality, predictions.boxes, strict=True

@@ -32,6 +32,8 @@ def test_a_folder_gives_all_images_below_it_in_the_order_of_their_paths(tmp_path
     assert part.fingerprint == images.fingerprint
     (folder / "0.png").write_bytes((folder / "1.png").read_bytes())
     assert images_from_folder(folder).fingerprint != images.fingerprint
+    (folder / "0.png").rename(folder / "z.png")
+    assert images_from_folder(folder).fingerprint != images.fingerprint
 
 
 @pytest.mark.parametrize("name", ["empty", "missing"])

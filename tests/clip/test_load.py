@@ -45,7 +45,8 @@ def test_a_local_files_normalization_is_that_of_its_name_or_given(weights_file, 
     assert (given.mean, given.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     with pytest.raises(ValueError, match="give both or neither"):
         load_clip(SMALL, weights_file, activation="gelu", mean=(0.1, 0.2, 0.3))
-    for mean, std in (((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)), ((0.5, 0.5, 0.5), (0.5, 0.0, 0.5))):
+    of_255, halves = (123.675, 116.28, 103.53), (0.5, 0.5, 0.5)
+    for mean, std in ((of_255, (58.395, 57.12, 57.375)), (halves, (0.5, 0.0, 0.5)), (of_255, halves), (halves, of_255)):
         with pytest.raises(ValueError, match="not of pixels from 0 to 1; divide those of 0 to 255 by 255"):
             load_clip(SMALL, weights_file, activation="gelu", mean=mean, std=std)
     elsewhere = str(tmp_path / "other.pt")

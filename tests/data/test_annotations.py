@@ -496,6 +496,20 @@ def test_a_file_of_corners_is_told_from_one_of_sides(tmp_path):
     assert load(tmp_path, many_boxes(mixed))[1].counts()[Finding("F5", "repaired")] == 4
 
 
+@pytest.mark.parametrize(
+    "corners",
+    [
+        [[60, 2, 95, 20], [50, 5, 80, 30], [70, 1, 90, 40], [55, 1, 100, 9]],
+        [[5, 20, 30, 45], [5, 25, 40, 40], [6, 30, 30, 50], [7, 28, 20, 48]],
+    ],
+    ids=["at the right", "at the bottom"],
+)
+def test_a_file_of_corners_is_told_by_boxes_that_leave_the_image_on_one_side_alone(corners, tmp_path):
+    with pytest.raises(DataError, match="4 of 4 boxes reach outside their image") as caught:
+        load(tmp_path, many_boxes(corners))
+    assert caught.value.code == "F5"
+
+
 def test_boxes_as_shares_of_the_image_are_named(tmp_path):
     with pytest.raises(DataError, match="all coordinates are from 0 to 1") as caught:
         load(tmp_path, many_boxes([[0.1, 0.2, 0.5, 0.5], [0, 0, 1, 1], [0.3, 0.3, 0.1, 0.2], [0.5, 0, 0.5, 1]]))

@@ -31,6 +31,8 @@ def imported(folder: Path, text: str, images: Path | None = None, **options: Any
         f"{HEADER}\na.png,90,60,cat,10,20,30,50\nb.png,90,60,cat,0,0,90,60\na.png,90,60,dog,1.5,2,9.5,11\n",
         "image_path,x1,y1,x2,y2,label\na.png,10,20,30,50,cat\na.png,1.5,2,9.5,11,dog\nb.png,0,0,90,60,cat",
         "Class,XMax,XMin,YMin,YMax,File Name\ncat,30,10,20,50,a.png\n\ndog,9.5,1.5,2,11,a.png\ncat,90,0,0,60,b.png",
+        "path,filename,name,class,x1,xmin,ymin,xmax,ymax\nx/a.png,a.png,m1,cat,0,10,20,30,50\n"
+        "x/a.png,a.png,m1,dog,0,1.5,2,9.5,11\nx/b.png,b.png,m1,cat,1,0,0,90,60",  # the usual of two names of a column
         "a.png,10,20,30,50,cat\r\na.png,1.5,2,9.5,11,dog\r\nb.png,0,0,90,60,cat\r\n",
     ],
 )

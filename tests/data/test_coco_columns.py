@@ -130,7 +130,10 @@ def test_whatever_is_edited_it_reads_the_same_or_leaves_the_file_to_the_careful_
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"null", b'{"images": []}', b'\xff{"images": []}', b"[" * 200_000, b'{"images": [NaN]}'],
+    [
+        *(b"", b"{", b"[]", b"null", b'{"images": []}', b'\xff{"images": []}', b"[" * 200_000, b'{"images": [NaN]}'),
+        b'{"info": "\xff", "images": [], "annotations": [], "categories": []}',
+    ],
     ids=lambda content: content[:12].decode(errors="replace"),
 )
 def test_what_is_no_annotation_file_is_left_to_the_careful_reader(content: bytes, tmp_path):

@@ -167,11 +167,12 @@ def test_too_many_images_of_another_size_name_the_option():
     assert "sizes are wrong, set data.source.sizes_from_images=true (tools: --sizes-from-images)" in str(error)
 
 
-def test_boxes_that_leave_the_image_itself_say_nothing_of_the_record(tmp_path):
+@pytest.mark.parametrize("box", [[30, 5, 40, 10], [-4, 5, 49, 10], [30, -4, 15, 19]])
+def test_boxes_that_leave_the_image_itself_say_nothing_of_the_record(box, tmp_path):
     content = content_of(tmp_path, 2)
     content["annotations"][0]["bbox"] = [30, 5, 40, 10]
     content["images"][1].update(height=10, width=25)
-    content["annotations"][2]["bbox"] = [30, 5, 40, 10]
+    content["annotations"][2]["bbox"] = box
     report = DataReport()
     index = load(tmp_path, content, report)
     assert ("F12", "repaired") not in report.counts()

@@ -76,6 +76,18 @@ def test_a_coco_export_keeps_areas_and_gets_new_ids(tmp_path, images):
     assert [row["id"] for row in content["annotations"]] == [1, 2, 3]
 
 
+def test_areas_stay_with_their_boxes_and_are_no_larger(tmp_path, images):
+    content = coco(tmp_path)
+    first, second, third = content["annotations"]
+    thin = {**first, "id": 8, "bbox": [1, 1, 0.5, 9], "area": 3.0}
+    content["annotations"] = [thin, {**first, "area": 50.0}, {**second, "area": 60.0}, {**third, "area": 800.0}]
+    path = tmp_path / "instances_default.json"
+    path.write_text(json.dumps(content))
+    objects, written, _ = imported(path, images, "coco")
+    assert objects == EXPECTED
+    assert [row["area"] for row in written["annotations"]] == [50.0, 60.0, 600.0]  # the last box is cut to 20 x 30
+
+
 def test_label_studio_writes_folders_of_its_own(tmp_path, images):
     path = tmp_path / "result.json"
     path.write_text(json.dumps(coco(tmp_path, "..\\..\\label-studio\\media\\upload\\1\\{}.jpg")))
@@ -106,12 +118,14 @@ def test_images_that_are_missing_are_counted_and_left_out(images):
     for row in more[3:]:
         (images / row["file_name"]).touch()
     content["images"] += more
+    content["annotations"] += [{**content["annotations"][0], "id": 100, "image_id": 101}]
     path = images / "all.json"
     path.write_text(json.dumps(content))
     report = DataReport()
     written = import_boxes(path, images, "coco", report).content
     assert len(written["images"]) == len(SIZES) + 597
     assert report.num_skipped("F8") == 3
+    assert (report.num_used("box"), report.num_seen("box")) == (3, 4)
 
 
 @pytest.mark.parametrize("options", [{}, {"sizes_from_images": True}])
@@ -126,6 +140,7 @@ def test_an_image_that_is_missing_and_has_no_size_is_left_out_too(images, option
     assert objects == EXPECTED
     assert len(written["images"]) == len(SIZES)
     assert report.num_skipped("F8") == 1
+    assert (report.num_used("box"), report.num_seen("box")) == (3, 4)
 
 
 def test_masks_that_cvat_exports_as_crowds_may_be_objects(images):
@@ -205,16 +220,18 @@ def test_labelme(tmp_path, images):
         {"label": "cat", "shape_type": "circle", "points": [[30, 20], [33, 24]]},
         {"label": "cat", "shape_type": "point", "points": [[3, 4]]},
         {"label": "cat", "shape_type": "polygon", "points": [[3, 4]]},
+        {"label": "cat", "shape_type": "polygon", "points": [[3, 4], [9, 9]]},
     ]
     content["imageHeight"] = None
     (images / "a.json").write_text(json.dumps(content))
     objects, _, report = imported(images, None, "labelme")
     assert ("a.jpg", "cat", [25.0, 15.0, 10.0, 10.0]) in objects
     assert len(objects) == 4
-    assert report.counts() == {("F4", "skipped"): 2, ("F5", "repaired"): 1, ("F12", "repaired"): 1}
-    point, polygon = report.first_records()[Finding("F4", "skipped")]
+    assert report.counts() == {("F4", "skipped"): 3, ("F5", "repaired"): 1, ("F12", "repaired"): 1}
+    point, polygon, line = report.first_records()[Finding("F4", "skipped")]
     assert "shape 4: a point has no box" in point
     assert "shape 5: a polygon needs three points, not 1" in polygon
+    assert "shape 6: a polygon needs three points, not 2" in line
 
 
 def test_labelmes_files_may_have_an_upper_case_suffix(images):
@@ -339,6 +356,16 @@ def test_open_images(tmp_path, images):
     with pytest.raises(DataError, match=rf"image {twice.stem} may be .* or .*; remove one of them") as stopped:
         imported(boxes, images, "open_images", class_names=names)
     assert stopped.value.code == "F2"
+
+
+def test_boxes_of_an_image_of_open_images_that_cannot_be_read_are_counted(tmp_path, images):
+    boxes, names = open_images(tmp_path)
+    (images / "a.jpg").write_bytes(b"no image")
+    objects, content, report = imported(boxes, images, "open_images", class_names=names)
+    assert [(file, name) for file, name, _ in objects] == [("b.jpg", "cat")]
+    assert [image["file_name"] for image in content["images"]] == ["b.jpg"]
+    assert (report.num_used("box"), report.num_seen("box")) == (1, 3)
+    assert report.num_skipped("F9") == 1
 
 
 def test_a_large_file_of_open_images_is_not_held_in_memory(tmp_path, images):

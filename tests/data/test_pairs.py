@@ -362,6 +362,20 @@ def test_a_bad_info_member_names_the_sample(tmp_path, info):
     assert (shards.key(0), shards.image(0), shards.caption(0)) == ("a", b"", "")  # enough for labeling and training
 
 
+@pytest.mark.parametrize("fault", ["missing", "unknown"])
+def test_one_shard_more_or_less_than_in_the_manifest_stops(fault, tmp_path):
+    write_pair_shards(tmp_path, some_pairs(4), pairs_per_shard=1)
+    first = tmp_path / "00000.tar"
+    if fault == "unknown":
+        (tmp_path / "x.tar").write_bytes(first.read_bytes())
+        words = r"from the folder: none; shards not in the manifest: x\.tar"
+    else:
+        first.unlink()
+        words = r"from the folder: 00000\.tar; shards not in the manifest: none"
+    with pytest.raises(DataError, match=words):
+        PairShards(tmp_path)
+
+
 def test_folder_and_manifest_must_name_the_same_shards(tmp_path):
     with pytest.raises(ValueError, match=r"no \.tar shards"):
         PairShards(tmp_path)

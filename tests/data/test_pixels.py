@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from small_export import unchecked
 
-from ovd.data.images.pixels import as_pixels
+from ovd.data.images.pixels import as_pixels, checked_size
 from ovd.data.images.sixteen_bits import to_eight_bits
 
 RGB = np.random.default_rng(0).integers(0, 256, (7, 9, 3)).astype(np.uint8)
@@ -108,3 +108,18 @@ def test_sixteen_bits_of_the_other_byte_order_are_the_same_picture():
 def test_a_file_is_no_image():
     with unchecked(), pytest.raises(ValueError, match="a BytesIO is not an image; give a path"):
         as_pixels(io.BytesIO(b"x"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+def test_a_power_of_two_needs_one_bit_more(bits: int):
+    """The largest value is just beyond those of fewer bits; two bits more are the next step of cameras."""
+    values = np.full((4, 4), 1 << bits, np.uint16)
+    assert (as_pixels(values) == (1 << bits) >> (bits + 2 - 8)).all()
+    assert (as_pixels(values - 1) == 255).all()
+
+
+def test_the_smallest_size_is_32_pixels():
+    assert checked_size(32) == 32
+    for size in (31, 0, -64, True, 64.0):
+        with unchecked(), pytest.raises(ValueError, match="a whole number of at least 32"):
+            checked_size(size)  # type: ignore[arg-type]

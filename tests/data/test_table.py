@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from ovd.data.category import Category
+from ovd.data.formats.box_form import check_no_shares, notice_doubles
 from ovd.data.formats.table import AnnotationTable, FederatedLabels, available_part, clean_boxes, index_of, truth_of
-from ovd.data.report import DataReport
+from ovd.data.report import DataError, DataReport
 
 TABLE = AnnotationTable(
     path=Path("boxes.lines"),
@@ -38,6 +39,32 @@ TABLE = AnnotationTable(
 def test_a_table_that_a_reader_made_wrong_is_refused(changed: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         replace(TABLE, **changed)
+
+
+def test_objects_are_the_same_by_image_class_and_box_and_images_by_their_file() -> None:
+    def num_noticed(**changes: Any) -> int:
+        report = DataReport()
+        notice_doubles(replace(TABLE, **changes), report)
+        return sum(report.counts().values())
+
+    assert num_noticed() == 0  # two objects have one image and one box, but two classes
+    one_class = np.array([0, 1, 1])
+    assert num_noticed(class_of_object=one_class) == 1
+    zeros = np.array([[1.0, 2, 3, 4], [0.0, 2, 3, 4], [-0.0, 2, 3, 4]])
+    assert num_noticed(class_of_object=one_class, boxes_xywh=zeros) == 1
+    assert num_noticed(image_files=("a.jpg", "./a.jpg")) == 1
+    assert num_noticed(image_files=("a/b.jpg", "a//b.jpg")) == 1
+
+
+def test_boxes_of_an_image_of_one_pixel_are_no_shares_of_its_sides() -> None:
+    nothing = np.zeros(4, np.int64)
+    table = replace(
+        TABLE, image_of_object=nothing, class_of_object=nothing, boxes_xywh=np.array([[0.0, 0, 1, 1]] * 4),
+        is_crowd=np.zeros(4, bool),
+    )  # fmt: skip
+    check_no_shares(replace(table, image_sizes=np.ones((2, 2), np.int64)))
+    with pytest.raises(DataError, match="all coordinates are from 0 to 1"):
+        check_no_shares(table)
 
 
 def test_boxes_of_images_that_are_not_available_are_counted() -> None:
@@ -85,6 +112,19 @@ def test_crowd_regions_are_cleaned_as_boxes_are() -> None:
     assert index.boxes.values.tolist() == [[1, 2, 4, 6]]
     assert index.crowd_boxes.values.tolist() == [[15, 2, 20, 6]]
     assert index.crowd_boxes.offsets.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("is_federated", [True, False])
+def test_an_index_counts_images_of_a_class_without_crowds_and_has_frequencies_of_lvis_alone(is_federated: bool) -> None:
+    """Images are counted where the file does not say how many there are; the second object here is a crowd region."""
+    categories = (Category(1, "cat", frequency="f"), Category(4, "dog", frequency="r"), Category(5, "owl", (), "c", 9))
+    table = replace(
+        TABLE, categories=categories, is_crowd=np.array([False, True, False]),
+        federated=FederatedLabels(((), ()), ((), ())) if is_federated else None,
+    )  # fmt: skip
+    found = index_of(table, "lvis" if is_federated else "coco", DataReport()).categories
+    assert [category.image_count for category in found] == [2, 0, 9]
+    assert [category.frequency for category in found] == (["f", "r", "c"] if is_federated else [None] * 3)
 
 
 def test_the_images_that_are_available_keep_their_objects_names_and_labels() -> None:

@@ -136,6 +136,11 @@ def test_a_set_without_regions(folder):
         (record("a.png", region(RECT | {"x": float("nan")}, kind="cat")), "F6", "not numbers under 1,000,000,000"),
         (record("a.png", region({"name": "rect", "x": 1}, kind="cat")), "F6", "not numbers under 1,000,000,000"),
         (record("a.png", region(POLYGON | {"all_points_x": [1, 2]}, kind="cat")), "F6", "not those of a polygon"),
+        (
+            record("a.png", region({"name": "polygon", "all_points_x": [1, 9], "all_points_y": [2, 8]}, kind="cat")),
+            "F6",
+            "not those of a polygon",
+        ),
         (record("a.png", region({"name": "star"}, kind="cat")), "F6", "the shape is 'star'; only rectangles, polygons"),
         (record("a.png", {"region_attributes": {}}), "F1", "region 0 has no shape_attributes"),
         (record("a.png", region(RECT, kind="cat"), region(RECT)), "F1", "region 1: has no 'kind' with a class name"),

@@ -325,7 +325,7 @@ def test_boxes_as_shares_of_the_image_are_named(folder):
 
 
 def test_corners_at_0_are_noticed_once_where_pixels_count_from_1(folder):
-    rows = [[0, 2, 10, 20], [3, 0, 10, 20], [3, 3, 10, 20]]
+    rows = [[0, 2, 10, 20], [3, 0, 10, 20], [3, 3, 10, 20], [1, 1, 12, 20]]
     corners = [dict(zip(("xmin", "ymin", "xmax", "ymax"), row, strict=True)) for row in rows]
     boxes = ["".join(f"<{name}>{value}</{name}>" for name, value in row.items()) for row in corners]
     objects = [f"<object><name>cat</name><bndbox>{box}</bndbox></object>" for box in boxes]
@@ -333,10 +333,13 @@ def test_corners_at_0_are_noticed_once_where_pixels_count_from_1(folder):
     report = DataReport()
     load(folder, report=report)
     assert report.counts() == {("F5", "noticed"): 1, ("F5", "repaired"): 2}
-    assert "2 of 4 objects have corners at 0" in report.first_records()[Finding("F5", "noticed")][0]
+    assert "2 of 5 objects have corners at 0" in report.first_records()[Finding("F5", "noticed")][0]
     report = DataReport()
     load(folder, FormatOptions(zero_based=True), report)
     assert report.counts() == {}
+    write(folder, "a", voc_xml("a.jpg", SIZE, [objects[0].replace("<xmin>0<", "<xmin>-1<")]))
+    load(folder, FormatOptions(zero_based=True), report)
+    assert report.counts() == {("F5", "repaired"): 1}  # no advice to set what is set already
 
 
 OBJECT = voc_object("cat", [1, 2, 10, 20])

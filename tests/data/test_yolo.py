@@ -398,6 +398,16 @@ def test_polygons_give_their_bounding_box(root):
     index = load(root)
     np.testing.assert_allclose(index.boxes[0], [[6, 10, 18, 30], [6, 4, 36, 14]], rtol=1e-6)
     assert index.classes[0].tolist() == [0, 1]
+    write(root / "labels" / "train" / "a.txt", "0 0.1 0.2 0.6 0.25 0.15 0.8 0.1 0.7\n")  # most points at the left
+    np.testing.assert_allclose(load(root).boxes[0], [[6, 8, 36, 32]], rtol=1e-6)
+
+
+def test_ids_of_names_may_have_gaps_and_any_order(root):
+    set_data(root, names={7: "dog", 3: "cat"})
+    write(root / "labels" / "train" / "a.txt", "7 0.5 0.25 0.1 0.2\n3 0.5 0.5 0.2 0.2\n")
+    index = load(root)
+    assert [(category.id, category.name) for category in index.categories] == [(3, "cat"), (7, "dog")]
+    assert index.classes[0].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("format", ["jpg", "png", "webp"])

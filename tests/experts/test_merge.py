@@ -42,6 +42,13 @@ def test_boxes_at_one_place(same_place, sure_base, sure_expert) -> None:
     assert listed(merged(base, expert, same_place=same_place)[0]) == sure_expert
 
 
+@pytest.mark.parametrize(("shift", "is_one_place"), [(24, True), (25, True), (26, False), (32, False)])
+def test_one_place_begins_at_an_iou_of_three_fifths(shift, is_one_place) -> None:
+    """The boxes are 100 px wide, so their IoU is (100 - shift) / (100 + shift): 0.6 for 25 px."""
+    base, expert = found(([0, 0, 100, 50], 0.9, 0)), found(([shift, 0, 100 + shift, 50], 0.5, 1))
+    assert listed(merged(base, expert)[0]) == [(0.9, 0), *([] if is_one_place else [(0.5, 1)])]
+
+
 def test_boxes_elsewhere_stay_and_the_best_come_first() -> None:
     base, expert = found((PLACE, 0.5, 0)), found((ELSEWHERE, 0.7, 1), ([80, 80, 90, 90], 0.2, 1))
     for same_place in ("base_stays", "surer", "both"):

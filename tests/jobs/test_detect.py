@@ -148,6 +148,26 @@ def test_one_file_in_cocos_form(photos, tmp_path):
     assert [category["name"] for category in content["categories"]] == NAMES
 
 
+def test_records_of_frames_and_of_several_boxes_in_cocos_form(tmp_path):
+    boxes = torch.tensor([[1.0, 2.0, 11.0, 5.0], [3.0, 4.0, 8.0, 9.0]])
+    found = Detections(boxes, torch.tensor([0.87654, 0.5]), torch.tensor([1, 0]))
+    output = CocoFile(tmp_path / "boxes.json", NAMES)
+    for frame in (0, 1):
+        output.add(PictureDetections(Picture("film.mp4", scene(4), frame, 0.04 * frame), found, (7, 3)))
+    output.close()
+    content = json.loads((tmp_path / "boxes.json").read_text())
+    assert content["images"] == [
+        {"id": 1, "file_name": "film.mp4", "height": 40, "width": 60, "frame": 0, "time_s": 0.0},
+        {"id": 2, "file_name": "film.mp4", "height": 40, "width": 60, "frame": 1, "time_s": 0.04},
+    ]
+    assert content["categories"] == [{"id": 1, "name": "dark thing"}, {"id": 2, "name": "light thing"}]
+    columns = ("id", "image_id", "category_id", "bbox", "score", "track_id")
+    first, second = [2, [1, 2, 10, 3], 0.8765, 7], [1, [3, 4, 5, 5], 0.5, 3]
+    assert [[row[column] for column in columns] for row in content["annotations"]] == [
+        [1, 1, *first], [2, 1, *second], [3, 2, *first], [4, 2, *second],
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("output", [CocoFile, JsonLines])
 def test_where_a_file_goes_is_looked_at_before_the_first_picture(output, photos, tmp_path):
     output(tmp_path / "not" / "there" / "boxes.json", NAMES).close()
@@ -235,6 +255,15 @@ def test_lines_of_json_come_at_once(photos, capsys):
     detect_in_sources([str(photos / "a.png"), str(photos / "nothing.png")], detect_and_look, output)
     assert seen == [0, 1]
     assert json.loads(capsys.readouterr().out)["detections"] == []
+
+
+def test_the_line_of_a_frame_has_its_position_and_its_time_in_milliseconds(tmp_path):
+    output = JsonLines(tmp_path / "boxes.jsonl", NAMES)
+    output.add(found_in(Picture("film.mp4", scene(4), 7, 7 / 24)))
+    output.close()
+    line = json.loads((tmp_path / "boxes.jsonl").read_text())
+    assert line.pop("detections") == [{"class": "light thing", "score": 0.75, "box_xyxy": [4.0, 10.0, 20.0, 22.0]}]
+    assert line == {"image": "film.mp4", "frame": 7, "time_s": 0.292}
 
 
 @pytest.mark.parametrize("name", [None, "boxes.jsonl"])

@@ -12,10 +12,10 @@ from ovd.serve.detection_service import DetectionRequest, PreparedImage
 from ovd.structures import Detections
 
 
-def request_of(name: str, side: int = 64) -> DetectionRequest:
-    return DetectionRequest(
-        PreparedImage(torch.zeros(3, side, side, dtype=torch.uint8), (side, side), (side, side)), (name,)
-    )
+def request_of(name: str, side: int = 64, width: int | None = None) -> DetectionRequest:
+    """Make a request of a square picture, or of one of another width."""
+    shape = (side, width or side)
+    return DetectionRequest(PreparedImage(torch.zeros(3, *shape, dtype=torch.uint8), shape, shape), (name,))
 
 
 class Recorder:
@@ -30,14 +30,15 @@ class Recorder:
         self.batches.append([request.names[0] for request in requests])
         time.sleep(self.seconds)
         assert self.free is None or self.free.wait(20)
-        return [ValueError("bad") if request.names[0] == "bad" else Detections.empty() for request in requests]
+        return [RuntimeError("bad") if request.names[0] == "bad" else Detections.empty() for request in requests]
 
 
 def run(queue: BatchQueue, *asked: DetectionRequest) -> list:
     async def main():
         running = asyncio.create_task(queue.run())
         try:
-            return await asyncio.gather(*map(queue.submit, asked), return_exceptions=True)
+            async with asyncio.timeout(20):  # also if no answer comes
+                return await asyncio.gather(*map(queue.submit, asked), return_exceptions=True)
         finally:
             running.cancel()
 
@@ -59,9 +60,34 @@ def test_the_oldest_shape_goes_first_and_batches_are_full():
     assert [answer.batch_size for answer in answers] == [3, 2, 3, 3, 2, 1]
 
 
+def test_pictures_of_equal_height_or_width_alone_are_not_answered_together():
+    recorder = Recorder()
+    asked = [request_of("a"), request_of("b", 64, 32), request_of("c", 32, 64), request_of("d", 64, 32)]
+    run(BatchQueue(recorder, limit=9, gather_s=0.0), *asked)
+    assert recorder.batches == [["a"], ["b", "d"], ["c"]]
+
+
+def test_the_wait_of_the_oldest_request_is_not_prolonged_by_later_ones():
+    recorder = Recorder(seconds=0.0)
+
+    async def main() -> int:
+        queue = BatchQueue(recorder, limit=1000, gather_s=0.3)
+        running = asyncio.create_task(queue.run())
+        first = asyncio.create_task(queue.submit(request_of("first")))
+        later: list[asyncio.Task] = []
+        while not first.done() and len(later) < 60:
+            later.append(asyncio.create_task(queue.submit(request_of("later"))))
+            await asyncio.sleep(0.05)
+        await asyncio.gather(first, *later)
+        running.cancel()
+        return len(later)
+
+    assert asyncio.run(main()) < 60  # three seconds
+
+
 def test_a_wrong_request_is_told_to_its_owner_alone():
     answers = run(BatchQueue(Recorder(), limit=8, gather_s=0.0), request_of("a"), request_of("bad"), request_of("c"))
-    assert [type(answer).__name__ for answer in answers] == ["BatchedResult", "ValueError", "BatchedResult"]
+    assert [type(answer).__name__ for answer in answers] == ["BatchedResult", "RuntimeError", "BatchedResult"]
 
 
 @pytest.mark.parametrize(("gather_s", "batches"), [(30.0, [["a", "b"]]), (0.0, [["a"], ["b"]])])

@@ -88,6 +88,6 @@ def test_rows_of_names_are_encoded_once_and_the_oldest_are_forgotten(trained, mo
     monkeypatch.setattr(module, "MAX_CACHED_NAMES", 2)
     service = DetectionService(trained)
     picture = service.prepare_pixels(np.zeros((64, 64, 3), dtype=np.uint8))
-    for names in (("anchor", "cat"), ("cat", "dog"), ("dog", "cat"), ("anchor",)):
+    for names in (("anchor", "cat"), ("cat", "dog"), ("dog", "cat"), ("anchor",), ("cat",)):
         service.detect([DetectionRequest(picture, names)])
     assert asked == [["anchor", "cat"], ["dog"], ["anchor"]]

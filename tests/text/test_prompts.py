@@ -32,6 +32,8 @@ def test_every_lvis_name_cleans_to_plain_words(shared_data):
 def test_articles_follow_the_name():
     assert fill_template("a photo of {article} {}", "umbrella") == "a photo of an umbrella"
     assert fill_template("a photo of {article} {}", "bow") == "a photo of a bow"
+    assert fill_template("a photo of {article} {}", "horse") == "a photo of a horse"
+    assert fill_template("a photo of {article} {}", "Easter egg") == "a photo of an Easter egg"
 
 
 def test_full_templates_are_openais_eighty():

@@ -23,7 +23,17 @@ def test_only_the_best_at_a_place_is_shown_unless_overlaps_are_wanted():
     assert choose_shown(FOUND, 0.5).scores.tolist() == torch.tensor([0.9, 0.7]).tolist()
     assert len(choose_shown(FOUND, 0.5, overlapping=True).scores) == 3
     assert len(choose_shown(FOUND, 0.0, limit=1).scores) == 1
+    assert choose_shown(FOUND, 0.0, limit=2).scores.tolist() == FOUND.scores[[0, 2]].tolist()  # of different places
+    assert len(choose_shown(FOUND, 0.7).scores) == 2  # a score equal to the threshold is enough
     assert len(choose_shown(NOTHING, 0.0).scores) == 0
+
+
+@pytest.mark.parametrize(("shift", "num_shown"), [(20.0, 1), (32.0, 1), (34.0, 2)])
+def test_boxes_are_at_one_place_above_an_iou_of_a_half(shift, num_shown):
+    """Boxes 100 px wide, shifted against each other; their IoU is (100 - shift) / (100 + shift)."""
+    boxes = torch.tensor([[0.0, 0, 100, 40], [shift, 0, 100 + shift, 40]])
+    found = Detections(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]))
+    assert len(choose_shown(found, 0.5).scores) == num_shown
 
 
 def test_each_class_may_have_a_threshold_of_its_own():
@@ -60,6 +70,18 @@ def test_rare_classes_are_told_from_others_and_missed_ones_are_white(monkeypatch
     assert [label.text for label in drawn] == ["jar 0.90", "★ owl 0.70", "(jar)", "(★ owl)"]
     assert [label.background for label in drawn] == [class_color("jar"), RARE_COLOR, (255, 255, 255), (255, 255, 255)]
     assert [label.box for label in drawn[:2]] == [(40, 40, 200, 200), (240, 80, 360, 240)]
+
+
+def test_of_frames_at_one_place_the_best_one_is_on_top_and_a_rare_one_thicker():
+    ground = np.zeros((400, 500, 3), np.uint8)
+    boxes = torch.tensor([[100.0, 100, 300, 300]] * 2)
+    found = Detections(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]))
+    across = np.asarray(draw_detections(ground, found, ["jar", "owl"]))[250, 80:140]
+    assert (across == class_color("jar")).all(axis=1).any()
+    assert not (across == class_color("owl")).all(axis=1).any()
+    rare = np.asarray(draw_detections(ground, found.take(torch.tensor([0])), ["jar"], rare={0}))[250, 80:140]
+    widths = [(row == color).all(axis=1).sum() for row, color in ((across, class_color("jar")), (rare, RARE_COLOR))]
+    assert widths == [2, 3]  # lines of 500 // 250 pixels, and of twice as many less one
 
 
 def test_the_frame_of_a_box_is_seen_on_any_ground():
