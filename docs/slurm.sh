@@ -21,7 +21,7 @@ if [ "$1" = label ]; then
     # Task N takes the shards number N, N + WORLD, ... and skips those that are done; failed tasks are started again
     # with --array 3,17 and the same WORLD, and their files are byte-identical.
     exec srun --ntasks 1 --cpus-per-task "$SLURM_CPUS_PER_TASK" \
-        .venv/bin/python tools/pseudo_label.py "$RUN" --pairs data/cc12m --queries nouns --templates none \
+        .venv/bin/ovd label-pairs "$RUN" --pairs data/cc12m --queries nouns --templates none \
         --threads "$SLURM_CPUS_PER_TASK" --output data/cc12m_labels \
         --rank "$SLURM_ARRAY_TASK_ID" --world "$WORLD"
 fi
@@ -33,7 +33,7 @@ head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 started=$SECONDS
 srun --cpus-per-task "$SLURM_CPUS_PER_TASK" .venv/bin/torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node 8 \
     --rdzv-backend c10d --rdzv-endpoint "$head_node:29500" --rdzv-id "$SLURM_JOB_ID" \
-    tools/train.py "$1" --resume "${@:2}" && exit 0
+    -m ovd train "$1" --resume "${@:2}" && exit 0
 # torchrun's own exit code does not say whether a signal stopped it: a job that had an hour is worth another.
 [ $((SECONDS - started)) -gt 3600 ] && scontrol requeue "$SLURM_JOB_ID"
 exit 1

@@ -114,7 +114,7 @@ def read_ledger(labels_file: Path) -> Ledger:
         )
         if not isinstance(ledger.text_tower, str):
             raise TypeError(f"text_tower is {ledger.text_tower!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a valid ledger of pseudo-labels ({error!r}); delete it and run ovd label-pairs again, "
             "or give another --output"

@@ -96,9 +96,7 @@ class TextBank:
             in_file = json.loads(metadata["names"])
             position = {name: row for row, name in enumerate(in_file)}
             if not num_rows == len(in_file) == len(position):
-                raise ValueError(
-                    f"number of classes {num_rows}, of names {len(in_file)}, of distinct ones {len(position)}"
-                )
+                raise ValueError(f"classes: {num_rows:,}, names: {len(in_file):,}, distinct: {len(position):,}")
             start, end = tensor["data_offsets"]
             is_whole = tensor["dtype"] == "F16" and end - start == 2 * num_rows * num_variants * dim
             self.text_tower: str = metadata["tower"]

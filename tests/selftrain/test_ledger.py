@@ -64,6 +64,12 @@ def test_what_is_no_whole_ledger_is_named(tmp_path, part, instead):
         read_ledger(file)
 
 
+def test_a_ledger_nested_too_deeply_is_named(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"a\.json is not a valid ledger of pseudo-labels \(RecursionError"):
+        read_ledger(tmp_path / "a.safetensors")
+
+
 def test_capped_pairs_of_all_shards_are_told(tmp_path):
     files = [tmp_path / f"{number}.safetensors" for number in range(2)]
     for file, capped in zip(files, (1000, 2), strict=True):

@@ -178,9 +178,9 @@ def test_a_bank_that_does_not_name_its_text_tower_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ('["anchor", "bow", "gear"]', "number of classes 2, of names 3, of distinct ones 3"),
-        ('["anchor"]', "number of classes 2, of names 1, of distinct ones 1"),
-        ('["bow", "bow"]', "number of classes 2, of names 2, of distinct ones 1"),
+        ('["anchor", "bow", "gear"]', "classes: 2, names: 3, distinct: 3"),
+        ('["anchor"]', "classes: 2, names: 1, distinct: 1"),
+        ('["bow", "bow"]', "classes: 2, names: 2, distinct: 1"),
     ],
 )
 def test_a_bank_that_does_not_name_its_classes_one_by_one_is_refused(names, message, tmp_path):
