@@ -79,16 +79,16 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
         return checkpoint.read(path, check_all_files=False)
     refuse_missing_run(path)
     found = checkpoint.latest(path, check_all_files=False)
-    if found is None and (path / "config.yaml").is_file():
+    if found is not None:
+        return found
+    if (path / "config.yaml").is_file():
         raise ValueError(
             f"{path} has no checkpoint: its training has not saved one yet, or stopped before; start the training again"
         )
-    if found is None and (path / DESCRIPTION).is_file():
+    if (path / DESCRIPTION).is_file():
         base = read_expert(path).description.base
         raise ValueError(f"{path} is the folder of an expert; use its detector, {base}, with --expert {path}")
-    if found is None:
-        raise ValueError(f"{path} is neither a run folder nor a checkpoint folder: it has no step-*/manifest.json")
-    return found
+    raise ValueError(f"{path} is neither a run folder nor a checkpoint folder: it has no step-*/manifest.json")
 
 
 def stored_config(found: checkpoint.Checkpoint) -> TrainConfig:

@@ -92,10 +92,17 @@ def ngram_queries(caption: str) -> tuple[str, ...]:
     The runs are lower-cased, may span punctuation, and have no duplicates. They are ordered by length, then as in the
     caption, so that the limit of `MAX_QUERIES` removes the longest.
     """
-    words, lengths = split_words(caption), range(1, MAX_WORDS + 1)
-    runs = (words[start : start + length] for length in lengths for start in range(len(words) - length + 1))
-    queries = (" ".join(run) for run in runs if not (_is_function_word(run[0]) or _is_function_word(run[-1])))
-    return tuple(islice(dict.fromkeys(queries), MAX_QUERIES))
+    words = split_words(caption)
+    queries: dict[str, None] = {}
+    for length in range(1, min(MAX_WORDS, len(words)) + 1):
+        for start in range(len(words) - length + 1):
+            run = words[start : start + length]
+            if _is_function_word(run[0]) or _is_function_word(run[-1]):
+                continue
+            queries[" ".join(run)] = None
+            if len(queries) == MAX_QUERIES:
+                return tuple(queries)
+    return tuple(queries)
 
 
 def noun_queries(caption: str) -> tuple[str, ...]:
